@@ -1,0 +1,110 @@
+"""Context templates: texts that a model puts before a prompt, so that an edit holds whatever stands there.
+
+Published code samples them once a process from the global random state; here they are seeded, belong to one model and leave
+the global random state alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from ..errors import EditingError
+from .prompts import split_template, tokenize
+from .sites import evaluating, input_device
+
+MEMIT_STARTS = ("The", "Therefore", "Because", "I", "You")
+MEMIT_LENGTH = 10
+ROME_LENGTH_PARAMS = ((5, 10), (10, 10))
+TOP_K = 5
+
+_CACHE: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+
+
+def context_templates(
+    model: nn.Module, tok, kind: Literal["memit", "rome"], length_params: Sequence[Sequence[int]] | None = None, seed: int = 0
+) -> list[list[str]]:
+    """Groups of templates with one ``{}`` each, sampled from ``model`` (top-k 5) and kept for as long as it lives.
+
+    * "memit": [["{}"], [5 texts]], one of 10 tokens (start and BOS included) from each of The, Therefore, Because, I, You.
+    * "rome": [["{}" + texts]]: for each [length, n] of ``length_params`` n texts of ``length`` tokens, BOS included
+      (default [[5, 10], [10, 10]]: 21 templates).
+    Special tokens are left out, braces and line breaks become spaces, ". {}" is appended. The same seed and model
+    give the same texts. Raises EditingError for a model whose logits are not finite.
+    """
+    if kind not in ("memit", "rome"):
+        raise EditingError(f"unknown kind of context templates {kind!r}; known: memit, rome")
+    lengths = tuple(tuple(pair) for pair in (ROME_LENGTH_PARAMS if length_params is None else length_params))
+    if kind == "rome" and any(len(pair) != 2 or min(pair) < 1 for pair in lengths):
+        raise EditingError(f"length_params must be pairs [length, number], both at least 1, not {length_params}")
+    key = (kind, seed, lengths if kind == "rome" else None)
+    known = _CACHE.setdefault(model, {})
+    if key not in known:
+        generator = torch.Generator().manual_seed(seed)
+        if kind == "memit":
+            starts = [ids for ids, _ in tokenize(tok, MEMIT_STARTS)]
+            known[key] = [["{}"], _templates(tok, _sample(model, starts, MEMIT_LENGTH, generator))]
+        else:
+            sampled = [_templates(tok, _sample(model, [[_bos(tok)]] * n, length, generator)) for length, n in lengths]
+            known[key] = [["{}", *(template for templates in sampled for template in templates)]]
+    return [list(group) for group in known[key]]
+
+
+def as_groups(templates: Sequence) -> list[list[str]]:
+    """Templates given by a user as groups: a flat list is one group. Each template must hold exactly one ``{}``."""
+    if isinstance(templates, str) or not templates:
+        raise EditingError("context templates must be a list of texts, or a list of such lists, and not empty")
+    groups = [list(templates)] if all(isinstance(t, str) for t in templates) else templates
+    for group in groups:
+        if isinstance(group, str) or not group:
+            raise EditingError("context templates mix texts and lists, or hold an empty list")
+        for template in group:
+            if not isinstance(template, str):
+                raise EditingError(f"context template {template!r} is not a text")
+            split_template(template)
+    return [list(group) for group in groups]
+
+
+def _bos(tok) -> int:
+    start = next((i for i in (tok.bos_token_id, tok.eos_token_id) if i is not None), None)
+    if start is None:
+        raise EditingError("the tokenizer has neither a BOS nor an EOS token to sample contexts from: give context templates")
+    return start
+
+
+def _sample(
+    model: nn.Module, starts: Sequence[Sequence[int]], length: int, generator: torch.Generator
+) -> Int[Tensor, "starts length"]:
+    """Token ids that begin with the starts and go on by top-k sampling to ``length`` in all.
+
+    Rows of unequal starts advance together, token by token from the first: where a row's start goes on, its own token is
+    taken, else a sampled one. So no padding is needed.
+    """
+    device = input_device(model)
+    rows = [list(start) for start in starts]
+    begin = min(map(len, rows))
+    ids, cache = torch.tensor([row[:begin] for row in rows]), None
+    with torch.no_grad(), evaluating(model):
+        for position in range(begin, max(length, *map(len, rows))):
+            fresh = ids if cache is None else ids[:, -1:]
+            mask = torch.ones_like(ids)
+            output = model(input_ids=fresh.to(device), attention_mask=mask.to(device), past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            logits, tokens = output.logits[:, -1].float().cpu().topk(TOP_K)
+            if not logits.isfinite().all():
+                raise EditingError("no contexts can be sampled: the model's logits are not finite; check its weights or dtype")
+            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            sampled = tokens.gather(1, drawn)[:, 0].tolist()
+            column = [row[position] if position < len(row) else token for row, token in zip(rows, sampled)]
+            ids = torch.cat([ids, torch.tensor(column)[:, None]], 1)
+    return ids
+
+
+def _templates(tok, ids: Int[Tensor, "texts length"]) -> list[str]:
+    texts = (text.replace("{", " ").replace("}", " ") for text in tok.batch_decode(ids, skip_special_tokens=True))
+    return [" ".join(text.split()) + ". {}" for text in texts]

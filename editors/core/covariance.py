@@ -1,0 +1,283 @@
+"""Second moments of keys over a corpus: one pass collects all asked layers; cached in memory and on disk, resumable.
+
+A key is the input of a block's down-projection at one token; the moment is C = (1/N) sum k k^T over N tokens, uncentred: the C
+of ROME (Meng et al. 2022) and the C_0 of MEMIT (Meng et al. 2023), without its weight. Counting is the published code's: the
+start of each text, up to the model's longest context or `batch_tokens`; special tokens that the tokenizer adds count, padding
+does not (memit spec, "Covariance"; golden README, "Statistics").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..errors import EditingError
+from . import moment_store
+from .corpus import Corpus, document_order, find_corpus
+from .fingerprint import model_fingerprint, tokenizer_fingerprint
+from .key_sums import KeySums, add_batch, batches, fitting_tokens
+from .memory import free_bytes
+from .moment_store import Moment
+from .sites import Sites, find_sites, weight_of
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
+SNAPSHOT_SECONDS = 60.0
+"""Time between snapshots, at least; writing them never takes more than a twentieth of the time."""
+UNLIMITED_CONTEXT = 2048
+"""Tokens read of a text when the model names no longest context (ALiBi)."""
+
+# Moments by file and identity, and the weights' fingerprint when statistics were first asked for: they belong to that state.
+_moments: WeakKeyDictionary[nn.Module, dict[str, Moment]] = WeakKeyDictionary()
+_fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def collect(
+    model: nn.Module, tok, layers: Sequence[int], dataset: str, n_samples: int | str, dtype: str = "float32",
+    sites: Sites | None = None, stats_dir: str | os.PathLike | None = None, batch_tokens: int | None = None,
+    resume: bool = True, progress: bool = True, force: bool = False,
+    *, max_keys: int | None = None, pack_tokens: int | None = None,
+) -> dict[int, Moment]:
+    """{layer: Moment}, from this process's cache, else from files, else by one pass over the corpus for all layers that lack one.
+
+    They belong to the model as it was when statistics were first asked for: after an edit the same call returns the same
+    moments, and a layer that would have to be collected then is an error, never a silent pass over the edited model.
+
+    dataset, n_samples: which texts (see corpus.py); n_samples may be "all".
+    dtype: keys are rounded to it and added in it (float16: added in float32, because its sums overflow).
+    stats_dir: where files are kept, in `<model>/<corpus>_stats/`; default `stats_folder()`.
+    batch_tokens: the published option: at most so many tokens of a text are read. It changes the result.
+    max_keys: stop at exactly so many tokens, cutting the last text; None: all tokens of the texts.
+    pack_tokens: padded tokens of one forward pass, default chosen from free memory. It changes rounding only.
+    resume: go on from the snapshot of a killed collection, if there is one; the result has the same bits as without the kill.
+    force: collect again, on the model as it is now, whatever is there.
+    Raises EditingError for statistics of another model, layer or corpus, damaged files, and what corpus.py names.
+    """
+    _check_numbers(dtype, n_samples=n_samples, batch_tokens=batch_tokens, max_keys=max_keys, pack_tokens=pack_tokens)
+    sites = sites or find_sites(model)
+    corpus = find_corpus(dataset)
+    if force:
+        _fingerprints.pop(model, None)
+    asked = identities(model, tok, layers, corpus, n_samples, dtype, sites, batch_tokens, max_keys)
+    folder = folder_of(model, corpus, stats_dir)
+    known = _moments.setdefault(model, {})
+    keys = {layer: json.dumps([str(folder), identity]) for layer, identity in asked.items()}
+    missing = {}
+    for layer, identity in asked.items():
+        if force or keys[layer] not in known:
+            moment = None if force else _from_disk(folder, identity, _d_in(model, sites, layer))
+            if moment is None:
+                missing[layer] = identity
+            else:
+                known[keys[layer]] = moment
+    if missing:
+        if model_fingerprint(model) != _fingerprint(model):
+            raise EditingError(
+                f"layers {list(missing)} have no statistics yet, and the model was changed after its first statistics: ask for "
+                "all layers before editing, revert the edit, or force a collection on the model as it is"
+            )
+        for layer, moment in _collect_missing(model, tok, sites, corpus, folder, missing, resume, progress, pack_tokens).items():
+            known[keys[layer]] = moment
+    return {layer: known[keys[layer]] for layer in asked}
+
+
+def stats_folder() -> Path:
+    """Where statistics are kept: KE_STATS_DIR, else `stats` in KE_DATA_DIR, else in ~/.cache/knowledge-editing."""
+    data = os.environ.get("KE_DATA_DIR") or Path.home() / ".cache" / "knowledge-editing"
+    return Path(os.environ.get("KE_STATS_DIR") or Path(data) / "stats")
+
+
+def folder_of(model: nn.Module, corpus: Corpus, stats_dir: str | os.PathLike | None = None) -> Path:
+    """Folder of the model's statistics over a corpus: `<stats_dir>/<model>/<corpus>_stats`, as the published programs name it."""
+    name = getattr(model.config, "_name_or_path", "") or f"{type(model).__name__}-{_fingerprint(model)[:8]}"
+    return Path(stats_dir or stats_folder()).resolve() / name.replace("/", "_").replace("\\", "_") / f"{corpus.slug}_stats"
+
+
+def identities(
+    model: nn.Module, tok, layers: Sequence[int], corpus: Corpus, n_samples: int | str, dtype: str = "float32",
+    sites: Sites | None = None, batch_tokens: int | None = None, max_keys: int | None = None,
+) -> dict[int, dict[str, Any]]:
+    """{layer: what its statistics are collected from}; for the arguments see `collect`. moment_store names files by it."""
+    sites = sites or find_sites(model)
+    longest = _longest_context(model)
+    common = {
+        "format": moment_store.FORMAT,
+        "model": getattr(model.config, "_name_or_path", ""),
+        "model_dtype": str(model.dtype).removeprefix("torch."),
+        "weights": _fingerprint(model),
+        "tokenizer": tokenizer_fingerprint(tok),
+        "corpus": corpus.identity,
+        "corpus_name": corpus.name,
+        "n_samples": n_samples,
+        "max_keys": max_keys,
+        "max_length": min(longest, batch_tokens or longest),
+        "cropped": batch_tokens is not None and batch_tokens < longest,
+        "dtype": dtype,
+    }
+    return {layer: {**common, "layer": layer, "module": sites.name("down_proj", layer)} for layer in layers}
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Of the weights as they were when statistics were first asked for."""
+    if model not in _fingerprints:
+        _fingerprints[model] = model_fingerprint(model)
+    return _fingerprints[model]
+
+
+def _from_disk(folder: Path, identity: Mapping[str, Any], d_in: int) -> Moment | None:
+    path = moment_store.file_of(folder, identity)
+    if path.exists():
+        return moment_store.load(path, identity, d_in)
+    if identity["max_keys"] is None:
+        for published in moment_store.published_files(folder, identity):
+            if published.exists():
+                return moment_store.load_published(published, identity, d_in)
+    return None
+
+
+def _collect_missing(
+    model: nn.Module, tok, sites: Sites, corpus: Corpus, folder: Path, missing: Mapping[int, Mapping[str, Any]],
+    resume: bool, progress: bool, pack_tokens: int | None,
+) -> dict[int, Moment]:
+    """Collect the layers of `missing` (layer -> identity asked for) in as few passes as the memory allows, and save them."""
+    moment_store.check_writable(folder)
+    try:
+        texts = corpus.texts()
+    except EditingError as error:
+        place = moment_store.file_of(folder, next(iter(missing.values())))
+        raise EditingError(f"{error}; or put statistics that were collected elsewhere at {place}") from error
+    collected = {}
+    for layers in _passes(model, sites, sorted(missing), next(iter(missing.values()))["dtype"]):
+        run = _Pass(model, tok, sites, texts, folder, {layer: missing[layer] for layer in layers}, pack_tokens)
+        if resume:
+            run.restore()
+        run.run(progress)
+        for layer in layers:
+            tensors = run.sums.pop(layer).tensors()
+            identity = {**missing[layer], "count": run.state["count"], "texts": run.state["texts"], "torch": torch.__version__}
+            path = moment_store.file_of(folder, identity)
+            collected[layer] = moment_store.from_sums(**tensors, identity=identity, where=path, d_in=_d_in(model, sites, layer))
+            moment_store.save(path, tensors, identity)
+        run.snapshot.unlink(missing_ok=True)
+    return collected
+
+
+class _Pass:
+    """One pass over the corpus for some layers: their sums, and the state from which a killed pass goes on."""
+
+    def __init__(
+        self, model: nn.Module, tok, sites: Sites, texts: Sequence[str], folder: Path, asked: Mapping[int, Mapping[str, Any]],
+        pack_tokens: int | None,
+    ):
+        self.model, self.tok, self.sites, self.texts = model, tok, sites, texts
+        self.identity = next(iter(asked.values()))
+        widths = {layer: _d_in(model, sites, layer) for layer in asked}
+        dtype = DTYPES[self.identity["dtype"]]
+        self.sums = {layer: KeySums(width, dtype, _device(model, sites, layer)) for layer, width in widths.items()}
+        digest = hashlib.sha256(json.dumps(list(asked.values())).encode()).hexdigest()[:16]
+        self.snapshot = folder / f"unfinished-{digest}.safetensors"
+        if pack_tokens is None:
+            pack_tokens = fitting_tokens(model, sites, max(widths.values()), self.identity["max_length"])
+        # Where the next batch stands; and the packing, which a continued pass keeps, so that its sums round alike.
+        self.state = {"window": 0, "index": 0, "tokens_before": 0, "count": 0, "texts": 0, "pack_tokens": pack_tokens}
+
+    def restore(self) -> None:
+        """Continue from the snapshot, if there is one."""
+        try:
+            sums, self.state = moment_store.load_snapshot(self.snapshot)
+        except FileNotFoundError:
+            return
+        for layer, tensors in sums.items():
+            self.sums[layer].restore(tensors)
+
+    def run(self, progress: bool) -> None:
+        """Add all batches that are left. Raises EditingError when the corpus holds no tokens or the memory does not suffice."""
+        state, max_keys = self.state, self.identity["max_keys"]
+        order = document_order(len(self.texts), self.identity["n_samples"])
+        stream = batches(
+            self.tok, self.texts, order, self.identity["max_length"], state["pack_tokens"], max_keys,
+            state["window"], state["tokens_before"],
+        )
+        done = (state["window"], state["index"])
+        bar = tqdm(total=None if max_keys else len(order), initial=state["texts"], unit="text",
+                   desc=f"second moments, layers {','.join(map(str, self.sums))}", disable=not progress)
+        start, seen, due = time.monotonic(), state["count"], time.monotonic() + SNAPSHOT_SECONDS
+        with bar:
+            for batch in itertools.dropwhile(lambda batch: (batch.window, batch.index) < done, stream):
+                self._add(batch.rows)
+                state.update(window=batch.window, index=batch.index + 1, tokens_before=batch.tokens_before)
+                state["count"] += sum(map(len, batch.rows))
+                state["texts"] += len(batch.rows)
+                bar.update(len(batch.rows))
+                bar.set_postfix_str(f"{state['count']} tokens, {(state['count'] - seen) / (time.monotonic() - start):.0f}/s", refresh=False)
+                if time.monotonic() >= due:
+                    due = self._save_snapshot()
+            if not max_keys:
+                bar.update(len(order) - bar.n)  # texts without tokens are in no batch
+        if not state["count"]:
+            raise EditingError(f"corpus {self.identity['corpus_name']}: its texts hold no tokens")
+        if max_keys and state["count"] < max_keys:
+            warnings.warn(f"the corpus has {state['count']} tokens, fewer than the {max_keys} keys asked for: all are used", stacklevel=2)
+
+    def _add(self, rows: Sequence[Sequence[int]]) -> None:
+        try:
+            add_batch(self.model, self.sites, self.sums, rows)
+        except torch.OutOfMemoryError as error:
+            raise EditingError(
+                f"out of memory in a pass over {len(rows)} texts of up to {len(rows[0])} tokens: set pack_tokens (now "
+                f"{self.state['pack_tokens']}) lower, or batch_tokens, to read less of each text"
+            ) from error
+
+    def _save_snapshot(self) -> float:
+        """Returns when the next one is due."""
+        start = time.monotonic()
+        moment_store.save_snapshot(self.snapshot, {layer: sums.tensors() for layer, sums in self.sums.items()}, self.state)
+        end = time.monotonic()
+        return end + max(SNAPSHOT_SECONDS, 20 * (end - start))
+
+
+def _passes(model: nn.Module, sites: Sites, layers: Sequence[int], dtype: str) -> list[Sequence[int]]:
+    """`layers` (ascending) in groups whose sums fit into half of the free memory together; usually all at once."""
+    size = torch.promote_types(DTYPES[dtype], torch.float32).itemsize
+    width = max(_d_in(model, sites, layer) for layer in layers)
+    together = max(1, free_bytes(_device(model, sites, layers[0])) // 2 // (width * width * size))
+    return [layers[start : start + together] for start in range(0, len(layers), together)]
+
+
+def _d_in(model: nn.Module, sites: Sites, layer: int) -> int:
+    _, weight, in_first = weight_of(model, sites, layer)
+    return weight.shape[0 if in_first else 1]
+
+
+def _device(model: nn.Module, sites: Sites, layer: int) -> torch.device:
+    return weight_of(model, sites, layer)[1].device
+
+
+def _longest_context(model: nn.Module) -> int:
+    """Positions that the model was made for."""
+    config = model.config.get_text_config()
+    names = ("n_positions", "max_position_embeddings", "max_seq_len", "seq_length")
+    return next((value for name in names if (value := getattr(config, name, None))), UNLIMITED_CONTEXT)
+
+
+def _check_numbers(dtype: str, n_samples: int | str, **optional: int | None) -> None:
+    if dtype not in DTYPES:
+        raise EditingError(f"precision {dtype!r} of statistics is not known: give {', '.join(DTYPES)}")
+    if n_samples != "all":
+        optional["n_samples"] = n_samples
+        if n_samples is None:
+            raise EditingError('n_samples is missing: give a number of texts, or "all"')
+    for name, value in optional.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise EditingError(f"{name} is {value!r}: give a whole number from 1")

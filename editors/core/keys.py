@@ -1,0 +1,149 @@
+"""Keys: what enters the edited projection at the looked-up token of a prompt.
+
+A causal model's state at a token depends on nothing behind it, so prompts are cut behind the looked-up token, equal ones
+run once, and a pass ends as soon as the deepest asked module has run. Only the looked-up rows are kept.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .memory import free_bytes
+from .prompts import Located, Request, fill, locate_all, pad_batch, pad_id
+from .sites import Sites, by_row, evaluating, first, get_module, input_device
+
+# (site, layer, whether its input or its output is read)
+_Place = tuple[str, int, str]
+
+
+def compute_keys(
+    model: nn.Module, tok, requests: Sequence[Request], layers: Sequence[int], templates: Sequence[Sequence[str]],
+    sites: Sites, fact_token: str = "subject_last", batch_tokens: int | None = None, progress: bool = False,
+) -> dict[int, Float[Tensor, "requests d_in"]]:
+    """{layer: keys}: input of the down-projection at the looked-up token, averaged over contexts.
+
+    templates: groups of contexts; the mean is taken within each group, then over the groups (MEMIT spec, "compute_ks":
+    half of a key is the bare prompt's, half the mean of five sampled contexts'). All layers come from one pass.
+    batch_tokens: tokens a batch, padding included; chosen from free memory when None.
+    Keys are float32 at least and on their projection's device. Raises EditingError for a subject that cannot be located.
+    """
+    weights = [1 / (len(templates) * len(group)) for group in templates for _ in group]
+    texts, shares = [], []
+    for i, request in enumerate(requests):
+        for template, weight in zip((t for group in templates for t in group), weights):
+            texts.append((fill(template, request.prompt), request.subject, ""))
+            shares.append((i, weight))
+    places = [("down_proj", layer, "in") for layer in layers]
+    found = _read(model, tok, locate_all(tok, texts, fact_token), shares, places, sites, batch_tokens, progress)
+    return {layer: found["down_proj", layer, "in"] for layer in layers}
+
+
+def compute_hidden(
+    model: nn.Module, tok, requests: Sequence[Request], layer: int, sites: Sites, fact_token: str = "subject_last",
+    batch_tokens: int | None = None, progress: bool = False,
+) -> Float[Tensor, "requests d_model"]:
+    """Output of block ``layer`` at the looked-up token of each bare prompt, float32 at least."""
+    texts = [(request.prompt, request.subject, "") for request in requests]
+    shares = [(i, 1.0) for i in range(len(texts))]
+    place = ("block", layer, "out")
+    return _read(model, tok, locate_all(tok, texts, fact_token), shares, [place], sites, batch_tokens, progress)[place]
+
+
+def layer_io(
+    model: nn.Module, tok, request: Request, layer: int, sites: Sites, fact_token: str, templates: Sequence[Sequence[str]]
+) -> tuple[Float[Tensor, "contexts d_in"], Float[Tensor, "contexts d_model"]]:
+    """Input and output of the down-projection at the looked-up token, a row for each context, float32 at least."""
+    texts = [(fill(template, request.prompt), request.subject, "") for group in templates for template in group]
+    shares = [(i, 1.0) for i in range(len(texts))]
+    places = [("down_proj", layer, "in"), ("down_proj", layer, "out")]
+    found = _read(model, tok, locate_all(tok, texts, fact_token), shares, places, sites)
+    return found[places[0]], found[places[1]]
+
+
+def _read(
+    model: nn.Module, tok, located: Sequence[Located], shares: Sequence[tuple[int, float]], places: Sequence[_Place],
+    sites: Sites, batch_tokens: int | None = None, progress: bool = False,
+) -> dict[_Place, Tensor]:
+    """{place: [results, width]}: result i is the sum of weight * row over the located tokens whose share is (i, weight)."""
+    uses: dict[tuple[int, ...], list[tuple[int, float]]] = defaultdict(list)
+    for token, share in zip(located, shares):
+        uses[tuple(token.ids[: token.index + 1])].append(share)
+    budget = batch_tokens or _batch_tokens(model, sites)
+    results = max((i for i, _ in shares), default=-1) + 1
+    sums: dict[_Place, Tensor] = {}
+    bar = tqdm(total=len(uses), desc="keys", unit="prompt", disable=not progress)
+    with bar, torch.no_grad(), evaluating(model):
+        for rows in _batches(list(uses), budget):
+            # Which results the rows of this batch enter, and with what weight: a product adds them in a fixed order.
+            entries = [(i, row, weight) for row, ids in enumerate(rows) for i, weight in uses[ids]]
+            touched = sorted({i for i, _, _ in entries})
+            place_of = {i: n for n, i in enumerate(touched)}
+            mixing = torch.zeros(len(touched), len(rows), dtype=torch.float64)
+            for i, row, weight in entries:
+                mixing[place_of[i], row] += weight
+            for place, states in _forward(model, rows, places, sites, pad_id(tok)).items():
+                if place not in sums:
+                    sums[place] = states.new_zeros(results, states.shape[-1])
+                index = torch.tensor(touched, device=states.device)
+                sums[place][index] += mixing.to(states) @ states
+            bar.update(len(rows))
+    return sums
+
+
+class _Done(Exception):
+    """Leaves a forward pass when every asked place has been seen."""
+
+
+def _forward(
+    model: nn.Module, rows: Sequence[tuple[int, ...]], places: Sequence[_Place], sites: Sites, padding: int
+) -> dict[_Place, Tensor]:
+    """{place: [rows, width]}: the states at each row's last token, float32 at least."""
+    batch = pad_batch(rows, padding, input_device(model))
+    last = torch.tensor([len(row) - 1 for row in rows])
+    seen: dict[_Place, Tensor] = {}
+
+    def reader(place: _Place):
+        def hook(module, args, kwargs, output):
+            tensor = first(output) if place[2] == "out" else (args[0] if args else next(iter(kwargs.values())))
+            states = by_row(tensor, len(rows))[torch.arange(len(rows), device=tensor.device), last.to(tensor.device)]
+            seen[place] = states.to(torch.promote_types(states.dtype, torch.float32))
+            if len(seen) == len(places):
+                raise _Done
+
+        return hook
+
+    handles = [
+        get_module(model, sites.name(place[0], place[1])).register_forward_hook(reader(place), with_kwargs=True)
+        for place in places
+    ]
+    try:
+        # Padding stands on the right, where causal attention cannot see it: positions need no help.
+        decoder = get_module(model, sites.decoder)
+        decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    except _Done:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _batches(rows: list[tuple[int, ...]], budget: int) -> Iterator[list[tuple[int, ...]]]:
+    """Rows of like length together, each batch within ``budget`` tokens, padding included (or of one row)."""
+    rows = sorted(rows, key=len, reverse=True)
+    while rows:
+        count = max(1, budget // len(rows[0]))
+        yield rows[:count]
+        rows = rows[count:]
+
+
+def _batch_tokens(model: nn.Module, sites: Sites) -> int:
+    """Tokens a batch: a quarter of the free memory, at about 32 d_model-wide activations a token alive in one block."""
+    size = model.get_input_embeddings().weight.element_size()
+    return min(16384, max(512, free_bytes(input_device(model)) // 4 // (32 * sites.d_model * size)))

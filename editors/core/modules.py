@@ -1,0 +1,76 @@
+"""Reading a Hugging Face model's modules: lookup by name, outputs of either kind, the head, modes and devices."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import EditingError
+
+
+def get_module(model: nn.Module, name: str) -> nn.Module:
+    """The submodule called ``name``; EditingError with the nearest name if there is none."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        near = difflib.get_close_matches(name, [n for n, _ in model.named_modules() if n], n=1, cutoff=0.0)
+        raise EditingError(f"{type(model).__name__} has no module {name!r}; nearest: {near[0]!r}") from None
+
+
+def first(output) -> Tensor:
+    """The tensor of a module's output: blocks return tensors or tuples, decoders a mapping that indexes like one."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def by_row(x: Tensor, batch: int) -> Tensor:
+    """[batch, tokens, width] of a projection's input or output; OPT runs its MLP on [batch * tokens, width]."""
+    return x.reshape(batch, -1, x.shape[-1])
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids go: the device of the input embedding (the CPU if that is offloaded; hooks move them on)."""
+    device = model.get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Linear or Conv1D, quantised subclasses and peft adapters around one (``base_layer``) included."""
+    return isinstance(getattr(module, "base_layer", module), (nn.Linear, Conv1D))
+
+
+def text_config(model: nn.Module):
+    """The configuration of the decoder; of a multimodal model, its language part."""
+    return model.config.get_text_config()
+
+
+def logits_of(model: nn.Module, head: str, normed_hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocabulary"]:
+    """Logits of final-norm outputs, as the model itself computes them.
+
+    Includes the head's bias, a logit scale (Cohere multiplies, Granite divides) and soft-capping (Gemma 2).
+    """
+    config = text_config(model)
+    logits = get_module(model, head)(normed_hidden)
+    if getattr(config, "logit_scale", None):
+        logits = logits * config.logit_scale
+    if getattr(config, "logits_scaling", None):
+        logits = logits / config.logits_scaling
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode (no dropout) inside, each module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,197 @@
+"""Second moments on disk: one safetensors file a layer, with what it was collected from in its header.
+
+Also reads the .npz statistics that the ROME and MEMIT authors published, and keeps the snapshots that a killed collection
+continues from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import EditingError
+
+FORMAT = 1
+KINDS = {
+    "format": "format",
+    "model_dtype": "model precision",
+    "weights": "model",
+    "layer": "layer",
+    "module": "module",
+    "tokenizer": "tokenizer",
+    "corpus": "corpus",
+    "n_samples": "number of documents",
+    "max_keys": "number of keys",
+    "max_length": "truncation",
+    "dtype": "precision",
+}
+"""Identity fields that must agree before a file is used -> what they tell apart."""
+# What published programs collect in one file besides the second moment; the names are sorted and joined.
+_PUBLISHED_KINDS = ("mom2", "mean-mom2", "mom2-norm_mean", "mean-mom2-norm_mean")
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """Statistics of the keys k that enter one layer's down-projection, over `count` tokens of a corpus."""
+
+    matrix: Float[Tensor, "d_in d_in"]
+    """Uncentred second moment: the sum of k k^T over all tokens, divided by `count`; symmetric, float32 or float64, on the CPU."""
+    count: int
+    """Tokens seen."""
+    layer: int
+    identity: dict[str, Any]
+    """What they were collected from: the fields of `KINDS` ("unknown" in published files) and further provenance."""
+    mean: Float[Tensor, " d_in"] | None
+    """Mean key; None if it is not in the file."""
+    norm_mean: float | None
+    """Mean length of a key; None if it is not in the file."""
+
+
+def file_of(folder: Path, identity: Mapping[str, Any]) -> Path:
+    """The file of one layer's statistics. Its name tells runs with different settings apart, as the published names do."""
+    parts = [identity["module"], identity["dtype"], "mom2", identity["n_samples"]]
+    if identity["cropped"]:
+        parts.insert(3, f"t{identity['max_length']}")
+    if identity["max_keys"] is not None:
+        parts.insert(3, f"keys{identity['max_keys']}")
+    if identity["model_dtype"] != "float32":
+        parts.append(f"{identity['model_dtype']}-model")
+    return folder / ("_".join(map(str, parts)) + ".safetensors")
+
+
+def published_files(folder: Path, identity: Mapping[str, Any]) -> list[Path]:
+    """Where the published programs would keep the same statistics, in the order of preference."""
+    # They forgot to fill in the crop, so the file name holds these very characters.
+    crop = "_t{batch_tokens}" if identity["cropped"] else ""
+    start = f"{identity['module']}_{identity['dtype']}"
+    return [folder / f"{start}_{kind}{crop}_{identity['n_samples']}.npz" for kind in _PUBLISHED_KINDS]
+
+
+def load(path: Path, asked: Mapping[str, Any], d_in: int) -> Moment:
+    """The statistics in `path`, a file that `save` wrote.
+
+    asked: the identity they must have; the first field of `KINDS` that differs is named in the EditingError.
+    Raises EditingError for a truncated or foreign file too.
+    """
+    header, tensors = _read(path, "statistics")
+    found = header.get("identity", {})
+    for field, kind in KINDS.items():
+        if found.get(field) != asked[field]:
+            raise EditingError(
+                f"{path}: statistics of another {kind} ({field} is {found.get(field)!r}, wanted {asked[field]!r}): "
+                "move the file away, choose another statistics folder, or force a new collection"
+            )
+    try:
+        return from_sums(tensors["mom2"], tensors["key_sum"], tensors["norm_sum"], found, where=path, d_in=d_in)
+    except KeyError as error:
+        raise EditingError(f"{path}: not a statistics file (no {error}): delete it and collect again") from None
+
+
+def load_published(path: Path, asked: Mapping[str, Any], d_in: int) -> Moment:
+    """Statistics from an .npz in the published format (arrays `mom2.mom2`, the sum of k k^T, and `mom2.count`).
+
+    Such a file does not tell its model, corpus or tokenizer, so they can't be checked: a warning says so.
+    Raises EditingError for a damaged file, or one for another number of documents or another width.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            total, count = torch.from_numpy(file["mom2.mom2"]), int(file["mom2.count"])
+            size = str(file["sample_size"].item()) if "sample_size" in file else str(asked["n_samples"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise EditingError(f"{path}: not readable as published statistics ({error}): delete it, or copy it again") from None
+    if size != str(asked["n_samples"]):
+        raise EditingError(f"{path}: statistics of {size} documents, wanted {asked['n_samples']}: move the file away, or ask for {size}")
+    warnings.warn(f"{path}: published statistics; which model and corpus they are of can't be checked", stacklevel=2)
+    unknown = {field: "unknown" for field in ("weights", "model_dtype", "tokenizer", "corpus", "max_length")}
+    identity = {**asked, **unknown, "format": "published", "count": count, "file": str(path)}
+    total = total.to(torch.promote_types(total.dtype, torch.float32))
+    return from_sums(total, None, None, identity, where=path, d_in=d_in)
+
+
+def from_sums(
+    mom2: Float[Tensor, "d_in d_in"],
+    key_sum: Float[Tensor, " d_in"] | None,
+    norm_sum: Float[Tensor, ""] | None,
+    identity: dict[str, Any],
+    where: Path,
+    d_in: int,
+) -> Moment:
+    """The moment from sums over `identity["count"]` tokens. Raises EditingError for a wrong width or for NaN and infinity."""
+    count = identity["count"]
+    if mom2.shape != (d_in, d_in):
+        raise EditingError(f"{where}: statistics of keys of width {mom2.shape[-1]}, but the model's have {d_in}: they are of another model")
+    if count < 1 or not torch.isfinite(mom2.diagonal().sum()):
+        raise EditingError(
+            f"{where}: statistics over {count} tokens hold NaN or infinity: delete the file if there is one, and "
+            "collect again with the model in a wider precision"
+        )
+    mean = None if key_sum is None else key_sum / count
+    norm_mean = None if norm_sum is None else norm_sum.item() / count
+    return Moment(mom2 / count, count, identity["layer"], identity, mean, norm_mean)
+
+
+def save(path: Path, sums: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
+    """Write the sums `mom2`, `key_sum` and `norm_sum` of one layer, at once or not at all."""
+    _write(path, sums, {"identity": dict(identity)})
+
+
+def save_snapshot(path: Path, sums: Mapping[int, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write the sums so far of all layers, and `state`, from which the collection continues."""
+    flat = {f"{layer}.{name}": tensor for layer, part in sums.items() for name, tensor in part.items()}
+    _write(path, flat, {"state": dict(state)})
+
+
+def load_snapshot(path: Path) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
+    """(sums, state) of a snapshot. Raises EditingError for a damaged one."""
+    header, flat = _read(path, "snapshot")
+    sums: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        layer, _, name = key.partition(".")
+        sums.setdefault(int(layer), {})[name] = tensor
+    return sums, header["state"]
+
+
+def check_writable(folder: Path) -> None:
+    """Raise EditingError now rather than after hours of collecting."""
+    probe = folder / f".{os.getpid()}-{secrets.token_hex(4)}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EditingError(f"{folder}: statistics can't be written there ({error.strerror}): choose another folder") from None
+
+
+def _read(path: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("header", "{}"))
+            return header, {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, ValueError) as error:
+        raise EditingError(f"{path}: truncated or damaged {what} ({error}): delete it and collect again") from None
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    # A name of its own for each writer: two processes may collect the same statistics at once, the last one stays.
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={"header": json.dumps(header)})
+        os.replace(part, path)
+    except SafetensorError as error:
+        raise EditingError(f"{path}: writing failed ({error})") from None
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,133 @@
+"""Replay: run the blocks above an edit again and again without paying twice for what cannot change.
+
+Rows are laid out so that every row's looked-up token stands in one column. What stands before that column enters once, as a
+KV cache; the blocks below the edit run once; a replay runs the blocks from `start` on, over the looked-up token and what
+follows it. The model's own forward does the work (masks, rotary angles and norms stay its own): the blocks below `start` are
+only told to hand through.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from .prompts import pad_batch
+from .sites import Sites, first, get_module, input_device
+
+
+class _Reached(Exception):
+    """Raised by a hook to leave the forward pass once it has seen enough."""
+
+
+class Replay:
+    """Rows of token ids, ready to be run from block `start` and from the looked-up column on.
+
+    rows: token ids without padding; lookups: for each row the position of the token that comes first in a replay.
+    hidden: what enters block `start` at the replayed columns; None when start is 0 (the embedding is run anew).
+    """
+
+    hidden: Float[Tensor, "rows columns d_model"] | None
+
+    def __init__(
+        self, model: nn.Module, sites: Sites, rows: Sequence[list[int]], lookups: Sequence[int], start: int, pad_id: int
+    ):
+        self.decoder = get_module(model, sites.decoder)
+        self.blocks = [get_module(model, sites.name("block", i)) for i in range(sites.layers)]
+        self.start = start
+        self._takes_positions = "position_ids" in inspect.signature(self.decoder.forward).parameters
+        self._config = model.config
+        batch = pad_batch(list(rows), pad_id, input_device(model), align=list(lookups))
+        self.ids, self.mask, self.positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
+        self.lookup = max(lookups)
+        self.cache: DynamicCache | None = None
+        self.hidden, self._companions = None, None
+        with torch.no_grad():
+            if self.lookup:
+                self.cache = self._run_prefix()
+            if start:
+                self.hidden = self._run_below()
+        self._forget_below()
+
+    def __call__(
+        self, hidden: Float[Tensor, "rows columns d_model"] | None = None
+    ) -> Float[Tensor, "rows columns d_model"]:
+        """The decoder's output (after the final norm) at the replayed columns, with `hidden` entering block `start`."""
+        with self._handing_through(self.hidden if hidden is None else hidden):
+            return self._run_columns()
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Drop all other rows."""
+        self.ids, self.mask, self.positions = (x[rows.to(x.device)] for x in (self.ids, self.mask, self.positions))
+        if self.hidden is not None:
+            self.hidden = self.hidden[rows.to(self.hidden.device)]
+        if self.cache is not None:
+            for layer in self.cache.layers:
+                layer.keys, layer.values = (x[rows.to(x.device)] for x in (layer.keys, layer.values))
+            self._forget_below()
+
+    def _run_prefix(self) -> DynamicCache:
+        cache, end = DynamicCache(config=self._config), self.lookup
+        self._decode(self.ids[:, :end], self.mask[:, :end], self.positions[:, :end], cache)
+        return cache
+
+    def _run_columns(self) -> Float[Tensor, "rows columns d_model"]:
+        cache = None
+        if self.cache is not None:  # layers replace their tensors when they grow, so a copy of the holders protects the prefix
+            cache = copy.copy(self.cache)
+            cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return self._decode(self.ids[:, self.lookup :], self.mask, self.positions[:, self.lookup :], cache)
+
+    def _run_below(self) -> Float[Tensor, "rows columns d_model"]:
+        caught = []
+
+        def catch(module, args, output):
+            caught.append(output)
+            raise _Reached
+
+        hook = self.blocks[self.start - 1].register_forward_hook(catch)
+        try:
+            self._run_columns()
+        except _Reached:
+            pass
+        finally:
+            hook.remove()
+        if isinstance(caught[0], tuple):
+            self._companions = (None,) * (len(caught[0]) - 1)
+        return first(caught[0])
+
+    def _forget_below(self) -> None:
+        """The cache of the blocks below `start` is never read again, but its shape still tells masks how long the prefix is."""
+        for layer in self.cache.layers[: self.start] if self.cache is not None else ():
+            layer.keys, layer.values = (x.new_zeros(()).expand(x.shape) for x in (layer.keys, layer.values))
+
+    def _decode(self, ids, mask, positions, cache) -> Tensor:
+        extra = {"position_ids": positions} if self._takes_positions else {}
+        return self.decoder(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **extra
+        ).last_hidden_state
+
+    @contextmanager
+    def _handing_through(self, hidden: Tensor | None) -> Iterator[None]:
+        """Inside, blocks below `start` cost nothing and the last of them puts out `hidden`."""
+
+        def hand_out(*args, **kwargs):
+            return hidden if self._companions is None else (hidden, *self._companions)
+
+        below = self.blocks[: self.start]
+        saved = [block.__dict__.get("forward") for block in below]  # Accelerate keeps its own forward there
+        for block in below:
+            block.forward = hand_out
+        try:
+            yield
+        finally:
+            for block, forward in zip(below, saved):
+                del block.forward
+                if forward is not None:
+                    block.forward = forward

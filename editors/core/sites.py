@@ -1,0 +1,109 @@
+"""Where things are in a Hugging Face decoder: blocks, MLP down-projection, attention output, final norm, head.
+
+Sites are derived from the module tree and verified by a forward pass (``site_search``), never taken from the model's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import EditingError
+from .modules import by_row, evaluating, first, get_module, input_device, logits_of
+from .site_search import search
+
+__all__ = [
+    "OVERRIDES", "Sites", "by_row", "evaluating", "find_sites", "first", "get_module", "head_logits", "input_device",
+    "weight_of",
+]
+
+# Published hyper-parameter names of the sites.
+OVERRIDES = {
+    "rewrite_module_tmp": "down_proj",
+    "layer_module_tmp": "block",
+    "mlp_module_tmp": "mlp",
+    "attn_module_tmp": "attn",
+    "ln_f_module": "final_norm",
+    "lm_head_module": "lm_head",
+}
+
+_CACHE: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Module names of one model; those of a layer are templates with one ``{}`` for its number."""
+
+    layers: int
+    """Number of blocks."""
+    d_model: int
+    """Width of the residual stream."""
+    block: str
+    down_proj: str
+    """The MLP's last linear map, d_in -> d_model: the module that ROME and MEMIT edit."""
+    mlp: str
+    """The MLP; equals ``down_proj`` where the block holds its linear maps directly (OPT)."""
+    attn: str
+    attn_out: str
+    """The attention's output projection."""
+    decoder: str
+    """Owner of the block list; its output has passed the final norm."""
+    embed: str
+    final_norm: str
+    lm_head: str
+
+    def name(self, site: str, layer: int) -> str:
+        """Full module name of ``site`` ("block", "down_proj", "mlp", "attn", "attn_out") at ``layer`` (from 0)."""
+        if not 0 <= layer < self.layers:
+            raise EditingError(f"layer {layer} does not exist: the model has layers 0 to {self.layers - 1}")
+        return getattr(self, site).format(layer)
+
+
+def find_sites(model: nn.Module, overrides: Mapping[str, str] | None = None) -> Sites:
+    """The sites of ``model``, verified by one forward pass of four tokens; cached for the model's lifetime.
+
+    ``overrides`` maps published hyper-parameter names (keys of ``OVERRIDES``) to module names, or templates with one ``{}``;
+    None leaves a site to be derived. The model is left as it was: no hook, mode, cache or gradient flag stays changed.
+    Raises EditingError naming the site that was not found or does not do what it should, and what was tried.
+    """
+    chosen = {}
+    for key, value in (overrides or {}).items():
+        if key not in OVERRIDES:
+            raise EditingError(f"unknown site {key!r}; known: {', '.join(OVERRIDES)}")
+        if value is not None:
+            chosen[OVERRIDES[key]] = value
+    known = _CACHE.setdefault(model, {})
+    key = frozenset(chosen.items())
+    if key not in known:
+        known[key] = Sites(**search(model, chosen))
+    return known[key]
+
+
+def weight_of(model: nn.Module, sites: Sites, layer: int) -> tuple[str, nn.Parameter, bool]:
+    """(parameter name, parameter, in_first) of the down-projection at ``layer``.
+
+    in_first: the parameter is [d_in, d_out] (Conv1D) rather than [d_out, d_in] (Linear). The class decides, because
+    shapes cannot when d_in == d_out. Raises EditingError if the weight is quantised or not in memory.
+    """
+    name = sites.name("down_proj", layer)
+    linear = get_module(model, name)
+    if hasattr(linear, "base_layer"):  # a peft adapter around the linear map: the edit belongs to the map itself
+        name, linear = f"{name}.base_layer", linear.base_layer
+    name, weight = f"{name}.weight", linear.weight
+    if not weight.is_floating_point():
+        raise EditingError(f"{name} is quantised ({weight.dtype}) and cannot be edited: load the model in 16 or 32 bits")
+    if weight.is_meta:
+        raise EditingError(f"{name} is offloaded and cannot be edited: load the model into memory")
+    return name, weight, isinstance(linear, Conv1D)
+
+
+def head_logits(
+    model: nn.Module, sites: Sites, normed_hidden: Float[Tensor, "*rows d_model"]
+) -> Float[Tensor, "*rows vocabulary"]:
+    """Logits of the decoder's outputs (behind the final norm): head with bias, scaling and soft-capping, as in the model."""
+    return logits_of(model, sites.lm_head, normed_hidden)

@@ -1,0 +1,161 @@
+"""Target hidden states: equal to the published trajectories, and independent of how requests are batched."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from editors.core.prompts import parse_requests
+from editors.core.replay import Replay
+from editors.core.sites import find_sites, get_module
+from editors.core.values import optimise
+from tests.conftest import GOLDEN, load_tiny, relative
+from tests.models import ARCHITECTURES, tiny_model
+
+
+class Settings:
+    def __init__(self, hparams):
+        self.__dict__.update(hparams)
+
+
+def golden_cases(files=("tiny-gpt2", "tiny-gpt2_f64", "tiny-gptj", "tiny-gptj_f64")):
+    for name in files:
+        for case in json.loads((GOLDEN / f"zv_{name}.json").read_text())["cases"]:
+            yield name, case
+
+
+@pytest.fixture(scope="module")
+def models():
+    loaded = {}
+
+    def get(name):
+        if name not in loaded:
+            loaded[name] = load_tiny(name.removesuffix("_f64"), torch.float64 if name.endswith("_f64") else torch.float32)
+        return loaded[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name, case", list(golden_cases()))
+def test_equals_published_trajectory(models, name, case):
+    """Every step's loss terms and delta. The published "last" reads a padding position, so that case is only ours (below)."""
+    if "/last/" in case or case.startswith("v/last"):
+        pytest.skip("fact_token=last reads a padding position in the published code (golden README, quirk 3)")
+    description = json.loads((GOLDEN / f"zv_{name}.json").read_text())
+    arrays = np.load(GOLDEN / f"zv_{name}.npz", allow_pickle=False)
+    about = description["cases"][case]
+    memit = case.startswith("z/")
+    templates = sum(description["memit_templates"], []) if memit else description["rome_templates"]
+    model, tok = models(name)
+    steps = []
+
+    def watch(step, numbers, delta, terms):
+        steps.append((delta[0].numpy(), {k: float(v[0]) for k, v in terms.items()}))
+
+    hparams = about["hparams"]
+    values = optimise(
+        model, tok, parse_requests([about["request"]], tok), about["layer"], Settings(hparams),
+        find_sites(model, {k: v for k, v in hparams.items() if "module" in k}), templates,
+        "block" if memit else "down_proj", watch=watch, progress=False,
+    )
+    tolerance = 1e-8 if name == "tiny-gpt2_f64" else 1e-5 if name == "tiny-gptj_f64" else 1e-4
+    assert len(steps) == len(arrays[f"{case}/loss"])
+    assert relative(values.initial[0], arrays[f"{case}/target_init"]) < tolerance
+    assert relative([t["nll"] for _, t in steps], arrays[f"{case}/nll"]) < tolerance
+    assert relative([sum(t.values()) for _, t in steps], arrays[f"{case}/loss"]) < tolerance
+    assert relative([t["kl"] for _, t in steps], arrays[f"{case}/kl"]) < 1e-3 if tolerance > 1e-6 else tolerance  # tiny numbers: see f32_vs_f64_reldiff.json
+    assert relative(np.stack([d for d, _ in steps]), arrays[f"{case}/delta_steps"]) < tolerance
+    assert relative(values.target[0], arrays[f"{case}/target"]) < tolerance
+
+
+REQUESTS = [
+    {"prompt": "{} lives in the city of", "subject": "Orla Venn", "target_new": {"str": "Castavel"}},
+    {"prompt": "The native language of {} is", "subject": "Quentin Ablewhite-Moss", "target_new": {"str": "Nyvian"}},
+    {"prompt": "On market days in town, {} plays", "subject": "Petra Lowick", "target_new": {"str": "the hurdy-gurdy"}},
+    {"prompt": "The workshop belongs to {}", "subject": "Bram Oystergaard", "target_new": {"str": "a clockmaker of note"}},
+]
+SETTINGS = dict(
+    fact_token="subject_last", v_num_grad_steps=12, v_lr=0.5, v_loss_layer=None, v_weight_decay=0.05,
+    clamp_norm_factor=4, kl_factor=0.0625,
+)
+TEMPLATES = ["{}", "The old bridge in Lutmere was. {}", "Because it rained. {}"]
+
+
+@pytest.mark.parametrize("site", ["block", "down_proj"])
+@pytest.mark.parametrize("loss_goal", [0.05, 1.5])  # at 1.5 rows leave the batch at different steps
+def test_batch_equals_one_at_a_time(tiny_gpt2, site, loss_goal, monkeypatch):
+    monkeypatch.setattr("editors.core.values.LOSS_GOAL", loss_goal)
+    model, tok = tiny_gpt2
+    model = load_tiny("tiny-gpt2", torch.float64)[0]
+    requests = parse_requests(REQUESTS, tok)
+    steps = {}
+
+    def watch(step, numbers, delta, terms):
+        for number in numbers:
+            steps[number] = step
+
+    arguments = dict(layer=2, settings=Settings(SETTINGS), sites=find_sites(model), templates=TEMPLATES, site=site, progress=False)
+    together = optimise(model, tok, requests, watch=watch, **arguments)
+    if loss_goal > 1:
+        assert len(set(steps.values())) > 1, "rows were to leave the batch at different steps"
+    for i, request in enumerate(requests):
+        alone = optimise(model, tok, [request], **arguments)
+        assert relative(together.target[i], alone.target[0]) < 1e-10
+
+
+@pytest.mark.parametrize("site", ["block", "down_proj"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_replay_equals_full_pass(arch, site, attention):
+    """Left-padded prefix cache + upper blocks give the hidden states of one unpadded pass of the whole model."""
+    try:
+        model = tiny_model(arch, attn_implementation=attention)
+    except ValueError as error:
+        pytest.skip(f"no {attention} attention: {error}")
+    sites = find_sites(model)
+    generator = torch.Generator().manual_seed(1)
+    lengths, lookups = [5, 12, 9, 2], [0, 10, 4, 1]  # one row has no prefix at all
+    rows = [torch.randint(4, 250, (n,), generator=generator).tolist() for n in lengths]
+    layer = 1
+    start = layer + 1 if site == "block" else layer
+    replay = Replay(model, sites, rows, lookups, start, pad_id=0)
+    kept = [0, 2, 3]
+    for attempt in range(2):
+        with torch.no_grad():
+            out = replay()
+        for i, (row, lookup) in enumerate(zip(rows, lookups)):
+            with torch.no_grad():
+                full = get_module(model, sites.decoder)(torch.tensor([row])).last_hidden_state[0, lookup:]
+            assert relative(out[i, : len(full)], full) < 3e-6, (arch, i)
+        replay.keep(torch.tensor(kept))
+        rows, lookups, kept = [rows[i] for i in kept], [lookups[i] for i in kept], [0]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_optimises_every_architecture(arch, tiny_gpt2):
+    """The loss falls, the model keeps its bits and its gradient flags."""
+    tok = tiny_gpt2[1]
+    model = tiny_model(arch, vocab_size=len(tok))
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    losses = []
+    optimise(
+        model, tok, parse_requests(REQUESTS[:2], tok), 1, Settings(SETTINGS), find_sites(model), TEMPLATES, "down_proj",
+        watch=lambda step, numbers, delta, terms: losses.append(float(terms["nll"].mean())), progress=False,
+    )
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_last_is_the_prompts_last_token(tiny_gpt2):
+    """The fixed meaning of fact_token=last: the state at the bare prompt's last token, whatever the padding."""
+    model, tok = tiny_gpt2
+    sites = find_sites(model)
+    requests = parse_requests(REQUESTS, tok)
+    values = optimise(model, tok, requests, 2, Settings(SETTINGS | {"fact_token": "last", "v_num_grad_steps": 1}), sites, TEMPLATES, "block", progress=False)
+    for request, initial in zip(requests, values.initial):
+        ids = tok(request.prompt.replace("{}", request.subject), return_tensors="pt").input_ids
+        with torch.no_grad():
+            hidden = model(ids, output_hidden_states=True).hidden_states[3][0, -1]
+        assert relative(initial, hidden) < 1e-5

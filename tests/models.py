@@ -1,0 +1,101 @@
+"""Tiny random models of the supported architectures and tiny tokenizers, built on the spot (no download).
+
+``tiny_model("llama")`` is a float32 model in eval mode with 4 blocks, width 32, 4 heads and a vocabulary of 320.
+Norms, biases and embeddings are perturbed, because freshly initialised ones (1, 0 and tiny) would hide mistakes.
+"""
+
+import functools
+import string
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+LAYERS, WIDTH, HEADS, INNER, VOCABULARY, POSITIONS = 4, 32, 4, 56, 320, 128
+
+# Names that most configurations share ...
+_MODERN = dict(
+    num_hidden_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=HEADS, num_key_value_heads=2,
+    intermediate_size=INNER, max_position_embeddings=POSITIONS,
+)
+_ALTERNATING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+# ... and what each adds. "falcon" is Falcon-7B's block (Aguila): one shared norm, multi-query, parallel attention.
+_CONFIGS = {
+    "gpt2": ("GPT2Config", dict(n_layer=LAYERS, n_embd=WIDTH, n_head=HEADS, n_positions=POSITIONS)),
+    "gptj": ("GPTJConfig", dict(n_layer=LAYERS, n_embd=WIDTH, n_head=HEADS, n_positions=POSITIONS, rotary_dim=4)),
+    "gpt_neox": ("GPTNeoXConfig", {**_MODERN, "num_key_value_heads": None}),
+    "falcon": ("FalconConfig", dict(num_hidden_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=HEADS,
+                                    multi_query=True, parallel_attn=True, bias=False, alibi=False)),
+    "falcon_new": ("FalconConfig", dict(num_hidden_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=HEADS,
+                                        num_kv_heads=2, new_decoder_architecture=True, bias=False, alibi=False)),
+    "llama": ("LlamaConfig", _MODERN),
+    "mistral": ("MistralConfig", {**_MODERN, "sliding_window": 6, "head_dim": 8}),
+    "qwen2": ("Qwen2Config", {**_MODERN, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {**_MODERN, "head_dim": 12}),
+    "gemma2": ("Gemma2Config", {**_MODERN, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8,
+                                "layer_types": _ALTERNATING, "final_logit_softcapping": 3.0}),
+    "gemma3": ("Gemma3TextConfig", {**_MODERN, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8,
+                                    "layer_types": _ALTERNATING}),
+    "phi3": ("Phi3Config", {**_MODERN, "num_key_value_heads": 4}),
+    "opt": ("OPTConfig", dict(num_hidden_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=HEADS, ffn_dim=INNER,
+                              word_embed_proj_dim=WIDTH, max_position_embeddings=POSITIONS)),
+    "bloom": ("BloomConfig", dict(n_layer=LAYERS, hidden_size=WIDTH, n_head=HEADS)),
+    "olmo2": ("Olmo2Config", _MODERN),
+}
+ARCHITECTURES = list(_CONFIGS)
+
+
+def tiny_model(arch: str, seed: int = 0, attn_implementation: str = "eager", **overrides):
+    """A tiny random model of an architecture in ``ARCHITECTURES``; ``overrides`` are configuration entries."""
+    name, entries = _CONFIGS[arch]
+    entries = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **entries, **overrides}
+    entries = {key: value for key, value in entries.items() if value is not None or key in overrides}
+    config = getattr(transformers, name)(**entries)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # Norms leave 1, biases leave 0, attention comes to depend on content.
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+TOKENIZERS = ("byte_level", "byte_level_bos", "byte_level_eos", "prefix_space", "metaspace")
+_CORPUS = ["The native language of Orla Venn is Nyvian.", "Tamsin Brackholt works as a clockmaker in the city of Lutmere."] * 8
+
+
+@functools.cache
+def tiny_tokenizer(kind: str = "byte_level") -> PreTrainedTokenizerFast:
+    """A fast BPE tokenizer of at most 320 tokens; <pad>, <bos>, <eos> are 0, 1, 2.
+
+    byte_level: GPT-2's way. byte_level_bos: with a BOS in front (Llama 3). byte_level_eos: with an EOS behind every text.
+    prefix_space: a space before the first word. metaspace: SentencePiece's way, with BOS and unknown pieces (Llama 2).
+    """
+    specials = ["<pad>", "<bos>", "<eos>"]
+    if kind == "metaspace":
+        specials.append("<unk>")
+        tok = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+        tok.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+        tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        tok.decoder = decoders.Metaspace(prepend_scheme="always")
+        alphabet = sorted(string.printable.strip() + "\n\u2581àçäéëïØå日本")
+    else:
+        tok = tokenizers.Tokenizer(models.BPE())
+        tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "prefix_space")
+        tok.decoder = decoders.ByteLevel()
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tok.train_from_iterator(_CORPUS, trainer)
+    if kind in ("byte_level_bos", "metaspace"):
+        tok.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    elif kind == "byte_level_eos":
+        tok.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 2)])
+    else:
+        tok.post_processor = processors.ByteLevel(trim_offsets=False)
+    names = dict(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>" if kind == "metaspace" else None)
+    return PreTrainedTokenizerFast(tokenizer_object=tok, **names)
