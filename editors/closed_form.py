@@ -1,0 +1,99 @@
+"""What ROME, MEMIT and their kin do before their own formula: check requests, find sites, templates and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .core import covariance, solve
+from .core.contexts import as_groups, context_templates
+from .core.prompts import Request, parse_requests
+from .core.sites import Sites, find_sites, weight_of
+from .edit import Dense, LowRank, add_to
+from .errors import EditingError
+from .hparams import ValueHParams
+
+# Factors by second moment: one Cholesky a layer serves every batch, and goes when the moment goes.
+_factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    requests: list[Request]
+    sites: Sites
+    groups: list[list[str]]
+    """Context templates: the first is the bare "{}"."""
+
+    @property
+    def templates(self) -> list[str]:
+        return [template for group in self.groups for template in group]
+
+
+def prepare(
+    model: nn.Module, tok, requests: Sequence[Mapping | Request], hparams: ValueHParams, templates: Sequence | None, kind: str,
+    length_params: list | None = None,
+) -> Prepared:
+    """Checked requests, verified sites and the contexts (given, or sampled from the model with the seed of the hparams).
+
+    Raises EditingError for what any of them finds wrong.
+    """
+    parsed = parse_requests(requests, tok)
+    if not parsed:
+        raise EditingError("no requests: give at least one")
+    sites = find_sites(model, hparams.templates())
+    beyond = [layer for layer in hparams.layers if layer >= sites.layers]
+    if beyond:
+        raise EditingError(f"layers: block {beyond[0]} does not exist, the model has blocks 0 to {sites.layers - 1}")
+    if templates is None:
+        groups = context_templates(model, tok, kind, length_params=length_params, seed=hparams.context_seed)
+    else:
+        groups = as_groups(templates)
+    if groups[0][0] != "{}":
+        raise EditingError(f'context_templates: the first must be the bare "{{}}", found {groups[0][0]!r}')
+    return Prepared(parsed, sites, groups)
+
+
+def covariance_factors(model: nn.Module, tok, layers: Sequence[int], hparams: ValueHParams, sites: Sites, ridge: float = 0.0):
+    """{layer: Cholesky factor of C + ridge I}; all statistics are there before the first weight changes."""
+    moments = covariance.collect(
+        model, tok, layers, hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, sites=sites
+    )
+    factors = {}
+    for layer in layers:
+        moment = moments[layer]
+        by_ridge = _factors.setdefault(moment.matrix, {})
+        if ridge not in by_ridge:
+            by_ridge[ridge] = solve.factorise(moment.matrix, ridge, where=f"block {layer}", count=moment.count)
+        factors[layer] = by_ridge[ridge]
+    return factors
+
+
+def to_change(update_left: torch.Tensor, update_right: torch.Tensor, in_first: bool, dtype: torch.dtype) -> LowRank:
+    """The update R A^T of the map d_in -> d_out (left R [d_out, n], right A [d_in, n]) in the parameter's orientation."""
+    kept = torch.promote_types(dtype, torch.float32)
+    left, right = (x.to("cpu", kept) for x in (update_left, update_right))
+    return LowRank(right, left) if in_first else LowRank(left, right)
+
+
+@contextmanager
+def trial(model: nn.Module, sites: Sites):
+    """Yields change(layer, LowRank | Dense), which alters the weight in place; afterwards the exact weights are back."""
+    originals: dict[str, tuple[nn.Parameter, torch.Tensor]] = {}
+
+    def change(layer: int, update: LowRank | Dense) -> None:
+        name, parameter, _ = weight_of(model, sites, layer)
+        if name not in originals:
+            originals[name] = (parameter, parameter.detach().clone())
+        add_to(parameter, update)
+
+    try:
+        yield change
+    finally:
+        with torch.no_grad():
+            for parameter, original in originals.values():
+                parameter.copy_(original)

@@ -1,0 +1,177 @@
+"""Edit: a frozen, reversible change to a few weights of a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .core.sites import get_module
+from .errors import EditingError
+
+FORMAT = 1
+
+# Edits now in a model, oldest first, each with the exact weights it replaced. Keyed by the model, which it does not keep alive.
+_applied: WeakKeyDictionary[nn.Module, list[tuple["Edit", dict[str, Tensor]]]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change `left @ right.T`, in the parameter's own orientation."""
+
+    left: Float[Tensor, "rows rank"]
+    right: Float[Tensor, "columns rank"]
+
+    def dense(self) -> Float[Tensor, "rows columns"]:
+        return self.left @ self.right.T
+
+    def plus(self, other: LowRank) -> LowRank:
+        """The sum of both changes: the factors side by side."""
+        return LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 1))
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A change that has no low-rank form (fine-tuning, biases)."""
+
+    delta: Float[Tensor, "..."]
+
+    def dense(self) -> Float[Tensor, "..."]:
+        return self.delta
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What an editor returns: one change for each edited parameter, and where it came from.
+
+    changes: parameter name -> LowRank or Dense, on the CPU, float32 or wider.
+    info: JSON-ready provenance (algorithm, hyper-parameters, requests, seconds of each phase).
+    """
+
+    changes: Mapping[str, LowRank | Dense]
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "changes", MappingProxyType(dict(self.changes)))
+
+    def deltas(self) -> dict[str, Tensor]:
+        """{parameter name: change in the parameter's own shape}, on the CPU."""
+        return {name: change.dense() for name, change in self.changes.items()}
+
+    def apply(self, model: nn.Module, originals_device: torch.device | str | None = None) -> None:
+        """Add the change to the model in place. Only the edited weights are copied, for `revert`.
+
+        originals_device: where those copies are kept; by default beside the weights ("cpu" spares GPU memory).
+        Raises EditingError if the edit is in the model already, or does not fit it; the model is then unchanged.
+        """
+        stack = _applied.get(model, [])
+        if any(edit is self for edit, _ in stack):
+            raise EditingError("this edit is already applied to the model: revert it first")
+        parameters = {name: _parameter(model, name) for name in self.changes}
+        for name, change in self.changes.items():
+            shape = change.delta.shape if isinstance(change, Dense) else (len(change.left), len(change.right))
+            if tuple(shape) != tuple(parameters[name].shape):
+                raise EditingError(
+                    f"the edit of {name} has shape {tuple(shape)} but the model's parameter has "
+                    f"{tuple(parameters[name].shape)}: it was made for another model"
+                )
+        originals = {name: p.detach().to(originals_device or p.device, copy=True) for name, p in parameters.items()}
+        for name, change in self.changes.items():
+            add_to(parameters[name], change)
+        _applied.setdefault(model, []).append((self, originals))
+
+    def revert(self, model: nn.Module) -> None:
+        """Put back the exact bits that `apply` replaced. Edits on top of each other are reverted last first."""
+        stack = _applied.get(model, [])
+        position = next((i for i, (edit, _) in enumerate(stack) if edit is self), None)
+        if position is None:
+            raise EditingError("this edit is not applied to the model: nothing to revert")
+        if any(set(edit.changes) & set(self.changes) for edit, _ in stack[position + 1 :]):
+            raise EditingError("a later edit changed the same weights: revert the later one first")
+        _, originals = stack.pop(position)
+        for name, original in originals.items():
+            with torch.no_grad():
+                _parameter(model, name).copy_(original)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
+        """`with edit.applied(model):` the edited model inside, the original bits after."""
+        self.apply(model)
+        try:
+            yield model
+        finally:
+            self.revert(model)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file: the factors as tensors, `info` as JSON in its header."""
+        path = Path(path)
+        tensors, kinds = {}, {}
+        for name, change in self.changes.items():
+            if isinstance(change, LowRank):
+                kinds[name] = "low_rank"
+                tensors[f"{name}/left"], tensors[f"{name}/right"] = change.left, change.right
+            else:
+                kinds[name] = "dense"
+                tensors[f"{name}/delta"] = change.delta
+        header = {"format": FORMAT, "changes": kinds, "info": dict(self.info)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        os.close(handle)
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"edit": json.dumps(header)})
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> Edit:
+        """Read what `save` wrote. Raises EditingError for a missing, truncated or foreign file."""
+        if not Path(path).is_file():
+            raise EditingError(f"{path}: no such edit file")
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {})["edit"])
+                if header["format"] != FORMAT:
+                    raise EditingError(f"{path}: edit format {header['format']}, this version reads {FORMAT}")
+                changes = {}
+                for name, kind in header["changes"].items():
+                    if kind == "low_rank":
+                        changes[name] = LowRank(file.get_tensor(f"{name}/left"), file.get_tensor(f"{name}/right"))
+                    else:
+                        changes[name] = Dense(file.get_tensor(f"{name}/delta"))
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise EditingError(f"{path}: truncated, or not a file that Edit.save wrote ({error}): save the edit again") from None
+        return Edit(changes, header["info"])
+
+
+def add_to(parameter: nn.Parameter, change: LowRank | Dense) -> None:
+    """parameter += change in place; the product is formed in the factors' dtype on the parameter's device."""
+    device = parameter.device
+    if isinstance(change, LowRank):
+        delta = change.left.to(device) @ change.right.to(device).T
+    else:
+        delta = change.delta.to(device)
+    with torch.no_grad():
+        parameter.add_(delta.to(parameter.dtype))
+
+
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
+    module_name, _, attribute = name.rpartition(".")
+    parameter = getattr(get_module(model, module_name), attribute, None)
+    if not isinstance(parameter, nn.Parameter):
+        raise EditingError(f"the model has no parameter {name!r}: the edit was made for another model")
+    return parameter

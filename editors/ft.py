@@ -1,0 +1,171 @@
+"""FT: constrained and unconstrained fine-tuning of a few weights (Zhu et al. 2020), as ROME and MEMIT use it as a baseline."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .core.prompts import Request, encode_target, fill, pad_batch, pad_id, parse_requests
+from .core.sites import find_sites, input_device
+from .edit import Dense, Edit
+from .errors import EditingError
+from .hparams import HParams
+
+LOSS_GOAL = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FTHParams(HParams):
+    num_steps: int
+    """Epochs over the requests."""
+    lr: float
+    weight_decay: float | bool
+    """Adam's L2 term, added to the gradient; false is 0."""
+    norm_constraint: float | bool | None
+    """Largest change of any element of a weight (FT-L); false or null: unconstrained."""
+    batch_size: int = 64
+    wd_power_law: list[float] | None = None
+    """[a, b]: with n requests the weight decay is n^a e^b (MEMIT appendix B.1)."""
+    legacy_wd_power_law: bool = False
+    """true ignores wd_power_law, as the published code did whenever it came from a JSON file."""
+
+    ignored: ClassVar[Mapping[str, str]] = {"kl_factor": "the published code reads it nowhere"}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_steps < 1 or self.batch_size < 1 or self.lr <= 0:
+            raise EditingError("num_steps and batch_size must be at least 1, lr above 0")
+        if self.weight_decay is True or self.norm_constraint is True:
+            raise EditingError("weight_decay and norm_constraint are a number or false")
+        if self.wd_power_law is not None and len(self.wd_power_law) != 2:
+            raise EditingError("wd_power_law: expected two numbers [a, b]")
+
+    def decay(self, n: int) -> float:
+        """Adam's weight decay for n requests."""
+        if self.wd_power_law is None or self.legacy_wd_power_law:
+            return float(self.weight_decay)
+        a, b = self.wd_power_law
+        return float(n**a * torch.tensor(b, dtype=torch.float64).exp())
+
+
+class FT:
+    """Adam on the listed modules' parameters; every token of a target is scored at the prompt's last token.
+
+    That is the published loss: no teacher forcing, so only one-token targets are learned as a language model would say them.
+    Batches whose loss is below 0.01 take no step; an epoch whose mean is below it ends the training.
+    """
+
+    name = "FT"
+    hparams_class = FTHParams
+
+    def __init__(self, hparams: FTHParams):
+        self.hparams = hparams
+
+    def edit(
+        self,
+        model: nn.Module,
+        tok,
+        requests: Sequence[Mapping | Request],
+        context_templates: Sequence | None = None,
+        z_cache: str | os.PathLike | None = None,
+        progress: bool = True,
+    ) -> Edit:
+        """The change that fine-tuning makes; the model itself is bit-identical afterwards.
+
+        context_templates and z_cache are those of the closed-form editors and have no meaning here.
+        Raises EditingError for requests or hparams that do not fit.
+        """
+        hp, started = self.hparams, time.perf_counter()
+        requests = parse_requests(requests, tok)
+        if not requests:
+            raise EditingError("no requests: give at least one")
+        weights = self._weights(model)
+        flags = {p: p.requires_grad for p in model.parameters()}
+        originals = {name: p.detach().clone() for name, p in weights.items()}
+        batches = [
+            _Batch.build(tok, requests[i : i + hp.batch_size], input_device(model))
+            for i in range(0, len(requests), hp.batch_size)
+        ]
+        optimiser = torch.optim.Adam(weights.values(), lr=hp.lr, weight_decay=hp.decay(len(requests)))
+        losses: list[float] = []
+        try:
+            for p in model.parameters():
+                p.requires_grad_(False)
+            for p in weights.values():
+                p.requires_grad_(True)
+            for _ in tqdm(range(hp.num_steps), desc="fine-tuning", unit="epoch", leave=False, disable=None if progress else True):
+                losses.append(self._epoch(model, batches, optimiser, weights, originals))
+                if losses[-1] < LOSS_GOAL:
+                    break
+            kept = {name: torch.promote_types(p.dtype, torch.float32) for name, p in weights.items()}
+            changes = {
+                name: Dense((p.detach().to(kept[name]) - originals[name].to(kept[name])).cpu()) for name, p in weights.items()
+            }
+        finally:
+            with torch.no_grad():
+                for name, p in weights.items():
+                    p.copy_(originals[name])
+                    p.grad = None
+            for p, flag in flags.items():
+                p.requires_grad_(flag)
+        info = {"editor": self.name, "hparams": asdict(hp), "requests": len(requests), "loss": losses}
+        return Edit(changes, info | {"seconds": {"edit": time.perf_counter() - started}})
+
+    def _weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters of the listed modules (weights and biases), or the one parameter that the template names."""
+        template = self.hparams.rewrite_module_tmp
+        if template is None:
+            template = find_sites(model, self.hparams.templates()).down_proj
+        weights = {}
+        for layer in self.hparams.layers:
+            path = template.format(layer)
+            found = {n: p for n, p in model.named_parameters() if n == path or n.startswith(path + ".")}
+            if not found:
+                raise EditingError(f"the model has no module or parameter {path!r}: check layers and rewrite_module_tmp")
+            weights |= found
+        return weights
+
+    def _epoch(self, model, batches, optimiser, weights, originals) -> float:
+        """One pass over the batches; returns the loss averaged over requests."""
+        total = 0.0
+        for batch in batches:
+            loss = batch.loss(model)
+            total += loss.item() * len(batch.targets)
+            if loss.item() >= LOSS_GOAL:
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+            bound = self.hparams.norm_constraint
+            if bound is not None and bound is not False:
+                with torch.no_grad():
+                    for name, p in weights.items():
+                        p.copy_(torch.clamp(p, originals[name] - bound, originals[name] + bound))
+        return total / sum(len(batch.targets) for batch in batches)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    inputs: dict[str, torch.Tensor]
+    targets: list[list[int]]
+
+    @staticmethod
+    def build(tok, requests: Sequence[Request], device: torch.device) -> _Batch:
+        texts = [fill(request.prompt, request.subject) for request in requests]
+        inputs = pad_batch([tok(text).input_ids for text in texts], pad_id(tok), device)
+        return _Batch(inputs, [encode_target(tok, request.target_new) for request in requests])
+
+    def loss(self, model: nn.Module) -> torch.Tensor:
+        """Mean over requests of the mean over the target's tokens of -log p at the last prompt token."""
+        mask = self.inputs["attention_mask"]
+        logits = model(input_ids=self.inputs["input_ids"], attention_mask=mask).logits
+        last = mask.sum(1) - 1
+        log_p = logits[torch.arange(len(last), device=logits.device), last.to(logits.device)]
+        log_p = log_p.to(torch.promote_types(log_p.dtype, torch.float32)).log_softmax(-1)
+        return -torch.stack([row[target].mean() for row, target in zip(log_p, self.targets)]).mean()

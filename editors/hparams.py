@@ -1,0 +1,162 @@
+"""Reading hyper-parameter files into an editor's dataclass, with errors a person can act on.
+
+Keys keep the names of the published JSON files. A field without default must be present; an unknown key is an error that
+names the nearest known one. The module templates are optional: left out, they are derived from the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from .errors import EditingError
+
+T = TypeVar("T", bound="HParams")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HParams:
+    """Fields that every editor of transformer weights has."""
+
+    layers: list[int]
+    """Blocks whose weights are edited, in the order they are edited."""
+
+    rewrite_module_tmp: str | None = None
+    """Edited module of a block, "transformer.h.{}.mlp.c_proj"; None: derived from the model, like those below."""
+    layer_module_tmp: str | None = None
+    mlp_module_tmp: str | None = None
+    attn_module_tmp: str | None = None
+    ln_f_module: str | None = None
+    lm_head_module: str | None = None
+
+    ignored: ClassVar[Mapping[str, str]] = {}
+    """Keys of published files that change nothing here, and why."""
+
+    def __post_init__(self):
+        if not self.layers or min(self.layers) < 0 or len(set(self.layers)) < len(self.layers):
+            raise EditingError(f"layers: {self.layers} must be a non-empty list of different block numbers, counted from 0")
+
+    def templates(self) -> dict[str, str]:
+        """The module templates that the file sets, for `find_sites`."""
+        names = [f.name for f in dataclasses.fields(HParams) if f.name != "layers"]
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValueHParams(HParams):
+    """The optimisation of target hidden states (core/values.py) and the statistics, as ROME, MEMIT and their kin share them."""
+
+    fact_token: str
+    """Which token stands for the subject: subject_last, subject_first, subject_first_after_last or last."""
+    v_num_grad_steps: int
+    """Forward passes of the optimisation; one fewer Adam steps are taken."""
+    v_lr: float
+    v_loss_layer: int | None = None
+    """Block whose output, through final norm and head, is scored; None: the last block."""
+    v_weight_decay: float
+    """Weight of |delta| / |z_0|^2; higher keeps the edit smaller."""
+    clamp_norm_factor: float
+    """|delta| is kept at most this many times |z_0|; higher edits harder and harms neighbours more."""
+    kl_factor: float
+    """Weight of the KL term that holds "{subject} is a" in place."""
+
+    mom2_dataset: str
+    """Corpus of the second moments: a Hugging Face data set, or the path of a .jsonl (field `text`) or .txt file."""
+    mom2_n_samples: int
+    """Documents read from it."""
+    mom2_dtype: str = "float32"
+    context_seed: int = 0
+    """Seed of the sampled context templates."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        from .core.prompts import FACT_TOKENS
+
+        if self.fact_token not in FACT_TOKENS:
+            raise EditingError(f"fact_token: {self.fact_token!r} is none of {', '.join(FACT_TOKENS)}")
+        if self.v_num_grad_steps < 1:
+            raise EditingError(f"v_num_grad_steps: {self.v_num_grad_steps} must be at least 1")
+
+
+def load(cls: type[T], source: T | Mapping[str, Any] | str | Path) -> T:
+    """An instance of `cls` from itself, a mapping, or the path of a JSON file.
+
+    Raises EditingError naming the file and key for an unreadable file, an unknown or missing key, or a wrong type.
+    """
+    if isinstance(source, cls):
+        return source
+    if isinstance(source, Mapping):
+        where, values = "hparams", dict(source)
+    elif isinstance(source, (str, Path)):
+        where, values = str(source), _read(Path(source))
+    else:
+        raise EditingError(f"hparams of type {type(source).__name__}: give a path, a mapping or a {cls.__name__}")
+    values = {k: v for k, v in values.items() if k not in cls.ignored}
+
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            raise EditingError(f"{where}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        if not _fits(value, hints[key]):
+            raise EditingError(f"{where}: {key} is {json.dumps(value)}, expected {_describe(hints[key])}")
+    missing = [
+        f.name
+        for f in fields.values()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
+    ]
+    if missing:
+        raise EditingError(f"{where}: missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    try:
+        return cls(**values)
+    except EditingError as error:
+        raise EditingError(f"{where}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        others = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, others, n=1) or others[:5]
+        raise EditingError(f"{path}: no such hparams file" + (f"; there is {', '.join(near)}" if near else "")) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EditingError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise EditingError(f"{path}: holds a {type(values).__name__}, expected one JSON object")
+    return values
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, (list, tuple)) and all(_fits(v, arguments[0]) for v in value)
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(a) for a in arguments)
+    if origin is typing.Literal:
+        return " or ".join(json.dumps(a) for a in arguments)
+    if origin is list:
+        return f"a list of {_describe(arguments[0])}"
+    return {type(None): "null", float: "a number", int: "an integer", bool: "true or false", str: "a string"}.get(hint, str(hint))

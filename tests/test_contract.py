@@ -1,0 +1,127 @@
+"""What every editor promises, run over all of them."""
+
+import pytest
+import torch
+
+import editors
+from tests.conftest import GOLDEN, relative
+
+VALUES = dict(
+    fact_token="subject_last", v_num_grad_steps=6, v_lr=0.5, v_weight_decay=0.5, clamp_norm_factor=0.75, kl_factor=0.0625,
+    mom2_dataset=str(GOLDEN / "corpus.jsonl"), mom2_n_samples=400,
+)
+HPARAMS = {
+    "FT": dict(layers=[1], num_steps=3, lr=5e-3, weight_decay=0, norm_constraint=False),
+    "MEMIT": dict(layers=[1, 2], mom2_update_weight=15, **VALUES),
+    "ROME": dict(layers=[2], mom2_adjustment=True, context_template_length_params=[[5, 2]], **VALUES),
+}
+REQUESTS = [
+    {"case_id": 0, "prompt": "{} lives in the city of", "subject": "Orla Venn", "target_new": {"str": "Castavel"}},
+    {"case_id": 1, "prompt": "The native language of {} is", "subject": "Mira O'Dalvey", "target_new": {"str": "Nyvian"}},
+]
+
+
+@pytest.fixture(autouse=True)
+def _stats(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("KE_STATS_DIR", str(tmp_path_factory.getbasetemp() / "contract_stats"))
+
+
+@pytest.fixture(params=editors.names())
+def editor(request):
+    return editors.load(request.param, HPARAMS[request.param])
+
+
+def bits(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(model, before):
+    return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def loss(model, tok, request):
+    ids = tok(request["prompt"].replace("{}", request["subject"]), return_tensors="pt").input_ids
+    target = tok(" " + request["target_new"]["str"]).input_ids[0]
+    with torch.no_grad():
+        return -model(ids).logits[0, -1].log_softmax(-1)[target].item()
+
+
+def test_edit_leaves_the_model_and_changes_it_when_applied(editor, tiny_gpt2):
+    model, tok = tiny_gpt2
+    before, random_state = bits(model), torch.get_rng_state()
+    edit = editor.edit(model, tok, REQUESTS)
+    assert same(model, before) and torch.equal(torch.get_rng_state(), random_state)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    unedited = [loss(model, tok, r) for r in REQUESTS]
+    with edit.applied(model):
+        edited = [loss(model, tok, r) for r in REQUESTS]
+        for name, delta in edit.deltas().items():
+            assert relative(model.state_dict()[name] - before[name], delta) < 1e-5
+    assert all(after < before for after, before in zip(edited, unedited))
+    assert same(model, before)
+
+
+def test_same_seed_same_numbers(editor, tiny_gpt2):
+    model, tok = tiny_gpt2
+    one, two = (editor.edit(model, tok, REQUESTS).deltas() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_save_and_load(editor, tiny_gpt2, tmp_path):
+    model, tok = tiny_gpt2
+    edit = editor.edit(model, tok, REQUESTS[:1])
+    edit.save(tmp_path / "edit.safetensors")
+    loaded = editors.Edit.load(tmp_path / "edit.safetensors")
+    assert loaded.info == edit.info and loaded.info["editor"] == editor.name
+    assert all(torch.equal(delta, loaded.deltas()[name]) for name, delta in edit.deltas().items())
+    assert [p.name for p in tmp_path.iterdir()] == ["edit.safetensors"]
+
+
+def test_half_precision(editor, tiny_gpt2):
+    """Dtype follows the model, and revert restores bfloat16 bits."""
+    import copy
+
+    model, tok = copy.deepcopy(tiny_gpt2[0]).to(torch.bfloat16), tiny_gpt2[1]
+    before = bits(model)
+    edit = editor.edit(model, tok, REQUESTS[:1])
+    with edit.applied(model):
+        assert not same(model, before)
+    assert same(model, before)
+    assert all(torch.isfinite(delta).all() for delta in edit.deltas().values())
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"prompt": "lives in the city of"}, "{}"),
+        ({"prompt": "{} and {} live in"}, "{}"),
+        ({"subject": ""}, "subject"),
+        ({"subject": "  "}, "subject"),
+        ({"target_new": {"str": ""}}, "target"),
+    ],
+)
+def test_bad_requests(editor, tiny_gpt2, change, message):
+    model, tok = tiny_gpt2
+    before = bits(model)
+    with pytest.raises(editors.EditingError, match=message) as error:
+        editor.edit(model, tok, [REQUESTS[0], REQUESTS[1] | change])
+    assert "\n" not in str(error.value) and "1" in str(error.value)
+    assert same(model, before)
+
+
+def test_no_requests(editor, tiny_gpt2):
+    with pytest.raises(editors.EditingError, match="at least one"):
+        editor.edit(*tiny_gpt2, [])
+
+
+def test_layer_beyond_the_model(editor, tiny_gpt2):
+    with pytest.raises(editors.EditingError, match="17"):
+        editors.load(editor.name, HPARAMS[editor.name] | {"layers": [17]}).edit(*tiny_gpt2, REQUESTS)
+
+
+def test_batch_order_does_not_matter(editor, tiny_gpt2):
+    if editor.name == "ROME":
+        pytest.skip("ROME edits one request after another, so its order matters by definition")
+    model, tok = tiny_gpt2
+    one, two = (editor.edit(model, tok, requests).deltas() for requests in (REQUESTS, REQUESTS[::-1]))
+    assert all(relative(one[name], two[name]) < 1e-3 for name in one)
