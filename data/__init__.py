@@ -1,0 +1,116 @@
+"""Data sets as typed records: ``data.load("mcf")``.
+
+Files are looked for in the data folder (``data_dir``, else the environment's ``KE_DATA_DIR``, else
+~/.cache/knowledge-editing/data) and downloaded into it from where the MEMIT authors publish them. The built-in world needs
+no file. A mistake, of the user's or in a file, raises :class:`DataError` with one clear line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data import counterfact, snippets, zsre
+from data.download import cache_folder, fetch
+from data.errors import DataError
+from data.files import read_records
+from data.known import KnownFact
+from data.known import load as known_facts
+from data.records import Prompt, Record, Target, fingerprint
+from data.snippets import Snippet, Snippets
+
+if TYPE_CHECKING:  # only named here, and slow to import
+    from transformers import PreTrainedTokenizerBase
+
+    from data.tfidf import TfIdf
+
+FILES = {"mcf": "multi_counterfact.json", "cf": "counterfact.json", "zsre": "zsre_mend_eval.json"}
+# The built-in world, by language and schema; "world:100000" is one of so many facts.
+WORLDS = {"world": ("en", "counterfact"), "world-ca": ("ca", "counterfact"),
+          "world-zsre": ("en", "zsre"), "world-ca-zsre": ("ca", "zsre")}
+_PARSERS = {"counterfact": counterfact.parse, "zsre": zsre.parse}
+
+
+def names() -> list[str]:
+    """The data sets that :func:`load` knows by name."""
+    return [*FILES, *WORLDS]
+
+
+def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | None = None,
+         tok: PreTrainedTokenizerBase | None = None) -> list[Record]:
+    """The records of a data set, in its order.
+
+    ds_name: one of :func:`names` (a world's with ":" and a number of facts is a larger or smaller world), or the path of a
+        .json file in the schema of CounterFact or (MEND's) zsRE.
+    limit: only the first so many; a data set that has fewer is returned whole.
+    tok: fills in the ``neighborhood_prompts`` of zsRE records, which are one a token of the locality answer. Without it
+        they are empty (:func:`data.zsre.with_locality` can fill them in later).
+
+    Raises ``DataError``: unknown name, file missing and not to be downloaded, damaged, or not of its schema.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"the limit on the size of data set {str(ds_name)!r} should be at least 1, found {limit}")
+    raw, schema, source = _raw(str(ds_name), data_dir)
+    records = _PARSERS[schema](raw, source, limit)
+    if not records:
+        raise DataError(f"{source}: none of its {len(raw)} records can be used")
+    return records if tok is None else zsre.with_locality(records, tok)
+
+
+def load_snippets(ds_name: str | Path = "mcf", data_dir: str | Path | None = None, path: str | Path | None = None) -> Snippets:
+    """The attribute snippets that belong to a data set: the built-in world's own, else ``path``, else the published file."""
+    builtin = _world(str(ds_name))
+    if builtin:
+        from data import world
+        language, _, facts = builtin
+        return snippets.from_records(world.snippets(language, facts), str(ds_name))
+    return snippets.open_file(path or fetch("attribute_snippets.json", data_dir), cache_folder(data_dir))
+
+
+def load_tfidf(snips: Snippets, data_dir: str | Path | None = None) -> TfIdf:
+    """The tf-idf vectoriser of the reference score: fitted on the built-in world's snippets where ``snips`` are those, else
+    the published one, else (with a warning, where it can't be had) fitted on ``snips``."""
+    from data import tfidf
+    return tfidf.fitted(snips) if _world(snips.source) else tfidf.published_or_fitted(snips, data_dir)
+
+
+def _raw(ds_name: str, data_dir: str | Path | None) -> tuple[list[Any], str, str]:
+    """(raw records, their schema, what to call their source)."""
+    builtin = _world(ds_name)
+    if builtin:
+        from data import world
+        language, schema, facts = builtin
+        return world.load(language, schema, facts), schema, ds_name
+    if ds_name in FILES:
+        path = fetch(FILES[ds_name], data_dir)
+        return read_records(path), "zsre" if ds_name == "zsre" else "counterfact", path.name
+    if not ds_name.endswith(".json") and "/" not in ds_name:
+        near = difflib.get_close_matches(ds_name, names(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"unknown data set {ds_name!r}; {hint}known are {', '.join(names())}, and the path of a .json file")
+    raw = read_records(ds_name)
+    return raw, _schema(raw[0], ds_name), ds_name
+
+
+def _world(ds_name: str) -> tuple[str, str, int | None] | None:
+    """(language, schema, number of facts or None for the usual number) if the name is the built-in world's."""
+    name, colon, facts = ds_name.partition(":")
+    if name not in WORLDS:
+        return None
+    if colon and not (facts.isascii() and facts.isdecimal() and int(facts)):
+        raise DataError(f"data set {ds_name!r}: the number of facts behind the colon should be 1 or more, found {facts!r}")
+    return *WORLDS[name], int(facts) if colon else None
+
+
+def _schema(first: Any, source: str) -> str:
+    """The schema of a file, by the keys of its first record."""
+    if isinstance(first, Mapping):
+        if "requested_rewrite" in first:
+            return "counterfact"
+        if {"src", "answers"} & first.keys():
+            return "zsre"
+    found = f"has the keys {', '.join(first) or '(none)'}" if isinstance(first, Mapping) else f"is {str(first)[:40]}, not an object"
+    raise DataError(f"{source}: neither CounterFact's schema (key 'requested_rewrite') nor zsRE's (keys 'src', 'answers'); "
+                    f"its first record {found}")

@@ -1,0 +1,48 @@
+"""CounterFact and multi-CounterFact (Meng et al. 2022, ROME; 2023, MEMIT): one schema, two selections of records."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from data.fields import Fields, check_template
+from data.records import Record, Target
+
+
+def parse(raw: Sequence[Any], source: str, limit: int | None = None) -> list[Record]:
+    """The first ``limit`` records (all by default) of the published CounterFact schema, in the file's order.
+
+    ``source`` names the file in messages. Raises ``DataError`` at the first record that has a key missing or wrong, a
+    rewrite prompt without exactly one ``{}``, an empty subject or target, or the ``case_id`` of an earlier record.
+    """
+    records, seen = [], {}
+    for number, item in enumerate(raw[:limit]):
+        fields = Fields(item, f"{source}, record {number}")
+        record = _record(fields)
+        if record.case_id in seen:
+            raise fields.error(f"its case_id {record.case_id} is that of record {seen[record.case_id]}, too")
+        seen[record.case_id] = number
+        records.append(record)
+    return records
+
+
+def _record(fields: Fields) -> Record:
+    rewrite = fields.nested("requested_rewrite")
+    prompt = rewrite.text("prompt")
+    check_template(prompt, rewrite)
+    return Record(
+        case_id=fields.integer("case_id"),
+        subject=rewrite.text("subject"),
+        prompt=prompt,
+        relation_id=rewrite.optional_text("relation_id"),
+        target_new=_target(rewrite.nested("target_new")),
+        target_true=_target(rewrite.nested("target_true")),
+        paraphrase_prompts=fields.texts("paraphrase_prompts"),
+        neighborhood_prompts=fields.texts("neighborhood_prompts"),
+        attribute_prompts=fields.texts("attribute_prompts", optional=True),
+        generation_prompts=fields.texts("generation_prompts", optional=True),
+        schema="counterfact",
+        extra=fields.rest(),
+    )
+
+
+def _target(fields: Fields) -> Target:
+    return Target(fields.text("str"), fields.optional_text("id"))

@@ -1,0 +1,84 @@
+"""Reading and writing of files: whole or not at all, and one clear line where they are not what they should be."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from data.errors import DataError
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file. Raises ``DataError`` when it is missing, unreadable, cut off or not JSON."""
+    path = Path(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise not_json(path, error) from error
+
+
+def not_json(path: str | Path, reason: object) -> DataError:
+    """The complaint about a file that should hold JSON and doesn't."""
+    size = Path(path).stat().st_size
+    return DataError(f"{path}: not valid JSON ({reason}); with {size:,} bytes it may be cut off or damaged: "
+                     "copy it again, or delete it to have it downloaded again")
+
+
+def read_records(path: str | Path) -> list[Any]:
+    """The records of a JSON file that holds a non-empty list of them."""
+    content = read_json(path)
+    if not isinstance(content, list) or not content:
+        found = "an empty list" if content == [] else f"a JSON {type(content).__name__}"
+        raise DataError(f"{path}: expected a list of records, found {found}")
+    return content
+
+
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Call ``write`` on a temporary file in the same folder, and put it in place when that has succeeded."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """:func:`write_atomically` of ``content`` as JSON."""
+    write_atomically(path, lambda file: file.write(json.dumps(content).encode()))
+
+
+def checksum(path: str | Path, cache_dir: Path) -> str:
+    """SHA-256 of a file, remembered in ``cache_dir`` for as long as its size and time of change stay the same."""
+    path = Path(path).resolve()
+    memory = cache_dir / "checksums.json"
+    known = read_json(memory) if memory.exists() else {}
+    stat = path.stat()
+    entry = known.get(str(path), {})
+    if (entry.get("bytes"), entry.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
+        return entry["sha256"]
+    with open(path, "rb") as file:
+        digest = sha256(file)
+    known[str(path)] = {"sha256": digest, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    write_json(memory, known)
+    return digest
+
+
+def sha256(file: IO[bytes]) -> str:
+    """SHA-256 of what is left of an open file, read in pieces."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,68 @@
+"""The typed records that every data set is read into."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """An answer, and its Wikidata id where the data set has one."""
+
+    str: str
+    id: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"str": self.str} if self.id is None else {"str": self.str, "id": self.id}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt whose expected continuation is its own: one token of a zsRE locality answer."""
+
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One edit and the prompts that judge it.
+
+    ``prompt`` holds exactly one ``{}``, the subject's place; all other prompts are complete strings.
+    ``neighborhood_prompts`` are strings that expect ``target_true`` (CounterFact), or :class:`Prompt` (zsRE; empty when
+    the records were loaded without a tokenizer, see :func:`data.zsre.with_locality`).
+    ``extra`` has every other key of the file as it stands (``loc``, ``answers``, ``two_hop``, ...).
+    """
+
+    case_id: int
+    subject: str
+    prompt: str
+    target_new: Target
+    target_true: Target | None
+    paraphrase_prompts: tuple[str, ...]
+    neighborhood_prompts: tuple[str | Prompt, ...]
+    attribute_prompts: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    relation_id: str | None = None
+    schema: str = "counterfact"
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def requested_rewrite(self) -> dict[str, Any]:
+        """The edit as the published case files write it; what a data set does not have is left out."""
+        rewrite = {"prompt": self.prompt, "relation_id": self.relation_id, "target_new": self.target_new.to_dict(),
+                   "target_true": self.target_true and self.target_true.to_dict(), "subject": self.subject}
+        return {key: value for key, value in rewrite.items() if value is not None}
+
+    def request(self) -> dict[str, Any]:
+        """What an editor takes: :meth:`requested_rewrite` with the ``case_id``."""
+        return {"case_id": self.case_id, **self.requested_rewrite()}
+
+
+def fingerprint(records: Iterable[Record]) -> str:
+    """SHA-256 of the records' whole content, to tell one data set (or one selection of it) from another."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(asdict(record), sort_keys=True).encode())
+    return digest.hexdigest()

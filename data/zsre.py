@@ -1,0 +1,101 @@
+"""zsRE question answering (Levy et al. 2017) in MEND's schema, as MEMIT's evaluation reads it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from data.fields import Fields
+from data.records import Prompt, Record, Target
+
+if TYPE_CHECKING:  # only named here, and slow to import
+    from transformers import PreTrainedTokenizerBase
+
+# The field's stand-in for "no true answer is given".
+NO_TRUE_TARGET = Target("<|endoftext|>")
+_LOCALITY_MARK = "nq question: "
+
+log = logging.getLogger(__name__)
+
+
+def parse(raw: Sequence[Any], source: str, limit: int | None = None) -> list[Record]:
+    """The first ``limit`` records (all by default) of MEND's zsRE schema; ``case_id`` is the position in the file.
+
+    As published: ``prompt`` is ``src`` with the subject replaced by ``{}``, ``target_new`` the first answer,
+    ``target_true`` ``<|endoftext|>``, the one paraphrase ``rephrase``; the limit counts transformed records. Where the
+    subject stands in ``src`` more than once, one occurrence is replaced (see :func:`template_of`); the published code
+    replaces all and then fails on the prompt. Where it does not stand there at all, or ``src`` has braces, there is no
+    prompt to edit: the record is left out, and one warning gives the count.
+
+    The locality question and answer stay in ``extra`` as ``loc`` and ``loc_ans``; :func:`with_locality` makes prompts of
+    them. Raises ``DataError`` at the first record with a missing or wrong key.
+    """
+    records, left_out = [], []
+    for number, item in enumerate(raw):
+        if len(records) == limit:
+            break
+        record = _record(Fields(item, f"{source}, record {number}"), number)
+        if record is None:
+            left_out.append(number)
+        else:
+            records.append(record)
+    if left_out:
+        log.warning("%s: left out %d records whose question does not contain the subject, or has braces (the first is "
+                    "record %d)", source, len(left_out), left_out[0])
+    return records
+
+
+def template_of(question: str, subject: str) -> str | None:
+    """The question with ``{}`` in place of the subject; ``None`` if that makes no valid prompt.
+
+    Of several occurrences the first that is a whole word is taken ("Ma" in "Is Mali the home of Ma?"), else the first;
+    so the filled-in prompt is always the question itself.
+    """
+    if "{" in question or "}" in question or subject not in question:
+        return None
+    whole = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", question)
+    start = whole.start() if whole else question.index(subject)
+    return question[:start] + "{}" + question[start + len(subject):]
+
+
+def with_locality(records: Iterable[Record], tok: PreTrainedTokenizerBase) -> list[Record]:
+    """The records with their ``neighborhood_prompts`` filled in for this tokenizer; other schemas pass unchanged."""
+    return [replace(record, neighborhood_prompts=locality_prompts(record, tok)) if record.schema == "zsre" else record
+            for record in records]
+
+
+def locality_prompts(record: Record, tok: PreTrainedTokenizerBase) -> tuple[Prompt, ...]:
+    """One prompt for each token of " " + ``loc_ans``: ``loc``, "?" and the answer's tokens before it, decoded.
+
+    The target is that one token, decoded alone; half of a character decodes to U+FFFD, as published. Special tokens of
+    the tokenizer are not part of an answer (the published code asks a Llama for its bos), and a token that decodes to
+    nothing (SentencePiece's lone word boundary) has no prompt.
+    """
+    ids = tok(" " + record.extra["loc_ans"], add_special_tokens=False)["input_ids"]
+    question = record.extra["loc"] + "?"
+    prompts = (Prompt(question + _decode(tok, ids[:i]), _decode(tok, ids[i:i + 1])) for i in range(len(ids)))
+    return tuple(prompt for prompt in prompts if prompt.target)
+
+
+def _decode(tok: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    # Tokenizers differ in whether they tidy spaces before punctuation; the text must be what the tokens say.
+    return tok.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def _record(fields: Fields, number: int) -> Record | None:
+    subject, question, rephrase = (fields.text(key) for key in ("subject", "src", "rephrase"))
+    answers = fields.texts("answers", blanks=True)
+    if not answers or not answers[0].strip():
+        raise fields.error("'answers' has no first answer")
+    loc, loc_ans = fields.text("loc"), fields.text("loc_ans")
+    if _LOCALITY_MARK not in loc:
+        raise fields.error(f"'loc' should contain {_LOCALITY_MARK!r}, found {loc!r}")
+    prompt = template_of(question, subject)
+    if prompt is None:
+        return None
+    return Record(case_id=number, subject=subject, prompt=prompt, target_new=Target(answers[0]), target_true=NO_TRUE_TARGET,
+                  paraphrase_prompts=(rephrase,), neighborhood_prompts=(), schema="zsre",
+                  extra={**fields.rest(), "answers": list(answers), "loc": loc, "loc_ans": loc_ans})
