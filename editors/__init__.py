@@ -4,8 +4,7 @@
     edit = editor.edit(model, tok, [{"prompt": "{} plays the sport of", "subject": "LeBron James", "target_new": {"str": "football"}}])
     with edit.applied(model): ...
 
-A new editor is one file and one line in `_EDITORS`: a class with `name`, `hparams_class` and
-`edit(model, tok, requests, context_templates=None, z_cache=None, progress=True) -> Edit`.
+A new editor is one file with a subclass of `Editor`, and one line in `_EDITORS`.
 """
 
 import difflib
@@ -15,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from . import hparams as _hparams
+from .base import Editor, Task
 from .edit import Dense, Edit, LowRank
 from .errors import EditingError
+from .hparams import HParams
 
 _EDITORS = {
     "FT": "editors.ft:FT",
@@ -30,7 +31,7 @@ def names() -> list[str]:
     return sorted(_EDITORS)
 
 
-def editor_class(name: str) -> type:
+def editor_class(name: str) -> type[Editor]:
     """The class of the editor called `name`. Raises EditingError with the nearest name if there is none."""
     if name not in _EDITORS:
         by_upper = {known.upper(): known for known in _EDITORS}
@@ -41,7 +42,7 @@ def editor_class(name: str) -> type:
     return getattr(importlib.import_module(module), attribute)
 
 
-def load(name: str, hparams: str | Path | Mapping[str, Any] | Any):
+def load(name: str, hparams: str | Path | Mapping[str, Any] | HParams) -> Editor:
     """The editor called `name` with its hyper-parameters: a JSON file's path, a mapping, or the editor's dataclass.
 
     Raises EditingError for an unknown editor, or an unreadable file, unknown or missing key, or wrong type in hparams.
@@ -50,4 +51,4 @@ def load(name: str, hparams: str | Path | Mapping[str, Any] | Any):
     return cls(_hparams.load(cls.hparams_class, hparams))
 
 
-__all__ = ["Dense", "Edit", "EditingError", "LowRank", "editor_class", "load", "names"]
+__all__ = ["Dense", "Edit", "EditingError", "Editor", "LowRank", "Task", "editor_class", "load", "names"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .base import Task
 from .core import covariance, solve
 from .core.contexts import as_groups, context_templates
-from .core.prompts import Request, parse_requests
 from .core.sites import Sites, find_sites, weight_of
 from .edit import Dense, LowRank, add_to
 from .errors import EditingError
@@ -24,7 +23,6 @@ _factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 @dataclass(frozen=True)
 class Prepared:
-    requests: list[Request]
     sites: Sites
     groups: list[list[str]]
     """Context templates: the first is the bare "{}"."""
@@ -34,37 +32,32 @@ class Prepared:
         return [template for group in self.groups for template in group]
 
 
-def prepare(
-    model: nn.Module, tok, requests: Sequence[Mapping | Request], hparams: ValueHParams, templates: Sequence | None, kind: str,
-    length_params: list | None = None,
-) -> Prepared:
-    """Checked requests, verified sites and the contexts (given, or sampled from the model with the seed of the hparams).
+def prepare(task: Task, hparams: ValueHParams, kind: str, length_params: list | None = None) -> Prepared:
+    """Verified sites and the contexts (given, or sampled from the model with the seed of the hparams).
 
-    Raises EditingError for what any of them finds wrong.
+    Raises EditingError for what either finds wrong.
     """
-    parsed = parse_requests(requests, tok)
-    if not parsed:
-        raise EditingError("no requests: give at least one")
-    sites = find_sites(model, hparams.templates())
+    sites = find_sites(task.model, hparams.templates())
     beyond = [layer for layer in hparams.layers if layer >= sites.layers]
     if beyond:
         raise EditingError(f"layers: block {beyond[0]} does not exist, the model has blocks 0 to {sites.layers - 1}")
-    if templates is None:
-        groups = context_templates(model, tok, kind, length_params=length_params, seed=hparams.context_seed)
+    if task.context_templates is None:
+        groups = context_templates(task.model, task.tok, kind, length_params=length_params, seed=hparams.context_seed)
     else:
-        groups = as_groups(templates)
+        groups = as_groups(task.context_templates)
     if groups[0][0] != "{}":
         raise EditingError(f'context_templates: the first must be the bare "{{}}", found {groups[0][0]!r}')
-    return Prepared(parsed, sites, groups)
+    return Prepared(sites, groups)
 
 
-def covariance_factors(model: nn.Module, tok, layers: Sequence[int], hparams: ValueHParams, sites: Sites, ridge: float = 0.0):
+def covariance_factors(task: Task, hparams: ValueHParams, sites: Sites, ridge: float = 0.0) -> dict[int, solve.Factor]:
     """{layer: Cholesky factor of C + ridge I}; all statistics are there before the first weight changes."""
     moments = covariance.collect(
-        model, tok, layers, hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, sites=sites
+        task.model, task.tok, hparams.layers, hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, sites=sites,
+        progress=task.progress,
     )
     factors = {}
-    for layer in layers:
+    for layer in hparams.layers:
         moment = moments[layer]
         by_ridge = _factors.setdefault(moment.matrix, {})
         if ridge not in by_ridge:

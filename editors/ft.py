@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from .core.prompts import Request, encode_target, fill, pad_batch, pad_id, parse_requests
+from .base import Editor, Task
+from .core.prompts import Request, encode_target, fill, pad_batch, pad_id
 from .core.sites import find_sites, input_device
-from .edit import Dense, Edit
+from .edit import Dense
 from .errors import EditingError
 from .hparams import HParams
 
@@ -55,7 +54,7 @@ class FTHParams(HParams):
         return float(n**a * torch.tensor(b, dtype=torch.float64).exp())
 
 
-class FT:
+class FT(Editor):
     """Adam on the listed modules' parameters; every token of a target is scored at the prompt's last token.
 
     That is the published loss: no teacher forcing, so only one-token targets are learned as a language model would say them.
@@ -65,27 +64,8 @@ class FT:
     name = "FT"
     hparams_class = FTHParams
 
-    def __init__(self, hparams: FTHParams):
-        self.hparams = hparams
-
-    def edit(
-        self,
-        model: nn.Module,
-        tok,
-        requests: Sequence[Mapping | Request],
-        context_templates: Sequence | None = None,
-        z_cache: str | os.PathLike | None = None,
-        progress: bool = True,
-    ) -> Edit:
-        """The change that fine-tuning makes; the model itself is bit-identical afterwards.
-
-        context_templates and z_cache are those of the closed-form editors and have no meaning here.
-        Raises EditingError for requests or hparams that do not fit.
-        """
-        hp, started = self.hparams, time.perf_counter()
-        requests = parse_requests(requests, tok)
-        if not requests:
-            raise EditingError("no requests: give at least one")
+    def changes(self, task: Task) -> tuple[dict[str, Dense], dict[str, Any]]:
+        hp, model, tok, requests = self.hparams, task.model, task.tok, task.requests
         weights = self._weights(model)
         flags = {p: p.requires_grad for p in model.parameters()}
         originals = {name: p.detach().clone() for name, p in weights.items()}
@@ -100,7 +80,7 @@ class FT:
                 p.requires_grad_(False)
             for p in weights.values():
                 p.requires_grad_(True)
-            for _ in tqdm(range(hp.num_steps), desc="fine-tuning", unit="epoch", leave=False, disable=None if progress else True):
+            for _ in tqdm(range(hp.num_steps), desc="fine-tuning", unit="epoch", leave=False, disable=None if task.progress else True):
                 losses.append(self._epoch(model, batches, optimiser, weights, originals))
                 if losses[-1] < LOSS_GOAL:
                     break
@@ -115,8 +95,7 @@ class FT:
                     p.grad = None
             for p, flag in flags.items():
                 p.requires_grad_(flag)
-        info = {"editor": self.name, "hparams": asdict(hp), "requests": len(requests), "loss": losses}
-        return Edit(changes, info | {"seconds": {"edit": time.perf_counter() - started}})
+        return changes, {"loss": losses}
 
     def _weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters of the listed modules (weights and biases), or the one parameter that the template names."""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import torch
-from torch import nn
 from tqdm import tqdm
 
+from .base import Editor, Task
 from .closed_form import covariance_factors, prepare, to_change, trial
 from .core import solve
 from .core.keys import compute_hidden, compute_keys
-from .core.prompts import Request
 from .core.sites import weight_of
 from .core.value_cache import cached_optimise
-from .edit import Edit
+from .edit import LowRank
 from .errors import EditingError
 from .hparams import ValueHParams
 
@@ -44,7 +41,7 @@ class MEMITHParams(ValueHParams):
             raise EditingError(f"mom2_update_weight: {self.mom2_update_weight} must be above 0")
 
 
-class MEMIT:
+class MEMIT(Editor):
     """Writes all requests at once, spread over a few consecutive layers.
 
     Target states z are sought at the output of the last listed block. Then, layer by layer on the model edited so far, the
@@ -55,33 +52,18 @@ class MEMIT:
     name = "MEMIT"
     hparams_class = MEMITHParams
 
-    def __init__(self, hparams: MEMITHParams):
-        self.hparams = hparams
-
-    def edit(
-        self,
-        model: nn.Module,
-        tok,
-        requests: Sequence[Mapping | Request],
-        context_templates: Sequence | None = None,
-        z_cache: str | os.PathLike | None = None,
-        progress: bool = True,
-    ) -> Edit:
-        """The edit that makes `model` state every request's new target; the model itself is bit-identical afterwards.
-
-        context_templates: groups of templates (default: sampled from the model, seeded). z_cache: folder of target states.
-        Raises EditingError for requests, hparams or statistics that do not fit.
-        """
-        hp, started = self.hparams, time.perf_counter()
-        prepared = prepare(model, tok, requests, hp, context_templates, "memit")
-        requests, sites = prepared.requests, prepared.sites
-        factors = covariance_factors(model, tok, hp.layers, hp, sites, ridge=hp.update_norm_lambda / hp.mom2_update_weight)
+    def changes(self, task: Task) -> tuple[dict[str, LowRank], dict[str, Any]]:
+        hp, model, tok, requests = self.hparams, task.model, task.tok, task.requests
+        started = time.perf_counter()
+        prepared = prepare(task, hp, "memit")
+        sites = prepared.sites
+        factors = covariance_factors(task, hp, sites, ridge=hp.update_norm_lambda / hp.mom2_update_weight)
         seconds = {"prepare": time.perf_counter() - started}
 
         z_layer = hp.layers[-1]
         started = time.perf_counter()
         targets = cached_optimise(
-            model, tok, requests, z_layer, hp, sites, prepared.templates, "block", folder=z_cache, progress=progress
+            model, tok, requests, z_layer, hp, sites, prepared.templates, "block", folder=task.z_cache, progress=task.progress
         ).target
         seconds["values"] = time.perf_counter() - started
 
@@ -97,4 +79,4 @@ class MEMIT:
                 changes[name] = to_change(residual.to(adjusted), adjusted, in_first, parameter.dtype)
                 change(layer, changes[name])
         seconds["insert"] = time.perf_counter() - started
-        return Edit(changes, {"editor": self.name, "hparams": asdict(hp), "requests": len(requests), "seconds": seconds})
+        return changes, {"seconds": seconds}

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
 
+from .base import Editor, Task
 from .closed_form import Prepared, covariance_factors, prepare, to_change, trial
 from .core import solve
 from .core.keys import layer_io
 from .core.prompts import Request
 from .core.sites import get_module, weight_of
 from .core.value_cache import cached_optimise
-from .edit import Edit, LowRank
+from .edit import LowRank
 from .errors import EditingError
 from .hparams import ValueHParams
 
@@ -52,7 +50,7 @@ class ROMEHParams(ValueHParams):
             raise EditingError("context_template_length_params: expected pairs [length, number], both at least 1")
 
 
-class ROME:
+class ROME(Editor):
     """Writes one fact as a rank-one change of one layer's down-projection; several requests one after another.
 
     W' = W + (v - W k) u^T / (u^T k), u = C^{-1} k / |C^{-1} k| (eq. 2). With several layers, each is edited in ascending order
@@ -62,48 +60,26 @@ class ROME:
     name = "ROME"
     hparams_class = ROMEHParams
 
-    def __init__(self, hparams: ROMEHParams):
-        self.hparams = hparams
-
-    def edit(
-        self,
-        model: nn.Module,
-        tok,
-        requests: Sequence[Mapping | Request],
-        context_templates: Sequence | None = None,
-        z_cache: str | os.PathLike | None = None,
-        progress: bool = True,
-    ) -> Edit:
-        """The edit that makes `model` state every request's new target; the model itself is bit-identical afterwards.
-
-        context_templates: a flat list or groups, all weighed alike. z_cache: folder of target states (its key holds the
-        model's weights, so later requests of a sequence meet only their own).
-        Raises EditingError for requests, hparams or statistics that do not fit.
-        """
-        hp, started = self.hparams, time.perf_counter()
-        prepared = prepare(
-            model, tok, requests, hp, context_templates, "rome", length_params=hp.context_template_length_params
-        )
+    def changes(self, task: Task) -> tuple[dict[str, LowRank], dict[str, Any]]:
+        hp = self.hparams
+        prepared = prepare(task, hp, "rome", length_params=hp.context_template_length_params)
         layers = sorted(hp.layers)
-        factors = covariance_factors(model, tok, layers, hp, prepared.sites) if hp.mom2_adjustment else dict.fromkeys(layers)
+        factors = covariance_factors(task, hp, prepared.sites) if hp.mom2_adjustment else dict.fromkeys(layers)
         changes: dict[str, LowRank] = {}
-        with trial(model, prepared.sites) as change:
-            for request in prepared.requests:
+        with trial(task.model, prepared.sites) as change:
+            for request in task.requests:
                 for layer in layers:
-                    name, update = self._rank_one(model, tok, request, layer, prepared, factors[layer], z_cache, progress)
+                    name, update = self._rank_one(task, request, layer, prepared, factors[layer])
                     change(layer, update)
                     changes[name] = changes[name].plus(update) if name in changes else update
-        seconds = {"edit": time.perf_counter() - started}
-        return Edit(
-            changes, {"editor": self.name, "hparams": asdict(hp), "requests": len(prepared.requests), "seconds": seconds}
-        )
+        return changes, {}
 
     def _rank_one(
-        self, model: nn.Module, tok, request: Request, layer: int, prepared: Prepared, factor, z_cache, progress
+        self, task: Task, request: Request, layer: int, prepared: Prepared, factor: solve.Factor | None
     ) -> tuple[str, LowRank]:
-        hp, sites = self.hparams, prepared.sites
+        hp, sites, model, tok = self.hparams, prepared.sites, task.model, task.tok
         values = cached_optimise(
-            model, tok, [request], layer, hp, sites, prepared.templates, "down_proj", folder=z_cache, progress=progress
+            model, tok, [request], layer, hp, sites, prepared.templates, "down_proj", folder=task.z_cache, progress=task.progress
         )
         inputs, outputs = layer_io(model, tok, request, layer, sites, hp.fact_token, prepared.groups)
         key = inputs.mean(0)

@@ -9,5 +9,5 @@ continue=()
 "$PYTHON" -m experiments.evaluate --alg_name MEMIT --model_name world --hparams_fname world.json --ds_name world \
     --num_edits 100 --dataset_size_limit 100 --dir_name quickstart "${continue[@]}"
 "$PYTHON" -m experiments.summarize --dir_name quickstart --runs "$run"
-"$PYTHON" -m figures.summary --dir_name quickstart --runs "$run" --out results/quickstart/summary
+"$PYTHON" -m figures.summary "results/quickstart/$run" --out results/quickstart/summary
 echo "cases: results/quickstart/$run/*.json   figure: results/quickstart/summary.png"

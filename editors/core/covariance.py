@@ -34,7 +34,9 @@ from .sites import Sites, find_sites, weight_of
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
 SNAPSHOT_SECONDS = 60.0
-"""Time between snapshots, at least; writing them never takes more than a twentieth of the time."""
+"""Time between snapshots, at least."""
+SNAPSHOT_SHARE = 0.05
+"""Largest part of the time that writing them may take."""
 UNLIMITED_CONTEXT = 2048
 """Tokens read of a text when the model names no longest context (ALiBi)."""
 
@@ -244,7 +246,7 @@ class _Pass:
         start = time.monotonic()
         moment_store.save_snapshot(self.snapshot, {layer: sums.tensors() for layer, sums in self.sums.items()}, self.state)
         end = time.monotonic()
-        return end + max(SNAPSHOT_SECONDS, 20 * (end - start))
+        return end + max(SNAPSHOT_SECONDS, (end - start) / SNAPSHOT_SHARE)
 
 
 def _passes(model: nn.Module, sites: Sites, layers: Sequence[int], dtype: str) -> list[Sequence[int]]:

@@ -39,7 +39,7 @@ def compute_keys(
         for template, weight in zip((t for group in templates for t in group), weights):
             texts.append((fill(template, request.prompt), request.subject, ""))
             shares.append((i, weight))
-    places = [("down_proj", layer, "in") for layer in layers]
+    places = [("down_proj", layer, "in") for layer in dict.fromkeys(layers)]
     found = _read(model, tok, locate_all(tok, texts, fact_token), shares, places, sites, batch_tokens, progress)
     return {layer: found["down_proj", layer, "in"] for layer in layers}
 

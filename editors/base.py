@@ -1,0 +1,70 @@
+"""What every editor has in common."""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from .core.prompts import Request, parse_requests
+from .core.sites import evaluating
+from .edit import Dense, Edit, LowRank
+from .errors import EditingError
+from .hparams import HParams
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an editor is asked to do."""
+
+    model: nn.Module
+    tok: Any
+    requests: list[Request]
+    """Checked, at least one."""
+    context_templates: Sequence | None
+    z_cache: str | os.PathLike | None
+    progress: bool
+
+
+class Editor(ABC):
+    """Turns requests into an Edit. A subclass gives `name`, `hparams_class` and `changes`."""
+
+    name: ClassVar[str]
+    hparams_class: ClassVar[type[HParams]]
+
+    def __init__(self, hparams: HParams):
+        self.hparams = hparams
+
+    def edit(
+        self,
+        model: nn.Module,
+        tok,
+        requests: Sequence[Mapping | Request],
+        context_templates: Sequence | None = None,
+        z_cache: str | os.PathLike | None = None,
+        progress: bool = True,
+    ) -> Edit:
+        """The edit that makes `model` state every request's new target; the model itself is bit-identical afterwards.
+
+        context_templates: texts with one "{}" each, the bare "{}" first, as a list or as groups (MEMIT averages within a group,
+        then over groups); default: sampled from the model with the seed of the hparams. z_cache: folder of target hidden
+        states, read and written. Both mean nothing to editors that use neither.
+        Raises EditingError for requests, hparams or statistics that do not fit; the model is then unchanged too.
+        """
+        started = time.perf_counter()
+        parsed = parse_requests(requests, tok)
+        if not parsed:
+            raise EditingError("no requests: give at least one")
+        with evaluating(model):
+            changes, info = self.changes(Task(model, tok, parsed, context_templates, z_cache, progress))
+        about = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(parsed), **info}
+        return Edit(changes, about | {"seconds": {**info.get("seconds", {}), "total": time.perf_counter() - started}})
+
+    @abstractmethod
+    def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
+        """({parameter name: change}, what else the Edit's info should tell). Leaves the model as it was."""
