@@ -1,5 +1,6 @@
 """Fixtures: outputs of the published implementations (golden), tiny models, samples of real data."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -15,6 +16,22 @@ REALDATA = ROOT.parent / "shared" / "realdata"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # tiny models: a second thread only waits
+
+
+def golden_models(kind: str) -> list[str]:
+    """Names ("tiny-gpt2", "tiny-gptj_f64", ...) that the collection at hand has arrays of this kind for."""
+    return sorted(path.stem.removeprefix(f"{kind}_") for path in GOLDEN.glob(f"{kind}_tiny-gpt*.npz"))
+
+
+@pytest.fixture(scope="session")
+def golden_model():
+    """Function of such a name that gives (model, tok), each loaded once."""
+
+    @functools.cache
+    def load(name: str):
+        return load_tiny(name.removesuffix("_f64"), torch.float64 if name.endswith("_f64") else torch.float32)
+
+    return load
 
 
 @pytest.fixture(scope="session")

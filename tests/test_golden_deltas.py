@@ -4,32 +4,18 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 import editors
-from tests.conftest import GOLDEN, load_tiny, relative
+from tests.conftest import GOLDEN, golden_models, relative
 
-FILES = ("tiny-gpt2", "tiny-gpt2_f64", "tiny-gptj", "tiny-gptj_f64")
 # Part of these parameters' true gradient is zero and Adam amplifies the rounding (golden README, "Tolerances").
 NOISE = ("attn.c_attn.bias", "attn.out_proj.weight")
 
 
 def cases():
-    for name in FILES:
+    for name in golden_models("deltas"):
         for case, about in json.loads((GOLDEN / f"deltas_{name}.json").read_text())["cases"].items():
             yield pytest.param(name, case, id=f"{name}-{case}")
-
-
-@pytest.fixture(scope="module")
-def models():
-    loaded = {}
-
-    def get(name):
-        if name not in loaded:
-            loaded[name] = load_tiny(name.removesuffix("_f64"), torch.float64 if name.endswith("_f64") else torch.float32)
-        return loaded[name]
-
-    return get
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +24,7 @@ def stats_folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, case", list(cases()))
-def test_delta_equals_published(models, stats_folder, monkeypatch, name, case):
+def test_delta_equals_published(golden_model, stats_folder, monkeypatch, name, case):
     monkeypatch.setenv("KE_STATS_DIR", str(stats_folder))
     about = json.loads((GOLDEN / f"deltas_{name}.json").read_text())["cases"][case]
     arrays = np.load(GOLDEN / f"deltas_{name}.npz", allow_pickle=False)
@@ -49,7 +35,7 @@ def test_delta_equals_published(models, stats_folder, monkeypatch, name, case):
         hparams["mom2_dtype"] = "float64" if name.endswith("_f64") else "float32"
     if case == "ft_wdpower_list":  # the published code ignores a list, and JSON has no tuples
         hparams["legacy_wd_power_law"] = True
-    model, tok = models(name)
+    model, tok = golden_model(name)
     edit = editors.load(alg, hparams).edit(
         model, tok, about["requests"], context_templates=None if alg == "FT" else templates[alg.lower()], progress=False
     )

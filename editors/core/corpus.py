@@ -70,7 +70,8 @@ def find_corpus(dataset: str) -> Corpus:
         return Corpus(dataset, f"{path.stem}-{digest[:8]}", f"sha256:{digest}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", dataset):
         near = difflib.get_close_matches(dataset, HUB, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"give {', '.join(HUB)}, owner/name[:config] or a {' or '.join(SUFFIXES)} file"
+        kinds = f"give {', '.join(HUB)}, owner/name[:config] or a {' or '.join(SUFFIXES)} file"
+        hint = f"did you mean {near[0]!r}?" if near else kinds
         raise EditingError(f"corpus {dataset!r} is not known: {hint}")
     name, _, config = dataset.partition(":")
     return Corpus(dataset, re.sub("[/:]", "_", dataset), f"hub:{name}:{config or 'default'}:train")

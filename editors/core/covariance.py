@@ -51,7 +51,7 @@ def collect(
     resume: bool = True, progress: bool = True, force: bool = False,
     *, max_keys: int | None = None, pack_tokens: int | None = None,
 ) -> dict[int, Moment]:
-    """{layer: Moment}, from this process's cache, else from files, else by one pass over the corpus for all layers that lack one.
+    """{layer: Moment}: from this process's cache, else from files, else by one pass over the corpus for all that are left.
 
     They belong to the model as it was when statistics were first asked for: after an edit the same call returns the same
     moments, and a layer that would have to be collected then is an error, never a silent pass over the edited model.
@@ -89,8 +89,8 @@ def collect(
                 f"layers {list(missing)} have no statistics yet, and the model was changed after its first statistics: ask for "
                 "all layers before editing, revert the edit, or force a collection on the model as it is"
             )
-        for layer, moment in _collect_missing(model, tok, sites, corpus, folder, missing, resume, progress, pack_tokens).items():
-            known[keys[layer]] = moment
+        collected = _collect_missing(model, tok, sites, corpus, folder, missing, resume, progress, pack_tokens)
+        known.update((keys[layer], moment) for layer, moment in collected.items())
     return {layer: known[keys[layer]] for layer in asked}
 
 
@@ -101,7 +101,7 @@ def stats_folder() -> Path:
 
 
 def folder_of(model: nn.Module, corpus: Corpus, stats_dir: str | os.PathLike | None = None) -> Path:
-    """Folder of the model's statistics over a corpus: `<stats_dir>/<model>/<corpus>_stats`, as the published programs name it."""
+    """`<stats_dir>/<model>/<corpus>_stats`, where the published programs too keep a model's statistics over a corpus."""
     name = getattr(model.config, "_name_or_path", "") or f"{type(model).__name__}-{_fingerprint(model)[:8]}"
     return Path(stats_dir or stats_folder()).resolve() / name.replace("/", "_").replace("\\", "_") / f"{corpus.slug}_stats"
 
@@ -222,7 +222,8 @@ class _Pass:
                 state["count"] += sum(map(len, batch.rows))
                 state["texts"] += len(batch.rows)
                 bar.update(len(batch.rows))
-                bar.set_postfix_str(f"{state['count']} tokens, {(state['count'] - seen) / (time.monotonic() - start):.0f}/s", refresh=False)
+                rate = (state["count"] - seen) / (time.monotonic() - start)
+                bar.set_postfix_str(f"{state['count']} tokens, {rate:.0f}/s", refresh=False)
                 if time.monotonic() >= due:
                     due = self._save_snapshot()
             if not max_keys:
@@ -230,7 +231,8 @@ class _Pass:
         if not state["count"]:
             raise EditingError(f"corpus {self.identity['corpus_name']}: its texts hold no tokens")
         if max_keys and state["count"] < max_keys:
-            warnings.warn(f"the corpus has {state['count']} tokens, fewer than the {max_keys} keys asked for: all are used", stacklevel=2)
+            warnings.warn(f"the texts have {state['count']} tokens, fewer than the {max_keys} keys asked for: all are used",
+                          stacklevel=2)
 
     def _add(self, rows: Sequence[Sequence[int]]) -> None:
         try:

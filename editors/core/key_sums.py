@@ -24,7 +24,7 @@ BLOCKS = 8
 """Column blocks of the symmetric product; n of them compute (n + 1) / 2n of the full one."""
 SMALLEST_BLOCK = 256
 MOST_TOKENS, MOST_TOKENS_CPU = 16384, 512
-"""Largest forward pass. On a CPU smaller is faster: activations stay in its cache (4,096 tokens of GPT-2 small take a third longer)."""
+"""Largest forward pass. On a CPU smaller ones are faster, because activations stay in its cache."""
 
 
 class KeySums:
@@ -165,7 +165,7 @@ def _cut(rows: Sequence[list[int]], most: int) -> list[list[int]]:
 
 
 def _pack(rows: Sequence[list[int]], pack_tokens: int) -> Iterator[list[list[int]]]:
-    """Rows of like length together, each batch within `pack_tokens`, padding included, or of one row. Empty rows are dropped."""
+    """Rows of like length together, within `pack_tokens` a batch, padding included, or of one row. Empty rows are dropped."""
     rows = sorted(filter(None, rows), key=len, reverse=True)
     while rows:
         count = max(1, pack_tokens // len(rows[0]))

@@ -49,7 +49,7 @@ class Moment:
     """Statistics of the keys k that enter one layer's down-projection, over `count` tokens of a corpus."""
 
     matrix: Float[Tensor, "d_in d_in"]
-    """Uncentred second moment: the sum of k k^T over all tokens, divided by `count`; symmetric, float32 or float64, on the CPU."""
+    """Uncentred second moment: the sum of k k^T over all tokens, divided by `count`; float32 or float64, on the CPU."""
     count: int
     """Tokens seen."""
     layer: int
@@ -114,7 +114,9 @@ def load_published(path: Path, asked: Mapping[str, Any], d_in: int) -> Moment:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise EditingError(f"{path}: not readable as published statistics ({error}): delete it, or copy it again") from None
     if size != str(asked["n_samples"]):
-        raise EditingError(f"{path}: statistics of {size} documents, wanted {asked['n_samples']}: move the file away, or ask for {size}")
+        raise EditingError(
+            f"{path}: statistics of {size} documents, wanted {asked['n_samples']}: move the file away, or ask for {size}"
+        )
     warnings.warn(f"{path}: published statistics; which model and corpus they are of can't be checked", stacklevel=2)
     unknown = {field: "unknown" for field in ("weights", "model_dtype", "tokenizer", "corpus", "max_length")}
     identity = {**asked, **unknown, "format": "published", "count": count, "file": str(path)}
@@ -133,7 +135,9 @@ def from_sums(
     """The moment from sums over `identity["count"]` tokens. Raises EditingError for a wrong width or for NaN and infinity."""
     count = identity["count"]
     if mom2.shape != (d_in, d_in):
-        raise EditingError(f"{where}: statistics of keys of width {mom2.shape[-1]}, but the model's have {d_in}: they are of another model")
+        raise EditingError(
+            f"{where}: statistics of keys of width {mom2.shape[-1]}, but the model's have {d_in}: they are of another model"
+        )
     if count < 1 or not torch.isfinite(mom2.diagonal().sum()):
         raise EditingError(
             f"{where}: statistics over {count} tokens hold NaN or infinity: delete the file if there is one, and "
@@ -188,8 +192,9 @@ def _read(path: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     # A name of its own for each writer: two processes may collect the same statistics at once, the last one stays.
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={"header": json.dumps(header)})
+        save_file(contiguous, part, metadata={"header": json.dumps(header)})
         os.replace(part, path)
     except SafetensorError as error:
         raise EditingError(f"{path}: writing failed ({error})") from None

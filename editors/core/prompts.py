@@ -210,7 +210,7 @@ def _target(value):
 def _position(offsets: Sequence[tuple[int, int]], span: tuple[int, int, int], text: str, fact_token: str) -> int | None:
     """Position of the looked-up token, or None if no token covers the subject. Zero-wide tokens (BOS) never count."""
     start, end, prompt_end = span
-    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a and end > start]
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and end > start]
     # A token that joins the prompt's trailing space to what follows belongs to what follows.
     prompt = [i for i, (a, b) in enumerate(offsets) if a < b and (b <= prompt_end or text[a:prompt_end].strip())]
     if not inside:

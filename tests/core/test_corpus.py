@@ -134,6 +134,7 @@ def test_hub_that_gives_nothing(hub, error):
         raise error
 
     hub.load_dataset = load_dataset
-    with pytest.raises(EditingError, match=r"wikimedia/wikipedia \(20231101.en\) did not load .* path of a .jsonl or .txt") as caught:
+    message = r"wikimedia/wikipedia \(20231101.en\) did not load .* path of a .jsonl or .txt"
+    with pytest.raises(EditingError, match=message) as caught:
         find_corpus("wikipedia").texts()
     assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ from editors.core.keys import compute_hidden, compute_keys, layer_io
 from editors.core.prompts import Request, fill, locate, parse_requests
 from editors.core.sites import find_sites, first, get_module
 from editors.errors import EditingError
-from tests.conftest import GOLDEN, load_tiny, relative
+from tests.conftest import GOLDEN, golden_models, load_tiny, relative
 from tests.models import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
 
 GROUPS = [["{}"], ["The city of Lutmere. {}", "I. {}", "Because it is a clockmaker in the. {}"]]
@@ -21,6 +21,7 @@ REQUESTS = [
     Request("In l'{}", "Zoë", " x"),
 ]
 GOLDEN_RUNS = [("tiny-gpt2", "", 1e-6), ("tiny-gpt2", "_f64", 1e-13), ("tiny-gptj", "", 1e-6), ("tiny-gptj", "_f64", 1e-6)]
+GOLDEN_RUNS = [run for run in GOLDEN_RUNS if run[0] + run[1] in golden_models("keys")]
 
 
 @pytest.fixture(scope="module", params=GOLDEN_RUNS, ids=lambda run: run[0] + run[1])

@@ -71,7 +71,8 @@ SHAPES = [(arch, square) for arch in ARCHITECTURES for square in (False, True) i
 @torch.no_grad()
 def test_weight_in_its_own_orientation(arch, square):
     """Adding u v^T, laid out as in_first says, adds u (v . k) to the projection's output; also where d_in == d_out."""
-    names = {"gpt2": "n_inner", "gptj": "n_inner", "opt": "ffn_dim", "falcon": "ffn_hidden_size", "falcon_new": "ffn_hidden_size"}
+    names = {"gpt2": "n_inner", "gptj": "n_inner", "opt": "ffn_dim"}
+    names |= dict.fromkeys(["falcon", "falcon_new"], "ffn_hidden_size")
     size = {names.get(arch, "intermediate_size"): WIDTH} if square else {}
     model = tiny_model(arch, **size)
     sites = find_sites(model)
@@ -223,7 +224,8 @@ def test_scaled_logits(config_class, entries):
      "OPTForCausalLM: site 'final_norm' not found; what runs behind .*: nothing"),
     (lambda: tiny_model("opt", word_embed_proj_dim=16),
      r"site 'final_norm' not found; .*\(last block\) is not the output of"),
-    (lambda: build("MixtralConfig", num_local_experts=2), "MixtralForCausalLM: site 'down_proj' not found; .* linear maps: none"),
+    (lambda: build("MixtralConfig", num_local_experts=2),
+     "MixtralForCausalLM: site 'down_proj' not found; .* linear maps: none"),
     (lambda: build("DeepseekV3Config", n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_group=1,
                    topk_group=1, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, v_head_dim=8, qk_nope_head_dim=8,
                    first_k_dense_replace=2),
@@ -257,6 +259,7 @@ def test_layer_beyond_the_model():
         find_sites(tiny_model("gpt2")).name("block", 4)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("arch, targets", [("gpt2", ["c_proj"]), ("llama", ["down_proj", "o_proj"])])
 def test_adapters_around_the_projection(arch, targets):
     """With peft the edit still belongs to the map inside the adapter."""

@@ -10,7 +10,7 @@ from editors.core.prompts import parse_requests
 from editors.core.replay import Replay
 from editors.core.sites import find_sites, get_module
 from editors.core.values import optimise
-from tests.conftest import GOLDEN, load_tiny, relative
+from tests.conftest import GOLDEN, golden_models, load_tiny, relative
 from tests.models import ARCHITECTURES, tiny_model
 
 
@@ -19,26 +19,14 @@ class Settings:
         self.__dict__.update(hparams)
 
 
-def golden_cases(files=("tiny-gpt2", "tiny-gpt2_f64", "tiny-gptj", "tiny-gptj_f64")):
-    for name in files:
+def golden_cases():
+    for name in golden_models("zv"):
         for case in json.loads((GOLDEN / f"zv_{name}.json").read_text())["cases"]:
             yield name, case
 
 
-@pytest.fixture(scope="module")
-def models():
-    loaded = {}
-
-    def get(name):
-        if name not in loaded:
-            loaded[name] = load_tiny(name.removesuffix("_f64"), torch.float64 if name.endswith("_f64") else torch.float32)
-        return loaded[name]
-
-    return get
-
-
 @pytest.mark.parametrize("name, case", list(golden_cases()))
-def test_equals_published_trajectory(models, name, case):
+def test_equals_published_trajectory(golden_model, name, case):
     """Every step's loss terms and delta. The published "last" reads a padding position, so that case is only ours (below)."""
     if "/last/" in case or case.startswith("v/last"):
         pytest.skip("fact_token=last reads a padding position in the published code (golden README, quirk 3)")
@@ -47,7 +35,7 @@ def test_equals_published_trajectory(models, name, case):
     about = description["cases"][case]
     memit = case.startswith("z/")
     templates = sum(description["memit_templates"], []) if memit else description["rome_templates"]
-    model, tok = models(name)
+    model, tok = golden_model(name)
     steps = []
 
     def watch(step, numbers, delta, terms):
