@@ -1,0 +1,1 @@
+"""The programs: each module with a ``main`` runs as ``python -m experiments.<module>``."""

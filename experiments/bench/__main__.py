@@ -1,0 +1,29 @@
+"""`python -m experiments.bench values|stats|evaluate|solve [options of the part]`."""
+
+import argparse
+import importlib
+import sys
+
+from experiments.cli import run_program
+
+PARTS = {
+    "values": "target hidden states: batched with a prefix cache, against one request at a time through the whole model",
+    "stats": "second moments: all layers in one pass, against one pass a layer",
+    "evaluate": "metrics: batched across cases, against one case at a time",
+    "solve": "closed forms: a factor that is kept, against LU of the full system each time",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Same process, same inputs, same torch settings; results are compared, and the ratio of times is printed.",
+        epilog="\n".join(f"{part:10}{what}" for part, what in PARTS.items()) + "\n\noptions of a part: <part> --help")
+    parser.add_argument("part", choices=PARTS)
+    part = parser.parse_args(argv[:1]).part
+    importlib.import_module(f"experiments.bench.{part}").main(argv[1:])
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,157 @@
+"""``python -m experiments.collect_stats``: second moments of the keys, precomputed for all layers in one pass over a corpus.
+
+    python -m experiments.collect_stats --model_name gpt2-xl --layers 13-17
+    python -m experiments.collect_stats --model_name world --alg_name MEMIT --hparams_fname world.json
+    python -m experiments.collect_stats --model_name ./my-model --layers all --dataset texts.jsonl --sample_size all
+
+Editors collect what they lack by themselves; this program does it ahead of time, for more layers, or with other options.
+A killed run goes on where it stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.download import Unavailable, download
+from editors.core import covariance, moment_store
+from editors.core.corpus import HUB, Corpus, find_corpus
+from editors.core.moment_store import Moment
+from editors.core.sites import find_sites
+from editors.errors import EditingError
+from experiments.cli import HelpFormatter, add_model_flags, run_program
+from experiments.job import load_editor
+from experiments.models import load_model
+
+PUBLISHED_URL = "https://memit.baulab.info/data/stats"
+ALWAYS_COLLECTED = ("mom2", "mean", "norm_mean")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[int, Moment]:
+    """Collects, prints a line a layer, and returns {layer: Moment}. Raises EditingError or DataError for a user's mistake."""
+    args = _parse(argv)
+    asked = _settings(args)
+    corpus = find_corpus(asked["dataset"])
+    model, tok = load_model(args.model_name, args.dtype, args.device)
+    sites = find_sites(model, asked["templates"])
+    layers = range(sites.layers) if asked["layers"] == "all" else asked["layers"]
+    options = dict(dtype=asked["dtype"], sites=sites, batch_tokens=args.batch_tokens, max_keys=args.max_keys)
+    folder = covariance.folder_of(model, corpus, args.stats_dir)
+    if args.download and not args.force:
+        wanted = covariance.identities(model, tok, layers, corpus, asked["n_samples"], **options)
+        _download(wanted, folder, corpus)
+    moments = covariance.collect(
+        model, tok, layers, asked["dataset"], asked["n_samples"], **options, stats_dir=args.stats_dir,
+        pack_tokens=args.pack_tokens, force=args.force, resume=not args.no_resume,
+    )
+    print(f"statistics in {folder}")
+    for layer, moment in moments.items():
+        norm = "" if moment.norm_mean is None else f", mean length of a key {moment.norm_mean:.4g}"
+        print(f"layer {layer}: {moment.count} tokens, keys of width {len(moment.matrix)}{norm}")
+    return moments
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    program = "python -m experiments.collect_stats"
+    parser = argparse.ArgumentParser(prog=program, description=__doc__, formatter_class=_Formatter)
+    add = parser.add_argument
+    add("--model_name", default="gpt2-xl", help="hub id, local folder, or world")
+    add("--layers", help="comma list of blocks and ranges, 3,5-8, or all; default: the hparams file's, else 17 as published")
+    add("--dataset", help="wikipedia, wikitext, owner/name[:config] of the hub, world, or the path of a .jsonl (field text) or "
+                          ".txt file; default: the hparams file's mom2_dataset, else wikipedia")
+    add("--sample_size", type=_number_or("all"),
+        help='texts to read, or "all"; default: the hparams file\'s mom2_n_samples, else 100000')
+    add("--precision", choices=sorted(covariance.DTYPES),
+        help="of the sums; default: the hparams file's mom2_dtype, else float32")
+    add("--alg_name", default="MEMIT", help="editor that the hparams file is for")
+    add("--hparams_fname",
+        help="take layers, corpus, size, precision and module names from this file in hparams/<alg_name>/, or from a path")
+    add("--to_collect", default="mom2",
+        help=f"comma list of {', '.join(ALWAYS_COLLECTED)}; all three are in every file, whatever is asked")
+    add("--batch_tokens", type=_number_or("any"),
+        help='tokens of a text that are read at most; "any": up to the model\'s longest context')
+    add("--max_keys", type=int,
+        help="stop at exactly so many tokens (FastMEMIT: a multiple of the keys' width); default: no limit")
+    add("--pack_tokens", type=int, help="tokens in one forward pass, padding included; default: chosen from the free memory")
+    add("--stats_dir", help="default: KE_STATS_DIR, else stats in the data folder")
+    add("--data_dir",
+        help="where the built-in world's corpus is written; default: KE_DATA_DIR, else ~/.cache/knowledge-editing/data")
+    add("--download", type=int, choices=(0, 1), default=1,
+        help="1: ask the authors' server for statistics that are not there; their model and corpus can't be checked")
+    add("--force", action="store_true", help="collect again, even if the statistics are there")
+    add("--no_resume", action="store_true", help="start from the first text, even if a killed run left a snapshot")
+    add_model_flags(parser)
+    args = parser.parse_args(argv)
+    unknown = sorted(set(args.to_collect.split(",")) - set(ALWAYS_COLLECTED))
+    if unknown:
+        raise EditingError(f"--to_collect {unknown[0]!r} is not known: give {', '.join(ALWAYS_COLLECTED)}")
+    args.batch_tokens = None if args.batch_tokens == "any" else args.batch_tokens
+    return args
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What to collect: flags first, then the hparams file, then the published defaults."""
+    settings = {"layers": [17], "dataset": "wikipedia", "n_samples": 100_000, "dtype": "float32", "templates": {}}
+    if args.hparams_fname:
+        flags = {"alg_name": args.alg_name, "hparams_fname": args.hparams_fname, "model_name": args.model_name,
+                 "data_dir": args.data_dir, "seed": 0}
+        hparams = load_editor(flags)[1].hparams
+        if not hasattr(hparams, "mom2_dataset"):
+            raise EditingError(f"{args.alg_name} uses no statistics: give the --hparams_fname of an editor that does")
+        settings = {"layers": hparams.layers, "dataset": hparams.mom2_dataset, "n_samples": hparams.mom2_n_samples,
+                    "dtype": hparams.mom2_dtype, "templates": hparams.templates()}
+    given = {"layers": args.layers and _layers(args.layers), "dataset": args.dataset, "n_samples": args.sample_size,
+             "dtype": args.precision}
+    settings.update({name: value for name, value in given.items() if value is not None})
+    if settings["dataset"] == "world":
+        from data import world
+        settings["dataset"] = str(world.corpus_path(args.data_dir))
+    return settings
+
+
+def _layers(text: str) -> list[int] | str:
+    if text == "all":
+        return text
+    layers = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            layers.extend(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise EditingError(f"--layers {text!r}: give a comma list of blocks and ranges, 3,5-8, or all") from None
+    return list(dict.fromkeys(layers))
+
+
+def _download(wanted: Mapping[int, Mapping[str, Any]], folder: Path, corpus: Corpus) -> None:
+    """Put the authors' files beside ours, where there are none of either; after the first refusal no more are asked for."""
+    for identity in wanted.values():
+        published = moment_store.published_files(folder, identity)
+        there = moment_store.file_of(folder, identity).exists() or any(path.exists() for path in published)
+        # Cropped or counted keys were never published, nor other corpora.
+        if there or corpus.name not in HUB or identity["cropped"] or identity["max_keys"]:
+            continue
+        try:
+            download(f"{PUBLISHED_URL}/{folder.parent.name}/{folder.name}/{published[0].name}", published[0])
+        except Unavailable as error:
+            reason = str(error).partition(";")[0]
+            print(f"no published statistics, collecting them: {reason}", file=sys.stderr)
+            return
+
+
+def _number_or(word: str):
+    def parse(text: str) -> int | str:
+        return word if text == word else int(text)
+
+    parse.__name__ = f"number or {word!r}"  # argparse's error names the type
+    return parse
+
+
+class _Formatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the examples' line breaks."""
+
+
+if __name__ == "__main__":
+    run_program(main)

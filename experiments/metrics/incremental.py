@@ -1,0 +1,146 @@
+"""Prompts run once through the model, and whatever is asked behind them continues from their key/value cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from editors.core.prompts import pad_batch
+from editors.core.sites import input_device
+from editors.errors import EditingError
+
+
+@dataclass
+class Prefix:
+    """Left-padded rows of tokens that the model has read."""
+
+    cache: DynamicCache
+    mask: Int[Tensor, "rows width"]
+    """1 at real tokens."""
+    lengths: Int[Tensor, " rows"]
+    """Real tokens of each row."""
+
+    def select(self, rows: Sequence[int]) -> Prefix:
+        """These rows (repeats allowed) as a prefix of their own; this one stays as it is."""
+        index = torch.tensor(rows, device=self.mask.device)
+        cache = DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            here = index.to(layer.keys.device)
+            cache.update(layer.keys[here], layer.values[here], number)
+        return Prefix(cache, self.mask[index], self.lengths[index])
+
+
+def read(model: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Prefix, Float[Tensor, "rows vocabulary"]]:
+    """Run token rows of unequal length in one pass: the prefix, and the logits behind each row (the head runs only there)."""
+    batch = pad_batch(rows, pad_id, input_device(model), side="left")
+    # Without the configuration's layer types every layer keeps all its tokens. Sliding windows are then left to the masks;
+    # a cache that drops old columns would count padding as tokens.
+    cache, mask = DynamicCache(), batch["attention_mask"]
+    logits = _forward(model, batch["input_ids"], mask, batch["position_ids"], cache, logits_to_keep=1)
+    return Prefix(cache, mask, mask.sum(1)), logits[:, -1]
+
+
+def extend(
+    model: PreTrainedModel, prefix: Prefix, tokens: Int[Tensor, "rows columns"], mask: Int[Tensor, "rows columns"] | None = None
+) -> Float[Tensor, "rows columns vocabulary"]:
+    """Logits behind each of the tokens, read behind the prefix, which grows by them.
+
+    mask: 0 where a row has fewer tokens than others (on the right); default all 1.
+    """
+    mask = torch.ones_like(tokens) if mask is None else mask
+    positions = (prefix.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)) * mask
+    prefix.mask = torch.cat([prefix.mask, mask], 1)
+    prefix.lengths = prefix.lengths + mask.sum(1)
+    return _forward(model, tokens, prefix.mask, positions, prefix.cache)
+
+
+def continue_rows(
+    model: PreTrainedModel,
+    prefix: Prefix,
+    logits: Float[Tensor, "rows vocabulary"],
+    choose: Callable[[Float[Tensor, "alive vocabulary"], list[int], int], Int[Tensor, " alive"]],
+    finished: Callable[[int, list[int]], bool],
+) -> list[list[int]]:
+    """New tokens of each row: at every step ``choose(logits, row numbers, step)`` gives one to each row still running, until
+    ``finished(row, its new tokens)``. The prefix is used up."""
+    alive = list(range(len(logits)))
+    texts: list[list[int]] = [[] for _ in alive]
+    step = 0
+    while True:
+        chosen = choose(logits, alive, step)
+        for row, token in zip(alive, chosen.tolist()):
+            texts[row].append(token)
+        running = [i for i, row in enumerate(alive) if not finished(row, texts[row])]
+        if not running:
+            return texts
+        if len(running) < len(alive):
+            prefix, chosen = prefix.select(running), chosen[torch.tensor(running, device=chosen.device)]
+            alive = [alive[i] for i in running]
+        logits = extend(model, prefix, chosen[:, None].to(prefix.mask.device))[:, -1]
+        step += 1
+
+
+def batches(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of the rows, longest first, in batches that fit :func:`token_budget` (with at least one row each).
+
+    Padding is held to an eighth of a batch, or to as many tokens as a pass costs by itself, whatever is in it.
+    """
+    budget = token_budget(model)
+    pass_cost = 64 if input_device(model).type == "cpu" else 4096
+    groups: list[list[int]] = []
+    width = padding = 0
+    for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
+        size = width * (len(groups[-1]) + 1) if groups else 0
+        padding += width - len(rows[i])
+        if not groups or size > budget or padding > max(pass_cost, size // 8):
+            groups.append([])
+            width, padding = len(rows[i]), 0
+        groups[-1].append(i)
+    return groups
+
+
+def token_budget(model: PreTrainedModel, most: int | None = None) -> int:
+    """Tokens to hold at once: what fits in an eighth of the device's memory, and at most ``most`` (default: what helps speed).
+
+    Total memory, not free memory: batches, and with them the last digits of the results, must not depend on what else runs.
+    """
+    config, device = model.config.get_text_config(), input_device(model)
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else psutil.virtual_memory().total
+    # Keys and values of every block, and the widest activations of one.
+    values = (2 * config.num_hidden_layers + 16) * config.hidden_size
+    most = most or (2048 if device.type == "cpu" else 16384)
+    return max(128, min(most, total // 8 // (values * model.dtype.itemsize)))
+
+
+def logit_rows(model: PreTrainedModel) -> int:
+    """Rows of logits to hold at once: a quarter of a gigabyte of float32."""
+    return max(1, 2**26 // model.config.get_text_config().vocab_size)
+
+
+def longest_row(model: PreTrainedModel) -> int | None:
+    """Tokens that the model has positions for; None where there is no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_length(model: PreTrainedModel, row: Sequence[int], what: str) -> None:
+    """Raises EditingError for a row that is empty or longer than the model's positions."""
+    limit = longest_row(model)
+    if not row:
+        raise EditingError(f"{what} tokenises to nothing; remove it from the data")
+    if limit and len(row) > limit:
+        raise EditingError(f"{what} has {len(row)} tokens, more than the model's {limit} positions; shorten it in the data")
+
+
+def _forward(model, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, **options) -> Tensor:
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        options["position_ids"] = positions
+    with torch.no_grad():  # not inference_mode: buffers that a model renews as it runs must stay usable for gradients
+        logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,184 @@
+"""Targets behind prompts: their probabilities, and what the model says there by itself.
+
+Each distinct prompt runs once. The first token of every target, and of the model's own continuation, comes from that one
+pass; the rest continues from the prompt's cache. The head is applied at target positions only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from editors.core.prompts import pad_id
+
+from .incremental import Prefix, batches, check_length, continue_rows, extend, logit_rows, longest_row, read
+
+Ids = tuple[int, ...]
+
+EXTRA_TOKENS = 4
+"""Tokens generated beyond a target's length, to see whether the model stops there."""
+
+_STOPS = ".!?…"
+_NATURAL_STOP = re.compile(rf"""\s*$|[ \t]*\n|[{_STOPS}]+["'”’»)\]]*(\s|$)""")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A target behind a prompt, every token after the true ones before it."""
+
+    nll: float
+    """Mean negative log-probability of the target's tokens, in nats."""
+    predicted: Ids
+    """The most probable token at each place."""
+
+
+@dataclass
+class Plan:
+    """What to ask the model. Questions that are equal are asked once."""
+
+    targets: dict[Ids, set[Ids]] = field(default_factory=dict)
+    """prompt -> targets to score behind it."""
+    budgets: dict[Ids, int] = field(default_factory=dict)
+    """prompt -> length of the longest target that its continuation will be compared with."""
+
+    def score(self, prompt: Ids, target: Ids) -> None:
+        self.targets.setdefault(prompt, set()).add(target)
+
+    def generate(self, prompt: Ids, target: Ids) -> None:
+        self.budgets[prompt] = max(self.budgets.get(prompt, 0), len(target))
+
+
+@dataclass(frozen=True)
+class Answers:
+    scores: Mapping[tuple[Ids, Ids], Score]
+    """By prompt and target."""
+    texts: Mapping[Ids, str]
+    """The greedy continuation of a prompt."""
+
+
+def ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, plan: Plan) -> Answers:
+    """Everything in the plan, in batches of prompts of similar length.
+
+    Raises EditingError for a prompt that is empty or, with its target, longer than the model's positions.
+    """
+    prompts = sorted(plan.targets.keys() | plan.budgets.keys())
+    for prompt in prompts:
+        longest = max(plan.targets.get(prompt, {()}), key=len)
+        check_length(model, prompt and prompt + longest, f"the prompt {tok.decode(prompt)!r} with its target")
+    scores: dict[tuple[Ids, Ids], Score] = {}
+    texts: dict[Ids, str] = {}
+    with tqdm(total=len(prompts), desc="evaluate", unit="prompt", leave=False, disable=None) as bar:
+        for group in batches(model, prompts):
+            rows = [prompts[i] for i in group]
+            prefix, logits = read(model, rows, pad_id(tok))
+            scores.update(_score(model, prefix, logits, rows, plan.targets, pad_id(tok)))
+            texts.update(_generate(model, tok, prefix, logits, rows, plan.budgets))
+            bar.update(len(rows))
+    return Answers(scores, texts)
+
+
+def prompt_ids(tok: PreTrainedTokenizerBase, text: str) -> Ids:
+    """Token ids of a text to be continued: with the BOS that a tokenizer puts before it, without an EOS put behind it."""
+    ids = tok(text)["input_ids"]
+    if tok.eos_token and len(ids) > 1 and ids[-1] == tok.eos_token_id and not text.endswith(tok.eos_token):
+        ids = ids[:-1]
+    return tuple(ids)
+
+
+def compare(continuation: str, target: str) -> tuple[bool, bool]:
+    """(exact, starts): whether a continuation is the target and then comes to a natural stop (end of the sentence, the line
+    or the text), and whether it starts with the target as whole words."""
+    said, target = continuation.lstrip(), target.strip()
+    rest = said[len(target):]
+    starts = said.startswith(target) and not re.match(r"\w", rest)
+    ends_itself = target[-1:] in _STOPS and rest[:1].isspace()  # "Washington, D.C." needs no second full stop
+    return starts and (ends_itself or bool(_NATURAL_STOP.match(rest))), starts
+
+
+def generated_metrics(group: str, texts: Sequence[str], targets: Sequence[str]) -> dict[str, list]:
+    """The entries of a group of prompts on their greedy continuations: the texts, and :func:`compare` with the targets."""
+    compared = [compare(text, target) for text, target in zip(texts, targets, strict=True)]
+    return {f"{group}_prompts_generated": list(texts),
+            f"{group}_prompts_generated_exact": [exact for exact, _ in compared],
+            f"{group}_prompts_generated_starts": [starts for _, starts in compared]}
+
+
+def _score(
+    model: PreTrainedModel, prefix: Prefix, logits: Tensor, rows: Sequence[Ids], targets: Mapping[Ids, set[Ids]], pad: int
+) -> dict[tuple[Ids, Ids], Score]:
+    pairs = [(row, target) for row, prompt in enumerate(rows) for target in sorted(targets.get(prompt, ()))]
+    if not pairs:
+        return {}
+    index = torch.tensor([row for row, _ in pairs], device=logits.device)
+    sums, predicted = _at(logits[index, None], [target[:1] for _, target in pairs])
+
+    # The other tokens of longer targets, in groups whose logits fit in memory.
+    longer = sorted((k for k, (_, target) in enumerate(pairs) if len(target) > 1), key=lambda k: -len(pairs[k][1]))
+    while longer:
+        width = len(pairs[longer[0]][1]) - 1
+        size = max(1, logit_rows(model) // width)
+        group, longer = longer[:size], longer[size:]
+        behind = [pairs[k][1] for k in group]
+        tokens = torch.full((len(group), width), pad)
+        mask = torch.zeros_like(tokens)
+        for i, target in enumerate(behind):
+            tokens[i, : len(target) - 1] = torch.tensor(target[:-1])
+            mask[i, : len(target) - 1] = 1
+        device = prefix.mask.device
+        out = extend(model, prefix.select([pairs[k][0] for k in group]), tokens.to(device), mask.to(device))
+        for k, more, tail in zip(group, *_at(out, [target[1:] for target in behind])):
+            sums[k] += more
+            predicted[k] += tail
+    return {(rows[row], target): Score(sums[k] / len(target), predicted[k]) for k, (row, target) in enumerate(pairs)}
+
+
+def _at(logits: Tensor, targets: Sequence[Ids]) -> tuple[list[float], list[Ids]]:
+    """Of logits [rows, columns, vocabulary] and a target a row: sums of -log p over the target, and arg max at its columns."""
+    wanted = torch.zeros(logits.shape[:2], dtype=torch.long)
+    real = torch.zeros(logits.shape[:2], dtype=torch.bool)
+    for i, target in enumerate(targets):
+        wanted[i, : len(target)] = torch.tensor(target)
+        real[i, : len(target)] = True
+    wanted, real = wanted.to(logits.device), real.to(logits.device)
+    nll = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
+    best = logits.argmax(-1).tolist()
+    return (nll * real).sum(1).tolist(), [tuple(row[: len(target)]) for row, target in zip(best, targets)]
+
+
+def _generate(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, prefix: Prefix, logits: Tensor,
+    rows: Sequence[Ids], budgets: Mapping[Ids, int],
+) -> dict[Ids, str]:
+    asked = [i for i, prompt in enumerate(rows) if prompt in budgets]
+    if not asked:
+        return {}
+    if len(asked) < len(rows):
+        prefix, logits = prefix.select(asked), logits[torch.tensor(asked, device=logits.device)]
+    prompts = [rows[i] for i in asked]
+    limit = longest_row(model) or float("inf")
+    ends = _end_tokens(model, tok)
+
+    @cache
+    def stops(token: int) -> bool:
+        text = tok.decode([token])
+        return "\n" in text or text.rstrip("\"'”’»)]")[-1:] in tuple(_STOPS)
+
+    def finished(row: int, ids: list[int]) -> bool:
+        budget = budgets[prompts[row]]
+        full = len(ids) >= budget + EXTRA_TOKENS or len(prompts[row]) + len(ids) >= limit
+        return full or ids[-1] in ends or (len(ids) > budget and stops(ids[-1]))
+
+    continued = continue_rows(model, prefix, logits, lambda logits, alive, step: logits.argmax(-1), finished)
+    return {prompt: tok.decode(ids, skip_special_tokens=True) for prompt, ids in zip(prompts, continued)}
+
+
+def _end_tokens(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> set[int]:
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    return {tok.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}

@@ -1,0 +1,116 @@
+"""Loads a model and its tokenizer from the Hugging Face hub, a folder, or the built-in world."""
+
+import difflib
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from editors.core.fingerprint import model_fingerprint
+from editors.errors import EditingError
+
+# Only to suggest a name when one is misspelt; any causal language model of the hub or of a folder loads.
+KNOWN = ("world", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "EleutherAI/gpt-j-6B", "EleutherAI/gpt-neox-20b",
+         "EleutherAI/pythia-1b", "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B", "Qwen/Qwen2.5-7B",
+         "projecte-aina/aguila-7b")
+
+
+def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in evaluation mode and its tokenizer, with the padding token set (to eos if it has none).
+
+    ``name``: hub id, local folder, or ``world``. ``dtype``, ``device``: see :func:`experiments.cli.add_model_flags`.
+    Raises ``EditingError`` for an unknown model, an unreachable hub, damaged weights or a device that is not there.
+    """
+    source, local = _source(name)
+    place = _device(device)
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        tok = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        # Never pickled weights: a checkpoint without safetensors is refused (the hub converts such ones on demand).
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=_dtype(dtype, config, place), use_safetensors=True, local_files_only=local,
+            device_map="auto" if place == "map" else None, output_loading_info=True)
+    except SafetensorError as error:
+        raise EditingError(f"model {name!r}: its weights are damaged ({error}); copy or download them again") from error
+    except (OSError, ValueError) as error:
+        raise EditingError(_why(name, source, local, error)) from error
+    if loading["missing_keys"]:
+        lacking = sorted(loading["missing_keys"])[0]
+        raise EditingError(f"model {name!r}: its weights lack {lacking}; copy or download them again")
+    if tok.pad_token_id is None:
+        if tok.eos_token is None:
+            raise EditingError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
+                               "set one in its folder")
+        tok.pad_token = tok.eos_token
+    if place != "map":
+        model.to(place)
+    return model.eval(), tok
+
+
+def identity(model: PreTrainedModel) -> str:
+    """What tells one model from another: the hub's commit and a fingerprint of the weights (an edit changes the latter)."""
+    commit = getattr(model.config, "_commit_hash", None)
+    return (f"commit {commit}, " if commit else "") + f"weights {model_fingerprint(model)}"
+
+
+def _source(name: str) -> tuple[str, bool]:
+    """(folder or hub id, whether only this machine's files are to be used)."""
+    if name == "world":
+        from data import world
+        if not world.CHECKPOINT.is_dir():
+            raise EditingError(f"model 'world': its checkpoint {world.CHECKPOINT} is missing; get the complete repository")
+        return str(world.CHECKPOINT), True
+    if Path(name).is_dir():
+        return name, True
+    # What looks like a path is never looked up on the hub by mistake.
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise EditingError(f"model {name!r}: no such folder")
+    try:
+        # One quick question instead of transformers' many retries: also tells "unknown" from "unreachable".
+        HfApi().model_info(name, timeout=10)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise EditingError(f"model {name!r}: neither a folder here nor a model of the Hugging Face hub that you may read"
+                           + _hint(name)) from error
+    except (HTTPError, OSError):
+        return name, True  # unreachable: what was downloaded before still loads
+    return name, False
+
+
+def _device(device: str) -> str:
+    if device == "map":
+        return device
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise EditingError(f"--device {device}: not available here ({reason}); "
+                           "use auto, cpu, cuda, cuda:1, mps or map") from error
+    return device
+
+
+def _dtype(dtype: str, config, place: str) -> torch.dtype:
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    own = config.dtype or torch.float32
+    return torch.float32 if place == "cpu" and own.itemsize < 4 else own
+
+
+def _why(name: str, source: str, local: bool, error: Exception) -> str:
+    """One line for the many ways in which transformers fails to load a model."""
+    if Path(source).is_dir():
+        missing = [file for file in ("config.json", "tokenizer.json") if not (Path(source) / file).exists()]
+        return f"model {name!r}: " + (f"the folder has no {missing[0]}" if missing else str(error).splitlines()[0])
+    if local:
+        return (f"model {name!r}: not on this machine, and the Hugging Face hub can't be reached; "
+                f"download it beforehand, give a local folder, or use the model 'world'{_hint(name)}")
+    return f"model {name!r}: {str(error).splitlines()[0]}"
+
+
+def _hint(name: str) -> str:
+    near = difflib.get_close_matches(name, KNOWN, n=1)
+    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""

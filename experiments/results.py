@@ -1,0 +1,139 @@
+"""Result folders: ``<results>/<dir_name>/run_<NNN>/`` with params.json, run.json and a file a case.
+
+Names and keys are those that the field's scripts expect.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.files import write_atomically
+from editors.errors import EditingError
+
+PARAMS, RUN = "params.json", "run.json"
+_RUN_NAME = re.compile(r"run_(\d+)")
+_CASE_NAME = re.compile(r"(?:\d+_edits-)?case_(\d+)\.json")
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "nltk", "safetensors")
+
+
+def new_run(folder: Path, files: Mapping[str, Any]) -> Path:
+    """Makes ``run_<NNN>`` in ``folder``, NNN one above the highest there (000 in an empty folder), with these JSON files.
+
+    The folder appears under its name with all its files in it, so that a kill at any moment leaves a run that can go on,
+    or none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder, prefix=".run.", suffix=".part"))
+    part.chmod(0o755)
+    for name, content in files.items():
+        write_json(part / name, content)
+    numbers = [int(match[1]) for entry in folder.iterdir() if (match := _RUN_NAME.fullmatch(entry.name))]
+    number = max(numbers, default=-1) + 1
+    while True:
+        path = folder / f"run_{number:03d}"
+        try:
+            return part.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            number += 1  # another program was faster
+
+
+def remove_unused(run: Path) -> None:
+    """Removes a run that has no case yet."""
+    if not case_files(run):
+        shutil.rmtree(run)
+
+
+def existing_run(folder: Path, name: str) -> Path:
+    """The folder of a run to go on with. Raises EditingError if there is none, or it was not written by this program."""
+    path = folder / name
+    if not path.is_dir():
+        runs = sorted(entry.name for entry in folder.glob("run_*")) if folder.is_dir() else []
+        raise EditingError(f"--continue_from_run {name}: no such run in {folder}; there " +
+                           (f"is {', '.join(runs)}" if runs else "are none yet"))
+    if not (path / RUN).is_file() or not (path / PARAMS).is_file():
+        raise EditingError(f"--continue_from_run {name}: {path} has no {RUN} or no {PARAMS}, so what it holds can't be "
+                           "checked; start a new run")
+    return path
+
+
+def check_same(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises EditingError that names what differs between a run's ``saved`` settings and those of ``now``."""
+    differing = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    if differing:
+        what = ", ".join(f"{key} was {_short(saved.get(key))} and is now {_short(now.get(key))}" for key in differing)
+        raise EditingError(f"{path} was made with another configuration: {what}; use the same, or start a new run")
+
+
+def case_path(run: Path, num_edits: int, case_id: int) -> Path:
+    """``num_edits`` is the flag's value, also in a last, shorter batch: so file names tell the configuration."""
+    return run / f"{num_edits}_edits-case_{case_id}.json"
+
+
+def case_files(run: Path) -> list[tuple[int, Path]]:
+    """(case id, path) of every case file of a run, by id; also those of the ROME repository (``case_<id>.json``)."""
+    found = ((match, path) for path in run.iterdir() if (match := _CASE_NAME.fullmatch(path.name)))
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def runs_in(folder: Path) -> Iterator[Path]:
+    """The run folders in ``folder``, or the folder itself if it is one, by name."""
+    if not folder.is_dir():
+        raise EditingError(f"{folder}: no such folder of results")
+    if case_files(folder) or (folder / RUN).exists():
+        yield folder
+    else:
+        yield from sorted(path for path in folder.iterdir() if path.is_dir() and _RUN_NAME.fullmatch(path.name))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, indented as the published files are: the whole file or none of it."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Raises EditingError for a file that is cut off or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EditingError(f"{path}: not readable as JSON ({error}); delete it and run again") from error
+
+
+def provenance() -> dict[str, Any]:
+    """Machine, versions and the toolkit's commit, for run.json."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"python": platform.python_version(), "platform": platform.platform(), "accelerator": accelerator,
+            "packages": versions, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, with "+changes" where files differ from it; None outside a git repository."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

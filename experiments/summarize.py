@@ -1,0 +1,186 @@
+"""``python -m experiments.summarize``: the mean of every metric over a run's cases, several runs side by side.
+
+    python -m experiments.summarize --dir_name MEMIT --runs run_000
+    python -m experiments.summarize --dir_name MEMIT,ROME,FT
+
+Prints a table and writes summary.json, summary.csv and summary.md. Also reads folders that the original MEMIT and ROME code
+wrote. Units: percent; for the n-gram entropy hundredths of a bit (as published), for time seconds, for the essence score
+perplexity.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.files import write_atomically
+from editors.errors import EditingError
+from experiments import results
+from experiments.cli import HelpFormatter, run_program
+from experiments.metrics import summary
+
+FLAGS = ("alg_name", "model_name", "ds_name", "num_edits")
+"""What tells runs apart."""
+TITLES = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood", "attribute": "attribute"}
+MEASURES = {"success": "success", "diff": "difference", "acc": "accuracy (teacher-forced)", "generated": "generated exactly",
+            "generated_starts": "generated first", "gap": "gap teacher-forced - generated"}
+LABELS = {
+    "score": "score", "score_acc": "score of accuracies",
+    **{f"{group}_{measure}": f"{title} {label}" for group, title in TITLES.items() for measure, label in MEASURES.items()},
+    "ngram_entropy": "n-gram entropy", "reference_score": "reference score", "essence_score": "essence score",
+}
+"""Rows of the table, in its order."""
+
+Statistics = dict[str, dict[str, float | None]]
+"""What :func:`summary.statistics` returns."""
+
+
+def main(
+    dir_name: str | Sequence[str],
+    runs: Sequence[str] | None = None,
+    first_n_cases: int | None = None,
+    get_uncompressed: bool = False,
+    abs_path: bool = False,
+    results_dir: str | Path = "results",
+) -> list[dict[str, Any]]:
+    """MEMIT's summaries of the chosen runs: a dict a run, with ``run_dir`` and ``num_cases``; see :func:`summary.published`.
+
+    With ``get_uncompressed`` each key has the list of its values. With ``abs_path`` ``dir_name`` is a path of its own.
+    """
+    found = [read_run(run, first_n_cases) for run in choose_runs(dir_name, runs, "." if abs_path else results_dir)]
+    return [{**(lists if get_uncompressed else summary.published(lists)),
+             "run_dir": about["run_dir"], "num_cases": about["num_cases"]}
+            for about, lists in found if about["num_cases"]]
+
+
+def choose_runs(
+    dir_name: str | Sequence[str], runs: Sequence[str] | None = None, results_dir: str | Path = "results"
+) -> list[Path]:
+    """Run folders in the named folders of ``results_dir`` whose path contains one of ``runs``. EditingError if none."""
+    names = dir_name.split(",") if isinstance(dir_name, str) else dir_name
+    found = [run for name in names for run in results.runs_in(Path(results_dir) / name)]
+    chosen = [run for run in found if runs is None or any(part in str(run) for part in runs)]
+    if not chosen:
+        where = ", ".join(str(Path(results_dir) / name) for name in names)
+        there = ", ".join(run.name for run in found) or "none"
+        raise EditingError(f"no run in {where}" + (f" matches {','.join(runs)}; there is {there}" if runs else ""))
+    return chosen
+
+
+def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """(what is known about a run, each metric's values over its cases). ``first_n_cases``: only cases with a smaller id.
+
+    A damaged case file is reported on standard error and left out.
+    """
+    cases = []
+    for case_id, path in results.case_files(run):
+        if first_n_cases is not None and case_id >= first_n_cases:
+            break
+        try:
+            cases.append(results.read_json(path))
+        except EditingError as error:
+            print(f"error: {error} (left out)", file=sys.stderr)
+    about: dict[str, Any] = {"run_dir": str(run), "num_cases": len(cases)}
+    if (run / results.RUN).is_file():
+        written = results.read_json(run / results.RUN)
+        about |= {"of_cases": written["cases"], **{key: written["flags"][key] for key in FLAGS}}
+    return about, summary.collect(cases)
+
+
+def describe(about: dict[str, Any]) -> str:
+    """A run in a few words, for the head of a column or a legend."""
+    where = "/".join(Path(about["run_dir"]).parts[-2:])
+    if "alg_name" not in about:
+        return where
+    names = [Path(about[key]).name for key in ("alg_name", "model_name", "ds_name")]
+    return f"{where}: {', '.join(names)}, {about['num_edits']} edits"
+
+
+def table(runs: Sequence[tuple[dict[str, Any], Statistics]]) -> list[list[str]]:
+    """Rows of text: a head, and a metric a row with "mean ± standard error" before and after the edit for each run."""
+    head = [""]
+    for number in range(1, len(runs) + 1):
+        head += [f"[{number}] pre", f"[{number}] post"]
+    rows = [head, ["cases"] + [cell for about, _ in runs for cell in ("", str(about["num_cases"]))]]
+    for key, label in LABELS.items():
+        cells = [_cell(statistics.get(f"{prefix}_{key}")) for _, statistics in runs for prefix in summary.PREFIXES]
+        if any(cells):
+            rows.append([label, *cells])
+    rows.append(["seconds an edit batch"] + [cell for _, statistics in runs for cell in ("", _cell(statistics.get("time")))])
+    filled = [any(cells[1:]) for cells in zip(*rows)]  # folders of the original code have nothing from before the edit
+    return [[cell for cell, keep in zip(row, [True, *filled[1:]]) if keep] for row in rows]
+
+
+def _cell(value: dict[str, float | None] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value['mean']:.1f}" + ("" if value["se"] is None else f" ± {value['se']:.1f}")
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up as plain text, too."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for label, *cells in [*rows[:1], ["-" * widths[0]] + ["-" * (w - 1) + ":" for w in widths[1:]], *rows[1:]]:
+        lines.append(" | ".join([label.ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(cells, widths[1:])]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _csv(runs: Sequence[tuple[dict[str, Any], Statistics]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run_dir", *FLAGS, "metric", "mean", "se", "n"])
+    for about, statistics in runs:
+        for key, value in statistics.items():
+            writer.writerow([about["run_dir"], *map(about.get, FLAGS), key, value["mean"], value["se"], value["n"]])
+    return text.getvalue()
+
+
+def _as_json(published: dict[str, tuple[float, float]]) -> dict[str, list[float | None]]:
+    """JSON has no NaN."""
+    return {key: [mean, None if math.isnan(std) else std] for key, (mean, std) in published.items()}
+
+
+def command() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.summarize", description=__doc__.split("\n\n")[0],
+                                     epilog=__doc__.split("\n\n")[-1], formatter_class=HelpFormatter)
+    parser.add_argument("--dir_name", required=True,
+                        help="folder of runs in the results folder, or several, comma-separated")
+    parser.add_argument("--runs", help="only runs whose path contains one of these (comma-separated)")
+    parser.add_argument("--first_n_cases", type=int, help="only cases whose case_id is smaller")
+    parser.add_argument("--results_dir", default="results", help="the results folder")
+    parser.add_argument("--out", help="folder for summary.json, .csv and .md; by default that of the runs, "
+                                      "or the results folder for several")
+    args = parser.parse_args()
+
+    chosen = choose_runs(args.dir_name, args.runs and args.runs.split(","), args.results_dir)
+    found = [(about, lists) for about, lists in (read_run(run, args.first_n_cases) for run in chosen) if about["num_cases"]]
+    if not found:
+        below = "" if args.first_n_cases is None else f" below {args.first_n_cases}"
+        raise EditingError(f"no cases{below} in {', '.join(map(str, chosen))}")
+    runs = [(about, summary.statistics(lists)) for about, lists in found]
+    names = "\n".join(f"[{number}] {describe(about)}" for number, (about, _) in enumerate(runs, 1))
+    text = f"{names}\n\n{_markdown(table(runs))}\n"
+    print(text)
+    for about, _ in runs:
+        if about["num_cases"] < about.get("of_cases", 0) and args.first_n_cases is None:
+            print(f"note: {about['run_dir']} has {about['num_cases']} of {about['of_cases']} cases; "
+                  f"go on with --continue_from_run {Path(about['run_dir']).name}", file=sys.stderr)
+
+    out = Path(args.out or (args.results_dir if "," in args.dir_name else Path(args.results_dir) / args.dir_name))
+    content = [{**about, "metrics": statistics, "published": _as_json(summary.published(lists))}
+               for (about, statistics), (_, lists) in zip(runs, found)]
+    results.write_json(out / "summary.json", content)
+    for name, written in (("summary.csv", _csv(runs)), ("summary.md", text)):
+        write_atomically(out / name, lambda file, written=written: file.write(written.encode()))
+    print(f"written: {out / 'summary.json'}, .csv, .md")
+
+
+if __name__ == "__main__":
+    run_program(command)

@@ -1,0 +1,100 @@
+"""``python -m figures.summary RUN [RUN ...]``: efficacy, paraphrase and neighbourhood of runs side by side, as PDF and PNG.
+
+    python -m figures.summary results/MEMIT/run_000 results/ROME/run_000 --out results/comparison
+
+Bars show the mean over cases after the edit with its standard error, ticks across a bar the unedited model. Runs differ in grey
+value and hatching, so the figure can be read without colour.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display needed
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from data.files import write_atomically
+from editors.errors import EditingError
+from experiments import results
+from experiments.cli import run_program
+from experiments.metrics import summary
+from experiments.summarize import describe, read_run
+
+PANELS = {"success": "success", "acc": "accuracy (teacher-forced)", "generated": "generated exactly"}
+GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
+# From light to dark; neighbours differ in both.
+STYLES = [("0.9", ""), ("0.55", "//"), ("0.75", "xx"), ("0.3", ""), ("1.0", ".."), ("0.65", "\\\\")]
+
+Statistics = Mapping[str, Mapping[str, float]]
+
+
+def draw(runs: Sequence[tuple[str, Statistics]]) -> plt.Figure:
+    """A panel for each of success, accuracy and generated exactness that any of the (label, statistics) has."""
+    panels = [measure for measure in PANELS if any(f"post_rewrite_{measure}" in statistics for _, statistics in runs)]
+    size = (1.2 + 3.2 * len(panels), 2.6 + 0.22 * len(runs))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for ax, measure in zip(axes[0], panels):
+        _panel(ax, measure, runs)
+    axes[0, 0].set_ylabel("% of prompts, mean over cases", fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=1, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.22 * len(handles) / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def _panel(ax: Axes, measure: str, runs: Sequence[tuple[str, Statistics]]) -> None:
+    width = 0.8 / len(runs)
+    for number, (label, statistics) in enumerate(runs):
+        grey, hatch = STYLES[number % len(STYLES)]
+        for place, group in enumerate(GROUPS):
+            x = place + (number - (len(runs) - 1) / 2) * width
+            value = statistics.get(f"post_{group}_{measure}")
+            if value is not None:
+                ax.bar(x, value["mean"], width, yerr=value["se"] or 0, capsize=2, color=grey, hatch=hatch, edgecolor="black",
+                       linewidth=0.7, error_kw={"linewidth": 0.8}, label=label if place == 0 else None)
+            before = statistics.get(f"pre_{group}_{measure}")
+            if before is not None:
+                first = number == 0 and place == 0
+                ax.hlines(before["mean"], x - width / 2, x + width / 2, color="black", linewidth=2, linestyle=(0, (1, 0.6)),
+                          zorder=3, label="before the edit" if first else None)
+    ax.set_title(PANELS[measure], fontsize=10)
+    ax.set_xticks(range(len(GROUPS)), GROUPS.values(), fontsize=8)
+    ax.set_xlim(-0.5, len(GROUPS) - 0.5)
+    ax.set_ylim(0, 105)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def main(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
+    """Draws the figure of the runs; returns the files written (``out`` with .pdf and .png). EditingError without cases."""
+    found = []
+    for run in runs:
+        for path in results.runs_in(Path(run)):
+            about, lists = read_run(path)
+            if not lists:
+                raise EditingError(f"{path}: no cases to draw")
+            found.append((describe(about), summary.statistics(lists)))
+    if not found:
+        raise EditingError(f"no runs in {', '.join(map(str, runs))}")
+    figure = draw(found)
+    files = [Path(f"{out}{suffix}") for suffix in (".pdf", ".png")]
+    for file in files:
+        write_atomically(file, lambda opened, kind=file.suffix[1:]: figure.savefig(opened, format=kind, dpi=200))
+    plt.close(figure)
+    return files
+
+
+def command() -> None:
+    parser = argparse.ArgumentParser(prog="python -m figures.summary", description=__doc__.split("\n\n")[0])
+    parser.add_argument("runs", nargs="+", help="run folders, or folders of runs")
+    parser.add_argument("--out", default="results/summary", help="path of the files without ending (default: %(default)s)")
+    args = parser.parse_args()
+    print("written:", *main(args.runs, args.out))
+
+
+if __name__ == "__main__":
+    run_program(command)

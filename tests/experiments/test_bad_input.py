@@ -1,0 +1,152 @@
+"""A user's mistake ends in one clear line and exit code 2, with nothing half-written."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+
+from experiments import evaluate, summarize
+from experiments.cli import run_program
+
+
+@pytest.fixture
+def program(monkeypatch, capsys, tmp_path):
+    """Runs a program's command line in this process; returns its one error line. Checks that no result is left behind."""
+    def start(module, *argv: str) -> str:
+        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, argv)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run_program(module.command)
+        errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+        assert caught.value.code == 2 and len(errors) == 1
+        assert not list(tmp_path.glob("results/*/*"))
+        return errors[0].partition("error: ")[2]
+    return start
+
+
+@pytest.fixture
+def flags(golden, hparams, tmp_path):
+    """Flags of a valid evaluation; a test spoils one."""
+    return {"--alg_name": "FT", "--model_name": golden / "tiny-gpt2", "--hparams_fname": hparams("FT"),
+            "--ds_name": golden / "multi_counterfact.json", "--results_dir": tmp_path / "results"}
+
+
+def arguments(flags: dict) -> list:
+    return ["--skip_generation_tests", *(part for pair in flags.items() for part in pair)]
+
+
+@pytest.mark.parametrize(("flag", "value", "message"), [
+    ("--alg_name", "MENIT", "unknown editor 'MENIT', did you mean 'MEMIT'"),
+    ("--model_name", "gpt2-xll", "'gpt2-xll'.*did you mean 'gpt2-xl'"),
+    ("--model_name", "gpt2", "'gpt2': not on this machine, and the Hugging Face hub can't be reached"),
+    ("--model_name", "./nowhere", "'./nowhere': no such folder"),
+    ("--ds_name", "mfc", "unknown data set 'mfc'; did you mean 'mcf'"),
+    ("--ds_name", "nowhere/set.json", "nowhere/set.json: no such file"),
+    ("--hparams_fname", "gpt2-x.json", "no such hparams file; there is .*gpt2-x"),
+    ("--num_edits", "13", "--num_edits 13: .*has only 12 records"),
+    ("--num_edits", "0", "0 is not at least 1"),
+    ("--generation_test_interval", "0", "0 is neither at least 1 nor -1"),
+    ("--continue_from_run", "run_003", "--continue_from_run run_003: no such run"),
+    ("--device", "cuda:99", "--device cuda:99: not available here"),
+    ("--dtype", "float23", "invalid choice: 'float23'"),
+])
+def test_flags(program, flags, flag, value, message):
+    assert re.search(message, program(evaluate, *arguments({**flags, flag: value})))
+
+
+def test_cf_holds_contradictions(program, flags):
+    assert "use mcf, or --num_edits 1" in program(evaluate, *arguments({**flags, "--ds_name": "cf", "--num_edits": 2}))
+
+
+def test_hparams(program, flags, hparams):
+    misspelt, mistyped = hparams("FT", laers=[1]), hparams("FT", lr="fast")
+    line = program(evaluate, *arguments({**flags, "--hparams_fname": misspelt}))
+    assert "unknown key 'laers', did you mean 'layers'" in line
+    line = program(evaluate, *arguments({**flags, "--hparams_fname": mistyped}))
+    assert 'lr is "fast", expected a number' in line
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"prompt": "Who knows"}, "exactly one {}.*found 0: 'Who knows'"),
+    ({"prompt": "{} or {}"}, "exactly one {}.*found 2: '{} or {}'"),
+    ({"subject": " "}, "subject.*empty"),
+    ({"target_new": {"str": ""}}, "target_new.*empty|str.*empty"),
+])
+def test_records(program, flags, golden, tmp_path, change, message):
+    records = json.loads((golden / "multi_counterfact.json").read_text())
+    records[1]["requested_rewrite"].update(change)
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(records))
+    assert re.search(message, program(evaluate, *arguments({**flags, "--ds_name": path})))
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda folder: os.truncate(folder / "model.safetensors", 50_000), "its weights are damaged"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+    (lambda folder: (folder / "config.json").unlink(), "the folder has no config.json"),
+    (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
+    (lambda folder: (folder / "tokenizer.json").unlink(), "the folder has no tokenizer.json"),
+])
+def test_model_folders(program, flags, golden, tmp_path, spoil, message):
+    folder = shutil.copytree(golden / "tiny-gpt2", tmp_path / "model")
+    spoil(folder)
+    assert message in program(evaluate, *arguments({**flags, "--model_name": folder}))
+
+
+def test_weights_that_lack_a_tensor(program, flags, golden, tmp_path):
+    from safetensors.torch import load_file, save_file
+    folder = shutil.copytree(golden / "tiny-gpt2", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "h.3.mlp.c_proj.weight" not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    line = program(evaluate, *arguments({**flags, "--model_name": folder}))
+    assert "its weights lack transformer.h.3.mlp.c_proj.weight" in line
+
+
+def test_truncated_cache(program, flags, hparams, tmp_path, monkeypatch):
+    monkeypatch.setenv("KE_DATA_DIR", str(tmp_path / "data"))
+    memit = {**flags, "--alg_name": "MEMIT", "--hparams_fname": hparams("MEMIT", v_num_grad_steps=2), "--dataset_size_limit": 1}
+    elsewhere = arguments({**memit, "--results_dir": tmp_path / "elsewhere"})
+    monkeypatch.setattr("sys.argv", ["evaluate", "--use_cache", *map(str, elsewhere)])
+    evaluate.command()
+    (file,) = (tmp_path / "data" / "z_cache").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    assert "truncated or foreign cache file" in program(evaluate, "--use_cache", *arguments(memit))
+
+
+def test_missing_snippets(program, flags, golden, tmp_path):
+    records = json.loads((golden / "multi_counterfact.json").read_text())
+    records[0]["requested_rewrite"]["target_new"]["id"] = "Q0"
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    shutil.copy(golden / "attribute_snippets.json", tmp_path)
+    line = program(evaluate, *arguments({**flags, "--ds_name": tmp_path / "set.json"})[1:])
+    assert "'Q0'" in line and "--skip_generation_tests" in line
+
+
+def test_unwritable_place(program, flags, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in program(evaluate, *arguments({**flags, "--results_dir": tmp_path / "file"}))
+
+
+def test_summarize(program, tmp_path):
+    assert "no such folder of results" in program(summarize, "--dir_name", "NONE", "--results_dir", tmp_path)
+    (tmp_path / "MEMIT" / "run_000").mkdir(parents=True)
+    line = program(summarize, "--dir_name", "MEMIT", "--runs", "run_9", "--results_dir", tmp_path)
+    assert "matches run_9; there is run_000" in line
+    assert "no cases in" in program(summarize, "--dir_name", "MEMIT", "--results_dir", tmp_path)
+    assert not (tmp_path / "MEMIT" / "summary.json").exists()
+
+
+def test_an_interrupt_is_no_traceback(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+    with pytest.raises(SystemExit) as caught:
+        run_program(interrupted)
+    assert caught.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_program(lambda: 1 / 0)

@@ -1,0 +1,158 @@
+"""The evaluation program: published files and numbers; runs that go on; flags that change what they should and nothing else."""
+
+import json
+
+import pytest
+import torch
+from conftest import cases
+
+from editors.errors import EditingError
+from experiments import evaluate, results
+
+
+@pytest.fixture
+def golden_contexts(golden, monkeypatch):
+    """The golden runs' context templates instead of sampled ones."""
+    fixed = json.loads((golden / "context_templates.json").read_text())
+    monkeypatch.setattr("editors.closed_form.context_templates",
+                        lambda model, tok, kind, **_: fixed["memit"] if kind == "memit" else [fixed["rome"]])
+
+
+@pytest.mark.parametrize(("alg_name", "num_edits", "ds_name", "limit", "example"), [
+    ("MEMIT", 5, "multi_counterfact.json", None, "run_000"),
+    ("MEMIT", 6, "zsre_mend_eval.json", None, "run_003"),
+    ("ROME", 1, "multi_counterfact.json", 3, "run_000"),
+    ("FT", 5, "multi_counterfact.json", 5, "run_000"),
+])
+def test_equal_to_the_published_program(run, golden, golden_contexts, alg_name, num_edits, ds_name, limit, example):
+    """From the data file to every number in every case file."""
+    ours = cases(run(alg_name, ds_name=str(golden / ds_name), num_edits=num_edits, dataset_size_limit=limit))
+    theirs = cases(golden / "results_example" / alg_name / example)
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        found = ours[name]
+        for key in ("case_id", "grouped_case_ids", "num_edits", "requested_rewrite"):
+            assert found[key] == expected[key]
+        for key, values in expected["post"].items():
+            if key.endswith("correct"):
+                assert found["post"][key] == values
+            else:
+                for a, b in zip(found["post"][key], values, strict=True):
+                    assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
+
+
+def test_the_model_is_unchanged_and_pre_and_post_are_apart(run, tiny_gpt2):
+    before = {name: tensor.clone() for name, tensor in tiny_gpt2[0].state_dict().items()}
+    found = cases(run("FT", num_edits=12))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_gpt2[0].state_dict().items())
+    assert len(found) == 12
+    for case in found.values():
+        assert case["pre"].keys() == case["post"].keys()
+        assert case["pre"]["rewrite_prompts_probs"] != case["post"]["rewrite_prompts_probs"]
+
+
+def test_run_json_says_what_ran(run):
+    folder = run("FT", num_edits=4, dataset_size_limit=4, seed=3)
+    about = json.loads((folder / "run.json").read_text())
+    assert about["flags"]["seed"] == 3 and about["flags"]["num_edits"] == 4 and about["cases"] == 4
+    assert about["packages"]["torch"] == torch.__version__
+    assert "weights" in about["settings"]["model"] and "sha256" in about["settings"]["data"]
+    assert json.loads((folder / "params.json").read_text())["norm_constraint"] == 0.02
+
+
+def test_runs_are_numbered(run, tmp_path):
+    first = run("FT", dataset_size_limit=1)
+    assert first == tmp_path / "results" / "FT" / "run_000"
+    (first.parent / "run_041").mkdir()
+    assert run("FT", dataset_size_limit=1).name == "run_042"
+    assert run("FT", dataset_size_limit=1, dir_name="elsewhere") == tmp_path / "results" / "elsewhere" / "run_000"
+
+
+def test_a_missing_case_is_done_again_alike(run):
+    folder = run("FT", num_edits=5)
+    expected = cases(folder)
+    for name in ("5_edits-case_3.json", "5_edits-case_10.json", "5_edits-case_11.json"):
+        (folder / name).unlink()
+    untouched = (folder / "5_edits-case_5.json").stat().st_mtime_ns
+    assert run("FT", num_edits=5, continue_from_run="run_000") == folder
+    assert cases(folder) == expected
+    assert (folder / "5_edits-case_5.json").stat().st_mtime_ns == untouched
+
+
+def test_a_finished_run_is_not_measured_again(run, monkeypatch):
+    run("FT", num_edits=12)
+    monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("measured again"))
+    run("FT", num_edits=12, continue_from_run="run_000")
+
+
+def test_continuing_needs_the_same_configuration(run, hparams, tiny_gptj):
+    folder = run("FT", num_edits=4, dataset_size_limit=4)
+    saved = cases(folder)
+    again = {"num_edits": 4, "dataset_size_limit": 4, "continue_from_run": "run_000"}
+    for changed, message in [
+        ({"continue_from_run": "run_007"}, "no such run.*run_000"),
+        ({"num_edits": 2}, "num_edits was 4 and is now 2"),
+        ({"dataset_size_limit": 5}, "data was .*4 records.* and is now .*5 records"),
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"model_name": tiny_gptj}, "model was"),
+        ({"hparams_fname": hparams("FT", lr=0.001)}, "lr was 0.005 and is now 0.001"),
+    ]:
+        with pytest.raises(EditingError, match=message) as caught:
+            run("FT", **{**again, **changed})
+        assert "\n" not in str(caught.value)
+    assert cases(folder) == saved and len(list(folder.parent.iterdir())) == 1
+
+
+def test_another_program_s_folder_is_not_continued(run, tmp_path, golden):
+    foreign = tmp_path / "results" / "FT" / "run_000"
+    foreign.mkdir(parents=True)
+    (foreign / "params.json").write_text("{}")
+    with pytest.raises(EditingError, match="has no run.json"):
+        run("FT", continue_from_run="run_000")
+
+
+def test_generation_tests_and_their_interval(run):
+    flags = {"num_edits": 4, "dataset_size_limit": 4, "skip_generation_tests": False}
+    every_third = cases(run("FT", generation_test_interval=3, **flags))
+    assert {case["case_id"] for case in every_third.values() if "text" in case["post"]} == {0, 3}
+    for case in (every_third["4_edits-case_0.json"], every_third["4_edits-case_3.json"]):
+        assert all({"ngram_entropy", "reference_score", "text"} <= case[prefix].keys() for prefix in ("pre", "post"))
+    assert all("text" not in case["post"] for case in cases(run("FT", generation_test_interval=-1, **flags)).values())
+    again = cases(run("FT", **flags))
+    assert again["4_edits-case_3.json"]["post"]["text"] == every_third["4_edits-case_3.json"]["post"]["text"]
+    other = cases(run("FT", seed=1, **flags))
+    assert other["4_edits-case_3.json"]["post"]["text"] != again["4_edits-case_3.json"]["post"]["text"]
+
+
+def test_cache_and_saved_memory_change_no_number(run, tmp_path):
+    flags = {"num_edits": 3, "dataset_size_limit": 3, "data_dir": tmp_path / "data"}
+    expected = cases(run("MEMIT", **flags))
+    assert not (tmp_path / "data" / "z_cache").exists()
+    assert cases(run("MEMIT", use_cache=True, conserve_memory=True, **flags)) == expected
+    written = sorted((tmp_path / "data" / "z_cache").iterdir())
+    assert len(written) == 3
+    assert cases(run("MEMIT", use_cache=True, **flags)) == expected
+    assert sorted((tmp_path / "data" / "z_cache").iterdir()) == written
+
+
+def test_a_mistake_found_late_leaves_no_run(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise EditingError("statistics of another model")
+    monkeypatch.setattr("editors.ft.FT.edit", lambda *_, **__: fail())
+    with pytest.raises(EditingError):
+        run("FT")
+    assert list((tmp_path / "results" / "FT").iterdir()) == []
+
+
+def test_real_records(run, realdata, tiny_gpt2):
+    tok = tiny_gpt2[1]
+    for name in ("counterfact_300.json", "zsre_1000.json"):
+        folder = run("FT", ds_name=str(realdata / name), num_edits=2, dataset_size_limit=4, dir_name=name)
+        assert len(cases(folder)) == 4
+    assert tok.pad_token is not None
+
+
+def test_new_runs_do_not_collide(tmp_path):
+    first, second = (results.new_run(tmp_path, {"run.json": {}, "params.json": {}}) for _ in range(2))
+    assert {first.name, second.name} == {"run_000", "run_001"}
+    assert not list(tmp_path.glob(".run*"))
