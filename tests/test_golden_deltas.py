@@ -8,7 +8,7 @@ import pytest
 import editors
 from tests.conftest import GOLDEN, golden_models, relative
 
-# Part of these parameters' true gradient is zero and Adam amplifies the rounding (golden README, "Tolerances").
+# Part of these parameters' true gradient is zero and Adam amplifies the rounding.
 NOISE = ("attn.c_attn.bias", "attn.out_proj.weight")
 
 

@@ -3,7 +3,7 @@
 A key is the input of a block's down-projection at one token; the moment is C = (1/N) sum k k^T over N tokens, uncentred: the C
 of ROME (Meng et al. 2022) and the C_0 of MEMIT (Meng et al. 2023), without its weight. Counting is the published code's: the
 start of each text, up to the model's longest context or `batch_tokens`; special tokens that the tokenizer adds count, padding
-does not (memit spec, "Covariance"; golden README, "Statistics").
+does not.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def compute_keys(
 ) -> dict[int, Float[Tensor, "requests d_in"]]:
     """{layer: keys}: input of the down-projection at the looked-up token, averaged over contexts.
 
-    templates: groups of contexts; the mean is taken within each group, then over the groups (MEMIT spec, "compute_ks":
+    templates: groups of contexts; the mean is taken within each group, then over the groups (as published:
     half of a key is the bare prompt's, half the mean of five sampled contexts'). All layers come from one pass.
     batch_tokens: tokens a batch, padding included; chosen from free memory when None.
     Keys are float32 at least and on their projection's device. Raises EditingError for a subject that cannot be located.

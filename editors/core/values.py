@@ -1,7 +1,7 @@
 """Target hidden states: the vector that, put in place of the subject's, makes the model say the new target.
 
-MEMIT's z is sought at a block's output, ROME's v at the output of the down-projection; the loss is the same (memit spec,
-"compute_z" and "compute_v"; MEMIT eq. 16, ROME eq. 4):
+MEMIT's z is sought at a block's output (MEMIT eq. 16), ROME's v at the output of the down-projection (ROME eq. 4); the loss is
+the same:
 
     NLL of the target, averaged over the contexts
     + kl_factor * KL(now || unedited) of the next token after the subject in "{subject} is a"
@@ -23,12 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .memory import total_bytes
-from .prompts import Request, encode_target, fill, locate, pad_id
+from .prompts import Request, pad_id
 from .replay import Replay
-from .sites import Sites, by_row, first, get_module, head_logits
+from .sites import Sites, by_row, first, get_module, head_logits, input_device
+from .value_rows import Job, Rows, alike, chunks
 
-KL_PROMPT = "{} is a"
 LOSS_GOAL = 0.05
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's published settings
 
@@ -79,7 +78,7 @@ def optimise(
     The model is left as it was; results are float32 at least, on the CPU.
     Raises EditingError for a target without tokens or a subject that cannot be located.
     """
-    jobs = [_Job.build(tok, number, request, settings.fact_token, templates) for number, request in enumerate(requests)]
+    jobs = [Job.build(tok, number, request, settings.fact_token, templates) for number, request in enumerate(requests)]
     jobs.sort(key=lambda job: (job.columns, job.width))  # alike rows together: little padding
     done: dict[int, tuple[Tensor, Tensor]] = {}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -87,7 +86,7 @@ def optimise(
     try:
         for p in trained:  # no gradients for weights: only delta moves
             p.requires_grad_(False)
-        for chunk in _chunks(jobs, model, sites):
+        for chunk in chunks(jobs, model, sites):
             optimiser = _Optimiser(model, tok, chunk, layer, settings, sites, site)
             for number, initial, delta in optimiser.run(watch):
                 done[number] = (initial.cpu(), delta.cpu())
@@ -100,114 +99,47 @@ def optimise(
     return Values(initial, delta)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One request, tokenised: a row for each context (prompt + target but its last token) and the KL prompt."""
-
-    number: int
-    rows: list[list[int]]
-    lookups: list[int]
-    target: list[int]
-    kl_row: list[int]
-    kl_lookup: int
-
-    @staticmethod
-    def build(tok, number: int, request: Request, fact_token: str, templates: Sequence[str]) -> _Job:
-        target = encode_target(tok, request.target_new)
-        located = [locate(tok, fill(t, request.prompt), request.subject, fact_token) for t in templates]
-        kl = locate(tok, KL_PROMPT, request.subject, fact_token)
-        # Nothing after the looked-up token can reach the KL term.
-        return _Job(
-            number, [x.ids + target[:-1] for x in located], [x.index for x in located], target, kl.ids[: kl.index + 1], kl.index
-        )
-
-    @property
-    def columns(self) -> int:
-        """Columns of a replay."""
-        return max(len(row) - lookup for row, lookup in zip(self.rows, self.lookups))
-
-    @property
-    def width(self) -> int:
-        return max(self.lookups) + self.columns
-
-
-def _chunks(jobs: list[_Job], model: nn.Module, sites: Sites) -> Iterator[list[_Job]]:
-    """Consecutive jobs that fit into an eighth of the memory together.
-
-    Counted: some 40 floats a block, replayed token and channel, a quarter of that for a cached token, and the targets' logits.
-    From the memory that there is, not that is free now, so that the same command makes the same chunks.
-    """
-    vocabulary = model.config.get_text_config().vocab_size
-    budget = total_bytes(get_module(model, sites.lm_head).weight.device) / 8
-    chunk, spent = [], 0.0
-    for job in jobs:
-        floats_a_row = 40 * sites.layers * sites.d_model * (job.columns + job.width / 4) + 4 * len(job.target) * vocabulary
-        cost = 4 * len(job.rows) * floats_a_row
-        if chunk and spent + cost > budget:
-            yield chunk
-            chunk, spent = [], 0.0
-        chunk.append(job)
-        spent += cost
-    if chunk:
-        yield chunk
-
-
 class _Optimiser:
-    """The optimisation of one chunk: state is one row a still active request."""
+    """The optimisation of one chunk: state is one row a still active request, group after group."""
 
-    def __init__(self, model, tok, jobs: list[_Job], layer: int, settings: ValueSettings, sites: Sites, site: str):
+    def __init__(self, model, tok, jobs: list[Job], layer: int, settings: ValueSettings, sites: Sites, site: str):
         self.model, self.sites, self.settings, self.layer, self.site = model, sites, settings, layer, site
-        self.contexts = len(jobs[0].rows)
         self.numbers = [job.number for job in jobs]
-        pad = pad_id(tok)
-        start = layer + 1 if site == "block" else layer
-        self.rows = Replay(model, sites, [r for j in jobs for r in j.rows], [x for j in jobs for x in j.lookups], start, pad)
+        self.contexts = len(jobs[0].rows)
+        start, pad = (layer + 1 if site == "block" else layer), pad_id(tok)
+        self.groups = [Rows(model, sites, group, start, pad) for group in alike(jobs, input_device(model))]
         self.kl_rows = None
         if settings.kl_factor:
             self.kl_rows = Replay(model, sites, [j.kl_row for j in jobs], [j.kl_lookup for j in jobs], start, pad)
-            self.kl_initial: Tensor | None = None
-
-        # Where the targets are predicted: request, row, column (from the looked-up token on) and token of each.
-        places = [
-            (i, i * self.contexts + r, len(row) - len(job.target) - lookup + t, token)
-            for i, job in enumerate(jobs)
-            for r, (row, lookup) in enumerate(zip(job.rows, job.lookups))
-            for t, token in enumerate(job.target)
-        ]
-        self.request_of, self.row_of, self.column_of, self.token = torch.tensor(places).T
-        weight = torch.tensor([1 / (self.contexts * len(job.target)) for job in jobs], dtype=torch.float64)
-        self.share = weight[self.request_of]
-
+        self.kl_initial: Tensor | None = None
+        self.initial: Tensor | None = None
         last = sites.layers - 1
         self.loss_layer = max(last if settings.v_loss_layer is None else settings.v_loss_layer, layer)
         self.looks_ahead = site == "block" and self.loss_layer < last  # scored at an inner block, as published; ROME never does
-        self.initial: Tensor | None = None
 
-    def run(self, watch: Watcher | None):
+    def run(self, watch: Watcher | None) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields (number, initial, delta) of each request as it is done."""
         settings = self.settings
+        device = next(get_module(self.model, self.sites.name("block", self.layer)).parameters()).device
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        delta = torch.zeros(len(self.numbers), self.sites.d_model, device=device, dtype=dtype)
+        moment1, moment2 = torch.zeros_like(delta), torch.zeros_like(delta)
         with self._observed():
-            width = self.sites.d_model
-            device = next(get_module(self.model, self.sites.name("block", self.layer)).parameters()).device
-            dtype = torch.promote_types(self.model.dtype, torch.float32)
-            delta = torch.zeros(len(self.numbers), width, device=device, dtype=dtype)
-            moment1, moment2 = torch.zeros_like(delta), torch.zeros_like(delta)
             for step in range(settings.v_num_grad_steps):
                 delta.requires_grad_(True)
                 terms = self._losses(delta)
                 loss = sum(terms.values())
                 if watch:
                     watch(step, list(self.numbers), delta.detach().clone(), {k: v.detach() for k, v in terms.items()})
-                final = step == settings.v_num_grad_steps - 1
-                finished = (loss.detach() < LOSS_GOAL) | final
-                if not bool(finished.all()):
+                finished = (loss.detach() < LOSS_GOAL) | (step == settings.v_num_grad_steps - 1)
+                if not finished.all():
                     (gradient,) = torch.autograd.grad(loss.sum(), delta)
                 delta = delta.detach()
                 for i in finished.nonzero()[:, 0].tolist():
                     yield self.numbers[i], self.initial[i], delta[i]
-                if bool(finished.all()):
+                if finished.all():
                     return
-                if bool(finished.any()):
+                if finished.any():
                     active = (~finished).nonzero()[:, 0]
                     self._keep(active)
                     delta, moment1, moment2, gradient = (x[active] for x in (delta, moment1, moment2, gradient))
@@ -221,14 +153,22 @@ class _Optimiser:
                 delta = torch.where(norm > radius, delta * (radius / norm), delta)
 
     def _losses(self, delta: Float[Tensor, "n d_model"]) -> dict[str, Float[Tensor, " n"]]:
-        out = self._replayed(self.rows, delta.repeat_interleave(self.contexts, 0))
-        if self.looks_ahead:
-            out = get_module(self.model, self.sites.final_norm)(self._seen_at_loss_layer)
-        picked = out[self.row_of.to(out.device), self.column_of.to(out.device)]
-        log_p = head_logits(self.model, self.sites, picked).to(delta.dtype).log_softmax(-1)
-        nll = -log_p.gather(1, self.token.to(log_p.device)[:, None])[:, 0].to(delta.device)
-        share, request_of = self.share.to(delta), self.request_of.to(delta.device)
-        terms = {"nll": torch.zeros_like(delta[:, 0]).index_add(0, request_of, nll * share)}
+        picked, initial = [], []
+        for group, part in zip(self.groups, delta.split([group.requests for group in self.groups])):
+            out = self._replayed(group.replay, part.repeat_interleave(self.contexts, 0))
+            initial.append(self._before_delta[:: self.contexts].to(delta.dtype))
+            if self.looks_ahead:
+                out = get_module(self.model, self.sites.final_norm)(self._at_loss_layer)
+            picked.append(out[group.row_of.to(out.device), group.column_of.to(out.device)])
+        if self.initial is None:
+            self.initial = torch.cat(initial)
+
+        log_p = head_logits(self.model, self.sites, torch.cat(picked)).to(delta.dtype).log_softmax(-1)
+        token, share = (torch.cat([getattr(group, name) for group in self.groups]) for name in ("token", "share"))
+        nll = -log_p.gather(1, token.to(log_p.device)[:, None])[:, 0].to(delta.device) * share.to(delta)
+        firsts = torch.tensor([0] + [group.requests for group in self.groups]).cumsum(0)
+        request_of = torch.cat([group.request_of + first for group, first in zip(self.groups, firsts)])
+        terms = {"nll": torch.zeros_like(delta[:, 0]).index_add(0, request_of.to(delta.device), nll)}
         if self.kl_rows is not None:
             out = self._replayed(self.kl_rows, delta)[:, 0]
             now = head_logits(self.model, self.sites, out).to(delta.dtype).log_softmax(-1)
@@ -239,56 +179,50 @@ class _Optimiser:
         terms["wd"] = self.settings.v_weight_decay * delta.norm(dim=1) / self.initial.norm(dim=1) ** 2
         return terms
 
-    def _replayed(self, rows: Replay, delta: Float[Tensor, "rows d_model"]) -> Tensor:
-        """The decoder's output with delta added at the looked-up column of the site."""
+    def _replayed(self, replay: Replay, delta: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows columns d_model"]:
+        """The decoder's output with delta added at the looked-up column of the site; notes what stood there before."""
         if self.site == "block":
-            if self.initial is None:
-                self.initial = rows.hidden[:: self.contexts, 0].to(delta.dtype)
-            changed = rows.hidden[:, :1] + delta[:, None].to(rows.hidden)
-            return rows(torch.cat([changed, rows.hidden[:, 1:]], 1))
+            self._before_delta = replay.hidden[:, 0]
+            changed = replay.hidden[:, :1] + delta[:, None].to(replay.hidden)
+            return replay(torch.cat([changed, replay.hidden[:, 1:]], 1))
 
         def add(module, args, output):
             shaped = by_row(output, len(delta))
-            if self.initial is None:
-                self.initial = shaped[:: self.contexts, 0].detach().to(delta.dtype)
+            self._before_delta = shaped[:, 0].detach()
             changed = torch.cat([shaped[:, :1] + delta[:, None].to(shaped), shaped[:, 1:]], 1)
             return changed.reshape(output.shape)
 
         hook = get_module(self.model, self.sites.name("down_proj", self.layer)).register_forward_hook(add)
         try:
-            return rows()
+            return replay()
         finally:
             hook.remove()
 
     def _keep(self, active: Int[Tensor, " kept"]) -> None:
         """Let the rows of finished requests go."""
         index = active.cpu()
-        rows = (index[:, None] * self.contexts + torch.arange(self.contexts)).flatten()
-        self.rows.keep(rows)
+        end = 0
+        for group in self.groups:
+            start, end = end, end + group.requests
+            group.keep(index[(index >= start) & (index < end)] - start)
+        self.groups = [group for group in self.groups if group.requests]
         if self.kl_rows is not None:
             self.kl_rows.keep(index)
             self.kl_initial = self.kl_initial[index.to(self.kl_initial.device)]
         self.initial = self.initial[active]
         self.numbers = [self.numbers[i] for i in index.tolist()]
-        new_request = torch.full((int(self.request_of.max()) + 1,), -1)
-        new_request[index] = torch.arange(len(index))
-        kept = new_request[self.request_of] >= 0
-        self.row_of = (new_request[self.request_of] * self.contexts + self.row_of % self.contexts)[kept]
-        self.request_of = new_request[self.request_of][kept]
-        self.column_of, self.token, self.share = self.column_of[kept], self.token[kept], self.share[kept]
 
     @contextmanager
-    def _observed(self):
+    def _observed(self) -> Iterator[None]:
         """Inside, the output of the loss layer is noted when the loss is read there."""
         if not self.looks_ahead:
             yield
             return
 
         def note(module, args, output):
-            self._seen_at_loss_layer = first(output)
+            self._at_loss_layer = first(output)
 
-        block = get_module(self.model, self.sites.name("block", self.loss_layer))
-        hook = block.register_forward_hook(note)
+        hook = get_module(self.model, self.sites.name("block", self.loss_layer)).register_forward_hook(note)
         try:
             yield
         finally:

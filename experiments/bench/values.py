@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from editors.core.prompts import Request, encode_target, fill, locate, pad_batch, pad_id
 from editors.core.sites import find_sites, first, get_module
-from editors.core.values import KL_PROMPT, LOSS_GOAL, optimise
+from editors.core.value_rows import KL_PROMPT
+from editors.core.values import LOSS_GOAL, optimise
 
 from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
 

@@ -88,18 +88,18 @@ def continue_rows(
 
 
 def batches(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of the rows, longest first, in batches that fit :func:`token_budget` (with at least one row each).
+    """Indices of the rows, longest first, in batches that fit :func:`token_budget` and :func:`logit_rows`.
 
     Padding is held to an eighth of a batch, or to as many tokens as a pass costs by itself, whatever is in it.
     """
-    budget = token_budget(model)
+    budget, most = token_budget(model), logit_rows(model)
     pass_cost = 64 if input_device(model).type == "cpu" else 4096
     groups: list[list[int]] = []
     width = padding = 0
     for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
         size = width * (len(groups[-1]) + 1) if groups else 0
         padding += width - len(rows[i])
-        if not groups or size > budget or padding > max(pass_cost, size // 8):
+        if not groups or size > budget or len(groups[-1]) == most or padding > max(pass_cost, size // 8):
             groups.append([])
             width, padding = len(rows[i]), 0
         groups[-1].append(i)

@@ -116,8 +116,9 @@ def _score(
     pairs = [(row, target) for row, prompt in enumerate(rows) for target in sorted(targets.get(prompt, ()))]
     if not pairs:
         return {}
-    index = torch.tensor([row for row, _ in pairs], device=logits.device)
-    sums, predicted = _at(logits[index, None], [target[:1] for _, target in pairs])
+    index, first = torch.tensor([(row, target[0]) for row, target in pairs], device=logits.device).T
+    sums = (-logits.log_softmax(-1)[index, first]).tolist()
+    predicted = [(token,) for token in logits.argmax(-1)[index].tolist()]
 
     # The other tokens of longer targets, in groups whose logits fit in memory.
     longer = sorted((k for k, (_, target) in enumerate(pairs) if len(target) > 1), key=lambda k: -len(pairs[k][1]))
@@ -133,23 +134,20 @@ def _score(
             mask[i, : len(target) - 1] = 1
         device = prefix.mask.device
         out = extend(model, prefix.select([pairs[k][0] for k in group]), tokens.to(device), mask.to(device))
-        for k, more, tail in zip(group, *_at(out, [target[1:] for target in behind])):
-            sums[k] += more
-            predicted[k] += tail
+        for k, nll, best, target in zip(group, *_at(out, behind), behind):
+            sums[k] += sum(nll[: len(target) - 1])
+            predicted[k] += tuple(best[: len(target) - 1])
     return {(rows[row], target): Score(sums[k] / len(target), predicted[k]) for k, (row, target) in enumerate(pairs)}
 
 
-def _at(logits: Tensor, targets: Sequence[Ids]) -> tuple[list[float], list[Ids]]:
-    """Of logits [rows, columns, vocabulary] and a target a row: sums of -log p over the target, and arg max at its columns."""
+def _at(logits: Tensor, targets: Sequence[Ids]) -> tuple[list[list[float]], list[list[int]]]:
+    """Of logits [rows, columns, vocabulary] behind all but the last token of a target a row: -log p of the next token, and
+    the arg max, at each column. Columns behind a shorter target mean nothing."""
     wanted = torch.zeros(logits.shape[:2], dtype=torch.long)
-    real = torch.zeros(logits.shape[:2], dtype=torch.bool)
     for i, target in enumerate(targets):
-        wanted[i, : len(target)] = torch.tensor(target)
-        real[i, : len(target)] = True
-    wanted, real = wanted.to(logits.device), real.to(logits.device)
-    nll = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
-    best = logits.argmax(-1).tolist()
-    return (nll * real).sum(1).tolist(), [tuple(row[: len(target)]) for row, target in zip(best, targets)]
+        wanted[i, : len(target) - 1] = torch.tensor(target[1:])
+    nll = -logits.log_softmax(-1).gather(-1, wanted.to(logits.device)[..., None])[..., 0]
+    return nll.tolist(), logits.argmax(-1).tolist()
 
 
 def _generate(

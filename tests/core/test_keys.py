@@ -100,7 +100,7 @@ def test_batched_equals_one_at_a_time(arch, fact_token):
 
 
 def test_last_is_each_prompts_own_last_token():
-    """Published code reads position -1 of a padded batch: padding, for all but the longest row (golden README, quirk 3)."""
+    """Published code reads position -1 of a padded batch: padding, for all but the longest row."""
     model, tok = load_tiny("tiny-gpt2")
     sites = find_sites(model)
     keys = compute_keys(model, tok, REQUESTS, [2], [["{}"]], sites, "last")[2]

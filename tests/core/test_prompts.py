@@ -14,7 +14,7 @@ from editors.errors import EditingError
 from tests.conftest import GOLDEN
 from tests.models import TOKENIZERS, tiny_tokenizer
 
-# Published indices that are off, because the subject is stripped for counting but not in the text (golden README, quirk 7):
+# Published indices that are off, because the subject is stripped for counting but not in the text:
 # (prompt, subject) -> {fact_token: (published, ours)}. The text reads "… of  Tobias Rime  (a surgeon) …".
 DEVIATIONS = {
     ("The letters of {} (a surgeon) were", " Tobias Rime "): {
@@ -229,7 +229,7 @@ def test_requests_of_another_shape():
 
 
 def published_positions(tok, prompt, subject):
-    """Published counting (golden README, "Token index"): prefix, subject with the space before it, and suffix, each alone."""
+    """Published counting: prefix, subject with the space before it, and suffix, each alone."""
     before, after = prompt.split("{}")
     if before:
         before, subject = before.removesuffix(" "), " " + subject

@@ -29,7 +29,7 @@ def golden_cases():
 def test_equals_published_trajectory(golden_model, name, case):
     """Every step's loss terms and delta. The published "last" reads a padding position, so that case is only ours (below)."""
     if "/last/" in case or case.startswith("v/last"):
-        pytest.skip("fact_token=last reads a padding position in the published code (golden README, quirk 3)")
+        pytest.skip("fact_token=last reads a padding position in the published code")
     description = json.loads((GOLDEN / f"zv_{name}.json").read_text())
     arrays = np.load(GOLDEN / f"zv_{name}.npz", allow_pickle=False)
     about = description["cases"][case]
