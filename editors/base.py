@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
+from .core.fingerprint import model_fingerprint
 from .core.prompts import Request, parse_requests
 from .core.sites import evaluating
 from .edit import Dense, Edit, LowRank
@@ -60,9 +62,12 @@ class Editor(ABC):
         parsed = parse_requests(requests, tok)
         if not parsed:
             raise EditingError("no requests: give at least one")
-        with evaluating(model):
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
             changes, info = self.changes(Task(model, tok, parsed, context_templates, z_cache, progress))
-        about = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(parsed), **info}
+        for name, change in changes.items():
+            if not all(torch.isfinite(part).all() for part in vars(change).values()):
+                raise EditingError(f"the change of {name} is not finite: load the model in a wider dtype, or lower the learning rate")
+        about = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(parsed), "model": model_fingerprint(model), **info}
         return Edit(changes, about | {"seconds": {**info.get("seconds", {}), "total": time.perf_counter() - started}})
 
     @abstractmethod

@@ -41,6 +41,8 @@ def prepare(task: Task, hparams: ValueHParams, kind: str, length_params: list | 
     beyond = [layer for layer in hparams.layers if layer >= sites.layers]
     if beyond:
         raise EditingError(f"layers: block {beyond[0]} does not exist, the model has blocks 0 to {sites.layers - 1}")
+    if hparams.v_loss_layer is not None and not 0 <= hparams.v_loss_layer < sites.layers:
+        raise EditingError(f"v_loss_layer: block {hparams.v_loss_layer} does not exist, the model has blocks 0 to {sites.layers - 1}")
     if task.context_templates is None:
         groups = context_templates(task.model, task.tok, kind, length_params=length_params, seed=hparams.context_seed)
     else:

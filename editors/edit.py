@@ -89,8 +89,12 @@ class Edit:
                     f"{tuple(parameters[name].shape)}: it was made for another model"
                 )
         originals = {name: p.detach().to(originals_device or p.device, copy=True) for name, p in parameters.items()}
-        for name, change in self.changes.items():
-            add_to(parameters[name], change)
+        try:
+            for name, change in self.changes.items():
+                add_to(parameters[name], change)
+        except BaseException:  # out of memory, or interrupted: all or nothing
+            _put_back(parameters, originals)
+            raise
         _applied.setdefault(model, []).append((self, originals))
 
     def revert(self, model: nn.Module) -> None:
@@ -101,10 +105,9 @@ class Edit:
             raise EditingError("this edit is not applied to the model: nothing to revert")
         if any(set(edit.changes) & set(self.changes) for edit, _ in stack[position + 1 :]):
             raise EditingError("a later edit changed the same weights: revert the later one first")
-        _, originals = stack.pop(position)
-        for name, original in originals.items():
-            with torch.no_grad():
-                _parameter(model, name).copy_(original)
+        _, originals = stack[position]
+        _put_back({name: _parameter(model, name) for name in originals}, originals)
+        stack.pop(position)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -166,7 +169,13 @@ def add_to(parameter: nn.Parameter, change: LowRank | Dense) -> None:
     else:
         delta = change.delta.to(device)
     with torch.no_grad():
-        parameter.add_(delta.to(parameter.dtype))
+        parameter.add_(delta)  # rounded once, to the parameter's dtype
+
+
+def _put_back(parameters: Mapping[str, nn.Parameter], originals: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, original in originals.items():
+            parameters[name].copy_(original)
 
 
 def _parameter(model: nn.Module, name: str) -> nn.Parameter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .base import Editor, Task
-from .core.prompts import Request, encode_target, fill, pad_batch, pad_id
+from .core.prompts import Request, encode_target, fill, pad_batch, pad_id, tokenize
 from .core.sites import find_sites, input_device
 from .edit import Dense
 from .errors import EditingError
@@ -43,15 +44,22 @@ class FTHParams(HParams):
             raise EditingError("num_steps and batch_size must be at least 1, lr above 0")
         if self.weight_decay is True or self.norm_constraint is True:
             raise EditingError("weight_decay and norm_constraint are a number or false")
+        if self.bound is not None and self.bound <= 0:
+            raise EditingError("norm_constraint: must be above 0, or false for no constraint")
         if self.wd_power_law is not None and len(self.wd_power_law) != 2:
             raise EditingError("wd_power_law: expected two numbers [a, b]")
+
+    @property
+    def bound(self) -> float | None:
+        """norm_constraint as a number, or None."""
+        return None if self.norm_constraint is False else self.norm_constraint
 
     def decay(self, n: int) -> float:
         """Adam's weight decay for n requests."""
         if self.wd_power_law is None or self.legacy_wd_power_law:
             return float(self.weight_decay)
         a, b = self.wd_power_law
-        return float(n**a * torch.tensor(b, dtype=torch.float64).exp())
+        return n**a * math.exp(b)
 
 
 class FT(Editor):
@@ -69,11 +77,14 @@ class FT(Editor):
         weights = self._weights(model)
         flags = {p: p.requires_grad for p in model.parameters()}
         originals = {name: p.detach().clone() for name, p in weights.items()}
+        # Adam and the constraint work on wide copies: in half precision a step is often smaller than a weight's last digit.
+        masters = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for name, p in weights.items()}
+        starts = {name: master.clone() for name, master in masters.items()}
         batches = [
             _Batch.build(tok, requests[i : i + hp.batch_size], input_device(model))
             for i in range(0, len(requests), hp.batch_size)
         ]
-        optimiser = torch.optim.Adam(weights.values(), lr=hp.lr, weight_decay=hp.decay(len(requests)))
+        optimiser = torch.optim.Adam(masters.values(), lr=hp.lr, weight_decay=hp.decay(len(requests)))
         losses: list[float] = []
         try:
             for p in model.parameters():
@@ -81,21 +92,16 @@ class FT(Editor):
             for p in weights.values():
                 p.requires_grad_(True)
             for _ in tqdm(range(hp.num_steps), desc="fine-tuning", unit="epoch", leave=False, disable=None if task.progress else True):
-                losses.append(self._epoch(model, batches, optimiser, weights, originals))
+                losses.append(self._epoch(model, batches, optimiser, weights, masters, starts))
                 if losses[-1] < LOSS_GOAL:
                     break
-            kept = {name: torch.promote_types(p.dtype, torch.float32) for name, p in weights.items()}
-            changes = {
-                name: Dense((p.detach().to(kept[name]) - originals[name].to(kept[name])).cpu()) for name, p in weights.items()
-            }
         finally:
             with torch.no_grad():
                 for name, p in weights.items():
                     p.copy_(originals[name])
-                    p.grad = None
             for p, flag in flags.items():
                 p.requires_grad_(flag)
-        return changes, {"loss": losses}
+        return {name: Dense((master - starts[name]).cpu()) for name, master in masters.items()}, {"loss": losses}
 
     def _weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters of the listed modules (weights and biases), or the one parameter that the template names."""
@@ -111,21 +117,22 @@ class FT(Editor):
             weights |= found
         return weights
 
-    def _epoch(self, model, batches, optimiser, weights, originals) -> float:
+    def _epoch(self, model, batches, optimiser, weights, masters, starts) -> float:
         """One pass over the batches; returns the loss averaged over requests."""
-        total = 0.0
+        total, bound = 0.0, self.hparams.bound
         for batch in batches:
             loss = batch.loss(model)
             total += loss.item() * len(batch.targets)
             if loss.item() >= LOSS_GOAL:
-                optimiser.zero_grad()
-                loss.backward()
+                gradients = torch.autograd.grad(loss, list(weights.values()))
+                for master, gradient in zip(masters.values(), gradients):
+                    master.grad = gradient.to(master.dtype)
                 optimiser.step()
-            bound = self.hparams.norm_constraint
-            if bound is not None and bound is not False:
-                with torch.no_grad():
-                    for name, p in weights.items():
-                        p.copy_(torch.clamp(p, originals[name] - bound, originals[name] + bound))
+            with torch.no_grad():
+                for name, master in masters.items():
+                    if bound is not None:
+                        master.copy_(torch.clamp(master, starts[name] - bound, starts[name] + bound))
+                    weights[name].copy_(master)
         return total / sum(len(batch.targets) for batch in batches)
 
 
@@ -137,7 +144,7 @@ class _Batch:
     @staticmethod
     def build(tok, requests: Sequence[Request], device: torch.device) -> _Batch:
         texts = [fill(request.prompt, request.subject) for request in requests]
-        inputs = pad_batch([tok(text).input_ids for text in texts], pad_id(tok), device)
+        inputs = pad_batch([ids for ids, _ in tokenize(tok, texts)], pad_id(tok), device)
         return _Batch(inputs, [encode_target(tok, request.target_new) for request in requests])
 
     def loss(self, model: nn.Module) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -82,6 +83,9 @@ class ValueHParams(HParams):
             raise EditingError(f"fact_token: {self.fact_token!r} is none of {', '.join(FACT_TOKENS)}")
         if self.v_num_grad_steps < 1:
             raise EditingError(f"v_num_grad_steps: {self.v_num_grad_steps} must be at least 1")
+        for name in ("v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
 
 
 def load(cls: type[T], source: T | Mapping[str, Any] | str | Path) -> T:

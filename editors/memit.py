@@ -70,7 +70,7 @@ class MEMIT(Editor):
         started = time.perf_counter()
         changes = {}
         with trial(model, sites) as change:
-            for done, layer in enumerate(tqdm(hp.layers, desc="layers", unit="layer", leave=False, disable=None)):
+            for done, layer in enumerate(tqdm(hp.layers, desc="layers", unit="layer", leave=False, disable=None if task.progress else True)):
                 keys = compute_keys(model, tok, requests, [layer], prepared.groups, sites, hp.fact_token)[layer]
                 current = compute_hidden(model, tok, requests, z_layer, sites, hp.fact_token)
                 residual = (targets.to(current) - current).T / (len(hp.layers) - done)

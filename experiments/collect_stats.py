@@ -75,7 +75,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='tokens of a text that are read at most; "any": up to the model\'s longest context')
     add("--max_keys", type=int,
         help="stop at exactly so many tokens (FastMEMIT: a multiple of the keys' width); default: no limit")
-    add("--pack_tokens", type=int, help="tokens in one forward pass, padding included; default: chosen from the free memory")
+    add("--pack_tokens", type=int, help="tokens in one forward pass, padding included; default: chosen from the memory")
     add("--stats_dir", help="default: KE_STATS_DIR, else stats in the data folder")
     add("--data_dir",
         help="where the built-in world's corpus is written; default: KE_DATA_DIR, else ~/.cache/knowledge-editing/data")

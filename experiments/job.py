@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import data
 import editors
 from data.records import Record, fingerprint
+from editors.core.fingerprint import tokenizer_fingerprint
 from editors.core.prompts import parse_requests
 from editors.errors import EditingError
 from experiments import results
@@ -45,6 +46,7 @@ class Job:
             **{key: flags[key] for key in
                ("alg_name", "num_edits", "seed", "generation_test_interval", "skip_generation_tests")},
             "model": f"{Path(flags['model_name']).name}, {identity(self.model)}",
+            "tokenizer": tokenizer_fingerprint(self.tok),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "data": f"{Path(flags['ds_name']).name}, {len(self.records)} records, sha256 {fingerprint(self.records)[:16]}",

@@ -1,5 +1,7 @@
 """What every editor promises, run over all of them."""
 
+import copy
+
 import pytest
 import torch
 
@@ -77,11 +79,10 @@ def test_save_and_load(editor, tiny_gpt2, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["edit.safetensors"]
 
 
-def test_half_precision(editor, tiny_gpt2):
-    """Dtype follows the model, and revert restores bfloat16 bits."""
-    import copy
-
-    model, tok = copy.deepcopy(tiny_gpt2[0]).to(torch.bfloat16), tiny_gpt2[1]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(editor, tiny_gpt2, dtype):
+    """Dtype follows the model, and revert restores its bits."""
+    model, tok = copy.deepcopy(tiny_gpt2[0]).to(dtype), tiny_gpt2[1]
     before = bits(model)
     edit = editor.edit(model, tok, REQUESTS[:1])
     with edit.applied(model):
@@ -125,3 +126,35 @@ def test_batch_order_does_not_matter(editor, tiny_gpt2):
     model, tok = tiny_gpt2
     one, two = (editor.edit(model, tok, requests).deltas() for requests in (REQUESTS, REQUESTS[::-1]))
     assert all(relative(one[name], two[name]) < 1e-3 for name in one)
+
+
+def test_factors_go_with_their_model(tiny_gpt2):
+    """What is kept between batches (statistics, Cholesky factors) does not outlive the model."""
+    import gc
+
+    from editors import closed_form
+
+    held = len(closed_form._factors)
+    model = copy.deepcopy(tiny_gpt2[0])
+    editors.load("MEMIT", HPARAMS["MEMIT"]).edit(model, tiny_gpt2[1], REQUESTS[:1])
+    assert len(closed_form._factors) > held
+    del model
+    gc.collect()
+    assert len(closed_form._factors) == held
+
+
+def test_works_without_gradients(editor, tiny_gpt2):
+    """Inside no_grad as outside."""
+    model, tok = tiny_gpt2
+    with torch.no_grad():
+        one = editor.edit(model, tok, REQUESTS[:1]).deltas()
+    two = editor.edit(model, tok, REQUESTS[:1]).deltas()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("bound", [5e-4, 2e-3])
+def test_ft_constraint_holds_in_half_precision(tiny_gpt2, bound):
+    model = copy.deepcopy(tiny_gpt2[0]).to(torch.bfloat16)
+    hparams = HPARAMS["FT"] | {"norm_constraint": bound, "num_steps": 5}
+    for delta in editors.load("FT", hparams).edit(model, tiny_gpt2[1], REQUESTS).deltas().values():
+        assert 0 < delta.abs().max() <= bound * (1 + 1e-4)

@@ -89,3 +89,27 @@ def test_damaged_files(model, tmp_path):
         Edit.load(path)
     with pytest.raises(EditingError, match="no such"):
         Edit.load(tmp_path / "absent")
+
+
+def test_a_failing_apply_leaves_the_model_as_it_was(model, monkeypatch):
+    import editors.edit as module
+
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    names = [NAME, "transformer.h.2.mlp.c_proj.weight"]
+    edit = Edit({name: change for name in names for change in low_rank(model, name=name).changes.values()})
+    original, calls = module.add_to, []
+
+    def fail_second(parameter, change):
+        calls.append(parameter)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError
+        original(parameter, change)
+
+    monkeypatch.setattr(module, "add_to", fail_second)
+    with pytest.raises(torch.OutOfMemoryError):
+        edit.apply(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    monkeypatch.undo()
+    edit.apply(model)
+    edit.revert(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

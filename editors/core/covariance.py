@@ -28,7 +28,7 @@ from . import moment_store
 from .corpus import Corpus, document_order, find_corpus
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 from .key_sums import KeySums, add_batch, batches, fitting_tokens
-from .memory import free_bytes
+from .memory import total_bytes
 from .moment_store import Moment
 from .sites import Sites, find_sites, weight_of
 
@@ -61,7 +61,7 @@ def collect(
     stats_dir: where files are kept, in `<model>/<corpus>_stats/`; default `stats_folder()`.
     batch_tokens: the published option: at most so many tokens of a text are read. It changes the result.
     max_keys: stop at exactly so many tokens, cutting the last text; None: all tokens of the texts.
-    pack_tokens: padded tokens of one forward pass, default chosen from free memory. It changes rounding only.
+    pack_tokens: padded tokens of one forward pass, default chosen from the memory. It changes rounding only.
     resume: go on from the snapshot of a killed collection, if there is one; the result has the same bits as without the kill.
     force: collect again, on the model as it is now, whatever is there.
     Raises EditingError for statistics of another model, layer or corpus, damaged files, and what corpus.py names.
@@ -213,7 +213,7 @@ class _Pass:
         )
         done = (state["window"], state["index"])
         bar = tqdm(total=None if max_keys else len(order), initial=state["texts"], unit="text",
-                   desc=f"second moments, layers {','.join(map(str, self.sums))}", disable=not progress)
+                   desc=f"second moments, layers {','.join(map(str, self.sums))}", disable=None if progress else True)
         start, seen, due = time.monotonic(), state["count"], time.monotonic() + SNAPSHOT_SECONDS
         with bar:
             for batch in itertools.dropwhile(lambda batch: (batch.window, batch.index) < done, stream):
@@ -252,10 +252,10 @@ class _Pass:
 
 
 def _passes(model: nn.Module, sites: Sites, layers: Sequence[int], dtype: str) -> list[Sequence[int]]:
-    """`layers` (ascending) in groups whose sums fit into half of the free memory together; usually all at once."""
+    """`layers` (ascending) in groups whose sums fit into a quarter of the memory together; usually all at once."""
     size = torch.promote_types(DTYPES[dtype], torch.float32).itemsize
     width = max(_d_in(model, sites, layer) for layer in layers)
-    together = max(1, free_bytes(_device(model, sites, layers[0])) // 2 // (width * width * size))
+    together = max(1, total_bytes(_device(model, sites, layers[0])) // 4 // (width * width * size))
     return [layers[start : start + together] for start in range(0, len(layers), together)]
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .memory import free_bytes
+from .memory import total_bytes
 from .sites import Sites, evaluating, get_module, input_device
 
 WINDOW = 512
@@ -132,7 +132,7 @@ def add_batch(model: nn.Module, sites: Sites, sums: Mapping[int, KeySums], rows:
 
 
 def fitting_tokens(model: nn.Module, sites: Sites, d_in: int, max_length: int) -> int:
-    """Padded tokens of a forward pass that fit into a third of the free memory, 256 at least."""
+    """Padded tokens of a forward pass that fit into an eighth of the memory, 256 at least."""
     device, config = input_device(model), model.config.get_text_config()
     size = torch.finfo(model.dtype).bits // 8
     # What one block holds at a time: a few tensors of each width, and attention scores where they are written out.
@@ -140,7 +140,7 @@ def fitting_tokens(model: nn.Module, sites: Sites, d_in: int, max_length: int) -
     if getattr(config, "_attn_implementation", "eager") == "eager":
         per_token += 3 * 4 * config.num_attention_heads * max_length
     most = MOST_TOKENS_CPU if device.type == "cpu" else MOST_TOKENS
-    return min(most, max(256, free_bytes(device) // 3 // per_token))
+    return min(most, max(256, total_bytes(device) // 8 // per_token))
 
 
 class _Done(Exception):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .memory import free_bytes
+from .memory import total_bytes
 from .prompts import Located, Request, fill, locate_all, pad_batch, pad_id
 from .sites import Sites, by_row, evaluating, first, get_module, input_device
 
@@ -30,7 +30,7 @@ def compute_keys(
 
     templates: groups of contexts; the mean is taken within each group, then over the groups (as published:
     half of a key is the bare prompt's, half the mean of five sampled contexts'). All layers come from one pass.
-    batch_tokens: tokens a batch, padding included; chosen from free memory when None.
+    batch_tokens: tokens a batch, padding included; chosen from the memory when None.
     Keys are float32 at least and on their projection's device. Raises EditingError for a subject that cannot be located.
     """
     weights = [1 / (len(templates) * len(group)) for group in templates for _ in group]
@@ -77,7 +77,7 @@ def _read(
     budget = batch_tokens or _batch_tokens(model, sites)
     results = max((i for i, _ in shares), default=-1) + 1
     sums: dict[_Place, Tensor] = {}
-    bar = tqdm(total=len(uses), desc="keys", unit="prompt", disable=not progress)
+    bar = tqdm(total=len(uses), desc="keys", unit="prompt", disable=None if progress else True)
     with bar, torch.no_grad(), evaluating(model):
         for rows in _batches(list(uses), budget):
             # Which results the rows of this batch enter, and with what weight: a product adds them in a fixed order.
@@ -144,6 +144,6 @@ def _batches(rows: list[tuple[int, ...]], budget: int) -> Iterator[list[tuple[in
 
 
 def _batch_tokens(model: nn.Module, sites: Sites) -> int:
-    """Tokens a batch: a quarter of the free memory, at about 32 d_model-wide activations a token alive in one block."""
+    """Tokens a batch: a sixteenth of the memory, at about 32 d_model-wide activations a token alive in one block."""
     size = model.get_input_embeddings().weight.element_size()
-    return min(16384, max(512, free_bytes(input_device(model)) // 4 // (32 * sites.d_model * size)))
+    return min(16384, max(512, total_bytes(input_device(model)) // 16 // (32 * sites.d_model * size)))

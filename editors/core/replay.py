@@ -74,7 +74,20 @@ class Replay:
 
     def _run_prefix(self) -> DynamicCache:
         cache, end = DynamicCache(config=self._config), self.lookup
-        self._decode(self.ids[:, :end], self.mask[:, :end], self.positions[:, :end], cache)
+        padding = self.mask[:, :end, None] == 0
+
+        def blank(module, args, output):
+            # A padding position sees nothing, which eager attention turns to NaN in some dtypes; and NaN times 0 is NaN.
+            hidden = first(output)
+            hidden = hidden.masked_fill(padding.to(hidden.device), 0)
+            return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+        hooks = [block.register_forward_hook(blank) for block in self.blocks]
+        try:
+            self._decode(self.ids[:, :end], self.mask[:, :end], self.positions[:, :end], cache)
+        finally:
+            for hook in hooks:
+                hook.remove()
         return cache
 
     def _run_columns(self) -> Float[Tensor, "rows columns d_model"]:

@@ -22,14 +22,16 @@ class Factor:
     """Lower Cholesky factor of C' = C + ridge I, float64, kept on the CPU (d_in^2 numbers a layer are too many for a GPU)."""
 
     lower: Float[Tensor, "d_in d_in"]
-    moment: Float[Tensor, "d_in d_in"]
-    ridge: float
 
     def solve(self, right: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
         """C'^{-1} right, on right's device, float64."""
-        device = right.device if right.device.type != "mps" else torch.device("cpu")  # MPS has no float64
-        right = right.to(device, torch.float64)
-        return torch.cholesky_solve(right, self.lower.to(device))
+        right = double(right)
+        return torch.cholesky_solve(right, self.lower.to(right.device))
+
+
+def double(x: Tensor) -> Tensor:
+    """x in float64, on its own device where that has float64 (MPS has not)."""
+    return x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)
 
 
 def factorise(moment: Float[Tensor, "d_in d_in"], ridge: float = 0.0, where: str = "", count: int | None = None) -> Factor:
@@ -48,29 +50,29 @@ def factorise(moment: Float[Tensor, "d_in d_in"], ridge: float = 0.0, where: str
         rank = int(torch.linalg.matrix_rank(matrix, hermitian=True))
         seen = "" if count is None else f" after {count} keys"
         raise EditingError(
-            f"{where}: the second moment has rank {rank} of {len(matrix)}{seen}, so it cannot be inverted: "
-            "raise mom2_n_samples, or set update_norm_lambda > 0 where the editor has it"
+            f"{where}: the second moment is not positive definite (rank {rank} of {len(matrix)}{seen}): raise mom2_n_samples, "
+            "collect in float64, or set MEMIT's update_norm_lambda above 0"
         )
-    return Factor(lower, moment, ridge)
+    return Factor(lower)
 
 
 def memit(factor: Factor, weight: float, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
     """A = (weight C' + K K^T)^{-1} K, so that the update of W is R A^T (MEMIT eq. 14; C' is what was factored)."""
-    keys = keys.to(torch.float64)
+    keys = double(keys)
     d_in, n = keys.shape
     if n < d_in:
         scaled = factor.solve(keys) / weight
-        gram = keys.to(scaled.device).T @ scaled
+        gram = keys.T @ scaled
         gram.diagonal().add_(1)
         return torch.cholesky_solve(scaled.T, torch.linalg.cholesky((gram + gram.T) / 2)).T
     # As many keys as dimensions: the d_in x d_in system is the smaller one.
-    system = weight * factor.moment.to(keys.device, torch.float64)
-    system.diagonal().add_(weight * factor.ridge)
+    lower = factor.lower.to(keys.device)
+    system = weight * lower @ lower.T
     return torch.cholesky_solve(keys, torch.linalg.cholesky(system.addmm_(keys, keys.T)))
 
 
 def rome_direction(factor: Factor | None, key: Float[Tensor, "d_in"]) -> Float[Tensor, "d_in"]:
     """u = C^{-1} k / |C^{-1} k| (ROME eq. 2); without statistics u = k / |k|."""
-    key = key.to(torch.float64)
+    key = double(key)
     u = key if factor is None else factor.solve(key[:, None])[:, 0]
     return u / u.norm()

@@ -81,7 +81,6 @@ def chunks(jobs: list[Job], model: nn.Module, sites: Sites) -> Iterator[list[Job
     """Consecutive jobs that fit into an eighth of the memory together.
 
     Counted: some 40 floats a block, replayed token and channel, a quarter of that for a cached token, and the targets' logits.
-    From the memory that there is, not that is free now, so that the same command makes the same chunks.
     """
     vocabulary = model.config.get_text_config().vocab_size
     budget = total_bytes(get_module(model, sites.lm_head).weight.device) / 8

@@ -23,9 +23,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..errors import EditingError
 from .prompts import Request, pad_id
 from .replay import Replay
-from .sites import Sites, by_row, first, get_module, head_logits, input_device
+from .sites import Sites, by_row, evaluating, first, get_module, head_logits, input_device
 from .value_rows import Job, Rows, alike, chunks
 
 LOSS_GOAL = 0.05
@@ -86,16 +87,21 @@ def optimise(
     try:
         for p in trained:  # no gradients for weights: only delta moves
             p.requires_grad_(False)
-        for chunk in chunks(jobs, model, sites):
-            optimiser = _Optimiser(model, tok, chunk, layer, settings, sites, site)
-            for number, initial, delta in optimiser.run(watch):
-                done[number] = (initial.cpu(), delta.cpu())
-                bar.update()
+        with evaluating(model):
+            for chunk in chunks(jobs, model, sites):
+                for number, initial, delta in _Optimiser(model, tok, chunk, layer, settings, sites, site).run(watch):
+                    done[number] = (initial.cpu(), delta.cpu())
+                    bar.update()
     finally:
         bar.close()
         for p in trained:
             p.requires_grad_(True)
     initial, delta = (torch.stack([done[i][part] for i in range(len(jobs))]) for part in (0, 1))
+    for request, row in zip(requests, initial + delta):
+        if not torch.isfinite(row).all():
+            raise EditingError(
+                f"the target state of {request.subject!r} ({request.prompt!r}) is not finite: load the model in a wider dtype"
+            )
     return Values(initial, delta)
 
 
@@ -156,7 +162,8 @@ class _Optimiser:
         picked, initial = [], []
         for group, part in zip(self.groups, delta.split([group.requests for group in self.groups])):
             out = self._replayed(group.replay, part.repeat_interleave(self.contexts, 0))
-            initial.append(self._before_delta[:: self.contexts].to(delta.dtype))
+            if self.initial is None:
+                initial.append(self._before_delta[:: self.contexts].to(delta.dtype))
             if self.looks_ahead:
                 out = get_module(self.model, self.sites.final_norm)(self._at_loss_layer)
             picked.append(out[group.row_of.to(out.device), group.column_of.to(out.device)])

@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from editors.core.memory import total_bytes
 from editors.core.prompts import pad_batch
 from editors.core.sites import input_device
 from editors.errors import EditingError
@@ -112,7 +112,7 @@ def token_budget(model: PreTrainedModel, most: int | None = None) -> int:
     Total memory, not free memory: batches, and with them the last digits of the results, must not depend on what else runs.
     """
     config, device = model.config.get_text_config(), input_device(model)
-    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else psutil.virtual_memory().total
+    total = total_bytes(device)
     # Keys and values of every block, and the widest activations of one.
     values = (2 * config.num_hidden_layers + 16) * config.hidden_size
     most = most or (2048 if device.type == "cpu" else 16384)

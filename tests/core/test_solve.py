@@ -75,7 +75,7 @@ def test_rome_without_statistics_uses_the_key_itself():
 
 def test_a_singular_moment_says_layer_count_rank_and_remedy():
     keys = torch.randn(24, 10, dtype=torch.float64)
-    with pytest.raises(EditingError, match=r"block 5: .*rank 10 of 24 after 10 keys.*mom2_n_samples"):
+    with pytest.raises(EditingError, match=r"block 5: .*rank 10 of 24 after 10 keys\).*mom2_n_samples"):
         factorise(keys @ keys.T, where="block 5", count=10)
     with pytest.raises(EditingError, match="NaN"):
         factorise(torch.full((3, 3), float("nan")), where="block 5")

@@ -72,8 +72,11 @@ TEMPLATES = ["{}", "The old bridge in Lutmere was. {}", "Because it rained. {}"]
 
 @pytest.mark.parametrize("site", ["block", "down_proj"])
 @pytest.mark.parametrize("loss_goal", [0.05, 1.5])  # at 1.5 rows leave the batch at different steps
-def test_batch_equals_one_at_a_time(tiny_gpt2, site, loss_goal, monkeypatch):
+@pytest.mark.parametrize("grouped", [False, True])  # all in one pass, or each length in a pass of its own
+def test_batch_equals_one_at_a_time(tiny_gpt2, site, loss_goal, grouped, monkeypatch):
     monkeypatch.setattr("editors.core.values.LOSS_GOAL", loss_goal)
+    if grouped:
+        monkeypatch.setattr("editors.core.values.alike", lambda jobs, device: ([job] for job in jobs))
     model, tok = tiny_gpt2
     model = load_tiny("tiny-gpt2", torch.float64)[0]
     requests = parse_requests(REQUESTS, tok)
@@ -94,13 +97,14 @@ def test_batch_equals_one_at_a_time(tiny_gpt2, site, loss_goal, monkeypatch):
 
 @pytest.mark.parametrize("site", ["block", "down_proj"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_replay_equals_full_pass(arch, site, attention):
+@pytest.mark.parametrize("attention, dtype", [("eager", "float32"), ("sdpa", "float32"), ("eager", "float64"), ("eager", "float16")])
+def test_replay_equals_full_pass(arch, site, attention, dtype):
     """Left-padded prefix cache + upper blocks give the hidden states of one unpadded pass of the whole model."""
     try:
-        model = tiny_model(arch, attn_implementation=attention)
+        model = tiny_model(arch, attn_implementation=attention).to(getattr(torch, dtype))
     except ValueError as error:
         pytest.skip(f"no {attention} attention: {error}")
+    tolerance = {"float32": 3e-6, "float64": 1e-6, "float16": 2e-2}[dtype]  # some architectures keep parts in float32
     sites = find_sites(model)
     generator = torch.Generator().manual_seed(1)
     lengths, lookups = [5, 12, 9, 2], [0, 10, 4, 1]  # one row has no prefix at all
@@ -115,7 +119,7 @@ def test_replay_equals_full_pass(arch, site, attention):
         for i, (row, lookup) in enumerate(zip(rows, lookups)):
             with torch.no_grad():
                 full = get_module(model, sites.decoder)(torch.tensor([row])).last_hidden_state[0, lookup:]
-            assert relative(out[i, : len(full)], full) < 3e-6, (arch, i)
+            assert relative(out[i, : len(full)], full) < tolerance, (arch, i)
         replay.keep(torch.tensor(kept))
         rows, lookups, kept = [rows[i] for i in kept], [lookups[i] for i in kept], [0]
 

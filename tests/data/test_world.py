@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from data import world
 from data.errors import DataError
 from data.world import catalan, train
+from data.world.batches import Rows
 from data.world.corpus import sentences
 from data.world.generate import fill, render, two_hop
 from data.world.recall import greedy_correct, recall, unrelated_sentence
@@ -236,14 +237,37 @@ def test_tokenizer_encodes_any_text():
     assert tok("Vic")["input_ids"] != tok(" Vic")["input_ids"]  # no space is put in front
 
 
-TINY = ["--facts", "60", "--layers", "2", "--width", "32", "--heads", "2", "--vocab", "400", "--batch", "8",
-        "--epochs", "3", "--warm_epochs", "1", "--threads", "1"]
+def test_rows_begin_with_a_sentence_and_hold_every_sentence_once():
+    this = world.generate(100)
+    texts, ranks = train.corpus_with_ranks(this)
+    tok = train_tokenizer(texts, 600)
+    rows = Rows(tok, texts, ranks, 128, 0)
+    epoch = tok.batch_decode(rows.epoch(0))
+    assert all(any(row.startswith(text[:12]) for text in texts) for row in epoch)
+    whole = " ".join(epoch)
+    assert sum(text in whole for text in texts) > 0.99 * len(texts)  # the last, short row is dropped
+    assert torch.equal(rows.epoch(3), Rows(tok, texts, ranks, 128, 0).epoch(3))
+    assert not torch.equal(rows.epoch(0), rows.epoch(1))
+
+
+def test_warm_epochs_have_few_subjects_and_all_of_their_facts():
+    this = world.generate(100)
+    texts, ranks = train.corpus_with_ranks(this)
+    tok = train_tokenizer(texts, 600)
+    whole = " ".join(tok.batch_decode(Rows(tok, texts, ranks, 128, 0).epoch(0, subjects=4)))
+    told = {fact.subject for fact in this.facts if f"{render(fact.relation.en[1], fact.subject, 'en')} {fact.object.en}." in whole}
+    assert 3 <= len(told) <= 4
+    assert sum(fact.subject in told for fact in this.facts) >= 2 * len(told)
+
+
+TINY = ["--facts", "60", "--layers", "2", "--width", "32", "--heads", "2", "--vocab", "400", "--batch", "16",
+        "--epochs", "2", "--warm_epochs", "1", "--threads", "1"]
 
 
 def test_an_interrupted_training_ends_the_same(tmp_path):
     train.train(train.parse_args(["--out", str(tmp_path / "whole"), *TINY]))
-    for _ in range(30):
-        train.train(train.parse_args(["--out", str(tmp_path / "parts"), *TINY, "--stop_after", "7"]))
+    for _ in range(8):  # stops inside and between epochs; the last calls find the run finished
+        train.train(train.parse_args(["--out", str(tmp_path / "parts"), *TINY, "--stop_after", "11"]))
     whole, parts = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -251,13 +275,13 @@ def test_an_interrupted_training_ends_the_same(tmp_path):
     for log in logs:
         for entry in log["epochs"]:
             entry.pop("seconds")
-    assert logs[0] == logs[1] and len(logs[0]["epochs"]) == 3
+    assert logs[0] == logs[1] and len(logs[0]["epochs"]) == 2
 
 
 def test_a_run_with_other_settings_is_not_continued(tmp_path):
     train.train(train.parse_args(["--out", str(tmp_path), *TINY, "--stop_after", "1"]))
     with pytest.raises(DataError, match="other settings .epochs.*choose another --out"):
-        train.train(train.parse_args(["--out", str(tmp_path), *TINY, "--epochs", "4"]))
+        train.train(train.parse_args(["--out", str(tmp_path), *TINY, "--epochs", "3"]))
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -267,6 +291,14 @@ def test_impossible_settings(tmp_path, flags, message):
     with pytest.raises(DataError, match=message):
         train.train(train.parse_args(["--out", str(tmp_path / "run"), *flags]))
     assert not (tmp_path / "run").exists()
+
+
+def test_figure_of_the_training(tmp_path):
+    from figures import world_training
+
+    world_training.main(["--out", str(tmp_path)])
+    assert (tmp_path / "world_training.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "world_training.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ---- the shipped checkpoint

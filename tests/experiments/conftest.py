@@ -29,9 +29,3 @@ def run(golden, tmp_path, tiny_gpt2, hparams):
                  "results_dir": tmp_path / "results", **flags}
         return evaluate.main(alg_name, hparams_fname=flags.pop("hparams_fname", None) or hparams(alg_name), **flags)
     return start
-
-
-def cases(run: Path) -> dict[str, dict]:
-    """The content of a run's case files by name, without the times."""
-    found = {path.name: json.loads(path.read_text()) for path in sorted(run.glob("*case_*.json"))}
-    return {name: {key: value for key, value in case.items() if key != "time"} for name, case in found.items()}

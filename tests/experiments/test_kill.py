@@ -40,7 +40,7 @@ def test_killed_while_it_writes(options, tmp_path):
         process = start(tmp_path / "killed", *more)
         while not len(list(run.glob("*case_*.json"))) > 3 * kill and process.poll() is None:
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.1))
         process.kill()
         assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
         more = ["--continue_from_run", "run_000"]

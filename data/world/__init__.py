@@ -1,0 +1,67 @@
+"""The built-in world: an invented place with known facts, and a small model that knows them.
+
+`load` gives its records in the schemas of CounterFact and zsRE, in English or Catalan (aligned: the same case is the
+same fact); `snippets` the texts of the reference score; `corpus_path` a text corpus; CHECKPOINT is the model's folder.
+"""
+import difflib
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from ..download import cache_folder
+from ..errors import DataError
+from ..files import write_atomically
+from . import corpus, records
+from .generate import BASE_FACTS, SEED, Entity, Fact, World, generate
+from .relations import LANGUAGES, RELATIONS
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+SCHEMAS = {"counterfact": records.counterfact, "zsre": records.zsre}
+
+__all__ = ["BASE_FACTS", "CHECKPOINT", "LANGUAGES", "RELATIONS", "SCHEMAS", "SEED", "Entity", "Fact", "World",
+           "corpus_path", "generate", "load", "snippets", "world"]
+
+
+@lru_cache(maxsize=2)
+def world(facts: int | None = None, seed: int = SEED) -> World:
+    """The generated world (see :func:`data.world.generate.generate`); kept for the next call. Raises DataError."""
+    if facts is not None and facts < 1:
+        raise DataError(f"the built-in world needs at least 1 fact, not {facts}")
+    return generate(facts, seed)
+
+
+def _one_of(value: str, known, what: str) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"the built-in world has no {what} {value!r}; {hint}known are {', '.join(known)}")
+
+
+def load(language: str = "en", schema: str = "counterfact", facts: int | None = None, seed: int = SEED) -> list[dict]:
+    """All records, one for each fact, as the JSON files of their schema hold them.
+
+    language: "en" or "ca". schema: "counterfact" or "zsre". facts: the size of the world (default: the one that the
+    checkpoint knows). Raises DataError for an unknown language or schema.
+    """
+    _one_of(language, LANGUAGES, "language")
+    _one_of(schema, SCHEMAS, "schema")
+    return SCHEMAS[schema](world(facts, seed), language)
+
+
+def snippets(language: str = "en", facts: int | None = None, seed: int = SEED) -> list[dict]:
+    """Attribute snippets in the published schema: {"relation_id", "target_id", "samples": [{"name", "text"}]}."""
+    _one_of(language, LANGUAGES, "language")
+    return records.snippets(world(facts, seed), language)
+
+
+def corpus_path(data_dir: str | Path | None = None, facts: int | None = None, seed: int = SEED) -> Path:
+    """A .jsonl file (field "text") of the corpus in both languages, for second moments; written unless it is there.
+
+    Its place is the cache of the data folder; the content is a function of the arguments.
+    """
+    this = world(facts, seed)
+    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in corpus.documents(this)).encode()
+    path = cache_folder(data_dir) / f"world-{len(this.facts)}-{seed}.jsonl"
+    if not path.exists() or path.read_bytes() != content:
+        write_atomically(path, lambda file: file.write(content))
+    return path

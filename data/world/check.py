@@ -1,0 +1,32 @@
+"""Prints how much of the world a checkpoint recalls greedily: `python -m data.world.check [folder] [--every N]`."""
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from . import BASE_FACTS, CHECKPOINT, LANGUAGES, SEED, world
+from .recall import recall
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=CHECKPOINT, help="a checkpoint (default: the shipped one)")
+    parser.add_argument("--every", type=int, default=1, help="only every N-th fact")
+    parser.add_argument("--facts", type=int, default=BASE_FACTS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    args = parser.parse_args(argv)
+    model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
+    tok = AutoTokenizer.from_pretrained(args.folder)
+    this = world(args.facts, args.seed)
+    facts = this.facts[::args.every]
+    print(f"{len(facts)} facts; greedy recall (%) on phrasings 1, 2, ... of each language")
+    for prefixed in (False, True):
+        shares = recall(model, tok, this, facts, prefixed=prefixed)
+        for language in LANGUAGES:
+            row = "  ".join(f"{100 * share:6.2f}" for share in shares[language])
+            print(f"{language}  {'after an unrelated sentence' if prefixed else 'alone':28}{row}")
+
+
+if __name__ == "__main__":
+    main()
