@@ -22,7 +22,7 @@ from editors.core.covariance import collect
 from editors.core.key_sums import KeySums, batches
 from editors.core.sites import find_sites, get_module
 from editors.errors import EditingError
-from tests.conftest import GOLDEN, ROOT, load_tiny, relative
+from tests.conftest import GOLDEN, ROOT, golden_models, load_tiny, relative
 from tests.models import ARCHITECTURES, tiny_model
 
 CORPUS = str(GOLDEN / "corpus.jsonl")
@@ -72,9 +72,10 @@ def direct(model, tok, texts, layers, max_length):
 # ---------------------------------------------------------------------------------------------- the numbers
 
 
-@pytest.mark.parametrize("name, tolerance", [
-    ("tiny-gpt2", 1e-6), ("tiny-gptj", 1e-6), ("tiny-gpt2_f64", 1e-12), ("tiny-gptj_f64", 1e-7),
-])
+TOLERANCES = {"tiny-gpt2": 1e-6, "tiny-gptj": 1e-6, "tiny-gpt2_f64": 1e-12, "tiny-gptj_f64": 1e-7}
+
+
+@pytest.mark.parametrize("name, tolerance", [(name, TOLERANCES[name]) for name in golden_models("stats")])
 def test_published_statistics(name, tolerance, tmp_path):
     dtype = "float64" if name.endswith("f64") else "float32"
     model, tok = load_tiny(name.removesuffix("_f64"), getattr(torch, dtype))
