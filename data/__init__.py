@@ -8,6 +8,7 @@ no file. A mistake, of the user's or in a file, raises :class:`DataError` with o
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,7 @@ def _schema(first: Any, source: str) -> str:
             return "counterfact"
         if {"src", "answers"} & first.keys():
             return "zsre"
-    found = f"has the keys {', '.join(first) or '(none)'}" if isinstance(first, Mapping) else f"is {str(first)[:40]}, not an object"
+    keys = ", ".join(first) or "(none)" if isinstance(first, Mapping) else None
+    found = f"is {json.dumps(first)[:40]}, not an object" if keys is None else f"has the keys {keys}"
     raise DataError(f"{source}: neither CounterFact's schema (key 'requested_rewrite') nor zsRE's (keys 'src', 'answers'); "
                     f"its first record {found}")

@@ -11,12 +11,14 @@ def parse(raw: Sequence[Any], source: str, limit: int | None = None) -> list[Rec
     """The first ``limit`` records (all by default) of the published CounterFact schema, in the file's order.
 
     ``source`` names the file in messages. Raises ``DataError`` at the first record that has a key missing or wrong, a
-    rewrite prompt without exactly one ``{}``, an empty subject or target, or the ``case_id`` of an earlier record.
+    rewrite prompt without exactly one ``{}``, an empty subject or target, a negative ``case_id`` or that of an earlier record.
     """
     records, seen = [], {}
     for number, item in enumerate(raw[:limit]):
         fields = Fields(item, f"{source}, record {number}")
         record = _record(fields)
+        if record.case_id < 0:
+            raise fields.error(f"its case_id {record.case_id} is negative")
         if record.case_id in seen:
             raise fields.error(f"its case_id {record.case_id} is that of record {seen[record.case_id]}, too")
         seen[record.case_id] = number

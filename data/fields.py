@@ -1,10 +1,13 @@
 """Checked access to the keys of one record: every complaint names the file, the record and the key."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from data.errors import DataError
+
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 class Fields:
@@ -24,7 +27,7 @@ class Fields:
 
     def string(self, key: str) -> str:
         """A string, which may be empty."""
-        return self._typed(key, str, "a string")
+        return self._whole(key, self._typed(key, str, "a string"))
 
     def text(self, key: str) -> str:
         """A string that is not blank."""
@@ -50,6 +53,7 @@ class Fields:
         for number, value in enumerate(values):
             if not isinstance(value, str) or not (blanks or value.strip()):
                 raise self.error(f"{key!r} has {_name(value)} at place {number}, expected a string of text")
+            self._whole(key, value)
         return tuple(values)
 
     def objects(self, key: str) -> list["Fields"]:
@@ -62,6 +66,12 @@ class Fields:
 
     def rest(self) -> dict[str, Any]:
         return {key: value for key, value in self._raw.items() if key not in self._taken}
+
+    def _whole(self, key: str, value: str) -> str:
+        """JSON's escapes can spell half of a character, which no tokenizer takes and no file holds."""
+        if _HALVES.search(value):
+            raise self.error(f"{key!r} has half of a character (a lone surrogate): {ascii(value)}")
+        return value
 
     def _typed(self, key: str, kind: type, description: str) -> Any:
         if key not in self._raw:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +15,7 @@ def read_json(path: str | Path) -> Any:
     """The content of a JSON file. Raises ``DataError`` when it is missing, unreadable, cut off or not JSON."""
     path = Path(path)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -42,17 +42,23 @@ def read_records(path: str | Path) -> list[Any]:
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call ``write`` on a temporary file in the same folder, and put it in place when that has succeeded."""
+    """Call ``write`` on a temporary file in the same folder, and put it in place when that has succeeded.
+
+    Raises ``DataError`` where nothing can be written, or the disk is full.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")  # a name of its own for each of several writers
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(part, "xb") as file:
+                write(file)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: can't be written ({error.strerror or error}); "
+                        "make room there, or choose another folder") from error
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -64,5 +64,5 @@ def fingerprint(records: Iterable[Record]) -> str:
     """SHA-256 of the records' whole content, to tell one data set (or one selection of it) from another."""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(json.dumps(asdict(record), sort_keys=True).encode())
+        digest.update(json.dumps(vars(record), sort_keys=True, default=vars).encode())
     return digest.hexdigest()

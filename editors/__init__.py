@@ -20,8 +20,13 @@ from .errors import EditingError
 from .hparams import HParams
 
 _EDITORS = {
+    "AlphaEdit": "editors.alphaedit:AlphaEdit",
+    "EMMET": "editors.emmet:EMMET",
     "FT": "editors.ft:FT",
     "MEMIT": "editors.memit:MEMIT",
+    "MEMIT_prune": "editors.memit:MEMITPrune",
+    "MEMIT_rect": "editors.memit:MEMITRect",
+    "MEMIT_seq": "editors.memit:MEMITSeq",
     "ROME": "editors.rome:ROME",
 }
 

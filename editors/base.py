@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .core.covariance import pin
 from .core.fingerprint import model_fingerprint
-from .core.prompts import Request, parse_requests
-from .core.sites import evaluating
+from .core.key_memory import KeyMemory
+from .core.prompts import Request, check_lengths, parse_requests
+from .core.sites import evaluating, longest_context
 from .edit import Dense, Edit, LowRank
 from .errors import EditingError
 from .hparams import HParams
@@ -31,6 +33,7 @@ class Task:
     context_templates: Sequence | None
     z_cache: str | os.PathLike | None
     progress: bool
+    memory: KeyMemory | None = None
 
 
 class Editor(ABC):
@@ -38,6 +41,8 @@ class Editor(ABC):
 
     name: ClassVar[str]
     hparams_class: ClassVar[type[HParams]]
+    hparams_folder: ClassVar[str | None] = None
+    """Folder in hparams/ if not `name`: variants share the files of their editor."""
 
     def __init__(self, hparams: HParams):
         self.hparams = hparams
@@ -50,20 +55,24 @@ class Editor(ABC):
         context_templates: Sequence | None = None,
         z_cache: str | os.PathLike | None = None,
         progress: bool = True,
+        memory: KeyMemory | None = None,
     ) -> Edit:
         """The edit that makes `model` state every request's new target; the model itself is bit-identical afterwards.
 
         context_templates: texts with one "{}" each, the bare "{}" first, as a list or as groups (MEMIT averages within a group,
         then over groups); default: sampled from the model with the seed of the hparams. z_cache: folder of target hidden
         states, read and written. Both mean nothing to editors that use neither.
+        memory: in a sequence of edits, the same one for all (see sequence.py); call its `commit()` once the edit is applied.
         Raises EditingError for requests, hparams or statistics that do not fit; the model is then unchanged too.
         """
         started = time.perf_counter()
         parsed = parse_requests(requests, tok)
         if not parsed:
             raise EditingError("no requests: give at least one")
+        check_lengths(tok, parsed, ["{}"], longest_context(model))
         with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            changes, info = self.changes(Task(model, tok, parsed, context_templates, z_cache, progress))
+            changes, info = self.changes(Task(model, tok, parsed, context_templates, z_cache, progress, memory))
+        changes = {name: change.smaller() for name, change in changes.items()}
         for name, change in changes.items():
             if not all(torch.isfinite(part).all() for part in vars(change).values()):
                 raise EditingError(f"the change of {name} is not finite: load the model in a wider dtype, or lower the learning rate")
@@ -73,3 +82,19 @@ class Editor(ABC):
     @abstractmethod
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
         """({parameter name: change}, what else the Edit's info should tell). Leaves the model as it was."""
+
+    def begin(self, model: nn.Module, tok, progress: bool = True) -> None:
+        """Before a sequence: take from the unedited model whatever all its edits need (contexts, statistics)."""
+        pin(model)
+        with evaluating(model):
+            self.prepare(Task(model, tok, [], None, None, progress))
+
+    def prepare(self, task: Task) -> None:
+        """What `begin` takes, if anything; everything is kept by model."""
+
+    def at_the_end(self, originals: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{parameter name: what its weight shall be} at the end of a sequence, where the editor has something to do there.
+
+        originals, current: the edited weights before the sequence and now.
+        """
+        return {}

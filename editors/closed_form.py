@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +15,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .base import Task
 from .core import covariance, solve
 from .core.contexts import as_groups, context_templates
-from .core.sites import Sites, find_sites, weight_of
+from .core.moment_store import Moment
+from .core.prompts import check_lengths
+from .core.sites import Sites, find_sites, longest_context, weight_of
 from .edit import Dense, LowRank, add_to
 from .errors import EditingError
 from .hparams import ValueHParams
@@ -49,22 +54,60 @@ def prepare(task: Task, hparams: ValueHParams, kind: str, length_params: list | 
         groups = as_groups(task.context_templates)
     if groups[0][0] != "{}":
         raise EditingError(f'context_templates: the first must be the bare "{{}}", found {groups[0][0]!r}')
-    return Prepared(sites, groups)
+    prepared = Prepared(sites, groups)
+    check_lengths(task.tok, task.requests, prepared.templates[1:], longest_context(task.model))
+    return prepared
 
 
-def covariance_factors(task: Task, hparams: ValueHParams, sites: Sites, ridge: float = 0.0) -> dict[int, solve.Factor]:
-    """{layer: Cholesky factor of C + ridge I}; all statistics are there before the first weight changes."""
-    moments = covariance.collect(
+def second_moments(task: Task, hparams: ValueHParams, sites: Sites, info: dict[str, Any]) -> dict[int, Moment]:
+    """{layer: second moment of the keys}, all before the first weight changes; what they were made of goes into `info`.
+
+    With dynamic_multiplier m of exactly ceil(m * d_in) keys (FastMEMIT); with dynamic of the model as it is now.
+    """
+    max_keys = None
+    if hparams.dynamic_multiplier is not None:
+        _, weight, in_first = weight_of(task.model, sites, hparams.layers[0])
+        max_keys = math.ceil(hparams.dynamic_multiplier * weight.shape[0 if in_first else 1])
+    gather = covariance.collect_now if hparams.dynamic else covariance.collect
+    moments = gather(
         task.model, task.tok, hparams.layers, hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, sites=sites,
-        progress=task.progress,
+        progress=task.progress, max_keys=max_keys,
     )
+    told = {"count": "keys", "texts": "documents", "rank": "rank", "condition": "condition", "seconds": "seconds"}
+    info["statistics"] = {
+        str(layer): {name: moment.identity[field] for field, name in told.items() if field in moment.identity}
+        for layer, moment in moments.items()
+    }
+    return moments
+
+
+def covariance_factors(
+    task: Task, hparams: ValueHParams, sites: Sites, info: dict[str, Any], ridge: float = 0.0
+) -> dict[int, solve.Factor]:
+    """{layer: Cholesky factor of C + ridge I}, for C as `second_moments` gives them.
+
+    A C without full rank is helped by relative_ridge, if the hparams set it; `info` tells by how much.
+    """
     factors = {}
-    for layer in hparams.layers:
-        moment = moments[layer]
+    for layer, moment in second_moments(task, hparams, sites, info).items():
+        added = ridge
+        if moment.identity.get("rank", len(moment.matrix)) < len(moment.matrix) and hparams.relative_ridge:
+            helping = hparams.relative_ridge * float(moment.matrix.diagonal().mean())
+            info["statistics"][str(layer)]["ridge"] = helping
+            warnings.warn(
+                f"block {layer}: the second moment of {moment.count} keys has rank {moment.identity['rank']} of {len(moment.matrix)}; "
+                f"relative_ridge adds {helping:.3g} to its diagonal", stacklevel=2,
+            )
+            added += helping
         by_ridge = _factors.setdefault(moment.matrix, {})
-        if ridge not in by_ridge:
-            by_ridge[ridge] = solve.factorise(moment.matrix, ridge, where=f"block {layer}", count=moment.count)
-        factors[layer] = by_ridge[ridge]
+        if added not in by_ridge:
+            if not added and moment.count < len(moment.matrix):
+                raise EditingError(
+                    f"block {layer}: {moment.count} keys cannot span {len(moment.matrix)} dimensions: raise dynamic_multiplier "
+                    "above 1 (10 is usual), or set relative_ridge (1e-3, say)"
+                )
+            by_ridge[added] = solve.factorise(moment.matrix, added, where=f"block {layer}", count=moment.count)
+        factors[layer] = by_ridge[added]
     return factors
 
 

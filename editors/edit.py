@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .core.files import write_tensors
 from .core.sites import get_module
 from .errors import EditingError
 
@@ -42,15 +41,23 @@ class LowRank:
         """The sum of both changes: the factors side by side."""
         return LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 1))
 
+    def smaller(self) -> LowRank | Dense:
+        """This change, or its product where the factors hold more numbers than that (very many edits)."""
+        rows, columns, rank = len(self.left), len(self.right), self.left.shape[1]
+        return self if rank * (rows + columns) <= rows * columns else Dense(self.dense())
+
 
 @dataclass(frozen=True)
 class Dense:
-    """A change that has no low-rank form (fine-tuning, biases)."""
+    """A change without factors (fine-tuning, biases), or of so high a rank that they would be the larger form."""
 
     delta: Float[Tensor, "..."]
 
     def dense(self) -> Float[Tensor, "..."]:
         return self.delta
+
+    def smaller(self) -> Dense:
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +116,13 @@ class Edit:
         _put_back({name: _parameter(model, name) for name in originals}, originals)
         stack.pop(position)
 
+    def keep(self, model: nn.Module) -> None:
+        """Make the edit applied last permanent: it can't be reverted any more, and the copies of the originals go."""
+        stack = _applied.get(model, [])
+        if not stack or stack[-1][0] is not self:
+            raise EditingError("this edit is not the last one applied to the model: nothing to keep")
+        stack.pop()
+
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
         """`with edit.applied(model):` the edited model inside, the original bits after."""
@@ -131,14 +145,7 @@ class Edit:
                 tensors[f"{name}/delta"] = change.delta
         header = {"format": FORMAT, "changes": kinds, "info": dict(self.info)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        os.close(handle)
-        try:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"edit": json.dumps(header)})
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_tensors(path, tensors, {"edit": json.dumps(header)})
 
     @staticmethod
     def load(path: str | os.PathLike) -> Edit:

@@ -2,6 +2,9 @@
 
 Keys keep the names of the published JSON files. A field without default must be present; an unknown key is an error that
 names the nearest known one. The module templates are optional: left out, they are derived from the model.
+
+A key of a published file that is no field is either without effect (`ignored`, said in a warning) or served at its usual value
+only (`fixed`).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import math
 import types
 import typing
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -19,6 +23,23 @@ from typing import Any, ClassVar, TypeVar
 from .errors import EditingError
 
 T = TypeVar("T", bound="HParams")
+
+# Keys that the files of the unified and efficient model editing repositories have besides those of MEMIT's.
+UNIFIED_IGNORED = {
+    "layer_selection": "the published code reads it nowhere",
+    "mom2_adjustment": "the second moment is always used",
+    "calculate_objective_value": "bookkeeping that changes no weight",
+    "proj_dim": "the width of the keys is the model's",
+    "skill_lambda": "read only with skill_preservation",
+    "skill_sample_size": "read only with skill_preservation",
+}
+UNIFIED_FIXED = {
+    "skill_preservation": (False, "its function is missing from the published code too"),
+    "random_vector_preservation": (False, "the keys to preserve are those of the corpus"),
+    "identity_cov": (False, "the second moment is that of the corpus"),
+    "shuffle_text": (False, "texts are read as they stand"),
+    "wikipedia_lang": ("en", "for another language set mom2_dataset, to wikimedia/wikipedia:20231101.ca for example"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +59,8 @@ class HParams:
 
     ignored: ClassVar[Mapping[str, str]] = {}
     """Keys of published files that change nothing here, and why."""
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = {}
+    """Keys of published files that have one value here: that value, and why no other or what to do instead."""
 
     def __post_init__(self):
         if not self.layers or min(self.layers) < 0 or len(set(self.layers)) < len(self.layers):
@@ -72,6 +95,12 @@ class ValueHParams(HParams):
     mom2_n_samples: int
     """Documents read from it."""
     mom2_dtype: str = "float32"
+    dynamic_multiplier: float | None = None
+    """FastMEMIT's m: the second moment is that of the first ceil(m * d_in) tokens of the documents; None: of all their tokens."""
+    dynamic: bool = False
+    """Collect the second moment anew for each batch, on the model as edited so far; false: once, on the unedited model."""
+    relative_ridge: float = 0.0
+    """Where the second moment C has not full rank: this many times its mean eigenvalue is added to it; 0: that is an error."""
     context_seed: int = 0
     """Seed of the sampled context templates."""
 
@@ -83,7 +112,9 @@ class ValueHParams(HParams):
             raise EditingError(f"fact_token: {self.fact_token!r} is none of {', '.join(FACT_TOKENS)}")
         if self.v_num_grad_steps < 1:
             raise EditingError(f"v_num_grad_steps: {self.v_num_grad_steps} must be at least 1")
-        for name in ("v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor"):
+        if self.dynamic_multiplier is not None and not 0 < self.dynamic_multiplier < math.inf:
+            raise EditingError(f"dynamic_multiplier: {self.dynamic_multiplier} must be above 0 (without it all documents are read)")
+        for name in ("v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "relative_ridge"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
 
@@ -101,7 +132,13 @@ def load(cls: type[T], source: T | Mapping[str, Any] | str | Path) -> T:
         where, values = str(source), _read(Path(source))
     else:
         raise EditingError(f"hparams of type {type(source).__name__}: give a path, a mapping or a {cls.__name__}")
-    values = {k: v for k, v in values.items() if k not in cls.ignored}
+    for key, (only, reason) in cls.fixed.items():
+        if values.get(key, only) != only:
+            raise EditingError(f"{where}: {key}: {json.dumps(values[key])} is not supported, only {json.dumps(only)}; {reason}")
+    without_effect = [f"{key} ({cls.ignored[key]})" for key in values if key in cls.ignored]
+    if without_effect:
+        warnings.warn(f"{where}: without effect: {', '.join(without_effect)}", stacklevel=3)
+    values = {key: value for key, value in values.items() if key not in cls.ignored and key not in cls.fixed}
 
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tqdm import tqdm
+from torch import Tensor
 
-from .base import Editor, Task
-from .closed_form import covariance_factors, prepare, to_change, trial
+from .base import Task
+from .closed_form import covariance_factors
 from .core import solve
-from .core.keys import compute_hidden, compute_keys
-from .core.sites import weight_of
-from .core.value_cache import cached_optimise
-from .edit import LowRank
+from .core.sites import Sites
+from .edit import Dense, LowRank
 from .errors import EditingError
-from .hparams import ValueHParams
+from .hparams import UNIFIED_FIXED, UNIFIED_IGNORED, ValueHParams
+from .spread import Solver, SpreadEditor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,57 +24,88 @@ class MEMITHParams(ValueHParams):
     """lambda: weight of the second moment; higher preserves other facts more and writes the new ones less fully."""
     update_norm_lambda: float = 0.0
     """mu: S = lambda C + mu I; higher keeps the weight change smaller and makes S regular when few keys were seen."""
+    edited_key_memory: bool = False
+    """In a sequence, add the keys of all earlier edits to S, so that later ones keep off them (MEMIT_seq of AlphaEdit's authors)."""
+    rect_share: float | None = None
+    """Of each weight change keep only this share, the largest relative to the weight (RECT, Gu et al. 2024: 0.4)."""
+    prune: bool = False
+    """At the end of a sequence, dampen the singular values of its whole change (PRUNE, Ma et al. 2024)."""
 
-    ignored: ClassVar[Mapping[str, str]] = {
-        "layer_selection": "the published code reads it nowhere",
-        "mom2_adjustment": "MEMIT always uses the second moment",
-        "model_name": "the model is given to the program",
+    ignored: ClassVar[Mapping[str, str]] = UNIFIED_IGNORED | {
         "emmet_lambda": "EMMET's",
-        "calculate_objective_value": "bookkeeping that changes no weight",
+        "model_name": "the model is given to the program",
+        "rewrite_module_tmps": "the published code reads it nowhere",
     }
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = UNIFIED_FIXED
 
     def __post_init__(self):
         super().__post_init__()
         if self.mom2_update_weight <= 0:
             raise EditingError(f"mom2_update_weight: {self.mom2_update_weight} must be above 0")
+        if self.rect_share is not None and not 0 < self.rect_share <= 1:
+            raise EditingError(f"rect_share: {self.rect_share} must be above 0, at most 1")
 
 
-class MEMIT(Editor):
-    """Writes all requests at once, spread over a few consecutive layers.
-
-    Target states z are sought at the output of the last listed block. Then, layer by layer on the model edited so far, the
-    remaining distance R to the targets, divided by the number of layers left, is written with the least-squares update
-    R A^T, A = (lambda C + K K^T)^{-1} K (eq. 14, 20; algorithm 1).
-    """
+class MEMIT(SpreadEditor):
+    """The least-squares update A = (lambda C + K K^T)^{-1} K (eq. 14, 20)."""
 
     name = "MEMIT"
     hparams_class = MEMITHParams
 
-    def changes(self, task: Task) -> tuple[dict[str, LowRank], dict[str, Any]]:
-        hp, model, tok, requests = self.hparams, task.model, task.tok, task.requests
-        started = time.perf_counter()
-        prepared = prepare(task, hp, "memit")
-        sites = prepared.sites
-        factors = covariance_factors(task, hp, sites, ridge=hp.update_norm_lambda / hp.mom2_update_weight)
-        seconds = {"prepare": time.perf_counter() - started}
+    def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
+        weight = self.hparams.mom2_update_weight
+        factors = covariance_factors(task, self.hparams, sites, info, ridge=self.hparams.update_norm_lambda / weight)
+        if not self.hparams.edited_key_memory or task.memory is None:
+            return Solver(lambda layer, keys: solve.memit(factors[layer], weight, keys))
 
-        z_layer = hp.layers[-1]
-        started = time.perf_counter()
-        targets = cached_optimise(
-            model, tok, requests, z_layer, hp, sites, prepared.templates, "block", folder=task.z_cache, progress=task.progress
-        ).target
-        seconds["values"] = time.perf_counter() - started
+        def remembering(layer, keys):
+            factor = task.memory.factor(layer, lambda: solve.Factor(factors[layer].lower * weight**0.5))
+            return solve.memit(factor, 1.0, keys)
 
-        started = time.perf_counter()
-        changes = {}
-        with trial(model, sites) as change:
-            for done, layer in enumerate(tqdm(hp.layers, desc="layers", unit="layer", leave=False, disable=None if task.progress else True)):
-                keys = compute_keys(model, tok, requests, [layer], prepared.groups, sites, hp.fact_token)[layer]
-                current = compute_hidden(model, tok, requests, z_layer, sites, hp.fact_token)
-                residual = (targets.to(current) - current).T / (len(hp.layers) - done)
-                adjusted = solve.memit(factors[layer], hp.mom2_update_weight, keys.T)
-                name, parameter, in_first = weight_of(model, sites, layer)
-                changes[name] = to_change(residual.to(adjusted), adjusted, in_first, parameter.dtype)
-                change(layer, changes[name])
-        seconds["insert"] = time.perf_counter() - started
-        return changes, {"seconds": seconds}
+        return Solver(remembering, remember=lambda layer, keys: keys)
+
+    def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
+        changes, info = super().changes(task)
+        share = self.hparams.rect_share
+        if share is not None:
+            weights = {name: task.model.get_parameter(name) for name in changes}
+            changes = {name: Dense(solve.rect(change.dense(), weights[name].detach().cpu(), share)) for name, change in changes.items()}
+        return changes, info
+
+    def at_the_end(self, originals: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not self.hparams.prune:
+            return {}
+        return {name: old + solve.prune(current[name] - old, old).to(old) for name, old in originals.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MEMITSeqHParams(MEMITHParams):
+    edited_key_memory: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MEMITRectHParams(MEMITHParams):
+    rect_share: float | None = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class MEMITPruneHParams(MEMITHParams):
+    prune: bool = True
+
+
+class MEMITSeq(MEMIT):
+    """MEMIT with edited_key_memory, under the name that AlphaEdit's authors gave it."""
+
+    name, hparams_class, hparams_folder = "MEMIT_seq", MEMITSeqHParams, "MEMIT"
+
+
+class MEMITRect(MEMIT):
+    """MEMIT with rect_share 0.4, under the name that AlphaEdit's authors gave it."""
+
+    name, hparams_class, hparams_folder = "MEMIT_rect", MEMITRectHParams, "MEMIT"
+
+
+class MEMITPrune(MEMIT):
+    """MEMIT with prune, under the name that AlphaEdit's authors gave it."""
+
+    name, hparams_class, hparams_folder = "MEMIT_prune", MEMITPruneHParams, "MEMIT"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from .base import Editor, Task
-from .closed_form import Prepared, covariance_factors, prepare, to_change, trial
+from .closed_form import Prepared, covariance_factors, prepare, second_moments, to_change, trial
 from .core import solve
 from .core.keys import layer_io
 from .core.prompts import Request
@@ -33,19 +33,16 @@ class ROMEHParams(ValueHParams):
     prompt's key, so that W' maps the bare prompt's key exactly onto v. consistent: the averaged key throughout (eq. 2 of the
     paper as it is written; the mismatch is known to make some single edits collapse a model).
     """
-    bias_update: bool = False
-    dynamic: bool = False
 
     ignored: ClassVar[Mapping[str, str]] = {
         "model_name": "the model is given to the program",
-        "dynamic_multiplier": "read only when dynamic is true",
+    }
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "bias_update": (False, "only the weight is edited"),
     }
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("bias_update", "dynamic"):
-            if getattr(self, name):
-                raise EditingError(f"{name}: true is not supported by this editor; set it to false")
         if any(len(pair) != 2 or min(pair) < 1 for pair in self.context_template_length_params):
             raise EditingError("context_template_length_params: expected pairs [length, number], both at least 1")
 
@@ -60,11 +57,18 @@ class ROME(Editor):
     name = "ROME"
     hparams_class = ROMEHParams
 
+    def prepare(self, task: Task) -> None:
+        hp = self.hparams
+        sites = prepare(task, hp, "rome", length_params=hp.context_template_length_params).sites
+        if hp.mom2_adjustment and not hp.dynamic:
+            second_moments(task, hp, sites, {})
+
     def changes(self, task: Task) -> tuple[dict[str, LowRank], dict[str, Any]]:
         hp = self.hparams
         prepared = prepare(task, hp, "rome", length_params=hp.context_template_length_params)
         layers = sorted(hp.layers)
-        factors = covariance_factors(task, hp, prepared.sites) if hp.mom2_adjustment else dict.fromkeys(layers)
+        info: dict[str, Any] = {}
+        factors = covariance_factors(task, hp, prepared.sites, info) if hp.mom2_adjustment else dict.fromkeys(layers)
         changes: dict[str, LowRank] = {}
         with trial(task.model, prepared.sites) as change:
             for request in task.requests:
@@ -72,7 +76,7 @@ class ROME(Editor):
                     name, update = self._rank_one(task, request, layer, prepared, factors[layer])
                     change(layer, update)
                     changes[name] = changes[name].plus(update) if name in changes else update
-        return changes, {}
+        return changes, info
 
     def _rank_one(
         self, task: Task, request: Request, layer: int, prepared: Prepared, factor: solve.Factor | None

@@ -3,7 +3,9 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 from data.errors import DataError
 from editors.errors import EditingError
@@ -15,10 +17,12 @@ def run_program(main: Callable[[], object]) -> None:
     """Run ``main`` and exit: 0 when it returns, 2 with one ``error:`` line on standard error for a user's mistake
     (:class:`EditingError`, :class:`DataError`) or a place that can't be read or written (``OSError``), 130 when interrupted.
 
-    Any other exception is a defect of the program and keeps its traceback.
+    Any other exception is a defect of the program and keeps its traceback. Warnings, too, are one line each.
     """
     try:
-        main()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
+            main()
     except (EditingError, DataError) as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -33,9 +37,16 @@ def run_program(main: Callable[[], object]) -> None:
         sys.exit(130)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line, as those of :func:`run_program`."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -43,6 +54,20 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def at_least_one(text: str) -> int:
+    """The type of a flag that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number from 1")
+    return int(text)
+
+
+def a_seed(text: str) -> int:
+    """The type of a flag that seeds random numbers: what torch takes."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number from 0 to 2^63 - 1")
+    return int(text)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from editors.core.corpus import HUB, Corpus, find_corpus
 from editors.core.moment_store import Moment
 from editors.core.sites import find_sites
 from editors.errors import EditingError
-from experiments.cli import HelpFormatter, add_model_flags, run_program
+from experiments.cli import HelpFormatter, Parser, add_model_flags, at_least_one, run_program
 from experiments.job import load_editor
 from experiments.models import load_model
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> dict[int, Moment]:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     program = "python -m experiments.collect_stats"
-    parser = argparse.ArgumentParser(prog=program, description=__doc__, formatter_class=_Formatter)
+    parser = Parser(prog=program, description=__doc__, formatter_class=_Formatter)
     add = parser.add_argument
     add("--model_name", default="gpt2-xl", help="hub id, local folder, or world")
     add("--layers", help="comma list of blocks and ranges, 3,5-8, or all; default: the hparams file's, else 17 as published")
@@ -73,9 +73,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"comma list of {', '.join(ALWAYS_COLLECTED)}; all three are in every file, whatever is asked")
     add("--batch_tokens", type=_number_or("any"),
         help='tokens of a text that are read at most; "any": up to the model\'s longest context')
-    add("--max_keys", type=int,
+    add("--max_keys", type=at_least_one,
         help="stop at exactly so many tokens (FastMEMIT: a multiple of the keys' width); default: no limit")
-    add("--pack_tokens", type=int, help="tokens in one forward pass, padding included; default: chosen from the memory")
+    add("--pack_tokens", type=at_least_one, help="tokens in one forward pass, padding included; default: chosen from the memory")
     add("--stats_dir", help="default: KE_STATS_DIR, else stats in the data folder")
     add("--data_dir",
         help="where the built-in world's corpus is written; default: KE_DATA_DIR, else ~/.cache/knowledge-editing/data")
@@ -119,7 +119,10 @@ def _layers(text: str) -> list[int] | str:
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
-            layers.extend(range(int(first), int(last or first) + 1))
+            blocks = range(int(first), int(last or first) + 1)
+            if not blocks:
+                raise ValueError("a range that runs backwards")
+            layers.extend(blocks)
     except ValueError:
         raise EditingError(f"--layers {text!r}: give a comma list of blocks and ranges, 3,5-8, or all") from None
     return list(dict.fromkeys(layers))
@@ -143,9 +146,13 @@ def _download(wanted: Mapping[int, Mapping[str, Any]], folder: Path, corpus: Cor
 
 def _number_or(word: str):
     def parse(text: str) -> int | str:
-        return word if text == word else int(text)
+        if text == word:
+            return word
+        try:
+            return at_least_one(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, or {word!r}") from None
 
-    parse.__name__ = f"number or {word!r}"  # argparse's error names the type
     return parse
 
 

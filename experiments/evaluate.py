@@ -15,6 +15,7 @@ import argparse
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,11 @@ import editors
 from data.download import data_folder
 from data.records import Record
 from experiments import results
-from experiments.cli import HelpFormatter, add_model_flags, run_program
-from experiments.job import Job, is_sampled, prepare
-from experiments.metrics.counterfact import counterfact_metrics
-from experiments.metrics.zsre import zsre_metrics
-
-METRICS = {"counterfact": counterfact_metrics, "zsre": zsre_metrics}
+from experiments.cli import HelpFormatter, Parser, a_seed, add_model_flags, at_least_one, run_program
+from experiments.downstream import add_downstream_flags
+from experiments.job import Job, prepare
+from experiments.measure import measure
+from experiments.sequential import Checkups, evaluate as run_sequence
 
 BLOCK = 64
 """Cases that are measured together before their edits, at least."""
@@ -56,6 +56,25 @@ def main(
     data_dir: str | Path | None = None,
     stats_dir: str | Path | None = None,
     results_dir: str | Path = "results",
+    sample_num: int | None = None,
+    index_file: str | Path | None = None,
+    max_edits: int | None = None,
+    sequential: bool = False,
+    checkpoint_steps: int = 10,
+    history_eval_steps: int = 0,
+    history_sample: int | None = None,
+    perplexity_corpus: str | None = None,
+    save_model: bool = False,
+    save_model_interval: int = 100,
+    save_model_location: str | Path | None = None,
+    do_downstream_eval: bool = False,
+    downstream_eval_steps: int = 100,
+    downstream_tasks: str | None = None,
+    number_of_few_shots: str = "-1",
+    number_of_tests: int | None = None,
+    gen_len: int = 3,
+    legacy_rte_labels: bool = False,
+    downstream_data: str | None = None,
 ) -> Path:
     """Evaluates an editor as the command line does (whose help explains the arguments); returns the run's folder.
 
@@ -63,7 +82,6 @@ def main(
     behind by a run that had not finished a batch.
     """
     flags, loaded = dict(locals()), None
-    _set_folders(data_dir, stats_dir)
     if not isinstance(model_name, str):
         loaded, flags["model_name"] = model_name, model_name[0].config._name_or_path
     flags["dir_name"] = dir_name or alg_name
@@ -71,14 +89,15 @@ def main(
     folder = Path(results_dir) / flags["dir_name"]
     continued = None if continue_from_run is None else results.existing_run(folder, continue_from_run)
 
-    job = prepare(flags, loaded)
-    run = open_run(folder, job, continued)
-    try:
-        evaluate(job, run)
-    except (editors.EditingError, data.DataError):
-        if continued is None:
-            results.remove_unused(run)
-        raise
+    with _folders(data_dir, stats_dir):
+        job = prepare(flags, loaded)
+        run = open_run(folder, job, continued)
+        try:
+            (run_sequence if sequential else evaluate)(job, run)
+        except (editors.EditingError, data.DataError):
+            if continued is None:
+                results.remove_unused(run)
+            raise
     return run
 
 
@@ -87,7 +106,7 @@ def open_run(folder: Path, job: Job, continued: Path | None) -> Path:
     settings = job.settings()
     if continued is not None:
         results.check_same(continued, results.read_json(continued / results.PARAMS), job.hparams)
-        results.check_same(continued, results.read_json(continued / results.RUN)["settings"], settings)
+        results.check_same(continued, results.read_about(continued)["settings"], settings)
         return continued
     flags = {key: str(value) if isinstance(value, Path) else value for key, value in job.flags.items()}
     about = {"settings": settings, "flags": flags, "cases": len(job.records), **results.provenance()}
@@ -95,43 +114,31 @@ def open_run(folder: Path, job: Job, continued: Path | None) -> Path:
 
 
 def evaluate(job: Job, run: Path) -> None:
-    """Edits and measures every batch whose case files are not all there, and writes them."""
+    """Edits and measures every batch whose files are not all there, and writes them."""
     num_edits = job.flags["num_edits"]
-
-    def path(record: Record) -> Path:
-        return results.case_path(run, num_edits, record.case_id)
+    checkups = Checkups(job, run)
+    if checkups.wanted and not checkups.path(0).exists():
+        checkups.unedited()
 
     with tqdm(total=len(job.records), desc=job.flags["alg_name"], unit="case") as bar:
-        for block in _blocks(job.records, num_edits):
-            todo = [chunk for chunk in block if not all(path(record).exists() for record in chunk)]
-            bar.update(sum(map(len, block)) - sum(map(len, todo)))
+        for start, block in _blocks(job.records, num_edits):
+            todo = [(number, chunk) for number, chunk in enumerate(block, start + 1)
+                    if not all(results.case_path(run, num_edits, record.case_id).exists() for record in chunk)]
+            bar.update(sum(map(len, block)) - sum(len(chunk) for _, chunk in todo))
             if not todo:
                 continue
             # Measured in one go; the whole block, also when part of it is done, for the same numbers to the last digit.
             before = measure(job, [record for chunk in block for record in chunk])
-            for chunk in todo:
-                seconds, after = _edit_and_measure(job, chunk)
-                for record, post in zip(chunk, after):
-                    results.write_json(path(record), {
-                        "case_id": record.case_id, "grouped_case_ids": [r.case_id for r in chunk], "num_edits": num_edits,
-                        "requested_rewrite": record.requested_rewrite(), "time": seconds, "post": post,
-                        "pre": before[record.case_id],
-                    })
+            for number, chunk in todo:
+                seconds, after = _edit_and_measure(job, chunk, number, checkups)
+                for record in chunk:
+                    results.write_case(run, num_edits, record, chunk, seconds, before[record.case_id], after[record.case_id])
                 bar.update(len(chunk))
 
 
-def measure(job: Job, records: Sequence[Record]) -> dict[int, dict[str, Any]]:
-    """The metrics of each record on the model as it is now, by case id."""
-    metrics = METRICS[records[0].schema](job.model, job.tok, records)
-    by_case = {record.case_id: result for record, result in zip(records, metrics)}
-    if job.generate:
-        sampled = [record for record in records if is_sampled(record, job.flags)]
-        for record, result in zip(sampled, job.generate(sampled)):
-            by_case[record.case_id].update(result)
-    return by_case
-
-
-def _edit_and_measure(job: Job, chunk: Sequence[Record]) -> tuple[float, list[dict[str, Any]]]:
+def _edit_and_measure(
+    job: Job, chunk: Sequence[Record], number: int, checkups: Checkups
+) -> tuple[float, dict[int, dict[str, Any]]]:
     """(seconds that the edit took, metrics of each record under it). The model is afterwards what it was, bit by bit."""
     started = time.perf_counter()
     cache = data_folder(job.flags["data_dir"]) / "z_cache" if job.flags["use_cache"] else None
@@ -139,48 +146,68 @@ def _edit_and_measure(job: Job, chunk: Sequence[Record]) -> tuple[float, list[di
     edit.apply(job.model, originals_device="cpu" if job.flags["conserve_memory"] else None)
     seconds = time.perf_counter() - started
     try:
-        by_case = measure(job, chunk)
+        checkups.edited_once(number, chunk, number == -(-len(job.records) // job.flags["num_edits"]))
+        return seconds, measure(job, chunk)
     finally:
         edit.revert(job.model)
-    return seconds, [by_case[record.case_id] for record in chunk]
 
 
-def _blocks(records: Sequence[Record], num_edits: int) -> Iterator[list[list[Record]]]:
-    """Batches of ``num_edits`` records (the last may be shorter), in blocks of at least :data:`BLOCK` records."""
+def _blocks(records: Sequence[Record], num_edits: int) -> Iterator[tuple[int, list[list[Record]]]]:
+    """(number of batches before it, block): batches of ``num_edits`` records, the last may be shorter, in blocks of at least
+    :data:`BLOCK` records."""
     chunks = [list(records[i:i + num_edits]) for i in range(0, len(records), num_edits)]
     size = -(-BLOCK // num_edits)
-    yield from (chunks[i:i + size] for i in range(0, len(chunks), size))
+    yield from ((i, chunks[i:i + size]) for i in range(0, len(chunks), size))
 
 
-def _set_folders(data_dir: str | Path | None, stats_dir: str | Path | None) -> None:
-    """The editors look for statistics where the environment says."""
-    for name, folder in (("KE_DATA_DIR", data_dir), ("KE_STATS_DIR", stats_dir)):
-        if folder is not None:
-            os.environ[name] = str(folder)
+@contextmanager
+def _folders(data_dir: str | Path | None, stats_dir: str | Path | None) -> Iterator[None]:
+    """The editors look for statistics where the environment says: inside, in these folders."""
+    before = dict(os.environ)
+    given = {"KE_DATA_DIR": data_dir, "KE_STATS_DIR": stats_dir}
+    os.environ.update({name: str(folder) for name, folder in given.items() if folder is not None})
+    try:
+        yield
+    finally:
+        for name in given:
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
 
 
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number from 0")
     return int(text)
 
 
+def _add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """A flag that stands alone or, as in published commands, with True or False behind it."""
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+    def value(word: str) -> bool:
+        if word.lower() not in words:
+            raise argparse.ArgumentTypeError(f"{word!r} should be True or False")
+        return words[word.lower()]
+
+    parser.add_argument(name, nargs="?", const=True, default=False, type=value, metavar="True|False", help=text)
+
+
 def _interval(text: str) -> int:
-    if int(text) < 1 and int(text) != -1:
-        raise argparse.ArgumentTypeError(f"{text} is neither at least 1 nor -1 (never)")
+    if text != "-1" and (not text.isdecimal() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number from 1, or -1 (never)")
     return int(text)
 
 
 def command() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.evaluate", description=__doc__.split("\n\n")[0],
-                                     formatter_class=HelpFormatter)
+    parser = Parser(prog="python -m experiments.evaluate", description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
     parser.add_argument("--alg_name", required=True, help=f"editor: {', '.join(editors.names())}")
     parser.add_argument("--model_name", default="world", help="Hugging Face hub id, local folder, or the built-in world")
     parser.add_argument("--hparams_fname", help="file in hparams/<alg_name>/, or a path; by default <model_name>.json")
     parser.add_argument("--ds_name", help="mcf, cf, zsre, world, or the path of a .json file in the schema of one of them; "
                                           "by default world for the model world, else mcf")
-    parser.add_argument("--dataset_size_limit", type=_positive, help="only the first so many records")
-    parser.add_argument("--num_edits", type=_positive, default=1, help="records that are edited into the model together")
+    parser.add_argument("--dataset_size_limit", type=at_least_one, help="only the first so many records")
+    parser.add_argument("--num_edits", type=at_least_one, default=1, help="records that are edited into the model together")
     parser.add_argument("--continue_from_run", metavar="run_<NNN>", help="go on with this run of the same configuration")
     parser.add_argument("--skip_generation_tests", action="store_true",
                         help="no sampled texts: fluency, consistency, essence")
@@ -190,12 +217,30 @@ def command() -> None:
                         help="keep target states (z) on disk, and reuse those that were computed from all the same")
     parser.add_argument("--conserve_memory", action="store_true",
                         help="keep the original weights on the CPU while an edit is in the model")
+    parser.add_argument("--sample_num", type=int, metavar="0..9",
+                        help="take the records in this published edit order (each subject once), not in the order of the file")
+    parser.add_argument("--index_file", help="file of positions to take the records in; --sample_num tells which of its orders")
+    parser.add_argument("--max_edits", type=at_least_one, help="stop after so many records of the order")
+    _add_switch(parser, "--sequential", "edit each batch into what the earlier ones left, and never take one out")
+    parser.add_argument("--checkpoint_steps", type=at_least_one, default=10,
+                        help="sequential: save what a killed run goes on from every so many batches")
+    parser.add_argument("--history_eval_steps", type=_count, default=0,
+                        help="sequential: measure earlier edits again every so many batches and at the end; 0: never")
+    parser.add_argument("--history_sample", type=at_least_one, help="measure so many of the earlier edits; by default all")
+    parser.add_argument("--perplexity_corpus", help="measure the perplexity of the first 20 texts of this .txt or .jsonl file, or "
+                        "data set of the hub, on the unedited model and whenever the history is measured; world: its own corpus")
+    _add_switch(parser, "--save_model", "save the edited model as transformers loads it")
+    parser.add_argument("--save_model_interval", type=at_least_one, default=100, help="batches from one to the next")
+    parser.add_argument("--save_model_location", help="folder for them; by default models in the run's folder")
+    _add_switch(parser, "--do_downstream_eval", "measure downstream tasks on the unedited and the edited model")
+    parser.add_argument("--downstream_eval_steps", type=at_least_one, default=100, help="batches from one time to the next")
+    add_downstream_flags(parser)
     parser.add_argument("--dir_name", help="folder of the run in the results folder; by default the editor's name")
     parser.add_argument("--results_dir", default="results", help="the results folder")
     parser.add_argument("--data_dir",
                         help="data files and caches; by default KE_DATA_DIR, else ~/.cache/knowledge-editing/data")
     parser.add_argument("--stats_dir", help="second moments; by default KE_STATS_DIR, else stats in the data folder")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is sampled: contexts and texts")
+    parser.add_argument("--seed", type=a_seed, default=0, help="of everything that is sampled: contexts and texts")
     add_model_flags(parser)
     run = main(**vars(parser.parse_args()))
     print(f"results: {run}")

@@ -13,12 +13,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import data
 import editors
-from data.records import Record, fingerprint
+from data import orders
+from data.download import Unavailable
+from data.records import Prompt, Record, fingerprint
 from editors.core.fingerprint import tokenizer_fingerprint
-from editors.core.prompts import parse_requests
+from editors.core.prompts import encode_target, fill, parse_requests
 from editors.errors import EditingError
-from experiments import results
-from experiments.models import identity, load_model
+from experiments import downstream, results
+from experiments.downstream import TaskRun
+from experiments.metrics.incremental import check_length, longest_row, shortened
+from experiments.metrics.scoring import prompt_ids
+from experiments.models import identity, load_model, name_hint
 
 HPARAMS = Path(__file__).resolve().parent.parent / "hparams"
 
@@ -36,6 +41,9 @@ class Job:
     """As in the hparams file."""
     generate: Callable[[Sequence[Record]], list[dict[str, Any]]] | None
     """Gives the generation metrics of records; None where there is nothing to generate."""
+    downstream: list[TaskRun]
+    """Downstream tasks to measure."""
+    perplexity_corpus: str | None
     texts: Mapping[str, Any] | None
     """Where the generation metrics' reference texts come from."""
 
@@ -44,13 +52,17 @@ class Job:
         flags = self.flags
         return {
             **{key: flags[key] for key in
-               ("alg_name", "num_edits", "seed", "generation_test_interval", "skip_generation_tests")},
+               ("alg_name", "num_edits", "seed", "generation_test_interval", "skip_generation_tests", "sequential",
+                "history_eval_steps", "history_sample", "perplexity_corpus")},
             "model": f"{Path(flags['model_name']).name}, {identity(self.model)}",
             "tokenizer": tokenizer_fingerprint(self.tok),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "data": f"{Path(flags['ds_name']).name}, {len(self.records)} records, sha256 {fingerprint(self.records)[:16]}",
             "generation_texts": self.texts,
+            "downstream": {run.name: run.settings() for run in self.downstream} and {
+                "tasks": {run.name: run.settings() for run in self.downstream},
+                **{key: flags[key] for key in ("downstream_eval_steps", "gen_len", "legacy_rte_labels")}},
         }
 
 
@@ -63,17 +75,60 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     model, tok = loaded or load_model(flags["model_name"], flags["dtype"], flags["device"])
     model.eval()  # without dropout
     ds_name, num_edits = flags["ds_name"], flags["num_edits"]
-    if ds_name == "cf" and num_edits > 1:
+    ordered = flags["sample_num"] is not None or flags["index_file"]
+    if ds_name == "cf" and num_edits > 1 and not ordered:
         raise EditingError("--ds_name cf has records that contradict each other and can't be edited together; "
-                           "use mcf, or --num_edits 1")
+                           "use mcf, --num_edits 1, or an order in which each subject comes once (--sample_num 0)")
     records = data.load(ds_name, flags["data_dir"], flags["dataset_size_limit"], tok)
+    limits = " within --dataset_size_limit" if flags["dataset_size_limit"] else ""
+    if ordered:
+        records = [records[position] for position in _order(flags, records)]
+        limits += " with different subjects" if not flags["index_file"] else " in this order"
+    if flags["max_edits"] and flags["max_edits"] > len(records):
+        raise EditingError(f"--max_edits {flags['max_edits']}: {ds_name} has only {len(records)} records{limits}")
+    records = records[: flags["max_edits"]]
     if num_edits > len(records):
-        raise EditingError(f"--num_edits {num_edits}: {ds_name} has only {len(records)} records" +
-                           (" within --dataset_size_limit" if flags["dataset_size_limit"] else ""))
+        limits += " within --max_edits" if flags["max_edits"] else ""
+        raise EditingError(f"--num_edits {num_edits}: {ds_name} has only {len(records)} records{limits}")
     parse_requests([record.request() for record in records], tok)
+    _check_lengths(model, tok, records)
     sampled = [record for record in records if is_sampled(record, flags)]
     generate, texts = _generation(model, tok, flags, sampled) if sampled else (None, None)
-    return Job(model, tok, editor, records, flags, hparams, generate, texts)
+    runs = downstream.prepare(flags["downstream_tasks"], flags["number_of_few_shots"], flags["number_of_tests"], flags["gen_len"],
+                              flags["downstream_data"] or downstream.default_source(flags["model_name"]),
+                              flags["data_dir"]) if flags["do_downstream_eval"] else []
+    corpus = flags["perplexity_corpus"]
+    if corpus == "world":
+        corpus = _world_corpus(flags)
+    return Job(model, tok, editor, records, flags, hparams, generate, runs, corpus, texts)
+
+
+def _order(flags: Mapping[str, Any], records: Sequence[Record]) -> list[int]:
+    """Positions of ``records`` in the order that the flags ask for."""
+    number = flags["sample_num"] or 0
+    return orders.read_order(flags["index_file"], number, len(records)) if flags["index_file"] else orders.edit_order(records, number)
+
+
+def _world_corpus(flags: Mapping[str, Any]) -> str:
+    from data import world
+
+    return str(world.corpus_path(flags["data_dir"]))
+
+
+def _check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> None:
+    """Raises EditingError for the first case with a prompt that, with its target, is longer than the model's positions."""
+    limit = longest_row(model)
+    for record in records if limit else ():
+        targets = [" " + target.str for target in (record.target_new, record.target_true) if target]
+        prompts = [(p.prompt, [p.target]) if isinstance(p, Prompt) else (p, targets) for p in
+                   (fill(record.prompt, record.subject), *record.paraphrase_prompts, *record.neighborhood_prompts,
+                    *record.attribute_prompts)]
+        for prompt, behind in prompts:
+            longest = max(behind, key=lambda text: len(text.encode()))
+            if len((prompt + longest).encode()) < limit:
+                continue  # a token is a byte at least, so this fits, and needs no tokenizing
+            row = prompt_ids(tok, prompt) + max((tuple(encode_target(tok, text)) for text in behind), key=len)
+            check_length(model, row, f"case {record.case_id}: the prompt {shortened(prompt)} with its target")
 
 
 def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -83,18 +138,22 @@ def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     "world" stands for the built-in world's corpus; ``context_seed``, where the file does not set it, is ``seed``.
     """
     alg_name = flags["alg_name"]
-    fields = {field.name for field in dataclasses.fields(editors.editor_class(alg_name).hparams_class)}
+    kind = editors.editor_class(alg_name)
+    fields = {field.name for field in dataclasses.fields(kind.hparams_class)}
     name = Path(flags["hparams_fname"] or flags["model_name"].replace("/", "_") + ".json")
-    shipped = HPARAMS / alg_name / name
+    shipped = HPARAMS / (kind.hparams_folder or alg_name) / name
     path = name if name.is_file() and not shipped.is_file() else shipped
+    if not flags["hparams_fname"] and not path.is_file():
+        there = ", ".join(sorted(file.name for file in shipped.parent.glob("*.json")))
+        raise EditingError(f"{alg_name} has no hyper-parameters of its own for the model {flags['model_name']!r}"
+                           f"{name_hint(flags['model_name'])}; name a file with --hparams_fname (there is {there})")
     editor = editors.load(alg_name, path)
     hparams = results.read_json(path)
     changed = {}
     if "context_seed" in fields - hparams.keys():
         changed["context_seed"] = flags["seed"]
     if hparams.get("mom2_dataset") == "world":
-        from data import world
-        changed["mom2_dataset"] = str(world.corpus_path(flags["data_dir"]))
+        changed["mom2_dataset"] = _world_corpus(flags)
     return hparams, editors.load(alg_name, {**hparams, **changed}) if changed else editor
 
 
@@ -114,7 +173,10 @@ def _generation(
     # A data set of one's own may come with snippets of its own.
     beside = Path(flags["ds_name"]).parent / "attribute_snippets.json"
     own = beside if flags["ds_name"].endswith(".json") and beside.is_file() else None
-    snippets = data.load_snippets(flags["ds_name"], flags["data_dir"], own)
+    try:
+        snippets = data.load_snippets(flags["ds_name"], flags["data_dir"], own)
+    except Unavailable as error:
+        raise EditingError(f"{error}; or do without, with --skip_generation_tests") from error
     for record in records:
         snippets.samples(record.relation_id, record.target_new.id)  # raises DataError for those that have none
     tfidf = data.load_tfidf(snippets, flags["data_dir"])

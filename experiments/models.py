@@ -22,7 +22,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
     """A causal language model in evaluation mode and its tokenizer, with the padding token set (to eos if it has none).
 
     ``name``: hub id, local folder, or ``world``. ``dtype``, ``device``: see :func:`experiments.cli.add_model_flags`.
-    Raises ``EditingError`` for an unknown model, an unreachable hub, damaged weights or a device that is not there.
+    Raises ``EditingError`` for an unknown model, an unreachable hub, damaged weights, a device that is not there, or devices
+    that are too small for the model.
     """
     source, local = _source(name)
     place = _device(device)
@@ -45,9 +46,19 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
             raise EditingError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
                                "set one in its folder")
         tok.pad_token = tok.eos_token
-    if place != "map":
+    if place == "map":
+        check_in_memory(name, model)
+    else:
         model.to(place)
     return model.eval(), tok
+
+
+def check_in_memory(name: str, model: PreTrainedModel) -> None:
+    """Raises EditingError if accelerate has offloaded weights: those can be neither told apart from others nor edited."""
+    offloaded = [weight for weight, parameter in model.named_parameters() if parameter.is_meta]
+    if offloaded:
+        raise EditingError(f"model {name!r}: too large for the devices here, so --device map left {len(offloaded)} of its weights "
+                           f"outside (the first is {offloaded[0]}); use more or larger devices, or a smaller --dtype")
 
 
 def identity(model: PreTrainedModel) -> str:
@@ -73,7 +84,7 @@ def _source(name: str) -> tuple[str, bool]:
         HfApi().model_info(name, timeout=10)
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise EditingError(f"model {name!r}: neither a folder here nor a model of the Hugging Face hub that you may read"
-                           + _hint(name)) from error
+                           + name_hint(name)) from error
     except (HTTPError, OSError):
         return name, True  # unreachable: what was downloaded before still loads
     return name, False
@@ -85,9 +96,9 @@ def _device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # also refuses "meta", which holds no numbers
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0][:120]
         raise EditingError(f"--device {device}: not available here ({reason}); "
                            "use auto, cpu, cuda, cuda:1, mps or map") from error
     return device
@@ -107,10 +118,11 @@ def _why(name: str, source: str, local: bool, error: Exception) -> str:
         return f"model {name!r}: " + (f"the folder has no {missing[0]}" if missing else str(error).splitlines()[0])
     if local:
         return (f"model {name!r}: not on this machine, and the Hugging Face hub can't be reached; "
-                f"download it beforehand, give a local folder, or use the model 'world'{_hint(name)}")
+                f"download it beforehand, give a local folder, or use the model 'world'{name_hint(name)}")
     return f"model {name!r}: {str(error).splitlines()[0]}"
 
 
-def _hint(name: str) -> str:
+def name_hint(name: str) -> str:
+    """ "; did you mean ...?" where a model that is known has nearly this name, else nothing."""
     near = difflib.get_close_matches(name, KNOWN, n=1)
     return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""

@@ -10,21 +10,22 @@ import importlib.metadata
 import json
 import platform
 import re
+import secrets
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.files import write_atomically
+from data.records import Record
 from editors.errors import EditingError
 
 PARAMS, RUN = "params.json", "run.json"
 _RUN_NAME = re.compile(r"run_(\d+)")
-_CASE_NAME = re.compile(r"(?:\d+_edits-)?case_(\d+)\.json")
+_CASE_NAME = re.compile(r"(?:\d+_(?:\d+_)?edits-)?case_(\d+)\.json")
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "nltk", "safetensors")
 
 
@@ -32,11 +33,14 @@ def new_run(folder: Path, files: Mapping[str, Any]) -> Path:
     """Makes ``run_<NNN>`` in ``folder``, NNN one above the highest there (000 in an empty folder), with these JSON files.
 
     The folder appears under its name with all its files in it, so that a kill at any moment leaves a run that can go on,
-    or none.
+    or none. Raises EditingError where nothing can be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder, prefix=".run.", suffix=".part"))
-    part.chmod(0o755)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".run.{secrets.token_hex(6)}.part"
+        part.mkdir()
+    except OSError as error:
+        raise EditingError(f"{folder}: results can't be written there ({error.strerror}); choose another folder") from error
     for name, content in files.items():
         write_json(part / name, content)
     numbers = [int(match[1]) for entry in folder.iterdir() if (match := _RUN_NAME.fullmatch(entry.name))]
@@ -83,8 +87,27 @@ def case_path(run: Path, num_edits: int, case_id: int) -> Path:
     return run / f"{num_edits}_edits-case_{case_id}.json"
 
 
+def write_case(
+    run: Path, num_edits: int, record: Record, chunk: Sequence[Record], seconds: float, pre: Mapping[str, Any],
+    post: Mapping[str, Any],
+) -> None:
+    """Writes the file of one case. chunk: the records that were edited together; seconds: that their edit took."""
+    write_json(case_path(run, num_edits, record.case_id), {
+        "case_id": record.case_id, "grouped_case_ids": [r.case_id for r in chunk], "num_edits": num_edits,
+        "requested_rewrite": record.requested_rewrite(), "time": seconds, "post": post, "pre": pre,
+    })
+
+
+def replace_folder(part: Path, folder: Path) -> None:
+    """Puts the finished folder ``part`` in the place of ``folder``."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)
+
+
 def case_files(run: Path) -> list[tuple[int, Path]]:
-    """(case id, path) of every case file of a run, by id; also those of the ROME repository (``case_<id>.json``)."""
+    """(case id, path) of every case file of a run, by id; also those of the ROME repository (``case_<id>.json``) and
+    of the unified-editing one (``<num_edits>_<batch>_edits-case_<id>.json``)."""
     found = ((match, path) for path in run.iterdir() if (match := _CASE_NAME.fullmatch(path.name)))
     return sorted((int(match[1]), path) for match, path in found)
 
@@ -111,6 +134,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise EditingError(f"{path}: not readable as JSON ({error}); delete it and run again") from error
+
+
+def read_about(run: Path) -> dict[str, Any]:
+    """The content of a run's run.json. Raises EditingError for a file that is damaged or not of this program."""
+    about = read_json(run / RUN)
+    if not isinstance(about, dict) or not {"settings", "flags", "cases"} <= about.keys():
+        raise EditingError(f"{run / RUN}: was not written by experiments.evaluate; start a new run")
+    return about
 
 
 def provenance() -> dict[str, Any]:

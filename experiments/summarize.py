@@ -10,7 +10,6 @@ perplexity.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import math
@@ -22,7 +21,7 @@ from typing import Any
 from data.files import write_atomically
 from editors.errors import EditingError
 from experiments import results
-from experiments.cli import HelpFormatter, run_program
+from experiments.cli import HelpFormatter, Parser, at_least_one, run_program
 from experiments.metrics import summary
 
 FLAGS = ("alg_name", "model_name", "ds_name", "num_edits")
@@ -78,19 +77,21 @@ def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any
 
     A damaged case file is reported on standard error and left out.
     """
-    cases = []
+    values = []
     for case_id, path in results.case_files(run):
         if first_n_cases is not None and case_id >= first_n_cases:
             break
         try:
-            cases.append(results.read_json(path))
+            values.append(summary.case_values(results.read_json(path)))
         except EditingError as error:
             print(f"error: {error} (left out)", file=sys.stderr)
-    about: dict[str, Any] = {"run_dir": str(run), "num_cases": len(cases)}
+        except (AttributeError, KeyError, TypeError):
+            print(f"error: {path}: JSON, but not of a case's form (left out)", file=sys.stderr)
+    about: dict[str, Any] = {"run_dir": str(run), "num_cases": len(values)}
     if (run / results.RUN).is_file():
-        written = results.read_json(run / results.RUN)
+        written = results.read_about(run)
         about |= {"of_cases": written["cases"], **{key: written["flags"][key] for key in FLAGS}}
-    return about, summary.collect(cases)
+    return about, summary.collect(values)
 
 
 def describe(about: dict[str, Any]) -> str:
@@ -148,12 +149,12 @@ def _as_json(published: dict[str, tuple[float, float]]) -> dict[str, list[float 
 
 
 def command() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.summarize", description=__doc__.split("\n\n")[0],
-                                     epilog=__doc__.split("\n\n")[-1], formatter_class=HelpFormatter)
+    parser = Parser(prog="python -m experiments.summarize", description=__doc__.split("\n\n")[0],
+                    epilog=__doc__.split("\n\n")[-1], formatter_class=HelpFormatter)
     parser.add_argument("--dir_name", required=True,
                         help="folder of runs in the results folder, or several, comma-separated")
     parser.add_argument("--runs", help="only runs whose path contains one of these (comma-separated)")
-    parser.add_argument("--first_n_cases", type=int, help="only cases whose case_id is smaller")
+    parser.add_argument("--first_n_cases", type=at_least_one, help="only cases whose case_id is smaller")
     parser.add_argument("--results_dir", default="results", help="the results folder")
     parser.add_argument("--out", help="folder for summary.json, .csv and .md; by default that of the runs, "
                                       "or the results folder for several")

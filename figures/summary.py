@@ -8,7 +8,6 @@ value and hatching, so the figure can be read without colour.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from matplotlib.axes import Axes
 from data.files import write_atomically
 from editors.errors import EditingError
 from experiments import results
-from experiments.cli import run_program
+from experiments.cli import Parser, run_program
 from experiments.metrics import summary
 from experiments.summarize import describe, read_run
 
@@ -89,7 +88,7 @@ def main(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
 
 
 def command() -> None:
-    parser = argparse.ArgumentParser(prog="python -m figures.summary", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m figures.summary", description=__doc__.split("\n\n")[0])
     parser.add_argument("runs", nargs="+", help="run folders, or folders of runs")
     parser.add_argument("--out", default="results/summary", help="path of the files without ending (default: %(default)s)")
     args = parser.parse_args()

@@ -12,8 +12,9 @@ matplotlib.use("Agg")  # files only, no display
 import matplotlib.pyplot as plt
 
 from data import world
+from data.errors import DataError
 from data.files import read_json, write_atomically
-from experiments.cli import run_program
+from experiments.cli import Parser, run_program
 
 STYLES = {"en": ("-", "o", "English"), "ca": ("--", "s", "Catalan")}  # told apart without colour
 
@@ -43,11 +44,14 @@ def draw(log: dict) -> plt.Figure:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("log", nargs="?", type=Path, default=world.CHECKPOINT / "training_log.json")
     parser.add_argument("--out", type=Path, default=Path("figures/out"))
     args = parser.parse_args(argv)
-    figure = draw(read_json(args.log))
+    log = read_json(args.log)
+    if not isinstance(log, dict) or not {"epochs", "run"} <= log.keys():
+        raise DataError(f"{args.log}: not a training_log.json of data.world.train")
+    figure = draw(log)
     for suffix in ("pdf", "png"):
         path = args.out / f"world_training.{suffix}"
         write_atomically(path, functools.partial(figure.savefig, format=suffix, dpi=200))

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV="${VENV:-.venv}"
 stamp="$VENV/.requirements-installed"
 if ! cmp -s requirements.txt "$stamp"; then
-    if [ ! -x "$VENV/bin/python" ]; then
+    if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then # not there, or only half made
         for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python3.10; do
             if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
                 base="$candidate"

@@ -24,7 +24,7 @@ for hparams in "$out"/layers*.json; do
     continue=()
     [ -d "$out/$name/run_000" ] && continue=(--continue_from_run run_000)
     "$PYTHON" -m experiments.evaluate --alg_name MEMIT --model_name world --hparams_fname "$hparams" --ds_name "$out/facts.json" \
-        --num_edits 100 --skip_generation_tests --dir_name "world_search/$name" "${continue[@]}"
+        --num_edits 100 --skip_generation_tests --dir_name "world_search/$name" ${continue[@]+"${continue[@]}"}
 done
-names=$(cd results && ls -d world_search/layers*/ | sed 's#/$##' | paste -sd,)
+names=$(cd results && ls -d world_search/layers*/ | sed 's#/$##' | paste -sd, -)
 "$PYTHON" -m experiments.summarize --dir_name "$names" --out "$out"

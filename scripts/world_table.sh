@@ -7,7 +7,7 @@ evaluate() { # algorithm, hparams, edits a batch, cases
     local continue=()
     [ -d "results/$dir/run_000" ] && continue=(--continue_from_run run_000)
     "$PYTHON" -m experiments.evaluate --alg_name "$1" --model_name world --hparams_fname "$2" --ds_name world \
-        --num_edits "$3" --dataset_size_limit "$4" --skip_generation_tests --dir_name "$dir" "${continue[@]}"
+        --num_edits "$3" --dataset_size_limit "$4" --skip_generation_tests --dir_name "$dir" ${continue[@]+"${continue[@]}"}
 }
 evaluate MEMIT world.json 1 100
 evaluate MEMIT world.json 10 100
@@ -17,4 +17,4 @@ evaluate ROME world.json 1 100
 evaluate FT world.json 1 100
 evaluate FT world_constr.json 1 100
 "$PYTHON" -m experiments.summarize --out results/world_table --dir_name "$(cd results &&
-    ls -d world_table/MEMIT_world_{1,10,100,1000} world_table/ROME_world_1 world_table/FT_world{,_constr}_1 | paste -sd,)"
+    ls -d world_table/MEMIT_world_{1,10,100,1000} world_table/ROME_world_1 world_table/FT_world{,_constr}_1 | paste -sd, -)"

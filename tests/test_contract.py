@@ -12,9 +12,12 @@ VALUES = dict(
     fact_token="subject_last", v_num_grad_steps=6, v_lr=0.5, v_weight_decay=0.5, clamp_norm_factor=0.75, kl_factor=0.0625,
     mom2_dataset=str(GOLDEN / "corpus.jsonl"), mom2_n_samples=400,
 )
+MEMIT = dict(layers=[1, 2], mom2_update_weight=15, **VALUES)
 HPARAMS = {
+    "AlphaEdit": dict(layers=[1, 2], L2=10, **VALUES),
+    "EMMET": dict(layers=[1, 2], mom2_update_weight=150, **VALUES),
     "FT": dict(layers=[1], num_steps=3, lr=5e-3, weight_decay=0, norm_constraint=False),
-    "MEMIT": dict(layers=[1, 2], mom2_update_weight=15, **VALUES),
+    **dict.fromkeys(("MEMIT", "MEMIT_prune", "MEMIT_rect", "MEMIT_seq"), MEMIT),
     "ROME": dict(layers=[2], mom2_adjustment=True, context_template_length_params=[[5, 2]], **VALUES),
 }
 REQUESTS = [
@@ -108,6 +111,48 @@ def test_bad_requests(editor, tiny_gpt2, change, message):
         editor.edit(model, tok, [REQUESTS[0], REQUESTS[1] | change])
     assert "\n" not in str(error.value) and "1" in str(error.value)
     assert same(model, before)
+
+
+def of_length(tok, tokens, fed):
+    """REQUESTS[1] with a prompt that takes `tokens` tokens together with what is fed of its target."""
+    for words in range(tokens):
+        request = REQUESTS[1] | {"prompt": "The native language of {} is" + " the" * words}
+        if len(tok(request["prompt"].replace("{}", request["subject"])).input_ids) + fed == tokens:
+            return request
+    raise AssertionError
+
+
+def test_prompts_may_be_as_long_as_the_model_and_no_longer(editor, tiny_gpt2):
+    model, tok = tiny_gpt2
+    before, fed = bits(model), len(tok(" Nyvian").input_ids) - 1
+    longest = of_length(tok, 128, fed)
+    templates = None if editor.name == "FT" else ["{}"]
+    deltas = editor.edit(model, tok, [REQUESTS[0], longest], context_templates=templates).deltas()
+    assert all(delta.abs().max() > 0 for delta in deltas.values())
+    message = r"request 1 \(case_id 1\): .* take 129 tokens, but the model has 128 positions"
+    with pytest.raises(editors.EditingError, match=message) as error:
+        editor.edit(model, tok, [REQUESTS[0], of_length(tok, 129, fed)])
+    assert "\n" not in str(error.value) and same(model, before)
+
+
+@pytest.mark.parametrize("name", ["MEMIT", "ROME"])
+def test_prompts_must_fit_behind_the_contexts_too(name, tiny_gpt2):
+    long = "The ferry" + " was late and" * 40 + ". {}"
+    with pytest.raises(editors.EditingError, match=r"request 0 .* tokens in the context 'The ferry .*', but the model has 128"):
+        editors.load(name, HPARAMS[name]).edit(*tiny_gpt2, REQUESTS, context_templates=["{}", long])
+
+
+def test_a_padding_token_that_the_model_does_not_know(editor, tiny_gpt2, tmp_path, monkeypatch):
+    """Added to the tokenizer, but the embedding was not resized: the same edit as without it."""
+    model, tok = tiny_gpt2
+    added = copy.deepcopy(tok)
+    added.add_special_tokens({"pad_token": "[PAD]"})
+    assert added.pad_token_id >= len(model.get_input_embeddings().weight)
+    templates = None if editor.name == "FT" else ["{}", "The ferry was late. {}"]
+    one = editor.edit(model, tok, REQUESTS, context_templates=templates).deltas()
+    monkeypatch.setenv("KE_STATS_DIR", str(tmp_path))  # another tokenizer, so other statistics
+    two = editor.edit(model, added, REQUESTS, context_templates=templates).deltas()
+    assert all(relative(two[name], one[name]) < 1e-5 for name in one)
 
 
 def test_no_requests(editor, tiny_gpt2):

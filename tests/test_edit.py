@@ -1,13 +1,16 @@
 """Edit: apply, stack, revert, save, load."""
 
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import editors
 from editors import Dense, Edit, EditingError, LowRank
-from tests.models import tiny_model
+from tests.models import tiny_model, tiny_tokenizer
+from tests.test_contract import HPARAMS
 
 NAME = "transformer.h.1.mlp.c_proj.weight"
 
@@ -89,6 +92,53 @@ def test_damaged_files(model, tmp_path):
         Edit.load(path)
     with pytest.raises(EditingError, match="no such"):
         Edit.load(tmp_path / "absent")
+
+
+def test_saved_files_have_the_permissions_of_new_files(model, tmp_path):
+    before = os.umask(0o027)
+    try:
+        low_rank(model).save(tmp_path / "new" / "edit.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new" / "edit.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_failing_save_leaves_no_file(model, tmp_path):
+    (tmp_path / "edit.safetensors").mkdir()
+    with pytest.raises(OSError):
+        low_rank(model).save(tmp_path / "edit.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["edit.safetensors"]
+
+
+def test_the_smaller_form_is_kept():
+    """128 x 32: factors of rank 25 hold 4,000 numbers, the product 4,096, factors of rank 26 more."""
+    factors = [LowRank(torch.randn(128, rank), torch.randn(32, rank)) for rank in (25, 26)]
+    assert factors[0].smaller() is factors[0]
+    product = factors[1].smaller()
+    assert isinstance(product, Dense) and torch.equal(product.delta, factors[1].left @ factors[1].right.T)
+    assert product.smaller() is product
+
+
+def test_an_edit_of_very_many_requests_is_stored_densely(tmp_path):
+    """Applied, reverted, saved and loaded like any other; its delta is that of the factors."""
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    requests = [{"prompt": "{} works as a", "subject": f"Orla {i}", "target_new": " clockmaker"} for i in range(26)]
+    corpus = tmp_path / "c.txt"
+    corpus.write_text("\n".join(f"The city of {i} is {i * i}, and {i} is not." for i in range(60)))
+    memit = editors.load("MEMIT", HPARAMS["MEMIT"] | {"mom2_dataset": str(corpus), "mom2_n_samples": 60, "v_num_grad_steps": 2})
+    kinds, options = {}, dict(context_templates=["{}"], progress=False)
+    for n in (25, 26):
+        edit = memit.edit(model, tok, requests[:n], **options)
+        kinds[n] = {type(change) for change in edit.changes.values()}
+    assert kinds == {25: {LowRank}, 26: {Dense}}
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    edit.save(tmp_path / "edit.safetensors")
+    for one in (edit, Edit.load(tmp_path / "edit.safetensors")):
+        with one.applied(model):
+            for name, delta in one.deltas().items():
+                assert torch.equal(model.get_parameter(name), before[name] + delta)
+                assert delta.abs().max() > 0 and delta.shape == before[name].shape
+        assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
 def test_a_failing_apply_leaves_the_model_as_it_was(model, monkeypatch):

@@ -1,6 +1,8 @@
 """hparams files: what is shipped loads; what is wrong is said in one line."""
 
+import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,18 +15,73 @@ SHIPPED = sorted((Path(__file__).parent.parent / "hparams").glob("*/*.json"))
 MEMIT = HPARAMS["MEMIT"]
 
 
+@pytest.mark.filterwarnings("ignore:.*without effect")
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_shipped_files_load(path):
     editor = editors.load(path.parent.name, path)
     assert editor.hparams.layers == json.loads(path.read_text())["layers"]
 
 
-def test_published_extras_are_accepted():
-    """Files of the unified and AlphaEdit repositories load unchanged."""
-    unified = {"calculate_objective_value": False, "update_norm_lambda": 0.5, "emmet_lambda": 0.1, "layer_selection": "all"}
-    assert editors.load("MEMIT", MEMIT | unified).hparams.update_norm_lambda == 0.5
-    assert editors.load("MEMIT", MEMIT | {"model_name": "Llama3-8B"})
+# What published files hold besides the fields of the editors here.
+UNIFIED = {
+    "calculate_objective_value": False, "emmet_lambda": 0.1, "layer_selection": "all", "mom2_adjustment": True,
+}
+EFFICIENT = UNIFIED | {
+    "shuffle_text": False, "wikipedia_lang": "en", "skill_preservation": False, "skill_lambda": 1, "skill_sample_size": 10000,
+    "random_vector_preservation": False, "identity_cov": False, "proj_dim": 6400,
+}
+EXTRAS = [
+    ("MEMIT", {"layer_selection": "all", "mom2_adjustment": True}),
+    ("MEMIT", UNIFIED | {"update_norm_lambda": 0.5}),
+    ("MEMIT", EFFICIENT),
+    ("MEMIT", {"model_name": "Llama3-8B"}),
+    ("MEMIT", {"rewrite_module_tmps": ["transformer.h.{}.mlp.dense_4h_to_h", "transformer.h.{}.self_attention.head_out"]}),
+    ("ROME", {"model_name": "Llama3-8B", "bias_update": False}),
+    ("FT", {"kl_factor": 0}),
+]
+
+
+@pytest.mark.parametrize("name, extras", EXTRAS)
+def test_published_extras_are_accepted_and_listed(name, extras):
+    """Files of the unified, efficient, AlphaEdit and MEMAT repositories load unchanged; a warning names what has no effect."""
+    with pytest.warns(UserWarning, match="without effect") as caught:
+        hparams = editors.load(name, HPARAMS[name] | extras).hparams
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    cls, plain = type(hparams), editors.load(name, HPARAMS[name]).hparams
+    for key, value in extras.items():
+        if key in cls.ignored:
+            assert f"{key} ({cls.ignored[key]})" in str(caught[0].message)
+        elif key in cls.fixed:
+            assert f"{key} (" not in str(caught[0].message) and value == cls.fixed[key][0]
+        else:
+            assert getattr(hparams, key) == value != getattr(plain, key)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("skill_preservation", True), ("random_vector_preservation", True), ("identity_cov", True), ("shuffle_text", True),
+    ("wikipedia_lang", "ca"),
+])
+def test_what_would_change_the_numbers_is_refused(key, value):
+    with pytest.raises(EditingError, match=f"hparams: {key}: .* is not supported, only {json.dumps(EFFICIENT[key])}; ") as error:
+        editors.load("MEMIT", MEMIT | EFFICIENT | {key: value})
+    assert editors.memit.MEMITHParams.fixed[key][1] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_unified_files_of_rome_load():
     editors.load("ROME", HPARAMS["ROME"] | {"bias_update": False, "dynamic": False, "dynamic_multiplier": 1})
+
+
+def test_nothing_is_both_a_field_and_left_out():
+    for name in editors.names():
+        cls = editors.editor_class(name).hparams_class
+        fields = {field.name for field in dataclasses.fields(cls)}
+        assert not fields & (cls.ignored.keys() | cls.fixed.keys()) and not cls.ignored.keys() & cls.fixed.keys()
+
+
+def test_files_without_extras_raise_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        editors.load("MEMIT", MEMIT)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +129,8 @@ def test_unknown_editor():
 
 
 def test_unsupported_switches_are_refused():
-    with pytest.raises(EditingError, match="dynamic: true is not supported"):
-        editors.load("ROME", HPARAMS["ROME"] | {"dynamic": True})
+    with pytest.raises(EditingError, match="bias_update: true is not supported, only false"):
+        editors.load("ROME", HPARAMS["ROME"] | {"bias_update": True})
 
 
 def test_power_law_of_the_weight_decay():

@@ -41,11 +41,16 @@ def load(language: str = "en", schema: str = "counterfact", facts: int | None = 
     """All records, one for each fact, as the JSON files of their schema hold them.
 
     language: "en" or "ca". schema: "counterfact" or "zsre". facts: the size of the world (default: the one that the
-    checkpoint knows). Raises DataError for an unknown language or schema.
+    checkpoint knows). Raises DataError for an unknown language or schema, or a world too small for counterfacts.
     """
     _one_of(language, LANGUAGES, "language")
     _one_of(schema, SCHEMAS, "schema")
-    return SCHEMAS[schema](world(facts, seed), language)
+    this = world(facts, seed)
+    single = next((relation for relation, objects in this.objects.items() if len(objects) == 1), None)
+    if single is not None:
+        raise DataError(f"in a world of {len(this.facts)} facts relation {single} has only one object, so that no fact of it "
+                        "can be changed; ask for more (300 are plenty)")
+    return SCHEMAS[schema](this, language)
 
 
 def snippets(language: str = "en", facts: int | None = None, seed: int = SEED) -> list[dict]:

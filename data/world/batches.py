@@ -45,3 +45,10 @@ class Rows:
                 rows.append(row[:self._length])
                 row = []
         return torch.tensor(rows)
+
+    def alone(self, number: int, rows: int) -> list[torch.Tensor]:
+        """Every sentence by itself at position 0, as a prompt stands, in batches of `rows`; padded with -1."""
+        order = random.Random(f"{self._seed}-{number}").sample(range(len(self._bare)), len(self._bare))
+        sentences = [torch.tensor([*self._bare[i], self._end]) for i in order]
+        return [torch.nn.utils.rnn.pad_sequence(sentences[start:start + rows], batch_first=True, padding_value=-1)
+                for start in range(0, len(sentences), rows)]

@@ -1,10 +1,12 @@
 """Prints how much of the world a checkpoint recalls greedily: `python -m data.world.check [folder] [--every N]`."""
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..errors import DataError
 from . import BASE_FACTS, CHECKPOINT, LANGUAGES, SEED, world
 from .recall import recall
 
@@ -16,6 +18,10 @@ def main(argv=None) -> None:
     parser.add_argument("--facts", type=int, default=BASE_FACTS)
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args(argv)
+    if not (args.folder / "config.json").is_file():
+        raise DataError(f"{args.folder}: no model there (no config.json)")
+    if args.every < 1:
+        raise DataError(f"--every must be at least 1, not {args.every}")
     model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
     tok = AutoTokenizer.from_pretrained(args.folder)
     this = world(args.facts, args.seed)
@@ -29,4 +35,8 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -41,6 +41,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=128, help="tokens in a row, and positions of the model")
     parser.add_argument("--batch", type=int, default=24, help="rows in a step")
     parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--alone_epochs", type=int, default=1,
+                        help="after these, with every sentence alone in its row: a prompt has nothing before it either")
     parser.add_argument("--warm_epochs", type=int, default=10, help="first epochs, on a share of the subjects")
     parser.add_argument("--warm_share", type=float, default=0.2)
     parser.add_argument("--decay", type=float, default=0.4, help="last share of the steps, over which the rate falls to 0")
@@ -70,6 +72,10 @@ def build_optimizers(model, args) -> list[torch.optim.Optimizer]:
     return [torch.optim.Muon(matrices, lr=args.muon_lr, momentum=0.95, weight_decay=args.weight_decay,
                              adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(rest, lr=args.adam_lr, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+ALONE_RATE, ALONE_ROWS = 0.2, 192
+"""Of the last epochs: the factor that the learning rate begins with, and sentences in a step."""
 
 
 def rate(step: int, steps: int, decay: float) -> float:
@@ -137,6 +143,8 @@ def check(args) -> None:
     for name in ("facts", "layers", "width", "heads", "batch", "epochs", "threads"):
         if getattr(args, name) < 1:
             raise DataError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.alone_epochs < 0:
+        raise DataError(f"--alone_epochs must be at least 0, not {args.alone_epochs}")
     if args.width % args.heads:
         raise DataError(f"--width {args.width} can't be divided by --heads {args.heads}")
     if args.vocab < 300:
@@ -160,11 +168,14 @@ def train(args) -> None:
     peak = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
 
     def epoch_rows(epoch: int):
+        if epoch >= args.epochs:
+            return rows.alone(epoch, ALONE_ROWS)
         warm = epoch < args.warm_epochs
         return rows.epoch(epoch, int(args.warm_share * len(world.subjects)) if warm else None).split(args.batch)
 
-    lengths = [len(epoch_rows(epoch)) for epoch in range(args.epochs)]
-    steps = sum(lengths)
+    epochs = args.epochs + args.alone_epochs
+    lengths = [len(epoch_rows(epoch)) for epoch in range(epochs)]
+    steps, alone_steps = sum(lengths[:args.epochs]), sum(lengths[args.epochs:])
     run = {key: value for key, value in vars(args).items() if key not in ("out", "threads", "save_seconds", "stop_after")}
     args.out.mkdir(parents=True, exist_ok=True)
     state_path = args.out / "state.safetensors"
@@ -177,20 +188,22 @@ def train(args) -> None:
             raise DataError(f"{args.out} holds a run with other settings ({', '.join(changed)}); "
                             "choose another --out or give the same flags")
 
-    bar = tqdm(total=steps * args.batch * args.length, initial=progress["step"] * args.batch * args.length,
-               unit="tok", unit_scale=True, smoothing=0.05)
+    bar = tqdm(total=steps + alone_steps, initial=progress["step"], unit="step", smoothing=0.05)
     saved = last = time.monotonic()
     begun = progress["step"]
-    while progress["epoch"] < args.epochs:
+    while progress["epoch"] < epochs:
         epoch = progress["epoch"]
         batches = epoch_rows(epoch)
         for batch in batches[progress["batch"]:]:
-            factor = rate(progress["step"], steps, args.decay)
+            if epoch < args.epochs:
+                factor = rate(progress["step"], steps, args.decay)
+            else:
+                factor = ALONE_RATE * (1 - (progress["step"] - steps) / alone_steps)
             for optimizer, lr in zip(optimizers, peak):
                 optimizer.param_groups[0]["lr"] = lr * factor
             with torch.autocast("cpu", torch.bfloat16):
-                logits = model(batch[:, :-1], use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+                logits = model(batch[:, :-1].clamp_min(0), use_cache=False).logits  # padding is on the right: nothing sees it
+            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), ignore_index=-1)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
@@ -202,7 +215,7 @@ def train(args) -> None:
             now = time.monotonic()
             progress["seconds"] += now - last
             last = now
-            bar.update(batch.numel())
+            bar.update()
             bar.set_postfix(epoch=epoch, loss=f"{loss.item():.3f}", refresh=False)
             if args.stop_after and progress["step"] - begun >= args.stop_after:
                 save_state(state_path, model, optimizers, progress)

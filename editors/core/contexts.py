@@ -15,8 +15,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..errors import EditingError
+from .fingerprint import tokenizer_fingerprint
 from .prompts import split_template, tokenize
-from .sites import evaluating, input_device
+from .sites import evaluating, input_device, longest_context
 
 MEMIT_STARTS = ("The", "Therefore", "Because", "I", "You")
 MEMIT_LENGTH = 10
@@ -29,20 +30,25 @@ _CACHE: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 def context_templates(
     model: nn.Module, tok, kind: Literal["memit", "rome"], length_params: Sequence[Sequence[int]] | None = None, seed: int = 0
 ) -> list[list[str]]:
-    """Groups of templates with one ``{}`` each, sampled from ``model`` (top-k 5) and kept for as long as it lives.
+    """Groups of templates with one ``{}`` each, sampled from ``model`` (top-k 5) and kept, by tokenizer, for as long as it lives.
 
     * "memit": [["{}"], [5 texts]], one of 10 tokens (start and BOS included) from each of The, Therefore, Because, I, You.
     * "rome": [["{}" + texts]]: for each [length, n] of ``length_params`` n texts of ``length`` tokens, BOS included
       (default [[5, 10], [10, 10]]: 21 templates).
-    Special tokens are left out, braces and line breaks become spaces, ". {}" is appended. The same seed and model
-    give the same texts. Raises EditingError for a model whose logits are not finite.
+    Special tokens are left out, braces and line breaks become spaces, ". {}" is appended. The same seed, model and
+    tokenizer give the same texts. Raises EditingError for lengths that the model has no positions for, and for a model
+    whose logits are not finite.
     """
     if kind not in ("memit", "rome"):
         raise EditingError(f"unknown kind of context templates {kind!r}; known: memit, rome")
     lengths = tuple(tuple(pair) for pair in (ROME_LENGTH_PARAMS if length_params is None else length_params))
     if kind == "rome" and any(len(pair) != 2 or min(pair) < 1 for pair in lengths):
         raise EditingError(f"length_params must be pairs [length, number], both at least 1, not {length_params}")
-    key = (kind, seed, lengths if kind == "rome" else None)
+    positions, longest = longest_context(model), max((length for length, _ in lengths), default=0)
+    if kind == "rome" and positions is not None and longest > positions:
+        raise EditingError(f"contexts of {longest} tokens can't be sampled: the model has {positions} positions")
+    start = None if kind == "memit" else _bos(tok)
+    key = (kind, seed, None if kind == "memit" else lengths, tokenizer_fingerprint(tok), start)
     known = _CACHE.setdefault(model, {})
     if key not in known:
         generator = torch.Generator().manual_seed(seed)
@@ -50,7 +56,7 @@ def context_templates(
             starts = [ids for ids, _ in tokenize(tok, MEMIT_STARTS)]
             known[key] = [["{}"], _templates(tok, _sample(model, starts, MEMIT_LENGTH, generator))]
         else:
-            sampled = [_templates(tok, _sample(model, [[_bos(tok)]] * n, length, generator)) for length, n in lengths]
+            sampled = [_templates(tok, _sample(model, [[start]] * n, length, generator)) for length, n in lengths]
             known[key] = [["{}", *(template for templates in sampled for template in templates)]]
     return [list(group) for group in known[key]]
 

@@ -26,11 +26,12 @@ from tqdm import tqdm
 from ..errors import EditingError
 from . import moment_store
 from .corpus import Corpus, document_order, find_corpus
+from .files import check_writable
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 from .key_sums import KeySums, add_batch, batches, fitting_tokens
 from .memory import total_bytes
 from .moment_store import Moment
-from .sites import Sites, find_sites, weight_of
+from .sites import Sites, find_sites, longest_context, weight_of
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
 SNAPSHOT_SECONDS = 60.0
@@ -94,6 +95,25 @@ def collect(
     return {layer: known[keys[layer]] for layer in asked}
 
 
+def collect_now(
+    model: nn.Module, tok, layers: Sequence[int], dataset: str, n_samples: int | str, dtype: str = "float32",
+    sites: Sites | None = None, progress: bool = True, *, max_keys: int | None = None,
+) -> dict[int, Moment]:
+    """{layer: Moment} of the model as it is now, edited or not, by a pass over the corpus; kept nowhere. Arguments as in `collect`."""
+    _check_numbers(dtype, n_samples=n_samples, max_keys=max_keys)
+    sites = sites or find_sites(model)
+    corpus = find_corpus(dataset)
+    asked = identities(model, tok, layers, corpus, n_samples, dtype, sites, max_keys=max_keys)
+    weights = model_fingerprint(model)
+    asked = {layer: {**identity, "weights": weights} for layer, identity in asked.items()}
+    return _collect_missing(model, tok, sites, corpus, None, asked, False, progress, None)
+
+
+def pin(model: nn.Module) -> None:
+    """Statistics that are asked for from now on belong to the model as it is now."""
+    _fingerprint(model)
+
+
 def stats_folder() -> Path:
     """Where statistics are kept: KE_STATS_DIR, else `stats` in KE_DATA_DIR, else in ~/.cache/knowledge-editing."""
     data = os.environ.get("KE_DATA_DIR") or Path.home() / ".cache" / "knowledge-editing"
@@ -112,7 +132,7 @@ def identities(
 ) -> dict[int, dict[str, Any]]:
     """{layer: what its statistics are collected from}; for the arguments see `collect`. moment_store names files by it."""
     sites = sites or find_sites(model)
-    longest = _longest_context(model)
+    longest = longest_context(model) or UNLIMITED_CONTEXT
     common = {
         "format": moment_store.FORMAT,
         "model": getattr(model.config, "_name_or_path", ""),
@@ -149,14 +169,20 @@ def _from_disk(folder: Path, identity: Mapping[str, Any], d_in: int) -> Moment |
 
 
 def _collect_missing(
-    model: nn.Module, tok, sites: Sites, corpus: Corpus, folder: Path, missing: Mapping[int, Mapping[str, Any]],
+    model: nn.Module, tok, sites: Sites, corpus: Corpus, folder: Path | None, missing: Mapping[int, Mapping[str, Any]],
     resume: bool, progress: bool, pack_tokens: int | None,
 ) -> dict[int, Moment]:
-    """Collect the layers of `missing` (layer -> identity asked for) in as few passes as the memory allows, and save them."""
-    moment_store.check_writable(folder)
+    """Collect the layers of `missing` (layer -> identity asked for) in as few passes as the memory allows, and save them.
+
+    folder: None saves nothing.
+    """
+    if folder:
+        check_writable(folder, "statistics")
     try:
         texts = corpus.texts()
     except EditingError as error:
+        if folder is None:
+            raise
         place = moment_store.file_of(folder, next(iter(missing.values())))
         raise EditingError(f"{error}; or put statistics that were collected elsewhere at {place}") from error
     collected = {}
@@ -164,22 +190,39 @@ def _collect_missing(
         run = _Pass(model, tok, sites, texts, folder, {layer: missing[layer] for layer in layers}, pack_tokens)
         if resume:
             run.restore()
+        started = time.monotonic()
         run.run(progress)
+        about = {
+            "count": run.state["count"], "texts": run.state["texts"], "seconds": round(time.monotonic() - started, 3),
+            "torch": torch.__version__,
+        }
         for layer in layers:
             tensors = run.sums.pop(layer).tensors()
-            identity = {**missing[layer], "count": run.state["count"], "texts": run.state["texts"], "torch": torch.__version__}
-            path = moment_store.file_of(folder, identity)
-            collected[layer] = moment_store.from_sums(**tensors, identity=identity, where=path, d_in=_d_in(model, sites, layer))
-            moment_store.save(path, tensors, identity)
-        run.snapshot.unlink(missing_ok=True)
+            identity = {**missing[layer], **about}
+            path = moment_store.file_of(folder or Path(), identity)
+            moment = moment_store.from_sums(**tensors, identity=identity, where=path, d_in=_d_in(model, sites, layer))
+            if identity["max_keys"] is not None:  # few keys: say what they span
+                identity |= _spectrum(moment.matrix)
+            collected[layer] = moment
+            if folder:
+                moment_store.save(path, tensors, identity)
+        if run.snapshot:
+            run.snapshot.unlink(missing_ok=True)
     return collected
+
+
+def _spectrum(moment: torch.Tensor) -> dict[str, float]:
+    """Rank and condition number, as far as the precision of `moment` tells."""
+    values = torch.linalg.eigvalsh(moment.double())
+    noise = len(values) * torch.finfo(moment.dtype).eps * values[-1]
+    return {"rank": int((values > noise).sum()), "condition": float(values[-1] / values[0].clamp_min(values[-1] * 1e-300))}
 
 
 class _Pass:
     """One pass over the corpus for some layers: their sums, and the state from which a killed pass goes on."""
 
     def __init__(
-        self, model: nn.Module, tok, sites: Sites, texts: Sequence[str], folder: Path, asked: Mapping[int, Mapping[str, Any]],
+        self, model: nn.Module, tok, sites: Sites, texts: Sequence[str], folder: Path | None, asked: Mapping[int, Mapping[str, Any]],
         pack_tokens: int | None,
     ):
         self.model, self.tok, self.sites, self.texts = model, tok, sites, texts
@@ -188,7 +231,7 @@ class _Pass:
         dtype = DTYPES[self.identity["dtype"]]
         self.sums = {layer: KeySums(width, dtype, _device(model, sites, layer)) for layer, width in widths.items()}
         digest = hashlib.sha256(json.dumps(list(asked.values())).encode()).hexdigest()[:16]
-        self.snapshot = folder / f"unfinished-{digest}.safetensors"
+        self.snapshot = folder and folder / f"unfinished-{digest}.safetensors"
         if pack_tokens is None:
             pack_tokens = fitting_tokens(model, sites, max(widths.values()), self.identity["max_length"])
         # Where the next batch stands; and the packing, which a continued pass keeps, so that its sums round alike.
@@ -224,7 +267,7 @@ class _Pass:
                 bar.update(len(batch.rows))
                 rate = (state["count"] - seen) / (time.monotonic() - start)
                 bar.set_postfix_str(f"{state['count']} tokens, {rate:.0f}/s", refresh=False)
-                if time.monotonic() >= due:
+                if self.snapshot and time.monotonic() >= due:
                     due = self._save_snapshot()
             if not max_keys:
                 bar.update(len(order) - bar.n)  # texts without tokens are in no batch
@@ -266,13 +309,6 @@ def _d_in(model: nn.Module, sites: Sites, layer: int) -> int:
 
 def _device(model: nn.Module, sites: Sites, layer: int) -> torch.device:
     return weight_of(model, sites, layer)[1].device
-
-
-def _longest_context(model: nn.Module) -> int:
-    """Positions that the model was made for."""
-    config = model.config.get_text_config()
-    names = ("n_positions", "max_position_embeddings", "max_seq_len", "seq_length")
-    return next((value for name in names if (value := getattr(config, name, None))), UNLIMITED_CONTEXT)
 
 
 def _check_numbers(dtype: str, n_samples: int | str, **optional: int | None) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from .memory import total_bytes
-from .sites import Sites, evaluating, get_module, input_device
+from .prompts import pack, pad_batch
+from .sites import LeaveForward, Sites, evaluating, get_module, hooked, input_device
 
 WINDOW = 512
 """Texts that are sorted by length together: more waste less padding, and cost more tokenising again after a kill."""
@@ -91,7 +91,7 @@ def batches(
         rows = _tokenise(tok, [texts[i] for i in order[start : start + WINDOW]], max_length)
         if max_keys is not None:
             rows = _cut(rows, max_keys - tokens_before)
-        for index, packed in enumerate(_pack(rows, pack_tokens)):
+        for index, packed in enumerate(pack(rows, pack_tokens)):
             yield Batch(packed, start, index, tokens_before)
         tokens_before += sum(map(len, rows))
 
@@ -99,9 +99,8 @@ def batches(
 def add_batch(model: nn.Module, sites: Sites, sums: Mapping[int, KeySums], rows: Sequence[Sequence[int]]) -> None:
     """Add the keys of every token of `rows` to the sums of each layer; one forward pass, left at the deepest layer."""
     # Padding stands on the right, where causal attention cannot see it: positions need no help.
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    batch = pad_batch(rows, 0)
+    mask = batch["attention_mask"]
     kept = None if mask.all() else mask.flatten().nonzero().squeeze(1)
     deepest = max(sums)
 
@@ -111,24 +110,18 @@ def add_batch(model: nn.Module, sites: Sites, sums: Mapping[int, KeySums], rows:
             keys = keys.reshape(-1, keys.shape[-1])
             sums[layer].add(keys if kept is None else keys.index_select(0, kept.to(keys.device)))
             if layer == deepest:
-                raise _Done
+                raise LeaveForward
 
         return hook
 
-    handles = [
+    handles = (
         get_module(model, sites.name("down_proj", layer)).register_forward_pre_hook(reader(layer), with_kwargs=True)
         for layer in sums
-    ]
+    )
     device = input_device(model)
-    try:
-        with torch.no_grad(), evaluating(model):
-            decoder = get_module(model, sites.decoder)
-            decoder(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False)
-    except _Done:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad(), evaluating(model):
+        decoder = get_module(model, sites.decoder)
+        decoder(input_ids=batch["input_ids"].to(device), attention_mask=mask.to(device), use_cache=False)
 
 
 def fitting_tokens(model: nn.Module, sites: Sites, d_in: int, max_length: int) -> int:
@@ -141,10 +134,6 @@ def fitting_tokens(model: nn.Module, sites: Sites, d_in: int, max_length: int) -
         per_token += 3 * 4 * config.num_attention_heads * max_length
     most = MOST_TOKENS_CPU if device.type == "cpu" else MOST_TOKENS
     return min(most, max(256, total_bytes(device) // 8 // per_token))
-
-
-class _Done(Exception):
-    """Leaves a forward pass at the deepest asked layer."""
 
 
 def _tokenise(tok, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -162,12 +151,3 @@ def _cut(rows: Sequence[list[int]], most: int) -> list[list[int]]:
         kept.append(row[:most])
         most -= len(kept[-1])
     return kept
-
-
-def _pack(rows: Sequence[list[int]], pack_tokens: int) -> Iterator[list[list[int]]]:
-    """Rows of like length together, within `pack_tokens` a batch, padding included, or of one row. Empty rows are dropped."""
-    rows = sorted(filter(None, rows), key=len, reverse=True)
-    while rows:
-        count = max(1, pack_tokens // len(rows[0]))
-        yield rows[:count]
-        rows = rows[count:]

@@ -7,7 +7,7 @@ run once, and a pass ends as soon as the deepest asked module has run. Only the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .memory import total_bytes
-from .prompts import Located, Request, fill, locate_all, pad_batch, pad_id
-from .sites import Sites, by_row, evaluating, first, get_module, input_device
+from .prompts import Located, Request, fill, locate_all, pack, pad_batch, pad_id
+from .sites import LeaveForward, Sites, by_row, evaluating, first, get_module, hooked, input_device
 
 # (site, layer, whether its input or its output is read)
 _Place = tuple[str, int, str]
@@ -37,7 +37,7 @@ def compute_keys(
     texts, shares = [], []
     for i, request in enumerate(requests):
         for template, weight in zip((t for group in templates for t in group), weights):
-            texts.append((fill(template, request.prompt), request.subject, ""))
+            texts.append((fill(template, request.prompt), request.subject))
             shares.append((i, weight))
     places = [("down_proj", layer, "in") for layer in dict.fromkeys(layers)]
     found = _read(model, tok, locate_all(tok, texts, fact_token), shares, places, sites, batch_tokens, progress)
@@ -49,7 +49,7 @@ def compute_hidden(
     batch_tokens: int | None = None, progress: bool = False,
 ) -> Float[Tensor, "requests d_model"]:
     """Output of block ``layer`` at the looked-up token of each bare prompt, float32 at least."""
-    texts = [(request.prompt, request.subject, "") for request in requests]
+    texts = [(request.prompt, request.subject) for request in requests]
     shares = [(i, 1.0) for i in range(len(texts))]
     place = ("block", layer, "out")
     return _read(model, tok, locate_all(tok, texts, fact_token), shares, [place], sites, batch_tokens, progress)[place]
@@ -59,7 +59,7 @@ def layer_io(
     model: nn.Module, tok, request: Request, layer: int, sites: Sites, fact_token: str, templates: Sequence[Sequence[str]]
 ) -> tuple[Float[Tensor, "contexts d_in"], Float[Tensor, "contexts d_model"]]:
     """Input and output of the down-projection at the looked-up token, a row for each context, float32 at least."""
-    texts = [(fill(template, request.prompt), request.subject, "") for group in templates for template in group]
+    texts = [(fill(template, request.prompt), request.subject) for group in templates for template in group]
     shares = [(i, 1.0) for i in range(len(texts))]
     places = [("down_proj", layer, "in"), ("down_proj", layer, "out")]
     found = _read(model, tok, locate_all(tok, texts, fact_token), shares, places, sites)
@@ -79,7 +79,7 @@ def _read(
     sums: dict[_Place, Tensor] = {}
     bar = tqdm(total=len(uses), desc="keys", unit="prompt", disable=None if progress else True)
     with bar, torch.no_grad(), evaluating(model):
-        for rows in _batches(list(uses), budget):
+        for rows in pack(list(uses), budget):
             # Which results the rows of this batch enter, and with what weight: a product adds them in a fixed order.
             entries = [(i, row, weight) for row, ids in enumerate(rows) for i, weight in uses[ids]]
             touched = sorted({i for i, _, _ in entries})
@@ -96,10 +96,6 @@ def _read(
     return sums
 
 
-class _Done(Exception):
-    """Leaves a forward pass when every asked place has been seen."""
-
-
 def _forward(
     model: nn.Module, rows: Sequence[tuple[int, ...]], places: Sequence[_Place], sites: Sites, padding: int
 ) -> dict[_Place, Tensor]:
@@ -114,33 +110,18 @@ def _forward(
             states = by_row(tensor, len(rows))[torch.arange(len(rows), device=tensor.device), last.to(tensor.device)]
             seen[place] = states.to(torch.promote_types(states.dtype, torch.float32))
             if len(seen) == len(places):
-                raise _Done
+                raise LeaveForward
 
         return hook
 
-    handles = [
+    with hooked(
         get_module(model, sites.name(place[0], place[1])).register_forward_hook(reader(place), with_kwargs=True)
         for place in places
-    ]
-    try:
+    ):
         # Padding stands on the right, where causal attention cannot see it: positions need no help.
         decoder = get_module(model, sites.decoder)
         decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    except _Done:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
-
-
-def _batches(rows: list[tuple[int, ...]], budget: int) -> Iterator[list[tuple[int, ...]]]:
-    """Rows of like length together, each batch within ``budget`` tokens, padding included (or of one row)."""
-    rows = sorted(rows, key=len, reverse=True)
-    while rows:
-        count = max(1, budget // len(rows[0]))
-        yield rows[:count]
-        rows = rows[count:]
 
 
 def _batch_tokens(model: nn.Module, sites: Sites) -> int:

@@ -7,8 +7,6 @@ continues from.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -20,10 +18,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import EditingError
+from .files import write_tensors
 
 FORMAT = 1
 KINDS = {
@@ -87,7 +85,7 @@ def load(path: Path, asked: Mapping[str, Any], d_in: int) -> Moment:
     asked: the identity they must have; the first field of `KINDS` that differs is named in the EditingError.
     Raises EditingError for a truncated or foreign file too.
     """
-    header, tensors = _read(path, "statistics")
+    header, tensors = read(path, "statistics")
     found = header.get("identity", {})
     for field, kind in KINDS.items():
         if found.get(field) != asked[field]:
@@ -150,18 +148,18 @@ def from_sums(
 
 def save(path: Path, sums: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
     """Write the sums `mom2`, `key_sum` and `norm_sum` of one layer, at once or not at all."""
-    _write(path, sums, {"identity": dict(identity)})
+    write_tensors(path, sums, {"header": json.dumps({"identity": dict(identity)})})
 
 
 def save_snapshot(path: Path, sums: Mapping[int, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     """Write the sums so far of all layers, and `state`, from which the collection continues."""
     flat = {f"{layer}.{name}": tensor for layer, part in sums.items() for name, tensor in part.items()}
-    _write(path, flat, {"state": dict(state)})
+    write_tensors(path, flat, {"header": json.dumps({"state": dict(state)})})
 
 
 def load_snapshot(path: Path) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
     """(sums, state) of a snapshot. Raises EditingError for a damaged one."""
-    header, flat = _read(path, "snapshot")
+    header, flat = read(path, "snapshot")
     sums: dict[int, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
         layer, _, name = key.partition(".")
@@ -169,34 +167,11 @@ def load_snapshot(path: Path) -> tuple[dict[int, dict[str, Tensor]], dict[str, A
     return sums, header["state"]
 
 
-def check_writable(folder: Path) -> None:
-    """Raise EditingError now rather than after hours of collecting."""
-    probe = folder / f".{os.getpid()}-{secrets.token_hex(4)}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise EditingError(f"{folder}: statistics can't be written there ({error.strerror}): choose another folder") from None
-
-
-def _read(path: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(header, tensors) of a file made here. Raises EditingError for a damaged one."""
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("header", "{}"))
             return header, {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, ValueError) as error:
         raise EditingError(f"{path}: truncated or damaged {what} ({error}): delete it and collect again") from None
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    # A name of its own for each writer: two processes may collect the same statistics at once, the last one stays.
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(contiguous, part, metadata={"header": json.dumps(header)})
-        os.replace(part, path)
-    except SafetensorError as error:
-        raise EditingError(f"{path}: writing failed ({error})") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -5,13 +5,15 @@ seams (a prepended BOS, a space merged into the subject, "l'{}", a subject insid
 User text is split and joined, never formatted: braces in a subject are ordinary characters.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
 from ..errors import EditingError
 
+_Row = TypeVar("_Row", bound=Sequence[int])
 FACT_TOKENS = ("subject_first", "subject_last", "subject_first_after_last", "last")
 
 
@@ -47,42 +49,59 @@ def parse_requests(requests: Sequence[Mapping | Request], tok=None) -> list[Requ
     """
     if isinstance(requests, (Mapping, Request, str)):
         raise EditingError(f"requests must be a list of mappings, not one {type(requests).__name__}")
-    return [_parse(request, f"request {i}", tok) for i, request in enumerate(requests)]
+    return [_parse(request, i, tok) for i, request in enumerate(requests)]
 
 
-def locate(tok, template: str, subject: str, fact_token: str, suffix: str = "") -> Located:
-    """Token ids of the prompt (``template`` with ``subject`` at its ``{}``) + ``suffix``, and the looked-up position.
+def check_lengths(tok, requests: Sequence[Request], templates: Sequence[str], positions: int | None) -> None:
+    """Raises EditingError for a request whose prompt and target do not fit into a model's ``positions`` (None: any number).
+
+    templates: contexts with one ``{}`` each, in which the prompt shall fit. The target's last token is never fed to a model.
+    """
+    if positions is None or not templates:
+        return
+    for i, request in enumerate(requests):
+        target = len(encode_target(tok, request.target_new)) - 1
+        texts = [fill(template, fill(request.prompt, request.subject)) for template in templates]
+        for template, (ids, _) in zip(templates, tokenize(tok, texts)):
+            if len(ids) + target > positions:
+                context = "" if template == "{}" else f" in the context {template!r}"
+                raise EditingError(
+                    f"{_name(i, request.case_id)}: the prompt and its target take {len(ids) + target} tokens{context}, but the "
+                    f"model has {positions} positions: shorten the prompt"
+                )
+
+
+def locate(tok, template: str, subject: str, fact_token: str) -> Located:
+    """Token ids of the prompt (``template`` with ``subject`` at its ``{}``), and the looked-up position.
 
     fact_token:
     * "subject_last": the last token that holds a character of the subject. Spaces at its ends do not count.
     * "subject_first": the first such token, or the token of the space in front of the subject where that stands alone
       (published: the subject is looked up together with that space).
     * "subject_first_after_last": the token behind subject_last; subject_last itself if the prompt ends with the subject.
-    * "last": the prompt's last token, whatever ``suffix`` (a target, say) follows.
-    Positions depend on the prompt alone, so they agree between a bare prompt and one with a target behind it.
+    * "last": the prompt's last token.
     Raises EditingError for an unknown fact_token, a slow tokenizer, or a subject that no token covers.
     """
-    return locate_all(tok, [(template, subject, suffix)], fact_token)[0]
+    return locate_all(tok, [(template, subject)], fact_token)[0]
 
 
-def locate_all(tok, texts: Sequence[tuple[str, str, str]], fact_token: str) -> list[Located]:
-    """``locate`` for many (template, subject, suffix), tokenised in one call."""
+def locate_all(tok, prompts: Sequence[tuple[str, str]], fact_token: str) -> list[Located]:
+    """``locate`` for many (template, subject), tokenised in one call."""
     if fact_token not in FACT_TOKENS:
         raise EditingError(f"unknown fact_token {fact_token!r}; known: {', '.join(FACT_TOKENS)}")
-    if not texts:
+    if not prompts:
         return []
-    spans, wholes = [], []
-    for template, subject, suffix in texts:
+    spans, texts = [], []
+    for template, subject in prompts:
         before, after = split_template(template)
         start = len(before) + len(subject) - len(subject.lstrip())
-        prompt = before + subject + after
-        spans.append((start, start + len(subject.strip()), len(prompt)))
-        wholes.append(prompt + suffix)
+        spans.append((start, start + len(subject.strip())))
+        texts.append(before + subject + after)
     located = []
-    for (ids, offsets), span, whole, (_, subject, _) in zip(tokenize(tok, wholes), spans, wholes, texts):
-        index = _position(offsets, span, whole, fact_token)
+    for (ids, offsets), span, text, (_, subject) in zip(tokenize(tok, texts), spans, texts, prompts):
+        index = _position(offsets, span, text, fact_token)
         if index is None:
-            raise EditingError(f"no token of {whole!r} covers the subject {subject!r}")
+            raise EditingError(f"no token of {text!r} covers the subject {subject!r}")
         located.append(Located(ids, index))
     return located
 
@@ -99,6 +118,18 @@ def fill(template: str, text: str) -> str:
     """``template`` with ``text``, which may hold braces of its own, at its ``{}``."""
     before, after = split_template(template)
     return before + text + after
+
+
+def pack(rows: Sequence[_Row], budget: int) -> Iterator[list[_Row]]:
+    """Rows of like length together, longest first: each batch within ``budget`` tokens, padding included, or of one row.
+
+    Empty rows are dropped.
+    """
+    rows = sorted(filter(None, rows), key=len, reverse=True)
+    while rows:
+        count = max(1, budget // len(rows[0]))
+        yield rows[:count]
+        rows = rows[count:]
 
 
 def pad_batch(
@@ -130,8 +161,11 @@ def pad_batch(
 
 
 def pad_id(tok) -> int:
-    """An id to pad with; attention masks make its value irrelevant."""
-    return next((i for i in (tok.pad_token_id, tok.eos_token_id) if i is not None), 0)
+    """An id to pad with; attention masks make its value irrelevant, but the model must know it.
+
+    So none that was added to the tokenizer: the model's embedding may not have been resized for it.
+    """
+    return next((i for i in (tok.pad_token_id, tok.eos_token_id) if i is not None and i < tok.vocab_size), 0)
 
 
 def encode_target(tok, target: str) -> list[int]:
@@ -168,19 +202,23 @@ def tokenize(tok, texts: Sequence[str], add_special_tokens: bool = True) -> list
     return rows
 
 
-def _parse(request: Mapping | Request, where: str, tok) -> Request:
+def _name(number: int, case_id: int | str | None) -> str:
+    """How messages call a request."""
+    return f"request {number}" + ("" if case_id is None else f" (case_id {case_id})")
+
+
+def _parse(request: Mapping | Request, number: int, tok) -> Request:
     if not isinstance(request, Request):
         if not isinstance(request, Mapping):
-            raise EditingError(f"{where} is a {type(request).__name__}, not a mapping")
+            raise EditingError(f"{_name(number, None)} is a {type(request).__name__}, not a mapping")
         missing = [key for key in ("prompt", "subject", "target_new") if key not in request]
         if missing:
-            raise EditingError(f"{where} (case_id {request.get('case_id')}) lacks {', '.join(missing)}")
+            raise EditingError(f"{_name(number, request.get('case_id'))} lacks {', '.join(missing)}")
         request = Request(
             request["prompt"], request["subject"], _target(request["target_new"]), request.get("case_id"),
             _target(request.get("target_true")),
         )
-    if request.case_id is not None:
-        where += f" (case_id {request.case_id})"
+    where = _name(number, request.case_id)
     for name in ("prompt", "subject", "target_new"):
         if not isinstance(getattr(request, name), str):
             raise EditingError(f"{where}: {name} must be text, not {getattr(request, name)!r}")
@@ -207,12 +245,10 @@ def _target(value):
     return value.get("str") if isinstance(value, Mapping) else value
 
 
-def _position(offsets: Sequence[tuple[int, int]], span: tuple[int, int, int], text: str, fact_token: str) -> int | None:
+def _position(offsets: Sequence[tuple[int, int]], span: tuple[int, int], text: str, fact_token: str) -> int | None:
     """Position of the looked-up token, or None if no token covers the subject. Zero-wide tokens (BOS) never count."""
-    start, end, prompt_end = span
+    start, end = span
     inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and end > start]
-    # A token that joins the prompt's trailing space to what follows belongs to what follows.
-    prompt = [i for i, (a, b) in enumerate(offsets) if a < b and (b <= prompt_end or text[a:prompt_end].strip())]
     if not inside:
         return None
     if fact_token == "subject_first":
@@ -220,6 +256,5 @@ def _position(offsets: Sequence[tuple[int, int]], span: tuple[int, int, int], te
         return inside[0] - lone_space
     if fact_token == "subject_last":
         return inside[-1]
-    if fact_token == "last":
-        return prompt[-1]
-    return min(inside[-1] + 1, prompt[-1])
+    last = len(offsets) - 1
+    return last if fact_token == "last" else min(inside[-1] + 1, last)

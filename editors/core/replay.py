@@ -19,11 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from .prompts import pad_batch
-from .sites import Sites, first, get_module, input_device
-
-
-class _Reached(Exception):
-    """Raised by a hook to leave the forward pass once it has seen enough."""
+from .sites import LeaveForward, Sites, first, get_module, input_device
 
 
 class Replay:
@@ -46,6 +42,7 @@ class Replay:
         batch = pad_batch(list(rows), pad_id, input_device(model), align=list(lookups))
         self.ids, self.mask, self.positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
         self.lookup = max(lookups)
+        self.mask[:, self.lookup :] = 1  # nothing sees right padding, but where it saw nothing itself it could turn to NaN
         self.cache: DynamicCache | None = None
         self.hidden, self._companions = None, None
         with torch.no_grad():
@@ -61,6 +58,11 @@ class Replay:
         """The decoder's output (after the final norm) at the replayed columns, with `hidden` entering block `start`."""
         with self._handing_through(self.hidden if hidden is None else hidden):
             return self._run_columns()
+
+    @property
+    def columns(self) -> int:
+        """Of a replay."""
+        return self.ids.shape[1] - self.lookup
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all other rows."""
@@ -102,12 +104,12 @@ class Replay:
 
         def catch(module, args, output):
             caught.append(output)
-            raise _Reached
+            raise LeaveForward
 
         hook = self.blocks[self.start - 1].register_forward_hook(catch)
         try:
             self._run_columns()
-        except _Reached:
+        except LeaveForward:
             pass
         finally:
             hook.remove()
@@ -144,3 +146,25 @@ class Replay:
                 del block.forward
                 if forward is not None:
                     block.forward = forward
+
+
+@contextmanager
+def only_at(module: nn.Module, places: Int[Tensor, " places"]) -> Iterator[None]:
+    """Inside, `module`, which treats each position by itself, runs at these positions of the flattened rows; elsewhere it puts out 0."""
+    shapes = []
+
+    def gather(module, args):
+        shapes.append(args[0].shape)
+        return tuple(x.reshape(1, -1, x.shape[-1])[:, places.to(x.device)] for x in args)
+
+    def scatter(module, args, output):
+        shape = shapes.pop()
+        full = output.new_zeros(shape[:-1].numel(), output.shape[-1])
+        return full.index_copy(0, places.to(output.device), output[0]).reshape(*shape[:-1], -1)
+
+    hooks = [module.register_forward_pre_hook(gather), module.register_forward_hook(scatter)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
 from ..errors import EditingError
-from .modules import by_row, evaluating, first, get_module, input_device, is_linear, logits_of, text_config
+from .modules import by_row, evaluating, first, get_module, hooked, input_device, is_linear, logits_of, text_config
 
 _LAYERED = ("block", "down_proj", "mlp", "attn", "attn_out")
 _OLD_HEAD = "embed_out"  # what transformers before 5 called the head of GPT-NeoX; published files still do
@@ -91,18 +91,14 @@ def _run_probe(model: nn.Module, lists: Mapping[str, nn.ModuleList]) -> _Trace:
                     trace.inputs[name], trace.outputs[name] = (args, kwargs), out
         return hook
 
-    handles = []
-    for name, module in model.named_modules():
-        # Tensors inside the blocks are not kept: on a large model they would add up.
-        within = any(name.startswith(f"{prefix}.") and "." in name[len(prefix) + 1:] for prefix in lists)
-        handles.append(module.register_forward_hook(record(name, not within), with_kwargs=True))
+    def within(name: str) -> bool:
+        return any(name.startswith(f"{prefix}.") and "." in name[len(prefix) + 1:] for prefix in lists)
+
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.tensor([[i % vocabulary for i in _PROBE_IDS]], device=input_device(model))
-    try:
+    # Tensors inside the blocks are not kept: on a large model they would add up.
+    with hooked(m.register_forward_hook(record(n, not within(n)), with_kwargs=True) for n, m in model.named_modules()):
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     trace.logits = getattr(output, "logits", None)
     return trace
 
@@ -198,11 +194,8 @@ def _verify_projections(model: nn.Module, found: dict, trace: _Trace) -> None:
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
     for site in ("down_proj", "attn_out"):
-        handle = get_module(model, found[site].format(0)).register_forward_hook(disturb)
-        try:
+        with hooked([get_module(model, found[site].format(0)).register_forward_hook(disturb)]):
             changed = first(block(*args, **kwargs))
-        finally:
-            handle.remove()
         if torch.equal(changed[:, -1], clean[:, -1]) or not _close(changed[:, :-1], clean[:, :-1]):
             raise _failure(model, site, f"changing {found[site].format(0)} at a token does not change {name} there alone")
 

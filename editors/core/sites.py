@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import EditingError
-from .modules import by_row, evaluating, first, get_module, input_device, logits_of
+from .modules import (
+    LeaveForward, by_row, evaluating, first, get_module, hooked, input_device, logits_of, longest_context,
+)
 from .site_search import search
 
 __all__ = [
-    "OVERRIDES", "Sites", "by_row", "evaluating", "find_sites", "first", "get_module", "head_logits", "input_device",
-    "weight_of",
+    "OVERRIDES", "LeaveForward", "Sites", "by_row", "evaluating", "find_sites", "first", "get_module", "head_logits", "hooked",
+    "input_device", "longest_context", "weight_of",
 ]
 
 # Published hyper-parameter names of the sites.

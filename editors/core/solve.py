@@ -28,6 +28,23 @@ class Factor:
         right = double(right)
         return torch.cholesky_solve(right, self.lower.to(right.device))
 
+    def plus(self, keys: Float[Tensor, "d_in n"]) -> Factor:
+        """The factor of this matrix + K K^T, for d_in^2 n operations rather than d_in^3.
+
+        Block by block, an orthogonal matrix turns [L_b K_b] into [L'_b 0], and the rows below with it; adding by rotations
+        is backward stable.
+        """
+        lower, keys = self.lower.clone(), double(keys).to("cpu", copy=True)
+        d_in, n = keys.shape
+        width = max(n, 128)
+        for start in range(0, d_in, width):
+            stop = min(start + width, d_in)
+            rotation, upper = torch.linalg.qr(torch.cat([lower[start:stop, start:stop], keys[start:stop]], 1).T, mode="complete")
+            lower[start:stop, start:stop] = upper[: stop - start].T
+            below = torch.cat([lower[stop:, start:stop], keys[stop:]], 1) @ rotation
+            lower[stop:, start:stop], keys[stop:] = below[:, : stop - start], below[:, stop - start :]
+        return Factor(lower * lower.diagonal().sign())  # columns with the positive diagonal that a Cholesky factor has
+
 
 def double(x: Tensor) -> Tensor:
     """x in float64, on its own device where that has float64 (MPS has not)."""
@@ -76,3 +93,65 @@ def rome_direction(factor: Factor | None, key: Float[Tensor, "d_in"]) -> Float[T
     key = double(key)
     u = key if factor is None else factor.solve(key[:, None])[:, 0]
     return u / u.norm()
+
+
+def emmet(factor: Factor, weight: float, keys: Float[Tensor, "d_in n"], slack: float) -> Float[Tensor, "d_in n"]:
+    """A = S^{-1} K (K^T S^{-1} K + slack I)^{-1}, S = weight C' (Gupta et al. 2024, eq. of EMMET).
+
+    slack is EMMET's emmet_lambda, which a single key goes without. With slack 0 the constraint is exact, W' K = W K + R; with
+    slack above 0 this is MEMIT's solution for slack S. Raises EditingError when dependent keys leave no solution.
+    """
+    keys = double(keys)
+    scaled = factor.solve(keys) / weight
+    gram = keys.T @ scaled
+    gram = (gram + gram.T) / 2
+    if keys.shape[1] > 1:
+        gram.diagonal().add_(slack)
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    if failed:
+        raise EditingError(
+            f"the keys of the {keys.shape[1]} requests are linearly dependent (two requests about one subject?), so their equality "
+            "constraints cannot all hold: set emmet_lambda above 0, or remove the doubles"
+        )
+    return torch.cholesky_solve(scaled.T, lower).T
+
+
+@dataclass(frozen=True, eq=False)
+class Projector:
+    """The orthogonal projection onto the span of `basis`, or onto its complement; of the two the smaller is kept."""
+
+    basis: Float[Tensor, "d_in r"]
+    complement: bool
+
+    def __call__(self, x: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
+        x = double(x)
+        basis = self.basis.to(x)
+        inside = basis @ (basis.T @ x)
+        return x - inside if self.complement else inside
+
+    @property
+    def rank(self) -> int:
+        d_in, r = self.basis.shape
+        return d_in - r if self.complement else r
+
+
+def null_space(moment: Float[Tensor, "d_in d_in"], threshold: float) -> Projector:
+    """The directions in which preserved keys are small: eigenvalues of their second moment below `threshold` (AlphaEdit eq. 8)."""
+    values, vectors = torch.linalg.eigh(moment.to("cpu", torch.float64))
+    kept = int((values < threshold).sum())  # ascending
+    complement = kept > len(values) // 2
+    return Projector(vectors[:, kept:] if complement else vectors[:, :kept], complement)
+
+
+def rect(update: Float[Tensor, "*shape"], weight: Float[Tensor, "*shape"], share: float) -> Float[Tensor, "*shape"]:
+    """Only the `share` of the update that is largest relative to the weight, |update / (weight + 1e-8)|; 0 elsewhere (RECT, Gu et al. 2024)."""
+    relative = (update / (weight.to(update) + 1e-8)).abs()
+    smallest_kept = relative.flatten().kthvalue(max(1, int((1 - share) * relative.numel()))).values
+    return torch.where(relative >= smallest_kept, update, 0)
+
+
+def prune(change: Float[Tensor, "rows columns"], original: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    """The change with each singular value s above the original weight's largest, m, made ln(s) - ln(m) + m (PRUNE, Ma et al. 2024)."""
+    left, values, right = torch.linalg.svd(double(change), full_matrices=False)
+    most = torch.linalg.matrix_norm(double(original), 2)
+    return (left * torch.where(values > most, (values / most).log() + most, values)) @ right

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import EditingError
+from .files import check_writable, write_tensors
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 from .prompts import Request
 from .sites import Sites
@@ -38,7 +39,8 @@ def cached_optimise(
     """`values.optimise`, with each request's result kept in `folder` (None: no cache).
 
     The key holds the model's weights, the tokenizer, the settings, the templates and the request, so an edited model or
-    another learning rate never meets an old vector. Raises EditingError for a file that cannot be read.
+    another learning rate never meets an old vector. Raises EditingError for a file that cannot be read, and before the work
+    for a folder that cannot be written.
     """
     arguments = dict(layer=layer, settings=settings, sites=sites, templates=templates, site=site, progress=progress)
     if folder is None:
@@ -54,13 +56,11 @@ def cached_optimise(
     found = {path: _read(path) for path in paths if path.exists()}
     missing = {path: request for path, request in zip(paths, requests) if path not in found}
     if missing:
+        check_writable(Path(folder), "target states")
         values = optimise(model, tok, list(missing.values()), **arguments)
-        Path(folder).mkdir(parents=True, exist_ok=True)
         for path, initial, delta in zip(missing, values.initial, values.delta):
-            found[path] = {"initial": initial.contiguous(), "delta": delta.contiguous()}
-            temporary = path.with_suffix(f".{os.getpid()}.part")
-            save_file(found[path], temporary)
-            os.replace(temporary, path)
+            found[path] = {"initial": initial, "delta": delta}
+            write_tensors(path, found[path])
     return Values(*(torch.stack([found[path][part] for path in paths]) for part in ("initial", "delta")))
 
 

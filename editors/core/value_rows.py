@@ -49,32 +49,57 @@ class Job:
 
 
 class Rows:
-    """The context rows of some requests in one Replay, and where in them the targets are predicted."""
+    """The rows of some requests in one Replay, and where in them the targets are predicted and the KL term is read.
 
-    def __init__(self, model: nn.Module, sites: Sites, jobs: list[Job], start: int, pad: int):
-        self.contexts, self.requests = len(jobs[0].rows), len(jobs)
-        self.replay = Replay(model, sites, [r for j in jobs for r in j.rows], [x for j in jobs for x in j.lookups], start, pad)
-        places = [  # request, row, column counted from the looked-up token, token, its share in the request's loss
-            (i, i * self.contexts + r, len(row) - len(job.target) - lookup + t, token, 1 / (self.contexts * len(job.target)))
-            for i, job in enumerate(jobs)
-            for r, (row, lookup) in enumerate(zip(job.rows, job.lookups))
-            for t, token in enumerate(job.target)
-        ]
+    The KL prompt needs a row of its own only where the bare prompt does not begin like it.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites, jobs: list[Job], start: int, pad: int, with_kl: bool):
+        rows, lookups, owner, first, kl, places = [], [], [], [], [], []
+        for i, job in enumerate(jobs):
+            first.append(len(rows))
+            for row, lookup in zip(job.rows, job.lookups):
+                share = 1 / (len(job.rows) * len(job.target))
+                start_of_target = len(row) + 1 - len(job.target) - lookup
+                places += [(i, len(rows), start_of_target - 1 + t, token, share) for t, token in enumerate(job.target)]
+                rows.append(row)
+                lookups.append(lookup)
+                owner.append(i)
+            kl.append(first[-1])
+            if with_kl and job.rows[0][: job.lookups[0] + 1] != job.kl_row:
+                kl[-1] = len(rows)
+                rows.append(job.kl_row)
+                lookups.append(job.kl_lookup)
+                owner.append(i)
         request, row, column, token, share = zip(*places)
+        self.requests, self.with_kl = len(jobs), with_kl
+        # Of a row: its request. Of a request: its row of the bare prompt, and the one whose column 0 is the KL prompt's.
+        self.owner, self.first, self.kl = map(torch.tensor, (owner, first, kl))
+        # Of each target token: request, row, column counted from the looked-up token, the token, its share in the loss.
         self.request_of, self.row_of, self.column_of, self.token = map(torch.tensor, (request, row, column, token))
         self.share = torch.tensor(share, dtype=torch.float64)
+        self.replay = Replay(model, sites, rows, lookups, start, pad)
+
+    @property
+    def read(self) -> Int[Tensor, " places"]:
+        """The places of the flattened [rows * columns] that are read: of the targets, then of the KL term."""
+        columns = self.replay.columns
+        targets = self.row_of * columns + self.column_of
+        return torch.cat([targets, self.kl * columns]) if self.with_kl else targets
 
     def keep(self, active: Int[Tensor, " kept"]) -> None:
         """Let the rows of all other requests go."""
-        self.replay.keep((active[:, None] * self.contexts + torch.arange(self.contexts)).flatten())
-        renumbered = torch.full((self.requests,), -1)
-        renumbered[active] = torch.arange(len(active))
-        self.requests = len(active)
-        request = renumbered[self.request_of]
-        kept = request >= 0
-        self.row_of = (request * self.contexts + self.row_of % self.contexts)[kept]
-        self.request_of = request[kept]
-        self.column_of, self.token, self.share = self.column_of[kept], self.token[kept], self.share[kept]
+        requests = torch.full((self.requests,), -1)
+        requests[active] = torch.arange(len(active))
+        kept = (requests[self.owner] >= 0).nonzero()[:, 0]
+        rows = torch.full_like(self.owner, -1)
+        rows[kept] = torch.arange(len(kept))
+        self.replay.keep(kept)
+        self.requests, self.owner = len(active), requests[self.owner[kept]]
+        self.first, self.kl = rows[self.first[active]], rows[self.kl[active]]
+        places = (rows[self.row_of] >= 0).nonzero()[:, 0]
+        self.request_of, self.row_of = requests[self.request_of[places]], rows[self.row_of[places]]
+        self.column_of, self.token, self.share = self.column_of[places], self.token[places], self.share[places]
 
 
 def chunks(jobs: list[Job], model: nn.Module, sites: Sites) -> Iterator[list[Job]]:
@@ -97,13 +122,19 @@ def chunks(jobs: list[Job], model: nn.Module, sites: Sites) -> Iterator[list[Job
         yield chunk
 
 
-def alike(jobs: list[Job], device: torch.device) -> Iterator[list[Job]]:
-    """Consecutive jobs of like length: a group of its own saves padding, but must be worth a pass of its own."""
-    worth = 128 if device.type == "cpu" else 8192
-    group: list[Job] = []
-    for job in jobs:
-        if group and job.columns > 1.15 * group[0].columns and len(group) * len(job.rows) * group[-1].columns >= worth:
-            yield group
-            group = []
-        group.append(job)
-    yield group
+def alike(jobs: list[Job], device: torch.device) -> list[list[Job]]:
+    """Consecutive jobs of like length in one group: the split that costs least, padding and a pass for each group counted."""
+    a_pass = 32 if device.type == "cpu" else 4096  # tokens that take as long as what every pass costs besides
+    best: list[tuple[int, int]] = [(0, 0)]  # of the first n jobs: cost, and where the last group begins
+    for end in range(1, len(jobs) + 1):
+        cost, rows, columns = [], 0, 0
+        for begin in range(end - 1, -1, -1):
+            rows, columns = rows + len(jobs[begin].rows), max(columns, jobs[begin].columns)
+            cost.append((best[begin][0] + rows * columns + a_pass, begin))
+        best.append(min(cost))
+    groups, end = [], len(jobs)
+    while end:
+        begin = best[end][1]
+        groups.append(jobs[begin:end])
+        end = begin
+    return groups[::-1]

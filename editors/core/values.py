@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from ..errors import EditingError
 from .prompts import Request, pad_id
-from .replay import Replay
+from .replay import Replay, only_at
 from .sites import Sites, by_row, evaluating, first, get_module, head_logits, input_device
+from .value_losses import target_losses
 from .value_rows import Job, Rows, alike, chunks
 
 LOSS_GOAL = 0.05
@@ -111,12 +112,8 @@ class _Optimiser:
     def __init__(self, model, tok, jobs: list[Job], layer: int, settings: ValueSettings, sites: Sites, site: str):
         self.model, self.sites, self.settings, self.layer, self.site = model, sites, settings, layer, site
         self.numbers = [job.number for job in jobs]
-        self.contexts = len(jobs[0].rows)
         start, pad = (layer + 1 if site == "block" else layer), pad_id(tok)
-        self.groups = [Rows(model, sites, group, start, pad) for group in alike(jobs, input_device(model))]
-        self.kl_rows = None
-        if settings.kl_factor:
-            self.kl_rows = Replay(model, sites, [j.kl_row for j in jobs], [j.kl_lookup for j in jobs], start, pad)
+        self.groups = [Rows(model, sites, group, start, pad, settings.kl_factor > 0) for group in alike(jobs, input_device(model))]
         self.kl_initial: Tensor | None = None
         self.initial: Tensor | None = None
         last = sites.layers - 1
@@ -159,29 +156,31 @@ class _Optimiser:
                 delta = torch.where(norm > radius, delta * (radius / norm), delta)
 
     def _losses(self, delta: Float[Tensor, "n d_model"]) -> dict[str, Float[Tensor, " n"]]:
-        picked, initial = [], []
+        targets, subjects, initial = [], [], []
         for group, part in zip(self.groups, delta.split([group.requests for group in self.groups])):
-            out = self._replayed(group.replay, part.repeat_interleave(self.contexts, 0))
+            read = group.read.to(delta.device)
+            with self._only_at(read.unique()):
+                out = self._replayed(group.replay, part[group.owner.to(part.device)])
             if self.initial is None:
-                initial.append(self._before_delta[:: self.contexts].to(delta.dtype))
+                initial.append(self._before_delta[group.first.to(delta.device)].to(delta.dtype))
+            out, n = out.flatten(0, 1), len(group.token)
+            subjects.append(out[read[n:].to(out.device)])
             if self.looks_ahead:
-                out = get_module(self.model, self.sites.final_norm)(self._at_loss_layer)
-            picked.append(out[group.row_of.to(out.device), group.column_of.to(out.device)])
+                out = get_module(self.model, self.sites.final_norm)(self._at_loss_layer).flatten(0, 1)
+            targets.append(out[read[:n].to(out.device)])
         if self.initial is None:
             self.initial = torch.cat(initial)
 
-        log_p = head_logits(self.model, self.sites, torch.cat(picked)).to(delta.dtype).log_softmax(-1)
+        logits = head_logits(self.model, self.sites, torch.cat(targets + subjects)).to(delta.dtype)
         token, share = (torch.cat([getattr(group, name) for group in self.groups]) for name in ("token", "share"))
-        nll = -log_p.gather(1, token.to(log_p.device)[:, None])[:, 0].to(delta.device) * share.to(delta)
+        if self.kl_initial is None:
+            self.kl_initial = logits[len(token) :].detach().log_softmax(-1)
+        log_p, kl = target_losses(logits, token.to(logits.device), self.kl_initial)
+        nll = -log_p.to(delta.device) * share.to(delta)
         firsts = torch.tensor([0] + [group.requests for group in self.groups]).cumsum(0)
         request_of = torch.cat([group.request_of + first for group, first in zip(self.groups, firsts)])
         terms = {"nll": torch.zeros_like(delta[:, 0]).index_add(0, request_of.to(delta.device), nll)}
-        if self.kl_rows is not None:
-            out = self._replayed(self.kl_rows, delta)[:, 0]
-            now = head_logits(self.model, self.sites, out).to(delta.dtype).log_softmax(-1)
-            if self.kl_initial is None:
-                self.kl_initial = now.detach()
-            kl = (now.exp() * (now - self.kl_initial)).sum(-1)
+        if self.settings.kl_factor:
             terms["kl"] = self.settings.kl_factor * kl.to(delta.device)
         terms["wd"] = self.settings.v_weight_decay * delta.norm(dim=1) / self.initial.norm(dim=1) ** 2
         return terms
@@ -205,6 +204,16 @@ class _Optimiser:
         finally:
             hook.remove()
 
+    @contextmanager
+    def _only_at(self, places: Int[Tensor, " places"]) -> Iterator[None]:
+        """Inside, the scored block's attention output and MLP run only at the places that are read."""
+        if self.loss_layer == self.layer:  # the edit's own block: delta enters elsewhere
+            yield
+            return
+        attention, mlp = (get_module(self.model, self.sites.name(site, self.loss_layer)) for site in ("attn_out", "mlp"))
+        with only_at(attention, places), only_at(mlp, places):
+            yield
+
     def _keep(self, active: Int[Tensor, " kept"]) -> None:
         """Let the rows of finished requests go."""
         index = active.cpu()
@@ -213,8 +222,7 @@ class _Optimiser:
             start, end = end, end + group.requests
             group.keep(index[(index >= start) & (index < end)] - start)
         self.groups = [group for group in self.groups if group.requests]
-        if self.kl_rows is not None:
-            self.kl_rows.keep(index)
+        if self.settings.kl_factor:
             self.kl_initial = self.kl_initial[index.to(self.kl_initial.device)]
         self.initial = self.initial[active]
         self.numbers = [self.numbers[i] for i in index.tolist()]

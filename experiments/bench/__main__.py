@@ -1,22 +1,23 @@
-"""`python -m experiments.bench values|stats|evaluate|solve [options of the part]`."""
+"""`python -m experiments.bench values|stats|evaluate|solve|kill [options of the part]`."""
 
 import argparse
 import importlib
 import sys
 
-from experiments.cli import run_program
+from experiments.cli import Parser, run_program
 
 PARTS = {
     "values": "target hidden states: batched with a prefix cache, against one request at a time through the whole model",
     "stats": "second moments: all layers in one pass, against one pass a layer",
     "evaluate": "metrics: batched across cases, against one case at a time",
     "solve": "closed forms: a factor that is kept, against LU of the full system each time",
+    "kill": "no race: an evaluation that is killed and continued, against one that is not",
 }
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.bench", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Same process, same inputs, same torch settings; results are compared, and the ratio of times is printed.",
         epilog="\n".join(f"{part:10}{what}" for part, what in PARTS.items()) + "\n\noptions of a part: <part> --help")

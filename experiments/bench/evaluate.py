@@ -5,7 +5,6 @@ as long as CounterFact's in GPT-2 tokens. The plain loop does what the published
 of all prompts with both targets behind each, logits of every position.
 """
 
-import argparse
 import random
 import statistics
 import time
@@ -18,6 +17,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from data.records import Record, Target
 from editors.core.prompts import fill
 from experiments.bench.inputs import SMALL, TINY, random_gpt2, word_tokenizer
+from experiments.cli import Parser, a_seed, at_least_one
 from experiments.metrics.counterfact import counterfact_metrics
 
 TOLERANCE = 1e-4
@@ -27,12 +27,13 @@ GROUPS = ("rewrite", "paraphrase", "neighborhood")
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints seconds of both ways, their ratio and the largest difference; returns them. Exits with 1 if the results differ."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench evaluate", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cases", type=int, default=100, help="number of cases (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="times that each way runs, in turn (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(),
+    parser = Parser(prog="python -m experiments.bench evaluate", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--cases", type=at_least_one, default=100, help="number of cases (default: %(default)s)")
+    parser.add_argument("--repeats", type=at_least_one, default=3,
+                        help="times that each way runs, in turn (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
                         help="torch threads of both ways (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and prompts")
+    parser.add_argument("--seed", type=a_seed, default=0, help="of weights and prompts")
     parser.add_argument("--tiny", action="store_true", help="a model of width 32: tests the program, its times mean nothing")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

@@ -9,7 +9,6 @@ every disturbed run, and its summary, must equal the undisturbed run's, apart fr
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import signal
@@ -21,15 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import results
-from experiments.cli import run_program
+from experiments.cli import Parser, at_least_one, run_program
 from experiments.metrics import summary
 from experiments.summarize import read_run
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, int]:
     """Prints and returns the number of kills and of disturbed runs; exits with 1 if a run differs from the undisturbed one."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.kill", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--times", type=int, default=20, help="number of kills (default: %(default)s)")
+    parser = Parser(prog="python -m experiments.bench.kill", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--times", type=at_least_one, default=20, help="number of kills (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("evaluate", nargs="*", help="options of experiments.evaluate, behind --")
     args = parser.parse_args(argv)
@@ -44,7 +43,7 @@ def disturb(options: Sequence[str], times: int, seed: int, folder: Path) -> list
     """Kills of each disturbed run, ``times`` in all. Raises SystemExit if one of the runs differs from the undisturbed one."""
     rng = random.Random(seed)
     started = time.perf_counter()
-    _start(options, folder / "undisturbed").check_returncode()
+    _succeeded(_start(options, folder / "undisturbed"))
     longest = time.perf_counter() - started
     expected = content(_only_run(folder / "undisturbed"))
     kills: list[int] = []
@@ -56,7 +55,7 @@ def disturb(options: Sequence[str], times: int, seed: int, folder: Path) -> list
             moment = (rng.randrange(5), rng.uniform(0, longest / 8)) if sum(kills) < times else None
             done = _start([*options, *_continuation(here)], here, moment)
             if done.returncode != -signal.SIGKILL:
-                done.check_returncode()
+                _succeeded(done)
                 break
             kills[-1] += 1
             state = f"run {len(kills)} has {_finished(here)} of {len(expected[0])} cases"
@@ -96,6 +95,12 @@ def _start(
             errors.seek(0)
             print(errors.read(), file=sys.stderr)
     return subprocess.CompletedProcess(command, process.returncode)
+
+
+def _succeeded(done: subprocess.CompletedProcess) -> None:
+    """Ends this program as the evaluation ended, whose error has been printed, unless it succeeded."""
+    if done.returncode:
+        raise SystemExit(done.returncode)
 
 
 def _continuation(results_dir: Path) -> list[str]:

@@ -1,29 +1,30 @@
-"""`python -m experiments.bench solve`: MEMIT's linear system, with a factor that is kept, against LU of the full system each time.
+"""`python -m experiments.bench solve`: MEMIT's linear system, with a factor that is kept, against LU of the full system.
 
 Both solve (lambda C + K K^T) A = K in float64, batch after batch on the same C, as a run over many edits does. The first batch
 pays for the Cholesky factor; from the second on only triangular solves are left.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 
 import torch
 
 from editors.core.solve import factorise, memit
+from experiments.cli import Parser, a_seed, at_least_one
 
 TOLERANCE = 1e-8
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints seconds of each batch both ways and the ratios; exits with 1 if the solutions differ."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench solve", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--d", type=int, default=6400, help="width of a key; GPT-2 XL has 6400 (default: %(default)s)")
-    parser.add_argument("--keys", type=int, default=10, help="edits in a batch (default: %(default)s)")
-    parser.add_argument("--batches", type=int, default=3, help="(default: %(default)s)")
+    parser = Parser(prog="python -m experiments.bench solve", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--d", type=at_least_one, default=6400, help="width of a key; GPT-2 XL has 6400 (default: %(default)s)")
+    parser.add_argument("--keys", type=at_least_one, default=10, help="edits in a batch (default: %(default)s)")
+    parser.add_argument("--batches", type=at_least_one, default=3, help="(default: %(default)s)")
     parser.add_argument("--weight", type=float, default=20000.0, help="lambda (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
+                        help="torch threads (default: %(default)s)")
+    parser.add_argument("--seed", type=a_seed, default=0)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(args.seed)

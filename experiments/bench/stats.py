@@ -6,7 +6,6 @@ sort 100 texts by length, pack them under 3 * n_positions tokens with padding, r
 drop padding, add the keys' product in place.
 """
 
-import argparse
 import random
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from editors.core.key_sums import KeySums, add_batch, batches, fitting_tokens
 from editors.core.sites import Sites, find_sites, get_module
+from experiments.cli import Parser, a_seed, at_least_one
 
 from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
 
@@ -26,17 +26,19 @@ TOLERANCE = 1e-6
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints seconds of both ways, their ratio and the largest difference; returns them. Exits with 1 if the moments differ."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench stats", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--layers", default="4,5,6,7,8", help="comma list of blocks, counted from 0 (default: %(default)s)")
-    parser.add_argument("--texts", type=int, default=100, help="number of texts (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="times that each way runs, in turn (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(),
+    parser = Parser(prog="python -m experiments.bench stats", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--layers", type=_layers, default="4,5,6,7,8",
+                        help="comma list of blocks, counted from 0 (default: %(default)s)")
+    parser.add_argument("--texts", type=at_least_one, default=100, help="number of texts (default: %(default)s)")
+    parser.add_argument("--repeats", type=at_least_one, default=1,
+                        help="times that each way runs, in turn (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
                         help="torch threads of both ways (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and texts")
+    parser.add_argument("--seed", type=a_seed, default=0, help="of weights and texts")
     parser.add_argument("--tiny", action="store_true", help="a model of width 32: tests the program, its times mean nothing")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    layers = [int(layer) for layer in args.layers.split(",")]
+    layers = args.layers
 
     shape = TINY if args.tiny else SMALL
     model = random_gpt2(shape, args.seed)
@@ -66,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         "difference": difference,
     }
     tokens = sum(len(tok(text, truncation=True, max_length=shape["n_positions"])["input_ids"]) for text in texts)
-    print(f"layers {args.layers} of {shape['n_layer']}, width {shape['n_embd']}, {len(texts)} texts, {tokens} tokens, "
-          f"{args.threads} threads, best of {args.repeats}")
+    print(f"layers {', '.join(map(str, layers))} of {shape['n_layer']}, width {shape['n_embd']}, {len(texts)} texts, "
+          f"{tokens} tokens, {args.threads} threads, best of {args.repeats}")
     print(f"one pass a layer (published way): {min(wall['plain']):8.2f} s, {min(cpu['plain']):8.2f} s of processor time")
     print(f"one pass for all layers (ours):   {min(wall['ours']):8.2f} s, {min(cpu['ours']):8.2f} s of processor time")
     print(f"ratio: {result['ratio']:.2f} (of processor time {result['cpu_ratio']:.2f}, which a busy machine disturbs less); "
@@ -75,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if difference > TOLERANCE:
         raise SystemExit(f"the moments differ by more than {TOLERANCE}")
     return result
+
+
+def _layers(text: str) -> list[int]:
+    return [int(layer) for layer in text.split(",")]
 
 
 def _one_pass(model, tok, sites: Sites, texts: Sequence[str], layers: Sequence[int]) -> dict[int, torch.Tensor]:

@@ -19,7 +19,7 @@ from data.records import Record
 from data.snippets import Snippets
 from editors.core.prompts import pad_id
 
-from .incremental import check_length, continue_rows, longest_row, read, token_budget
+from .incremental import check_length, continue_rows, longest_row, read, shortened, token_budget
 from .scoring import Plan, ask, prompt_ids
 
 TOP_K = 5
@@ -97,7 +97,7 @@ def sample(
         for prompt in prompts:
             rows.append(prompt_ids(tok, prompt))
             draws.append(torch.rand(max_length, generator=generator))
-            check_length(model, rows[-1], f"the generation prompt {prompt!r}")
+            check_length(model, rows[-1], f"the generation prompt {shortened(prompt)}")
     ids = [list(row) for row in rows]
     order = sorted((i for i, row in enumerate(rows) if len(row) < max_length), key=lambda i: -len(rows[i]))
     group_size = max(1, token_budget(model, most=16384) // max_length)

@@ -48,17 +48,19 @@ def read(model: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int) -> 
 
 
 def extend(
-    model: PreTrainedModel, prefix: Prefix, tokens: Int[Tensor, "rows columns"], mask: Int[Tensor, "rows columns"] | None = None
+    model: PreTrainedModel, prefix: Prefix, tokens: Int[Tensor, "rows columns"],
+    mask: Int[Tensor, "rows columns"] | None = None, logits_to_keep: int = 0,
 ) -> Float[Tensor, "rows columns vocabulary"]:
     """Logits behind each of the tokens, read behind the prefix, which grows by them.
 
-    mask: 0 where a row has fewer tokens than others (on the right); default all 1.
+    mask: 0 where a row has fewer tokens than others (on the right); default all 1. logits_to_keep: the head runs on so many
+    last columns only; 0 for all.
     """
     mask = torch.ones_like(tokens) if mask is None else mask
     positions = (prefix.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)) * mask
     prefix.mask = torch.cat([prefix.mask, mask], 1)
     prefix.lengths = prefix.lengths + mask.sum(1)
-    return _forward(model, tokens, prefix.mask, positions, prefix.cache)
+    return _forward(model, tokens, prefix.mask, positions, prefix.cache, logits_to_keep=logits_to_keep)
 
 
 def continue_rows(
@@ -127,6 +129,11 @@ def logit_rows(model: PreTrainedModel) -> int:
 def longest_row(model: PreTrainedModel) -> int | None:
     """Tokens that the model has positions for; None where there is no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def shortened(text: str) -> str:
+    """``text`` as a message quotes it: on one line, and never a whole page."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 def check_length(model: PreTrainedModel, row: Sequence[int], what: str) -> None:

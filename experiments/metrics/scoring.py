@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editors.core.prompts import pad_id
 
-from .incremental import Prefix, batches, check_length, continue_rows, extend, logit_rows, longest_row, read
+from .incremental import Prefix, batches, check_length, continue_rows, extend, logit_rows, longest_row, read, shortened
 
 Ids = tuple[int, ...]
 
@@ -71,14 +71,14 @@ def ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, plan: Plan) -> Ans
     prompts = sorted(plan.targets.keys() | plan.budgets.keys())
     for prompt in prompts:
         longest = max(plan.targets.get(prompt, {()}), key=len)
-        check_length(model, prompt and prompt + longest, f"the prompt {tok.decode(prompt)!r} with its target")
+        check_length(model, prompt and prompt + longest, f"the prompt {shortened(tok.decode(prompt))} with its target")
     scores: dict[tuple[Ids, Ids], Score] = {}
     texts: dict[Ids, str] = {}
     with tqdm(total=len(prompts), desc="evaluate", unit="prompt", leave=False, disable=None) as bar:
         for group in batches(model, prompts):
             rows = [prompts[i] for i in group]
             prefix, logits = read(model, rows, pad_id(tok))
-            scores.update(_score(model, prefix, logits, rows, plan.targets, pad_id(tok)))
+            scores.update(score_targets(model, prefix, logits, rows, plan.targets, pad_id(tok)))
             texts.update(_generate(model, tok, prefix, logits, rows, plan.budgets))
             bar.update(len(rows))
     return Answers(scores, texts)
@@ -86,7 +86,7 @@ def ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, plan: Plan) -> Ans
 
 def prompt_ids(tok: PreTrainedTokenizerBase, text: str) -> Ids:
     """Token ids of a text to be continued: with the BOS that a tokenizer puts before it, without an EOS put behind it."""
-    ids = tok(text)["input_ids"]
+    ids = tok(text, verbose=False)["input_ids"]
     if tok.eos_token and len(ids) > 1 and ids[-1] == tok.eos_token_id and not text.endswith(tok.eos_token):
         ids = ids[:-1]
     return tuple(ids)
@@ -110,9 +110,10 @@ def generated_metrics(group: str, texts: Sequence[str], targets: Sequence[str]) 
             f"{group}_prompts_generated_starts": [starts for _, starts in compared]}
 
 
-def _score(
+def score_targets(
     model: PreTrainedModel, prefix: Prefix, logits: Tensor, rows: Sequence[Ids], targets: Mapping[Ids, set[Ids]], pad: int
 ) -> dict[tuple[Ids, Ids], Score]:
+    """The scores of the targets of these rows, whose prefix (left as it is) and last logits are given."""
     pairs = [(row, target) for row, prompt in enumerate(rows) for target in sorted(targets.get(prompt, ()))]
     if not pairs:
         return {}
@@ -161,7 +162,7 @@ def _generate(
         prefix, logits = prefix.select(asked), logits[torch.tensor(asked, device=logits.device)]
     prompts = [rows[i] for i in asked]
     limit = longest_row(model) or float("inf")
-    ends = _end_tokens(model, tok)
+    ends = end_tokens(model, tok)
 
     @cache
     def stops(token: int) -> bool:
@@ -177,6 +178,7 @@ def _generate(
     return {prompt: tok.decode(ids, skip_special_tokens=True) for prompt, ids in zip(prompts, continued)}
 
 
-def _end_tokens(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> set[int]:
+def end_tokens(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end a text."""
     ends = model.generation_config.eos_token_id if model.generation_config else None
     return {tok.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}

@@ -1,5 +1,6 @@
 """Context templates are seeded, belong to one model, and leave the global random state alone."""
 
+import copy
 import random
 
 import numpy as np
@@ -59,6 +60,26 @@ def test_kept_for_each_model():
     assert context_templates(model, tok, "memit") == groups != fresh(model_seed=1)
     groups[1].clear()  # the caller's copy
     assert len(context_templates(model, tok, "memit")[1]) == 5
+
+
+@pytest.mark.parametrize("kind", ["memit", "rome"])
+def test_kept_for_each_tokenizer(kind):
+    """A model that is used with another tokenizer, or another BOS, gets the texts of that one."""
+    model, tok = tiny_model("gpt2"), tiny_tokenizer("byte_level")
+    known = [context_templates(model, tok, kind)]
+    known.append(context_templates(model, tiny_tokenizer("metaspace"), kind))
+    assert known[0] != known[1] == fresh(kind, tokenizer="metaspace")
+    assert context_templates(model, copy.deepcopy(tok), kind) == known[0]
+    if kind == "rome":
+        other = copy.deepcopy(tok)
+        other.bos_token = other.convert_ids_to_tokens(40)
+        assert context_templates(model, other, kind) != known[0]
+
+
+def test_contexts_longer_than_the_model():
+    assert len(fresh("rome", length_params=[[128, 1]])[0]) == 2
+    with pytest.raises(EditingError, match="contexts of 129 tokens can't be sampled: the model has 128 positions"):
+        fresh("rome", length_params=[[5, 1], [129, 1]])
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -307,7 +307,7 @@ def test_files_of_something_else_are_refused(gpt2, tmp_path, field, value, kind)
     model, tok = gpt2
     collect(model, tok, [2], CORPUS, 20, stats_dir=tmp_path, progress=False)
     path = only_file(tmp_path)
-    header, tensors = moment_store._read(path, "")
+    header, tensors = moment_store.read(path, "")
     moment_store.save(path, tensors, {**header["identity"], field: value})
     with pytest.raises(EditingError, match=rf"statistics of another {kind} \({field} is {value!r}") as caught:
         collect(load_tiny("tiny-gpt2")[0], tok, [2], CORPUS, 20, stats_dir=tmp_path, progress=False)
@@ -334,7 +334,7 @@ def test_damaged_files_are_named(gpt2, tmp_path, damage):
     model, tok = gpt2
     collect(model, tok, [2], CORPUS, 20, stats_dir=tmp_path, progress=False)
     path = only_file(tmp_path)
-    header, tensors = moment_store._read(path, "")
+    header, tensors = moment_store.read(path, "")
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-1000])
     elif damage == "empty":

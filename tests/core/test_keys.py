@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from editors.core.covariance import collect
 from editors.core.keys import compute_hidden, compute_keys, layer_io
 from editors.core.prompts import Request, fill, locate, parse_requests
 from editors.core.sites import find_sites, first, get_module
+from editors.core.solve import factorise, rome_direction
 from editors.errors import EditingError
 from tests.conftest import GOLDEN, golden_models, load_tiny, relative
 from tests.models import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
@@ -63,6 +65,24 @@ def test_layer_io_equals_the_published_one(published):
 def test_hidden_equals_the_published_one(published):
     model, tok, sites, requests, _, arrays, tolerance = published
     assert relative(compute_hidden(model, tok, requests, 3, sites), arrays["block_out/layer3"]) < tolerance
+
+
+@pytest.mark.filterwarnings("ignore:the corpus has 312 documents")
+@pytest.mark.parametrize("whitened", [True, False])
+def test_rome_directions_equal_the_published_ones(published, whitened, tmp_path):
+    """Key averaged over all contexts alike, statistics, u = C^-1 k / |C^-1 k|. (The published "last" reads padding.)"""
+    model, tok, sites, requests, _, arrays, tolerance = published
+    templates, factor = json.loads((GOLDEN / "context_templates.json").read_text())["rome"], None
+    if whitened:
+        dtype = str(model.dtype).removeprefix("torch.")
+        moment = collect(model, tok, [2], str(GOLDEN / "corpus.jsonl"), 100_000, dtype, stats_dir=tmp_path, progress=False)[2]
+        factor, tolerance = factorise(moment.matrix), max(100 * tolerance, 1e-10)
+    start = f"rome_u/mom2_{whitened}/subject_last/req"
+    numbers = [int(name.removeprefix(start)) for name in arrays if name.startswith(start)]
+    assert numbers == [0, 2, 3, 7, 9]
+    for number in numbers:
+        key = layer_io(model, tok, requests[number], 2, sites, "subject_last", [templates])[0].mean(0)
+        assert relative(rome_direction(factor, key), arrays[f"{start}{number}"]) < tolerance
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Requests are checked, and the looked-up token is the right one whatever the tokenizer does."""
 
+import copy
 import json
 
 import pytest
@@ -8,7 +9,8 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
 from editors.core.prompts import (
-    FACT_TOKENS, Request, encode_target, fill, locate, locate_all, pad_batch, parse_requests, split_template, tokenize,
+    FACT_TOKENS, Request, check_lengths, encode_target, fill, locate, locate_all, pack, pad_batch, pad_id, parse_requests,
+    split_template, tokenize,
 )
 from editors.errors import EditingError
 from tests.conftest import GOLDEN
@@ -84,29 +86,54 @@ def test_subject_tokens_by_decoding(kind, template, subject):
     assert locate(tok, template, subject, "last").index == len(last.ids) - 1
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
-@pytest.mark.parametrize("fact_token", FACT_TOKENS)
-@pytest.mark.parametrize("template, subject", SEAMS)
-def test_a_target_behind_the_prompt_moves_nothing(kind, fact_token, template, subject):
-    tok = tiny_tokenizer(kind)
-    bare = locate(tok, template, subject, fact_token)
-    full = locate(tok, template, subject, fact_token, suffix=" Nyvian and so on")
-    assert full.index == bare.index and full.ids[: len(bare.ids)] == bare.ids and len(full.ids) > len(bare.ids)
-
-
 def test_last_of_a_prompt_that_ends_with_a_space():
-    """The target takes that space into its own first token, so the prompt's last token is the one before."""
     tok = tiny_tokenizer()
-    bare, full = (locate(tok, "{} speaks ", "Orla", "last", suffix) for suffix in ("", "Nyvian"))
-    assert tok.decode(bare.ids[bare.index]) == " "
-    assert tok.decode(full.ids[: full.index + 1]) == "Orla speaks" and tok.decode(full.ids[full.index + 1]) == " Ny"
+    located = locate(tok, "{} speaks ", "Orla", "last")
+    assert tok.decode(located.ids[located.index]) == " "
 
 
 def test_many_at_once_are_the_same():
     tok = tiny_tokenizer("byte_level_bos")
-    texts = [(template, subject, suffix) for template, subject in SEAMS for suffix in ("", " Nyvian")]
-    assert locate_all(tok, texts, "subject_last") == [locate(tok, t, s, "subject_last", x) for t, s, x in texts]
+    assert locate_all(tok, SEAMS, "subject_last") == [locate(tok, *seam, "subject_last") for seam in SEAMS]
     assert locate_all(tok, [], "last") == []
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_level_bos", "byte_level_eos"])
+def test_prompt_and_target_must_fit_into_the_positions(kind):
+    """Exactly as many tokens as positions fit: those of context, prompt and target but its last, with BOS and without EOS."""
+    tok, templates = tiny_tokenizer(kind), ["{}", "In the city of Lutmere. {}"]
+    requests = parse_requests([
+        {"case_id": 4, "prompt": "{} is", "subject": "Orla", "target_new": "x"},
+        {"case_id": 9, "prompt": "{} works as", "subject": "Tamsin Brackholt", "target_new": "a clockmaker"},
+    ])
+    fed = "In the city of Lutmere. Tamsin Brackholt works as a clockmaker"
+    longest = len(tokenize(tok, [fed])[0][0]) - 1
+    check_lengths(tok, requests, templates, longest)
+    check_lengths(tok, requests, templates, None)
+    message = rf"request 1 \(case_id 9\): .* take {longest} tokens in the context 'In the .*', but the model has {longest - 1}"
+    with pytest.raises(EditingError, match=message) as error:
+        check_lengths(tok, requests, templates, longest - 1)
+    assert "\n" not in str(error.value)
+    check_lengths(tok, requests, ["{}"], longest - 1)
+    with pytest.raises(EditingError, match=r"request 0 \(case_id 4\): .* tokens, but the model has 1 positions"):
+        check_lengths(tok, requests, templates, 1)
+
+
+def test_padding_is_a_token_that_the_model_has():
+    """An added padding token may be missing from a model's embedding; one of the vocabulary is used."""
+    tok = copy.deepcopy(tiny_tokenizer())
+    tok.pad_token = tok.convert_ids_to_tokens(7)
+    assert pad_id(tok) == tok.pad_token_id == 7
+    tok.add_special_tokens({"pad_token": "[PAD]"})
+    assert tok.pad_token_id == len(tok) - 1 and pad_id(tok) == tok.eos_token_id == 2
+    tok.add_special_tokens({"eos_token": "[EOS]"})
+    assert pad_id(tok) == 0
+
+
+def test_pack_keeps_every_row_within_the_budget():
+    rows = [(7,) * n for n in (3, 0, 9, 1, 4, 4, 12)]
+    assert [list(map(len, batch)) for batch in pack(rows, 10)] == [[12], [9], [4, 4], [3, 1]]
+    assert list(pack([], 10)) == []
 
 
 def test_an_eos_behind_the_text_is_left_out():
@@ -222,7 +249,7 @@ def test_mistakes_in_requests(change, message):
 def test_requests_of_another_shape():
     with pytest.raises(EditingError, match="must be a list of mappings, not one dict"):
         parse_requests({"prompt": "{} speaks"})
-    with pytest.raises(EditingError, match=r"request 0 \(case_id None\) lacks subject, target_new"):
+    with pytest.raises(EditingError, match=r"request 0 lacks subject, target_new"):
         parse_requests([{"prompt": "{} speaks"}])
     with pytest.raises(EditingError, match="request 0 is a str, not a mapping"):
         parse_requests(["{} speaks"])
@@ -245,5 +272,5 @@ def test_real_prompts_with_gpt2s_own_tokenizer(realdata):
     facts = [(prompt, subject) for prompt, subject in facts if prompt.startswith("{}") or " {}" in prompt]
     assert len(facts) > 1000
     for fact_token in FACT_TOKENS[:3]:
-        ours = [found.index for found in locate_all(tok, [(*fact, "") for fact in facts], fact_token)]
+        ours = [found.index for found in locate_all(tok, facts, fact_token)]
         assert ours == [published_positions(tok, *fact)[fact_token] for fact in facts]

@@ -215,6 +215,9 @@ def test_unknown_language_and_schema_are_named():
         world.load("en", "counterfacts")
     with pytest.raises(DataError, match="at least 1 fact"):
         world.load(facts=0)
+    with pytest.raises(DataError, match="a world of 8 facts relation P2 has only one object, .*ask for more"):
+        world.load(facts=1)
+    assert len(world.load(facts=300)) >= 300
 
 
 def test_corpus_file_is_written_once_and_whole(tmp_path, base):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 
 import pytest
 
@@ -46,14 +47,25 @@ def arguments(flags: dict) -> list:
     ("--ds_name", "nowhere/set.json", "nowhere/set.json: no such file"),
     ("--hparams_fname", "gpt2-x.json", "no such hparams file; there is .*gpt2-x"),
     ("--num_edits", "13", "--num_edits 13: .*has only 12 records"),
-    ("--num_edits", "0", "0 is not at least 1"),
-    ("--generation_test_interval", "0", "0 is neither at least 1 nor -1"),
+    ("--num_edits", "0", "--num_edits: '0' should be a whole number from 1"),
+    ("--num_edits", "1e3", "--num_edits: '1e3' should be a whole number from 1"),
+    ("--generation_test_interval", "0", "'0' should be a whole number from 1, or -1"),
+    ("--seed", "-1", "'-1' should be a whole number from 0"),
     ("--continue_from_run", "run_003", "--continue_from_run run_003: no such run"),
     ("--device", "cuda:99", "--device cuda:99: not available here"),
+    ("--device", "meta", "--device meta: not available here"),
+    ("--device", "mps", "--device mps: not available here .{,130}; use auto"),
     ("--dtype", "float23", "invalid choice: 'float23'"),
 ])
 def test_flags(program, flags, flag, value, message):
     assert re.search(message, program(evaluate, *arguments({**flags, flag: value})))
+
+
+def test_a_model_without_hyper_parameters_of_its_own(program, flags):
+    del flags["--hparams_fname"]
+    line = program(evaluate, *arguments({**flags, "--model_name": "wrld"}))
+    assert "FT has no hyper-parameters of its own for the model 'wrld'; did you mean 'world'?; name a file" in line
+    assert "world_constr.json" in line
 
 
 def test_cf_holds_contradictions(program, flags):
@@ -80,6 +92,34 @@ def test_records(program, flags, golden, tmp_path, change, message):
     path = tmp_path / "set.json"
     path.write_text(json.dumps(records))
     assert re.search(message, program(evaluate, *arguments({**flags, "--ds_name": path})))
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("case_id", -1, "record 2: its case_id -1 is negative"),
+    ("paraphrase_prompts", ["\ud800 is"], "'paraphrase_prompts' has half of a character .*ud800 is'"),
+    ("neighborhood_prompts", ["word " * 140], "case 2: the prompt '(word ){15}wo...' with its target has 283 tokens, .*128 positions"),
+    ("generation_prompts", ["word " * 140], None),  # not looked at without generation tests
+])
+def test_other_prompts(program, flags, golden, tmp_path, key, value, message):
+    records = json.loads((golden / "multi_counterfact.json").read_text())
+    records[2][key] = value
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(records))
+    if message is None:
+        evaluate.main("FT", str(flags["--model_name"]), flags["--hparams_fname"], path, dataset_size_limit=3,
+                      skip_generation_tests=True, results_dir=tmp_path / "results")
+    else:
+        assert re.search(message, program(evaluate, *arguments({**flags, "--ds_name": path, "--num_edits": 1})))
+
+
+def test_a_place_where_nothing_can_be_written(program, flags, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = program(evaluate, *arguments({**flags, "--results_dir": tmp_path / "file" / "results"}))
+    assert re.search("file/results/FT: results can't be written there (.*); choose another folder", line)
+    folder = evaluate.main("FT", str(flags["--model_name"]), flags["--hparams_fname"], flags["--ds_name"], dataset_size_limit=1,
+                           skip_generation_tests=True, results_dir=tmp_path / "here")
+    line = program(summarize, "--dir_name", "FT", "--results_dir", folder.parent.parent, "--out", tmp_path / "file")
+    assert re.search("file/summary.json: can't be written (.*)", line)
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
@@ -116,18 +156,17 @@ def test_truncated_cache(program, flags, hparams, tmp_path, monkeypatch):
     assert "truncated or foreign cache file" in program(evaluate, "--use_cache", *arguments(memit))
 
 
-def test_missing_snippets(program, flags, golden, tmp_path):
+def test_missing_snippets(program, flags, golden, tmp_path, monkeypatch):
     records = json.loads((golden / "multi_counterfact.json").read_text())
     records[0]["requested_rewrite"]["target_new"]["id"] = "Q0"
     (tmp_path / "set.json").write_text(json.dumps(records))
     shutil.copy(golden / "attribute_snippets.json", tmp_path)
     line = program(evaluate, *arguments({**flags, "--ds_name": tmp_path / "set.json"})[1:])
     assert "'Q0'" in line and "--skip_generation_tests" in line
-
-
-def test_unwritable_place(program, flags, tmp_path):
-    (tmp_path / "file").write_text("")
-    assert "file" in program(evaluate, *arguments({**flags, "--results_dir": tmp_path / "file"}))
+    (tmp_path / "attribute_snippets.json").unlink()
+    monkeypatch.setenv("KE_DATA_URL", "http://127.0.0.1:9/")  # nobody serves there
+    line = program(evaluate, *arguments({**flags, "--ds_name": tmp_path / "set.json"})[1:])
+    assert "attribute_snippets.json is not in" in line and "or do without, with --skip_generation_tests" in line
 
 
 def test_summarize(program, tmp_path):
@@ -136,7 +175,16 @@ def test_summarize(program, tmp_path):
     line = program(summarize, "--dir_name", "MEMIT", "--runs", "run_9", "--results_dir", tmp_path)
     assert "matches run_9; there is run_000" in line
     assert "no cases in" in program(summarize, "--dir_name", "MEMIT", "--results_dir", tmp_path)
+    assert "'0' should be a whole number" in program(summarize, "--dir_name", "MEMIT", "--first_n_cases", "0")
+    (tmp_path / "MEMIT" / "run_000" / "run.json").write_text("[]")
+    assert "run.json: was not written by" in program(summarize, "--dir_name", "MEMIT", "--results_dir", tmp_path)
     assert not (tmp_path / "MEMIT" / "summary.json").exists()
+
+
+def test_a_warning_is_one_line(capsys):
+    before = warnings.showwarning
+    run_program(lambda: warnings.warn("fewer texts than asked for"))
+    assert capsys.readouterr().err == "warning: fewer texts than asked for\n" and warnings.showwarning is before
 
 
 def test_an_interrupt_is_no_traceback(capsys):

@@ -118,6 +118,7 @@ def test_nothing_is_asked_of_the_server_that_it_can_not_have(run, server, monkey
 @pytest.mark.parametrize("flags, message", [
     (("--to_collect", "mom2,mom3"), "--to_collect 'mom3' is not known: give mom2, mean, norm_mean"),
     (("--layers", "1;2", "--dataset", CORPUS), "--layers '1;2': give a comma list"),
+    (("--layers", "5-3", "--dataset", CORPUS), "--layers '5-3': give a comma list"),
     (("--layers", "9", "--dataset", CORPUS), "layer 9 does not exist: the model has layers 0 to 5"),
     (("--dataset", "wikitxt"), "did you mean 'wikitext'"),
     (("--alg_name", "FT", "--hparams_fname", "gpt2-xl_constr.json"), "FT uses no statistics"),

@@ -1,6 +1,7 @@
 """The evaluation program: published files and numbers; runs that go on; flags that change what they should and nothing else."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,19 @@ def test_new_runs_do_not_collide(tmp_path):
     first, second = (results.new_run(tmp_path, {"run.json": {}, "params.json": {}}) for _ in range(2))
     assert {first.name, second.name} == {"run_000", "run_001"}
     assert not list(tmp_path.glob(".run*"))
+
+
+def test_folders_are_those_of_one_evaluation(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("KE_DATA_DIR", "before")
+    run("FT", dataset_size_limit=1, data_dir=tmp_path / "data", stats_dir=tmp_path / "stats")
+    assert os.environ["KE_DATA_DIR"] == "before" and "KE_STATS_DIR" not in os.environ
+
+
+def test_others_may_read_what_is_written(run, tmp_path):
+    before = os.umask(0o022)
+    try:
+        folder = run("FT", dataset_size_limit=1)
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}

@@ -3,9 +3,12 @@
 import json
 import shutil
 
+import accelerate
+import pytest
 import torch
 
-from experiments.models import identity, load_model
+from editors.errors import EditingError
+from experiments.models import check_in_memory, identity, load_model
 
 
 def test_dtype_and_padding(golden, tmp_path):
@@ -31,6 +34,14 @@ def test_device_map_gives_the_same_model(golden):
     plain, _ = load_model(str(golden / "tiny-gpt2"), device="cpu")
     spread, _ = load_model(str(golden / "tiny-gpt2"), device="map")
     assert identity(plain) == identity(spread)
+
+
+def test_weights_outside_the_devices_are_refused(golden):
+    model, _ = load_model(str(golden / "tiny-gpt2"), device="cpu")
+    check_in_memory("tiny", model)
+    accelerate.cpu_offload(model.transformer.h[3], torch.device("cpu"))
+    with pytest.raises(EditingError, match=r"'tiny': too large.* left 12 of its weights outside \(the first is transformer.h.3.ln_1"):
+        check_in_memory("tiny", model)
 
 
 def test_identity_is_of_the_weights(golden):

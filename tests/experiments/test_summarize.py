@@ -79,6 +79,13 @@ def test_a_score_with_a_zero_is_zero():
     assert summary.statistics(lists)["post_score"]["mean"] == 0
 
 
+def test_a_score_where_one_case_lacks_paraphrases():
+    lists = {f"post_{group}_success": [0.5, 1.0, 0.0] for group in summary.SCORED}
+    del lists["post_paraphrase_success"][2]
+    assert summary.statistics(lists)["post_score"] == {"mean": pytest.approx(100 * 3 / (2 + 4 / 3 + 2)), "se": None, "n": 2}
+    assert summary.published(lists)["post_score"][0] == pytest.approx(summary.statistics(lists)["post_score"]["mean"])
+
+
 def test_rome_folders(golden, tmp_path):
     """case_<id>.json, with pre and post."""
     run = tmp_path / "ROME" / "run_000"
@@ -95,9 +102,12 @@ def test_a_damaged_case_is_reported_and_not_counted(golden, tmp_path, capsys):
     run = shutil.copytree(golden / "results_example" / "MEMIT" / "run_000", tmp_path / "MEMIT" / "run_000")
     broken = run / "5_edits-case_4.json"
     broken.write_text(broken.read_text()[:100])
+    (run / "5_edits-case_6.json").write_text('["of another program"]')
+    (run / "5_edits-case_7.json").write_text('{"post": {"rewrite_prompts_probs": [{"target_new": 1}]}}')
     (found,) = summarize.main("MEMIT", results_dir=tmp_path)
-    assert found["num_cases"] == 11
-    assert "5_edits-case_4.json" in capsys.readouterr().err
+    assert found["num_cases"] == 9
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.partition("edits-case_")[2][:1] for line in errors] == ["4", "6", "7"]
 
 
 def test_command_writes_what_it_prints(golden, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,58 @@
+"""In which order a sequence of edits takes a data set's records: the published edit orders, regenerated, or a file of them."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import DataError
+from .files import read_json
+from .records import Record
+
+SAMPLES = 10
+"""Orders that were published for each data set."""
+SEED = 37
+MOST = {"counterfact": 20000, "zsre": 10000}
+"""Records of an order, at most."""
+_ZSRE_PROMPTS = 62346  # the pool of prompts that the published zsRE loader drew ten of for each record
+
+
+def edit_order(records: Sequence[Record], sample_num: int) -> list[int]:
+    """Positions in `records` of order `sample_num` (0 to 9): of each subject, whatever its case, the first record; shuffled.
+
+    As published (Gupta et al. 2024): one generator, seeded with 37, shuffles the list again for each further order; for zsRE it
+    had drawn prompts for every record before. For all of CounterFact, multi-CounterFact and zsRE these are the published orders.
+    Raises DataError for another number.
+    """
+    if not 0 <= sample_num < SAMPLES:
+        raise DataError(f"--sample_num {sample_num}: there are orders 0 to {SAMPLES - 1}")
+    generator = random.Random(SEED)
+    schema = records[0].schema
+    if schema == "zsre":
+        for _ in records:
+            generator.sample(range(_ZSRE_PROMPTS), 10)
+    first_of = {}
+    for position, record in enumerate(records):
+        first_of.setdefault(record.subject.lower(), position)
+    order = list(first_of.values())
+    for _ in range(sample_num + 1):
+        generator.shuffle(order)
+    return order[: MOST[schema]]
+
+
+def read_order(path: str | Path, sample_num: int, records: int) -> list[int]:
+    """Order `sample_num` of a file in the published format: an object from "0", "1", ... to lists of positions, or one list.
+
+    Raises DataError for a file that is something else, or for positions beyond the data.
+    """
+    content = read_json(path)
+    order = content.get(str(sample_num)) if isinstance(content, dict) else content
+    if not isinstance(order, list) or not all(isinstance(position, int) for position in order):
+        known = ", ".join(map(json.dumps, content)) if isinstance(content, dict) else "no list of whole numbers"
+        raise DataError(f'{path}: no order "{sample_num}" of positions; it holds {known[:80]}')
+    beyond = [position for position in order if not 0 <= position < records]
+    if beyond:
+        raise DataError(f"{path}: position {beyond[0]} is beyond the data ({records} records)")
+    if len(set(order)) < len(order):
+        raise DataError(f"{path}: order {sample_num} names a record twice")
+    return order

@@ -1,0 +1,114 @@
+"""AlphaEdit: null-space constrained knowledge editing (Fang et al., ICLR 2025)."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .base import Task
+from .closed_form import second_moments
+from .core import covariance, moment_store, solve
+from .core.corpus import find_corpus
+from .core.files import check_writable, write_tensors
+from .core.moment_store import Moment
+from .core.sites import Sites
+from .errors import EditingError
+from .hparams import UNIFIED_FIXED, UNIFIED_IGNORED, ValueHParams
+from .spread import Solver, SpreadEditor
+
+# By second moment and threshold: one eigendecomposition a layer serves every batch.
+_projectors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaEditHParams(ValueHParams):
+    L2: float
+    """Weight of |Delta|^2; higher keeps the weight change smaller."""
+    nullspace_threshold: float = 0.02
+    """Directions in which the second moment is below this are free to edit; higher edits more fully and preserves less."""
+    nullspace_relative: bool = False
+    """Measure the threshold in mean eigenvalues of the second moment, so that it means the same for every model."""
+
+    ignored: ClassVar[Mapping[str, str]] = UNIFIED_IGNORED | {
+        "mom2_update_weight": "AlphaEdit's update has no lambda",
+        "model_name": "the model is given to the program",
+    }
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = UNIFIED_FIXED
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("L2", "nullspace_threshold"):
+            if not getattr(self, name) > 0:
+                raise EditingError(f"{name}: {getattr(self, name)} must be above 0")
+
+
+class AlphaEdit(SpreadEditor):
+    """Updates only directions in which the preserved keys are small, and keeps off the keys of earlier edits.
+
+    With P the projection onto those directions, A = P K (P (K K^T + K_p K_p^T) P + L2 I)^{-1} (eq. 14): MEMIT's least-squares
+    solution for projected keys, with L2 I and the sum over earlier keys K_p in place of the second moment. The published code
+    solves the equal, but not symmetric, system (P (K K^T + K_p K_p^T) + L2 I) X = P K R^T in float32.
+    """
+
+    name = "AlphaEdit"
+    hparams_class = AlphaEditHParams
+
+    def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
+        hp = self.hparams
+        moments = second_moments(task, hp, sites, info)
+        projectors = {}
+        for layer, moment in moments.items():
+            projectors[layer] = _projector(task, hp, moment)
+            info["statistics"][str(layer)]["null_space"] = projectors[layer].rank
+            if moment.count < len(moment.matrix):
+                warnings.warn(
+                    f"block {layer}: {moment.count} keys cannot span {len(moment.matrix)} dimensions, so much of the null space is an "
+                    "artefact: raise dynamic_multiplier", stacklevel=2,
+                )
+        if not any(projector.rank for projector in projectors.values()):
+            raise EditingError(
+                f"nullspace_threshold {hp.nullspace_threshold}: no direction of any layer is below it, so nothing could be edited; "
+                "raise it, or set nullspace_relative"
+            )
+        start = {layer: solve.Factor(torch.eye(len(m.matrix), dtype=torch.float64) * hp.L2**0.5) for layer, m in moments.items()}
+
+        def adjust(layer, keys):
+            factor = start[layer] if task.memory is None else task.memory.factor(layer, lambda: start[layer])
+            return solve.memit(factor, 1.0, projectors[layer](keys))
+
+        return Solver(adjust, remember=lambda layer, keys: projectors[layer](keys))
+
+
+def _projector(task: Task, hp: AlphaEditHParams, moment: Moment) -> solve.Projector:
+    """The projector of one layer: from this process's cache, from a file beside the statistics, or made and kept in both."""
+    threshold = hp.nullspace_threshold * (float(moment.matrix.diagonal().double().mean()) if hp.nullspace_relative else 1.0)
+    known = _projectors.setdefault(moment.matrix, {})
+    if threshold not in known:
+        if hp.dynamic:  # of an edited model: no later run may find it
+            known[threshold] = solve.null_space(moment.matrix, threshold)
+        else:
+            known[threshold] = _kept_on_disk(task, hp, moment, threshold)
+    return known[threshold]
+
+
+def _kept_on_disk(task: Task, hp: AlphaEditHParams, moment: Moment, threshold: float) -> solve.Projector:
+    folder = covariance.folder_of(task.model, find_corpus(hp.mom2_dataset))
+    path = moment_store.file_of(folder, moment.identity)
+    path = path.with_name(f"{path.stem}_nullspace_{threshold:.6g}{path.suffix}")
+    identity = {field: moment.identity[field] for field in moment_store.KINDS}
+    identity |= {"count": moment.count, "trace": float(moment.matrix.diagonal().double().sum()), "threshold": threshold}
+    if path.exists():
+        header, tensors = moment_store.read(path, "projector")
+        if header.get("identity") == identity:
+            return solve.Projector(tensors["basis"], header["complement"])
+    projector = solve.null_space(moment.matrix, threshold)
+    check_writable(folder, "projectors")
+    write_tensors(path, {"basis": projector.basis},
+                  {"header": json.dumps({"identity": identity, "complement": projector.complement})})
+    return projector

@@ -1,0 +1,44 @@
+"""Writing files of tensors: whole or not at all, and refused before the work rather than after it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import EditingError
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file at once or not at all, with the permissions of any new file.
+
+    Several processes may write the same file: each has a temporary name of its own, and the last one stays.
+    Raises EditingError when writing fails.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    try:
+        part.touch()
+        mode = part.stat().st_mode  # safetensors puts a file there that only its owner may read
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
+        part.chmod(mode)
+        os.replace(part, path)
+    except SafetensorError as error:
+        raise EditingError(f"{path}: writing failed ({error})") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Make the folder, and raise EditingError now rather than after hours of work if nothing can be written there."""
+    probe = folder / f".{secrets.token_hex(6)}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EditingError(f"{folder}: {what} can't be written there ({error.strerror}): choose another folder") from None

@@ -1,0 +1,117 @@
+"""Editing one model again and again: each batch goes into what earlier batches left."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Editor
+from .core import moment_store
+from .core.files import write_tensors
+from .core.key_memory import KeyMemory
+from .core.prompts import Request
+from .edit import Edit
+from .errors import EditingError
+
+
+class EditSequence:
+    """A model under one editor, batch after batch.
+
+        sequence = EditSequence(editor, model, tok)
+        for batch in batches:
+            sequence.edit(batch)                     # stays in the model
+        sequence.close()                             # what the editor does at the end (PRUNE)
+        sequence.revert()                            # the exact bits of the beginning
+
+    Of the original weights only the edited ones are kept. `save` and `restore` carry everything over to another process: after
+    them the same batches give the same bits.
+    """
+
+    def __init__(
+        self, editor: Editor, model: nn.Module, tok, context_templates: Sequence | None = None,
+        z_cache: str | os.PathLike | None = None, progress: bool = True, originals_device: torch.device | str | None = None,
+    ):
+        """originals_device: where the original weights are kept, by default beside the weights; for the rest see `Editor.edit`."""
+        self.editor, self.model, self.tok = editor, model, tok
+        self.batches = 0
+        """Edited so far."""
+        self._memory = KeyMemory()
+        self._originals: dict[str, Tensor] = {}
+        self._originals_device = originals_device
+        self._options = {"context_templates": context_templates, "z_cache": z_cache, "progress": progress}
+        editor.begin(model, tok, progress)
+
+    def edit(self, requests: Sequence[Mapping | Request]) -> Edit:
+        """Edit a batch into the model for good. After an error the model is as it was before."""
+        edit = self.editor.edit(self.model, self.tok, requests, memory=self._memory, **self._options)
+        for name in edit.changes:
+            if name not in self._originals:
+                weight = self.model.get_parameter(name).detach()
+                self._originals[name] = weight.to(self._originals_device or weight.device, copy=True)
+        edit.apply(self.model)
+        edit.keep(self.model)
+        self._memory.commit()
+        self.batches += 1
+        return edit
+
+    def close(self) -> None:
+        """The editor's last step, after the last batch."""
+        for name, weight in self.editor.at_the_end(self._originals, self._current()).items():
+            self.model.get_parameter(name).detach().copy_(weight)
+
+    def revert(self) -> None:
+        """The model is as it was before the first batch, to the last bit; the sequence begins anew."""
+        for name, weight in self._originals.items():
+            self.model.get_parameter(name).detach().copy_(weight)
+        self._originals, self._memory, self.batches = {}, KeyMemory(), 0
+
+    def distances(self) -> dict[str, dict[str, float]]:
+        """For each edited weight: `distance_from_original`, |W - W_0| / number of elements (as published), and `relative_distance`,
+        |W - W_0| / |W_0|, both with Frobenius norms; and `norm`, |W|."""
+        found = {}
+        for name, now in self._current().items():
+            original = self._originals[name]
+            away, size = float((now - original).double().norm()), float(original.double().norm())
+            found[name] = {
+                "distance_from_original": away / now.numel(), "relative_distance": away / size, "norm": float(now.double().norm()),
+            }
+        return found
+
+    def save(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Edited weights, memory and the number of batches in one file, whole or not at all; identity: what `restore` checks."""
+        tensors = {f"now/{name}": weight for name, weight in self._current().items()}
+        tensors |= {f"original/{name}": weight for name, weight in self._originals.items()}
+        tensors |= {f"memory/{name}": tensor for name, tensor in self._memory.tensors().items()}
+        header = {"batches": self.batches, "identity": dict(identity)}
+        write_tensors(path, tensors, {"header": json.dumps(header)})
+
+    def restore(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Continue from what `save` wrote. The model is the unedited one.
+
+        Raises EditingError for a damaged file, one of another identity, or one whose original weights are not this model's.
+        """
+        header, tensors = moment_store.read(path, "checkpoint of a sequence")
+        if header.get("identity") != dict(identity):
+            raise EditingError(f"{path}: a checkpoint of another sequence (model, hyper-parameters or order differ)")
+        parts: dict[str, dict[str, Tensor]] = {"now": {}, "original": {}, "memory": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        for name, original in parts["original"].items():
+            parameter = self.model.get_parameter(name).detach()
+            if not torch.equal(parameter.cpu(), original.cpu()):
+                raise EditingError(f"{path}: {name} of this model is not what the sequence began with")
+            self._originals[name] = parameter.to(self._originals_device or parameter.device, copy=True)
+            parameter.copy_(parts["now"][name])
+        self._memory.restore(parts["memory"])
+        self.batches = header["batches"]
+
+    def _current(self) -> dict[str, Tensor]:
+        """The edited weights as they are now, beside the originals."""
+        return {name: self.model.get_parameter(name).detach().to(old.device) for name, old in self._originals.items()}

@@ -1,0 +1,83 @@
+"""What MEMIT, EMMET and AlphaEdit share: all requests at once, spread over a few layers."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from .base import Editor, Task
+from .closed_form import prepare, second_moments, to_change, trial
+from .core.keys import compute_hidden, compute_keys
+from .core.sites import Sites, weight_of
+from .core.value_cache import cached_optimise
+from .edit import Dense, LowRank
+
+
+@dataclass(frozen=True)
+class Solver:
+    """An editor's closed form, for this task."""
+
+    adjust: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]]
+    """A of a layer from its keys K."""
+    remember: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]] | None = None
+    """What the memory of a sequence keeps of the edited model's keys at a layer; None: the editor has no use for it."""
+
+
+class SpreadEditor(Editor):
+    """Writes all requests at once, spread over a few consecutive layers (MEMIT, algorithm 1).
+
+    Target states z are sought at the output of the last listed block. Then, layer by layer on the model edited so far, the
+    remaining distance R to the targets, divided by the number of layers left, is written as the update R A^T. A subclass
+    says what A is.
+    """
+
+    @abstractmethod
+    def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
+        """What gives A for a layer and its keys; may add to the Edit's `info`. Called before the first weight changes."""
+
+    def prepare(self, task: Task) -> None:
+        sites = prepare(task, self.hparams, "memit").sites
+        if not self.hparams.dynamic:
+            second_moments(task, self.hparams, sites, {})
+
+    def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
+        hp, model, tok, requests = self.hparams, task.model, task.tok, task.requests
+        info: dict[str, Any] = {}
+        started = time.perf_counter()
+        prepared = prepare(task, hp, "memit")
+        sites = prepared.sites
+        solver = self.solver(task, sites, info)
+        seconds = {"prepare": time.perf_counter() - started}
+
+        z_layer = hp.layers[-1]
+        started = time.perf_counter()
+        targets = cached_optimise(
+            model, tok, requests, z_layer, hp, sites, prepared.templates, "block", folder=task.z_cache, progress=task.progress
+        ).target
+        seconds["values"] = time.perf_counter() - started
+
+        def keys_of(layers: list[int]) -> dict[int, Float[Tensor, "n d_in"]]:
+            return compute_keys(model, tok, requests, layers, prepared.groups, sites, hp.fact_token)
+
+        started = time.perf_counter()
+        changes = {}
+        with trial(model, sites) as change:
+            for done, layer in enumerate(tqdm(hp.layers, desc="layers", unit="layer", leave=False, disable=None if task.progress else True)):
+                keys = keys_of([layer])[layer]
+                current = compute_hidden(model, tok, requests, z_layer, sites, hp.fact_token)
+                residual = (targets.to(current) - current).T / (len(hp.layers) - done)
+                adjusted = solver.adjust(layer, keys.T)
+                name, parameter, in_first = weight_of(model, sites, layer)
+                changes[name] = to_change(residual.to(adjusted), adjusted, in_first, parameter.dtype)
+                change(layer, changes[name])
+            if task.memory is not None and solver.remember:  # the keys that the edited model has, as published
+                task.memory.stage({layer: solver.remember(layer, keys.T) for layer, keys in keys_of(hp.layers).items()})
+        seconds["insert"] = time.perf_counter() - started
+        return changes, {"seconds": seconds, **info}

@@ -1,0 +1,161 @@
+"""Sequential editing: every batch goes into what the earlier ones left (``experiments.evaluate --sequential``).
+
+Beside the case files (``pre``: before the case's own batch, ``post``: right after it) a run holds
+
+    batches/<edits>.json      after each batch: seconds, norms and distances of the edited weights, memory, downstream figures
+    history/<edits>.jsonl     earlier edits measured again: a line a case
+    checkpoint.safetensors    from which a killed run goes on, to the same last bit
+
+``<edits>`` counts the edits in the model; 0 is the unedited one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tqdm import tqdm
+
+from data.download import data_folder
+from data.files import write_atomically
+from data.records import Record
+from editors.core.corpus import find_corpus
+from editors.sequence import EditSequence
+from experiments import downstream, results
+from experiments.job import Job
+from experiments.measure import measure, metrics_of
+
+CHECKPOINT, FINISHED = "checkpoint.safetensors", "finished.json"
+PERPLEXITY_TEXTS = 20
+
+
+def evaluate(job: Job, run: Path) -> None:
+    """Runs, or continues, the whole sequence in ``run``."""
+    if (run / FINISHED).exists():
+        return
+    flags, records, num_edits = job.flags, job.records, job.flags["num_edits"]
+    chunks = [records[start:start + num_edits] for start in range(0, len(records), num_edits)]
+    cache = data_folder(flags["data_dir"]) / "z_cache" if flags["use_cache"] else None
+    sequence = EditSequence(job.editor, job.model, job.tok, z_cache=cache, originals_device="cpu" if flags["conserve_memory"] else None)
+    identity = json.loads(json.dumps({"settings": job.settings(), "hparams": job.hparams}))
+    checkups = Checkups(job, run)
+    if (run / CHECKPOINT).exists():
+        sequence.restore(run / CHECKPOINT, identity)
+    else:
+        checkups.unedited()
+
+    edited = records[:sequence.batches * num_edits]
+    with tqdm(total=len(records), initial=len(edited), desc=flags["alg_name"], unit="case") as bar:
+        for chunk in chunks[sequence.batches:]:
+            before = measure(job, chunk)
+            started = time.perf_counter()
+            edit = sequence.edit([record.request() for record in chunk])
+            seconds = time.perf_counter() - started
+            after = measure(job, chunk)
+            for record in chunk:
+                results.write_case(run, num_edits, record, chunk, seconds, before[record.case_id], after[record.case_id])
+            edited = edited + chunk
+            last = sequence.batches == len(chunks)
+            if last:
+                sequence.close()
+            checkups.after_batch(sequence, chunk, edited, seconds, edit.info, last)
+            if last or sequence.batches % flags["checkpoint_steps"] == 0:
+                sequence.save(run / CHECKPOINT, identity)
+            bar.update(len(chunk))
+    results.write_json(run / FINISHED, {"batches": sequence.batches, "edits": len(edited)})
+
+
+class Checkups:
+    """What is measured of the whole model between batches, and the models that are saved."""
+
+    def __init__(self, job: Job, run: Path):
+        self.job, self.run, self.flags = job, run, job.flags
+        self.texts = None
+        if job.perplexity_corpus:
+            texts = find_corpus(job.perplexity_corpus).texts()
+            self.texts = [texts[i] for i in range(min(PERPLEXITY_TEXTS, len(texts)))]
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is measured or saved also where each batch is edited by itself."""
+        return bool(self.job.downstream or self.flags["save_model"])
+
+    def path(self, edits: int) -> Path:
+        return self.run / "batches" / f"{edits:06d}.json"
+
+    def unedited(self) -> None:
+        """The unedited model, before the first batch."""
+        downstream_figures = self._downstream(0) if self.job.downstream else {}
+        results.write_json(self.path(0), {"batch": 0, "edits": 0, **self._perplexity(), **downstream_figures})
+
+    def edited_once(self, batch: int, chunk: Sequence[Record], last: bool) -> None:
+        """The model with this batch alone in it."""
+        if not self.wanted:
+            return
+        edits = (batch - 1) * self.flags["num_edits"] + len(chunk)
+        content = {"batch": batch, "edits": edits, "case_ids": [record.case_id for record in chunk]}
+        if self.job.downstream and self._due("downstream_eval_steps", batch, last):
+            results.write_json(self.path(edits), content | self._downstream(edits))
+        self._save(batch, edits, last)
+
+    def after_batch(
+        self, sequence: EditSequence, chunk: Sequence[Record], edited: Sequence[Record], seconds: float, info: Mapping[str, Any],
+        last: bool,
+    ) -> None:
+        """The model with this and all earlier batches in it."""
+        batch, edits = sequence.batches, len(edited)
+        content = {
+            "batch": batch, "edits": edits, "case_ids": [record.case_id for record in chunk], "seconds": seconds,
+            "phases": info.get("seconds", {}), "weights": sequence.distances(),
+            "memory_mb": psutil.Process().memory_info().rss / 2**20,
+        }
+        if self._due("history_eval_steps", batch, last):
+            self._history(edited)
+            content |= self._perplexity()
+        if self.job.downstream and self._due("downstream_eval_steps", batch, last):
+            content |= self._downstream(edits)
+        results.write_json(self.path(edits), content)
+        self._save(batch, edits, last)
+
+    def _due(self, flag: str, batch: int, last: bool) -> bool:
+        steps = self.flags[flag]
+        return bool(steps) and (last or batch % steps == 0)
+
+    def _save(self, batch: int, edits: int, last: bool) -> None:
+        """The model and its tokenizer as transformers loads them, in ``<save_model_location>/edits_<edits>``."""
+        if self.flags["save_model"] and self._due("save_model_interval", batch, last):
+            folder = Path(self.flags["save_model_location"] or self.run / "models") / f"edits_{edits}"
+            part = folder.with_name(f".{folder.name}.part")
+            self.job.model.save_pretrained(part)
+            self.job.tok.save_pretrained(part)
+            results.replace_folder(part, folder)
+
+    def _history(self, edited: Sequence[Record]) -> None:
+        """Measures earlier edits, or a sample of them, on the model as it is now."""
+        most, edits = self.flags["history_sample"], len(edited)
+        if most and len(edited) > most:
+            edited = random.Random(f"{self.flags['seed']}-{len(edited)}").sample(edited, most)
+        lines = [json.dumps({"case_id": record.case_id, "post": post}, ensure_ascii=False)
+                 for record, post in metrics_of(self.job, edited)]
+        path = self.run / "history" / f"{edits:06d}.jsonl"
+        write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+
+    def _perplexity(self) -> dict[str, Any]:
+        if self.texts is None:
+            return {}
+        from experiments.metrics.generation import perplexities  # nltk and scikit-learn are slow to import
+
+        values = perplexities(self.job.model, self.job.tok, self.texts)
+        return {"perplexity": sum(values) / len(values)}
+
+    def _downstream(self, edits: int) -> dict[str, Any]:
+        figures, outputs = downstream.evaluate_tasks(
+            self.job.model, self.job.tok, self.job.downstream, self.flags["gen_len"], self.flags["legacy_rte_labels"])
+        for task, output in outputs.items():
+            results.write_json(self.run / "downstream" / f"{edits:06d}_{task}_gen.json", output)
+        return {"downstream": figures}
