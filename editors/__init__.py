@@ -18,6 +18,7 @@ from .base import Editor, Task
 from .edit import Dense, Edit, LowRank
 from .errors import EditingError
 from .hparams import HParams
+from .sequence import EditSequence
 
 _EDITORS = {
     "AlphaEdit": "editors.alphaedit:AlphaEdit",
@@ -56,4 +57,4 @@ def load(name: str, hparams: str | Path | Mapping[str, Any] | HParams) -> Editor
     return cls(_hparams.load(cls.hparams_class, hparams))
 
 
-__all__ = ["Dense", "Edit", "EditingError", "Editor", "LowRank", "Task", "editor_class", "load", "names"]
+__all__ = ["Dense", "Edit", "EditSequence", "EditingError", "Editor", "LowRank", "Task", "editor_class", "load", "names"]

@@ -59,15 +59,19 @@ def prepare(task: Task, hparams: ValueHParams, kind: str, length_params: list | 
     return prepared
 
 
+def keys_for(multiplier: float, model: nn.Module, sites: Sites, layer: int) -> int:
+    """FastMEMIT's number of keys, ceil(m * d_in)."""
+    _, weight, in_first = weight_of(model, sites, layer)
+    return math.ceil(multiplier * weight.shape[0 if in_first else 1])
+
+
 def second_moments(task: Task, hparams: ValueHParams, sites: Sites, info: dict[str, Any]) -> dict[int, Moment]:
     """{layer: second moment of the keys}, all before the first weight changes; what they were made of goes into `info`.
 
     With dynamic_multiplier m of exactly ceil(m * d_in) keys (FastMEMIT); with dynamic of the model as it is now.
     """
-    max_keys = None
-    if hparams.dynamic_multiplier is not None:
-        _, weight, in_first = weight_of(task.model, sites, hparams.layers[0])
-        max_keys = math.ceil(hparams.dynamic_multiplier * weight.shape[0 if in_first else 1])
+    multiplier = hparams.dynamic_multiplier
+    max_keys = None if multiplier is None else keys_for(multiplier, task.model, sites, hparams.layers[0])
     gather = covariance.collect_now if hparams.dynamic else covariance.collect
     moments = gather(
         task.model, task.tok, hparams.layers, hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, sites=sites,

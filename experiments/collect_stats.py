@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data.download import Unavailable, download
+from editors.closed_form import keys_for
 from editors.core import covariance, moment_store
 from editors.core.corpus import HUB, Corpus, find_corpus
 from editors.core.moment_store import Moment
@@ -38,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> dict[int, Moment]:
     model, tok = load_model(args.model_name, args.dtype, args.device)
     sites = find_sites(model, asked["templates"])
     layers = range(sites.layers) if asked["layers"] == "all" else asked["layers"]
-    options = dict(dtype=asked["dtype"], sites=sites, batch_tokens=args.batch_tokens, max_keys=args.max_keys)
+    max_keys = args.max_keys
+    if max_keys is None and asked["dynamic_multiplier"] is not None:
+        max_keys = keys_for(asked["dynamic_multiplier"], model, sites, layers[0])
+    options = dict(dtype=asked["dtype"], sites=sites, batch_tokens=args.batch_tokens, max_keys=max_keys)
     folder = covariance.folder_of(model, corpus, args.stats_dir)
     if args.download and not args.force:
         wanted = covariance.identities(model, tok, layers, corpus, asked["n_samples"], **options)
@@ -68,13 +72,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of the sums; default: the hparams file's mom2_dtype, else float32")
     add("--alg_name", default="MEMIT", help="editor that the hparams file is for")
     add("--hparams_fname",
-        help="take layers, corpus, size, precision and module names from this file in hparams/<alg_name>/, or from a path")
+        help="take layers, corpus, sizes, precision and module names from this file in hparams/<alg_name>/, or from a path")
     add("--to_collect", default="mom2",
         help=f"comma list of {', '.join(ALWAYS_COLLECTED)}; all three are in every file, whatever is asked")
     add("--batch_tokens", type=_number_or("any"),
         help='tokens of a text that are read at most; "any": up to the model\'s longest context')
     add("--max_keys", type=at_least_one,
-        help="stop at exactly so many tokens (FastMEMIT: a multiple of the keys' width); default: no limit")
+        help="stop at exactly so many tokens; default: the hparams file's dynamic_multiplier, times the keys' width, or none")
     add("--pack_tokens", type=at_least_one, help="tokens in one forward pass, padding included; default: chosen from the memory")
     add("--stats_dir", help="default: KE_STATS_DIR, else stats in the data folder")
     add("--data_dir",
@@ -94,7 +98,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What to collect: flags first, then the hparams file, then the published defaults."""
-    settings = {"layers": [17], "dataset": "wikipedia", "n_samples": 100_000, "dtype": "float32", "templates": {}}
+    settings = {"layers": [17], "dataset": "wikipedia", "n_samples": 100_000, "dtype": "float32", "templates": {},
+                "dynamic_multiplier": None}
     if args.hparams_fname:
         flags = {"alg_name": args.alg_name, "hparams_fname": args.hparams_fname, "model_name": args.model_name,
                  "data_dir": args.data_dir, "seed": 0}
@@ -102,7 +107,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         if not hasattr(hparams, "mom2_dataset"):
             raise EditingError(f"{args.alg_name} uses no statistics: give the --hparams_fname of an editor that does")
         settings = {"layers": hparams.layers, "dataset": hparams.mom2_dataset, "n_samples": hparams.mom2_n_samples,
-                    "dtype": hparams.mom2_dtype, "templates": hparams.templates()}
+                    "dtype": hparams.mom2_dtype, "templates": hparams.templates(),
+                    "dynamic_multiplier": hparams.dynamic_multiplier}
     given = {"layers": args.layers and _layers(args.layers), "dataset": args.dataset, "n_samples": args.sample_size,
              "dtype": args.precision}
     settings.update({name: value for name, value in given.items() if value is not None})

@@ -146,7 +146,7 @@ def _edit_and_measure(
     edit.apply(job.model, originals_device="cpu" if job.flags["conserve_memory"] else None)
     seconds = time.perf_counter() - started
     try:
-        checkups.edited_once(number, chunk, number == -(-len(job.records) // job.flags["num_edits"]))
+        checkups.edited_once(number, chunk, edit.info, number == -(-len(job.records) // job.flags["num_edits"]))
         return seconds, measure(job, chunk)
     finally:
         edit.revert(job.model)

@@ -22,7 +22,7 @@ from experiments.metrics.summary import GENERATION, GROUPS
 GLUE = "glue_eval"
 RENAMED_TASKS = {"mmmlu": "mmlu"}
 _CASE = re.compile(r"\d+_(\d+)_edits-case_\d+\.json")
-_GLUE_CASE = re.compile(r"(\d+_)?case_\d+_glue\.json")
+_BATCH_GLUE = re.compile(r"\d+_case_\d+_glue\.json")
 
 
 def batch_of(path: Path) -> int | None:
@@ -69,10 +69,10 @@ def _metrics(stored: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return metrics
 
 
-def measured_at_the_end(cases: Mapping[int, Mapping[str, Any]]) -> bool:
-    """Whether these cases, by id, were all measured after the last batch, as AlphaEdit's code does: it gives every case the last
-    batch's ids."""
-    return any("grouped_case_ids" in case and case_id not in case["grouped_case_ids"] for case_id, case in cases.items())
+def of_another_batch(case_id: int, case: Mapping[str, Any]) -> bool:
+    """Whether a case's batch is one that it was not in. AlphaEdit's code gives every case the last batch's ids, which tells its
+    folders from MEMIT's, except where there was only one batch."""
+    return case_id not in case.get("grouped_case_ids", [case_id])
 
 
 def flags(run: Path) -> dict[str, Any]:
@@ -90,24 +90,25 @@ def read_batches(run: Path) -> list[dict[str, Any]]:
 
     ``weights`` has layer numbers for names. EditingError for a damaged file.
     """
-    folder = run / GLUE
-    found = [(path, _GLUE_CASE.fullmatch(path.name)) for path in sorted(folder.glob("*_glue.json"))]
-    contents = [(path, match[1], results.read_json(path)) for path, match in found if match]
-    size = max((len(content.get("case_id", ())) for _, _, content in contents), default=0)
-    batches = []
-    if (folder / "base_glue.json").is_file():
-        batches.append({"batch": 0, "edits": 0, **_downstream(results.read_json(folder / "base_glue.json"))})
-    for path, batch, content in contents:
-        try:
-            if batch is None:  # AlphaEdit's
-                place = {"edits": content["edit_num"]}
-            else:
-                number, ids = content["edit_num"], content["case_id"]
-                place = {"batch": number + 1, "edits": number * size + len(ids), "case_ids": ids}
-            batches.append({**place, **_weights(content), **_downstream(content)})
-        except (AttributeError, KeyError, TypeError) as error:
-            raise EditingError(f"{path}: not of the form of the unified-editing code's figures ({error!r})") from error
+    contents = {path: results.read_json(path) for path in sorted((run / GLUE).glob("*_glue.json"))}
+    try:
+        size = max((len(content.get("case_id", ())) for content in contents.values()), default=0)
+        batches = [_batch(path, content, size) for path, content in contents.items()]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise EditingError(f"{run / GLUE}: a *_glue.json file there is not of the published form ({error!r})") from error
     return sorted(batches, key=lambda batch: batch["edits"])
+
+
+def _batch(path: Path, content: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """size: edits of a whole batch."""
+    if path.name == "base_glue.json":
+        place = {"batch": 0, "edits": 0}
+    elif _BATCH_GLUE.fullmatch(path.name):
+        number, ids = content["edit_num"], content["case_id"]
+        place = {"batch": number + 1, "edits": number * size + len(ids), "case_ids": ids}
+    else:  # AlphaEdit's, which counts edits
+        place = {"edits": content["edit_num"]}
+    return {**place, **_weights(content), **_downstream(content)}
 
 
 def _weights(content: Mapping[str, Any]) -> dict[str, Any]:

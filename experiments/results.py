@@ -1,4 +1,4 @@
-"""Result folders: ``<results>/<dir_name>/run_<NNN>/`` with params.json, run.json and a file a case.
+"""Result folders: ``<results>/<dir_name>/run_<NNN>/`` with params.json, run.json, statistics.json and a file a case.
 
 Names and keys are those that the field's scripts expect.
 """
@@ -24,6 +24,8 @@ from data.records import Record
 from editors.errors import EditingError
 
 PARAMS, RUN = "params.json", "run.json"
+STATISTICS = "statistics.json"
+"""{layer: what the editor's second moment was made of}: keys, documents, seconds and, of counted keys, rank and condition."""
 _RUN_NAME = re.compile(r"run_(\d+)")
 _CASE_NAME = re.compile(r"(?:\d+_(?:\d+_)?edits-)?case_(\d+)\.json")
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "nltk", "safetensors")

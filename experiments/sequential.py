@@ -2,7 +2,8 @@
 
 Beside the case files (``pre``: before the case's own batch, ``post``: right after it) a run holds
 
-    batches/<edits>.json      after each batch: seconds, norms and distances of the edited weights, memory, downstream figures
+    batches/<edits>.json      after each batch: seconds, statistics, norms and distances of the edited weights, memory, downstream
+                              figures
     history/<edits>.jsonl     earlier edits measured again: a line a case
     checkpoint.safetensors    from which a killed run goes on, to the same last bit
 
@@ -35,13 +36,21 @@ PERPLEXITY_TEXTS = 20
 
 
 def evaluate(job: Job, run: Path) -> None:
-    """Runs, or continues, the whole sequence in ``run``."""
+    """Runs, or continues, the whole sequence in ``run``. The model is afterwards what it was, bit by bit."""
     if (run / FINISHED).exists():
         return
     flags, records, num_edits = job.flags, job.records, job.flags["num_edits"]
     chunks = [records[start:start + num_edits] for start in range(0, len(records), num_edits)]
     cache = data_folder(flags["data_dir"]) / "z_cache" if flags["use_cache"] else None
     sequence = EditSequence(job.editor, job.model, job.tok, z_cache=cache, originals_device="cpu" if flags["conserve_memory"] else None)
+    try:
+        _run(job, run, sequence, chunks)
+    finally:
+        sequence.revert()
+
+
+def _run(job: Job, run: Path, sequence: EditSequence, chunks: Sequence[Sequence[Record]]) -> None:
+    flags, num_edits = job.flags, job.flags["num_edits"]
     identity = json.loads(json.dumps({"settings": job.settings(), "hparams": job.hparams}))
     checkups = Checkups(job, run)
     if (run / CHECKPOINT).exists():
@@ -49,8 +58,8 @@ def evaluate(job: Job, run: Path) -> None:
     else:
         checkups.unedited()
 
-    edited = records[:sequence.batches * num_edits]
-    with tqdm(total=len(records), initial=len(edited), desc=flags["alg_name"], unit="case") as bar:
+    edited = job.records[:sequence.batches * num_edits]
+    with tqdm(total=len(job.records), initial=len(edited), desc=flags["alg_name"], unit="case") as bar:
         for chunk in chunks[sequence.batches:]:
             before = measure(job, chunk)
             started = time.perf_counter()
@@ -93,8 +102,10 @@ class Checkups:
         downstream_figures = self._downstream(0) if self.job.downstream else {}
         results.write_json(self.path(0), {"batch": 0, "edits": 0, **self._perplexity(), **downstream_figures})
 
-    def edited_once(self, batch: int, chunk: Sequence[Record], last: bool) -> None:
+    def edited_once(self, batch: int, chunk: Sequence[Record], info: Mapping[str, Any], last: bool) -> None:
         """The model with this batch alone in it."""
+        if "statistics" in info and not (self.run / results.STATISTICS).exists():  # the same for every batch
+            results.write_json(self.run / results.STATISTICS, info["statistics"])
         if not self.wanted:
             return
         edits = (batch - 1) * self.flags["num_edits"] + len(chunk)
@@ -111,7 +122,7 @@ class Checkups:
         batch, edits = sequence.batches, len(edited)
         content = {
             "batch": batch, "edits": edits, "case_ids": [record.case_id for record in chunk], "seconds": seconds,
-            "phases": info.get("seconds", {}), "weights": sequence.distances(),
+            "phases": info.get("seconds", {}), "statistics": info.get("statistics", {}), "weights": sequence.distances(),
             "memory_mb": psutil.Process().memory_info().rss / 2**20,
         }
         if self._due("history_eval_steps", batch, last):

@@ -3,9 +3,10 @@
     python -m experiments.summarize --dir_name MEMIT --runs run_000
     python -m experiments.summarize --dir_name MEMIT,ROME,FT
 
-Prints a table and writes summary.json, summary.csv and summary.md. Also reads folders that the original MEMIT and ROME code
-wrote. Units: percent; for the n-gram entropy hundredths of a bit (as published), for time seconds, for the essence score
-perplexity.
+Prints a table and writes summary.json, summary.csv and summary.md: what was measured before the edit (pre), right after it
+(post) and, of a sequence, again later (retention). Also reads folders that the original code of MEMIT, ROME, unified editing
+and AlphaEdit wrote. Units: percent; for the n-gram entropy hundredths of a bit (as published), for time seconds, for the
+essence score perplexity.
 """
 
 from __future__ import annotations
@@ -18,23 +19,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.downstream import TASKS
 from data.files import write_atomically
 from editors.errors import EditingError
-from experiments import results
+from experiments import old_folders, results, sequences
 from experiments.cli import HelpFormatter, Parser, at_least_one, run_program
 from experiments.metrics import summary
+from experiments.sequences import FLAGS
 
-FLAGS = ("alg_name", "model_name", "ds_name", "num_edits")
-"""What tells runs apart."""
 TITLES = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood", "attribute": "attribute"}
 MEASURES = {"success": "success", "diff": "difference", "acc": "accuracy (teacher-forced)", "generated": "generated exactly",
-            "generated_starts": "generated first", "gap": "gap teacher-forced - generated"}
+            "generated_starts": "generated first", "generated_contains": "generated somewhere",
+            "gap": "gap teacher-forced - generated"}
+DOWNSTREAM = {"accuracy": "accuracy", "f1": "F1", "mcc": "MCC", "invalid_rate": "invalid", "accuracy_new": "accuracy (label)"}
 LABELS = {
     "score": "score", "score_acc": "score of accuracies",
     **{f"{group}_{measure}": f"{title} {label}" for group, title in TITLES.items() for measure, label in MEASURES.items()},
     "ngram_entropy": "n-gram entropy", "reference_score": "reference score", "essence_score": "essence score",
+    "perplexity": "perplexity", **{f"{task}_{name}": f"{task} {label}" for task in TASKS for name, label in DOWNSTREAM.items()},
 }
 """Rows of the table, in its order."""
+OF_UNIFIED = "by the unified-editing code: pre is what its files call post"
+OF_ALPHAEDIT = "by AlphaEdit's code: measured after the last batch, so it is retention; seconds are the last batch's"
 
 Statistics = dict[str, dict[str, float | None]]
 """What :func:`summary.statistics` returns."""
@@ -75,23 +81,55 @@ def choose_runs(
 def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """(what is known about a run, each metric's values over its cases). ``first_n_cases``: only cases with a smaller id.
 
-    A damaged case file is reported on standard error and left out.
+    Metrics of the whole model (perplexity, downstream tasks) have one value for each model that was measured. A damaged case
+    file is reported on standard error and left out.
     """
-    values = []
+    flags, values, note = sequences.run_flags(run), {}, ""
     for case_id, path in results.case_files(run):
         if first_n_cases is not None and case_id >= first_n_cases:
             break
         try:
-            values.append(summary.case_values(results.read_json(path)))
+            case = old_folders.read_case(path)
+            values[case_id] = summary.case_values(case)
+            if old_folders.of_another_batch(case_id, case):
+                note = OF_ALPHAEDIT
+            elif old_folders.batch_of(path) is not None:
+                note = OF_UNIFIED
         except EditingError as error:
             print(f"error: {error} (left out)", file=sys.stderr)
-        except (AttributeError, KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             print(f"error: {path}: JSON, but not of a case's form (left out)", file=sys.stderr)
-    about: dict[str, Any] = {"run_dir": str(run), "num_cases": len(values)}
+    if note == OF_ALPHAEDIT:
+        values = {case_id: {key.replace("post_", "retention_", 1): value for key, value in case.items()}
+                  for case_id, case in values.items()}
+    for edits, path in sequences.history_files(run)[-1:]:
+        note = f"retention: measured again after {edits} edits"
+        for case_id, metrics in sequences.read_history(path):
+            if case_id in values:
+                values[case_id] |= summary.case_values({"retention": metrics})
+
+    about: dict[str, Any] = {"run_dir": str(run), "num_cases": len(values), **{key: flags[key] for key in FLAGS if key in flags}}
     if (run / results.RUN).is_file():
-        written = results.read_about(run)
-        about |= {"of_cases": written["cases"], **{key: written["flags"][key] for key in FLAGS}}
-    return about, summary.collect(values)
+        about["of_cases"] = results.read_about(run)["cases"]
+    if note:
+        about["note"] = note
+    sequential = bool(flags.get("sequential")) or note == OF_ALPHAEDIT
+    return about, summary.collect(list(values.values())) | _model_values(run, sequential)
+
+
+def _model_values(run: Path, sequential: bool) -> dict[str, list[float]]:
+    """Perplexity and downstream figures of the unedited model, and of the last one of a sequence, or else each edited one."""
+    lists: dict[str, list[float]] = {}
+    for batch in sequences.read_batches(run):
+        prefix = "pre" if batch["edits"] == 0 else "retention" if sequential else "post"
+        found = {"perplexity": batch.get("perplexity")}
+        for task, figures in batch.get("downstream", {}).items():
+            found |= {f"{task}_{name}": figures.get(name) for name in DOWNSTREAM}
+        for name, value in found.items():
+            if value is not None:
+                values = lists.setdefault(f"{prefix}_{name}", [])
+                values[:] = [value] if sequential else [*values, value]
+    return lists
 
 
 def describe(about: dict[str, Any]) -> str:
@@ -100,22 +138,32 @@ def describe(about: dict[str, Any]) -> str:
     if "alg_name" not in about:
         return where
     names = [Path(about[key]).name for key in ("alg_name", "model_name", "ds_name")]
-    return f"{where}: {', '.join(names)}, {about['num_edits']} edits"
+    return f"{where}: {', '.join(names)}, {about['num_edits']} edit{'s' if about['num_edits'] > 1 else ''}"
 
 
 def table(runs: Sequence[tuple[dict[str, Any], Statistics]]) -> list[list[str]]:
-    """Rows of text: a head, and a metric a row with "mean ± standard error" before and after the edit for each run."""
-    head = [""]
-    for number in range(1, len(runs) + 1):
-        head += [f"[{number}] pre", f"[{number}] post"]
-    rows = [head, ["cases"] + [cell for about, _ in runs for cell in ("", str(about["num_cases"]))]]
+    """Rows of text: a head, and a metric a row with "mean ± standard error" for each run before the edit, after it, and later."""
+    rows = [["", *(f"[{number}] {prefix}" for number in range(1, len(runs) + 1) for prefix in summary.PREFIXES)]]
+    columns = [(prefix, statistics) for _, statistics in runs for prefix in summary.PREFIXES]
+    rows.append(["cases"] + [str(_cases(*column) or "") for column in columns])
     for key, label in LABELS.items():
-        cells = [_cell(statistics.get(f"{prefix}_{key}")) for _, statistics in runs for prefix in summary.PREFIXES]
+        cells = [_cell(statistics.get(f"{prefix}_{key}")) for prefix, statistics in columns]
         if any(cells):
             rows.append([label, *cells])
-    rows.append(["seconds an edit batch"] + [cell for _, statistics in runs for cell in ("", _cell(statistics.get("time")))])
+    rows.append(["seconds an edit batch"] + [_cell(statistics.get("time")) if prefix == _edited(statistics) else ""
+                                             for prefix, statistics in columns])
     filled = [any(cells[1:]) for cells in zip(*rows)]  # folders of the original code have nothing from before the edit
     return [[cell for cell, keep in zip(row, [True, *filled[1:]]) if keep] for row in rows]
+
+
+def _cases(prefix: str, statistics: Statistics) -> int:
+    """How many were measured at this time."""
+    return max((value["n"] for key, value in statistics.items() if key.startswith(f"{prefix}_rewrite")), default=0)
+
+
+def _edited(statistics: Statistics) -> str:
+    """When edited models were first measured."""
+    return "post" if _cases("post", statistics) else "retention"
 
 
 def _cell(value: dict[str, float | None] | None) -> str:
@@ -148,6 +196,12 @@ def _as_json(published: dict[str, tuple[float, float]]) -> dict[str, list[float 
     return {key: [mean, None if math.isnan(std) else std] for key, (mean, std) in published.items()}
 
 
+def _finite(statistics: Statistics) -> Statistics:
+    """JSON has no infinity either: the perplexity of a model that an edit broke."""
+    return {key: {name: number if number is None or math.isfinite(number) else None for name, number in value.items()}
+            for key, value in statistics.items()}
+
+
 def command() -> None:
     parser = Parser(prog="python -m experiments.summarize", description=__doc__.split("\n\n")[0],
                     epilog=__doc__.split("\n\n")[-1], formatter_class=HelpFormatter)
@@ -166,7 +220,8 @@ def command() -> None:
         below = "" if args.first_n_cases is None else f" below {args.first_n_cases}"
         raise EditingError(f"no cases{below} in {', '.join(map(str, chosen))}")
     runs = [(about, summary.statistics(lists)) for about, lists in found]
-    names = "\n".join(f"[{number}] {describe(about)}" for number, (about, _) in enumerate(runs, 1))
+    names = "\n".join(f"[{number}] {describe(about)}" + (f"; {about['note']}" if "note" in about else "")
+                      for number, (about, _) in enumerate(runs, 1))
     text = f"{names}\n\n{_markdown(table(runs))}\n"
     print(text)
     for about, _ in runs:
@@ -175,7 +230,7 @@ def command() -> None:
                   f"go on with --continue_from_run {Path(about['run_dir']).name}", file=sys.stderr)
 
     out = Path(args.out or (args.results_dir if "," in args.dir_name else Path(args.results_dir) / args.dir_name))
-    content = [{**about, "metrics": statistics, "published": _as_json(summary.published(lists))}
+    content = [{**about, "metrics": _finite(statistics), "published": _as_json(summary.published(lists))}
                for (about, statistics), (_, lists) in zip(runs, found)]
     results.write_json(out / "summary.json", content)
     for name, written in (("summary.csv", _csv(runs)), ("summary.md", text)):

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from data.files import write_atomically
 from editors.errors import EditingError
@@ -26,8 +29,10 @@ from experiments.summarize import describe, read_run
 
 PANELS = {"success": "success", "acc": "accuracy (teacher-forced)", "generated": "generated exactly"}
 GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
-# From light to dark; neighbours differ in both.
-STYLES = [("0.9", ""), ("0.55", "//"), ("0.75", "xx"), ("0.3", ""), ("1.0", ".."), ("0.65", "\\\\")]
+# Neighbours differ in both; five and six have no common factor, so only the 31st run looks like the first.
+GREYS = ["0.9", "0.55", "0.75", "0.3", "1.0"]
+HATCHES = ["", "//", "xx", "..", "\\\\", "++"]
+BEFORE = {"color": "black", "linewidth": 2, "linestyle": (0, (1, 0.6))}
 
 Statistics = Mapping[str, Mapping[str, float]]
 
@@ -35,37 +40,42 @@ Statistics = Mapping[str, Mapping[str, float]]
 def draw(runs: Sequence[tuple[str, Statistics]]) -> plt.Figure:
     """A panel for each of success, accuracy and generated exactness that any of the (label, statistics) has."""
     panels = [measure for measure in PANELS if any(f"post_rewrite_{measure}" in statistics for _, statistics in runs)]
-    size = (1.2 + 3.2 * len(panels), 2.6 + 0.22 * len(runs))
+    legend_height = 0.18 * (len(runs) + 1) + 0.1
+    size = (1.2 + 3.2 * len(panels), 2.4 + legend_height)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for ax, measure in zip(axes[0], panels):
         _panel(ax, measure, runs)
     axes[0, 0].set_ylabel("% of prompts, mean over cases", fontsize=8)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=1, frameon=False, fontsize=8)
-    figure.tight_layout(rect=(0, 0.22 * len(handles) / figure.get_figheight(), 1, 1))
+    handles = [Patch(label=label, **_style(number)) for number, (label, _) in enumerate(runs)]
+    if any(key.startswith("pre_") for _, statistics in runs for key in statistics):
+        handles.append(Line2D([], [], label="before the edit", **BEFORE))
+    figure.legend(handles=handles, loc="lower center", ncols=1, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, legend_height / figure.get_figheight(), 1, 1))
     return figure
 
 
 def _panel(ax: Axes, measure: str, runs: Sequence[tuple[str, Statistics]]) -> None:
     width = 0.8 / len(runs)
-    for number, (label, statistics) in enumerate(runs):
-        grey, hatch = STYLES[number % len(STYLES)]
+    for number, (_, statistics) in enumerate(runs):
         for place, group in enumerate(GROUPS):
             x = place + (number - (len(runs) - 1) / 2) * width
             value = statistics.get(f"post_{group}_{measure}")
             if value is not None:
-                ax.bar(x, value["mean"], width, yerr=value["se"] or 0, capsize=2, color=grey, hatch=hatch, edgecolor="black",
-                       linewidth=0.7, error_kw={"linewidth": 0.8}, label=label if place == 0 else None)
+                ax.bar(x, value["mean"], width, yerr=value["se"] or 0, capsize=2, error_kw={"linewidth": 0.8}, **_style(number))
             before = statistics.get(f"pre_{group}_{measure}")
             if before is not None:
-                first = number == 0 and place == 0
-                ax.hlines(before["mean"], x - width / 2, x + width / 2, color="black", linewidth=2, linestyle=(0, (1, 0.6)),
-                          zorder=3, label="before the edit" if first else None)
+                ax.hlines(before["mean"], x - width / 2, x + width / 2, zorder=3, **BEFORE)
     ax.set_title(PANELS[measure], fontsize=10)
     ax.set_xticks(range(len(GROUPS)), GROUPS.values(), fontsize=8)
     ax.set_xlim(-0.5, len(GROUPS) - 0.5)
     ax.set_ylim(0, 105)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Of the bars of a run, and of its entry in the legend."""
+    return {"facecolor": GREYS[number % len(GREYS)], "hatch": HATCHES[number % len(HATCHES)], "edgecolor": "black",
+            "linewidth": 0.7}
 
 
 def main(runs: Sequence[str | Path], out: str | Path) -> list[Path]:

@@ -9,7 +9,7 @@ every disturbed run, and its summary, must equal the undisturbed run's, apart fr
 
 from __future__ import annotations
 
-import json
+import hashlib
 import random
 import signal
 import subprocess
@@ -18,10 +18,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
 
 from experiments import results
 from experiments.cli import Parser, at_least_one, run_program
 from experiments.metrics import summary
+from experiments.sequential import CHECKPOINT
 from experiments.summarize import read_run
 
 
@@ -45,7 +49,7 @@ def disturb(options: Sequence[str], times: int, seed: int, folder: Path) -> list
     started = time.perf_counter()
     _succeeded(_start(options, folder / "undisturbed"))
     longest = time.perf_counter() - started
-    expected = content(_only_run(folder / "undisturbed"))
+    expected, cases = content(_only_run(folder / "undisturbed")), _finished(folder / "undisturbed")
     kills: list[int] = []
     while sum(kills) < times:
         here = folder / f"disturbed-{len(kills)}"
@@ -58,7 +62,7 @@ def disturb(options: Sequence[str], times: int, seed: int, folder: Path) -> list
                 _succeeded(done)
                 break
             kills[-1] += 1
-            state = f"run {len(kills)} has {_finished(here)} of {len(expected[0])} cases"
+            state = f"run {len(kills)} has {_finished(here)} of {cases} cases"
             print(f"kill {sum(kills)} of {times}: {state}", flush=True)
         found = content(_only_run(here))
         if found != expected:
@@ -68,11 +72,22 @@ def disturb(options: Sequence[str], times: int, seed: int, folder: Path) -> list
     return kills
 
 
-def content(run: Path) -> tuple[dict[str, dict], dict]:
-    """(case files by name, summary) of a run without what times it took."""
-    files = {path.name: json.loads(path.read_text()) for _, path in results.case_files(run)}
-    statistics = summary.statistics(read_run(run)[1])
-    return {name: {**case, "time": None} for name, case in files.items()}, {**statistics, "time": None}
+def content(run: Path) -> tuple[dict[str, Any], dict]:
+    """(everything in a run's files by name, summary) without what times and memory it took.
+
+    Of a sequence also what is measured between batches, and every bit of the weights and the memory it ends with.
+    """
+    files: dict[str, Any] = {path.name: {**results.read_json(path), "time": None} for _, path in results.case_files(run)}
+    for path in sorted(run.glob("batches/*.json")):
+        batch = results.read_json(path)
+        files[f"batches/{path.name}"] = {key: batch[key] for key in batch if key not in ("seconds", "phases", "memory_mb")}
+    for path in sorted(run.glob("history/*.jsonl")):
+        files[f"history/{path.name}"] = path.read_text()
+    if (run / CHECKPOINT).exists():
+        with safe_open(run / CHECKPOINT, "pt") as checkpoint:
+            for name in checkpoint.keys():  # noqa: SIM118 (not a mapping)
+                files[f"{CHECKPOINT}: {name}"] = hashlib.sha256(checkpoint.get_tensor(name).numpy().tobytes()).hexdigest()
+    return files, {**summary.statistics(read_run(run)[1]), "time": None}
 
 
 def _start(

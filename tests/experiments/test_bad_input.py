@@ -69,7 +69,7 @@ def test_a_model_without_hyper_parameters_of_its_own(program, flags):
 
 
 def test_cf_holds_contradictions(program, flags):
-    assert "use mcf, or --num_edits 1" in program(evaluate, *arguments({**flags, "--ds_name": "cf", "--num_edits": 2}))
+    assert "use mcf, --num_edits 1, or an order" in program(evaluate, *arguments({**flags, "--ds_name": "cf", "--num_edits": 2}))
 
 
 def test_hparams(program, flags, hparams):
@@ -97,7 +97,8 @@ def test_records(program, flags, golden, tmp_path, change, message):
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("case_id", -1, "record 2: its case_id -1 is negative"),
     ("paraphrase_prompts", ["\ud800 is"], "'paraphrase_prompts' has half of a character .*ud800 is'"),
-    ("neighborhood_prompts", ["word " * 140], "case 2: the prompt '(word ){15}wo...' with its target has 283 tokens, .*128 positions"),
+    ("neighborhood_prompts", ["word " * 140],
+     "case 2: the prompt '(word ){15}wo...' with its target has 283 tokens, .*128 positions"),
     ("generation_prompts", ["word " * 140], None),  # not looked at without generation tests
 ])
 def test_other_prompts(program, flags, golden, tmp_path, key, value, message):

@@ -71,6 +71,8 @@ def test_settings_come_from_a_hparams_file_and_flags_win(run, tmp_path):
     assert list(moments) == [2, 1] and moments[1].identity["n_samples"] == 30
     moments = run("--alg_name", "MEMIT", "--hparams_fname", str(path), "--layers", "0", "--sample_size", "20")
     assert list(moments) == [0] and moments[0].identity["n_samples"] == 20
+    path.write_text(json.dumps({**hparams, "layers": [2], "mom2_dataset": CORPUS, "dynamic_multiplier": 1.5}))
+    assert run("--alg_name", "MEMIT", "--hparams_fname", str(path))[2].count == 384  # of width 256
 
 
 def test_the_built_in_world_has_a_corpus(run, tmp_path, monkeypatch):

@@ -146,6 +146,10 @@ def test_figure(golden, run, tmp_path):
     assert [file.name for file in files] == ["both.pdf", "both.png"]
     assert files[0].read_bytes().startswith(b"%PDF") and files[1].read_bytes().startswith(b"\x89PNG")
     statistics = [(name, {"post_rewrite_success": {"mean": 50.0 + i, "se": 1.0, "n": 4}}) for i, name in enumerate("abc")]
-    (panel,) = figure.draw(statistics).axes
+    statistics.append(("zsre", {f"{prefix}_rewrite_acc": {"mean": 9.0, "se": None, "n": 1} for prefix in summary.PREFIXES}))
+    drawn = figure.draw(statistics)
+    legend = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert legend == ["a", "b", "c", "zsre", "before the edit"]  # also of runs that the first panel has no bars of
+    panel, _ = drawn.axes
     assert [bar.get_height() for bar in panel.patches] == [50, 51, 52]
     assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in panel.patches}) == 3

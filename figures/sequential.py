@@ -1,0 +1,153 @@
+"""``python -m figures.sequential``: sequential runs of several editors together, as PDF and PNG.
+
+    python -m figures.sequential results/ROME/run_000 results/MEMIT/run_000 results/EMMET/run_000 --out results/sequential
+
+Draws, of what the runs hold: <out>_retention, what is left of earlier edits; <out>_current, what edits do right after their
+batch; <out>_forgetting; and of the whole model (:mod:`figures.sequential_model`) <out>_norms, _perplexity, _cost, _downstream.
+Also reads folders of the unified-editing code.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.lines import Line2D
+
+from editors.errors import EditingError
+from experiments import results
+from experiments.cli import Parser, run_program
+from experiments.metrics.retention import BUCKET, WINDOW, Forgetting, bucket_means, forgetting, moving_average, retention_curve
+from experiments.sequences import SequenceResults, read_sequence
+from experiments.summarize import describe
+from figures import lines, sequential_model
+
+GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
+MEASURES = {"success": "success", "acc": "accuracy\n(teacher-forced)", "generated_contains": "generated\nsomewhere"}
+BINS = 10
+HISTOGRAMS = 4
+"""Side by side, at most."""
+
+Runs = Sequence[tuple[str, SequenceResults]]
+"""(label, run)."""
+
+
+def draw_retention(runs: Runs) -> plt.Figure | None:
+    """Earlier edits, measured again, over the edits in the model; None where no run has a history."""
+    curves = {(group, measure): [retention_curve(run.history, f"{group}_{measure}") for _, run in runs]
+              for measure in MEASURES for group in GROUPS}
+    return _grid(runs, curves, lambda ax, number, curve: lines.plot(ax, number, *list(zip(*curve))[:2]),
+                 "edits in the model", "% of prompts,\nmean over earlier edits")
+
+
+def draw_current(runs: Runs) -> plt.Figure | None:
+    """Each edit right after its batch: means of buckets, and their trailing average; None where no run has cases."""
+    def draw(ax, number, values):
+        edits, means = bucket_means(values)
+        lines.faint(ax, number, edits, 100 * means)
+        lines.plot(ax, number, edits, 100 * moving_average(means))
+
+    values = {(group, measure): [[case.get(f"{group}_{measure}") for case in run.cases] for _, run in runs]
+              for measure in MEASURES for group in GROUPS}
+    long_enough = {key: [v if len(v) >= BUCKET and any(x is not None for x in v) else [] for v in of_runs]
+                   for key, of_runs in values.items()}
+    average = Line2D([], [], color="0.75", linewidth=0.6, label=f"thin: mean of {BUCKET} edits; thick: trailing mean of {WINDOW} such")
+    return _grid(runs, long_enough, draw, "edits in the model", "% of prompts,\njust edited", average)
+
+
+def _grid(runs: Runs, data, draw, x: str, y: str, *more: Line2D) -> plt.Figure | None:
+    """A row of panels for each measure and a column for each group. data: {(group, measure): what to draw, a run}."""
+    measures = [measure for measure in MEASURES if any(any(data[group, measure]) for group in GROUPS)]
+    if not measures:
+        return None
+    figure, axes = lines.panels(len(measures), len(GROUPS), legend=len(runs) + len(more), sharex=True, sharey=True)
+    for row, measure in zip(axes, measures):
+        for ax, (group, title) in zip(row, GROUPS.items()):
+            for number, values in enumerate(data[group, measure]):
+                if values:
+                    draw(ax, number, values)
+            lines.label_axes(ax, title=title if measure == measures[0] else "", x=x if measure == measures[-1] else "",
+                             y=f"{MEASURES[measure]}\n({y})" if group == "rewrite" else "")
+            ax.set_ylim(-3, 103)
+    lines.legend(figure, [label for label, _ in runs], None, *more)
+    return figure
+
+
+def draw_forgetting(runs: Runs) -> plt.Figure | None:
+    """How long facts last, and how many are forgotten; None where no run has a history with facts that were learnt."""
+    found = [(number, forgetting(run.cases, run.history), sorted(run.history)) for number, (_, run) in enumerate(runs)]
+    found = [(number, facts, times) for number, facts, times in found if times and facts.learnt.size]
+    if not found:
+        return None
+    rows = -(-len(found) // HISTOGRAMS)
+    columns = min(len(found), HISTOGRAMS)
+    figure = plt.figure(figsize=(max(6.5, 2.2 * columns), 1.9 * rows + 2.6 + 0.17 * len(found)), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.9 * rows, 2.6 + 0.17 * len(found)])
+    axes = top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    edges = np.linspace(0, max((facts.lengths.max(initial=1) for _, facts, _ in found)), BINS + 1)
+    for ax, (number, facts, _) in zip(axes.flat, found):
+        _histogram(ax, facts, edges, runs[number][1].about.get("alg_name", runs[number][0]))
+    for ax in list(axes.flat)[len(found):]:
+        ax.set_visible(False)
+    axes[0, 0].set_ylabel("forgotten facts", fontsize=8)
+    top.supxlabel("edits from a fact's own to when it was first found forgotten", fontsize=8)
+
+    of_edits, of_learnt = bottom.subplots(1, 2, sharey=True)
+    for number, facts, times in found:
+        shares = np.array([facts.share(edits) for edits in times])
+        for ax, values in zip((of_edits, of_learnt), shares.T):
+            lines.plot(ax, number, times, values)
+    lines.label_axes(of_edits, "edits in the model", "facts forgotten (%)", "of all edits")
+    lines.label_axes(of_learnt, "edits in the model", "", "of the facts that were learnt")
+    of_edits.set_ylim(bottom=0)
+    lines.legend(bottom, [label for label, _ in runs], [number for number, *_ in found])
+    return figure
+
+
+def _histogram(ax: plt.Axes, facts: Forgetting, edges: np.ndarray, name: str) -> None:
+    gone = facts.lengths
+    ax.hist(gone, edges, color="0.8", edgecolor="black", linewidth=0.7)
+    said = f"mean {gone.mean():.0f}, std {gone.std():.0f}" if gone.size else "none"
+    lines.label_axes(ax, title=f"{name}: {gone.size} of {facts.learnt.size} learnt\n{said}")
+
+
+FIGURES = {
+    "retention": (draw_retention, "no run has a history (--history_eval_steps)"),
+    "current": (draw_current, f"no run has {BUCKET} cases that were measured right after their batch"),
+    "forgetting": (draw_forgetting, "no run has a history (--history_eval_steps) of facts that were learnt"),
+    **sequential_model.FIGURES,
+}
+"""{end of the file's name: (function that draws it, what is missing where it returns None)}."""
+
+
+def main(runs: Iterable[str | Path], out: str | Path, last_token: bool = False) -> list[Path]:
+    """Draws what the runs hold; returns the files written. EditingError where that is nothing, or a run is not sequential."""
+    found = [read_sequence(path, last_token) for run in runs for path in results.runs_in(Path(run))]
+    named = [(describe(run.about), run) for run in found]
+    files = []
+    for name, (draw, missing) in FIGURES.items():
+        figure = draw(named)
+        if figure is None:
+            print(f"not drawn: {name}; {missing}")
+        else:
+            files += lines.save(figure, f"{out}_{name}")
+    if not files:
+        raise EditingError(f"nothing to draw in {', '.join(map(str, runs))}")
+    return files
+
+
+def command() -> None:
+    parser = Parser(prog="python -m figures.sequential", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="run folders, or folders of runs")
+    parser.add_argument("--out", default="results/sequential", help="beginning of the files' paths (default: %(default)s)")
+    parser.add_argument("--last_token", action="store_true",
+                        help="zsRE: as published, only the last token of an answer counts, but for neighbourhood")
+    args = parser.parse_args()
+    print("written:", *main(args.runs, args.out, args.last_token))
+
+
+if __name__ == "__main__":
+    run_program(command)
