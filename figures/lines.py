@@ -17,8 +17,9 @@ from matplotlib.lines import Line2D
 
 from data.files import write_atomically
 
-# Neighbours differ in all; three, four and seven have no common factor.
-GREYS = ["0.0", "0.5", "0.3"]
+# Neighbours differ in all; three, four and seven have no common factor. A later line is thinner and has smaller markers, so
+# that what it lies upon is seen.
+GREYS = ["0.55", "0.0", "0.3"]
 DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))]
 MARKERS = ["o", "s", "^", "D", "v", "X", "*"]
 MARKS = 10
@@ -30,8 +31,9 @@ WIDE = 50
 def style(number: int) -> dict[str, Any]:
     """Of a run's lines, and of its entry in the legend."""
     grey = GREYS[number % len(GREYS)]
-    return {"color": grey, "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)], "linewidth": 1.4,
-            "markersize": 4.5, "markerfacecolor": "white", "markeredgecolor": grey}
+    return {"color": grey, "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)],
+            "linewidth": max(1.0, 2.2 - 0.3 * number), "markersize": max(3.5, 7.5 - number), "markerfacecolor": "white",
+            "markeredgecolor": grey, "markeredgewidth": 0.9}
 
 
 def plot(ax: Axes, number: int, x: Sequence[float], y: Sequence[float]) -> None:
@@ -68,8 +70,8 @@ def scale(axes: Sequence[Axes]) -> None:
     for ax in axes:
         if positive.size and positive.max() > WIDE * positive.min():
             ax.set_yscale("log")
-        else:
-            ax.set_ylim(bottom=0)
+        elif positive.size:
+            ax.set_ylim(0, 1.05 * positive.max())
 
 
 def legend(figure: FigureBase, labels: Sequence[str], numbers: Sequence[int] | None = None, *more: Line2D) -> None:

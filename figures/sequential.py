@@ -126,7 +126,7 @@ FIGURES = {
 def main(runs: Iterable[str | Path], out: str | Path, last_token: bool = False) -> list[Path]:
     """Draws what the runs hold; returns the files written. EditingError where that is nothing, or a run is not sequential."""
     found = [read_sequence(path, last_token) for run in runs for path in results.runs_in(Path(run))]
-    named = [(describe(run.about), run) for run in found]
+    named = [(describe(run.about) + (" a batch" if "num_edits" in run.about else ""), run) for run in found]
     files = []
     for name, (draw, missing) in FIGURES.items():
         figure = draw(named)

@@ -2,8 +2,8 @@
 
     python -m figures.summary results/MEMIT/run_000 results/ROME/run_000 --out results/comparison
 
-Bars show the mean over cases after the edit with its standard error, ticks across a bar the unedited model. Runs differ in grey
-value and hatching, so the figure can be read without colour.
+Bars show the mean over cases after the edit with its standard error, ticks across a bar what was before the edit, and diamonds
+what a sequence has left at its end. Runs differ in grey value and hatching, so the figure can be read without colour.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from data.files import write_atomically
 from editors.errors import EditingError
 from experiments import results
 from experiments.cli import Parser, run_program
 from experiments.metrics import summary
 from experiments.summarize import describe, read_run
+from figures.lines import save
 
 PANELS = {"success": "success", "acc": "accuracy (teacher-forced)", "generated": "generated exactly"}
 GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
@@ -33,14 +30,16 @@ GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "ne
 GREYS = ["0.9", "0.55", "0.75", "0.3", "1.0"]
 HATCHES = ["", "//", "xx", "..", "\\\\", "++"]
 BEFORE = {"color": "black", "linewidth": 2, "linestyle": (0, (1, 0.6))}
+LEFT = {"color": "black", "marker": "D", "markersize": 5, "markerfacecolor": "white", "linestyle": "none"}
 
 Statistics = Mapping[str, Mapping[str, float]]
 
 
 def draw(runs: Sequence[tuple[str, Statistics]]) -> plt.Figure:
     """A panel for each of success, accuracy and generated exactness that any of the (label, statistics) has."""
-    panels = [measure for measure in PANELS if any(f"post_rewrite_{measure}" in statistics for _, statistics in runs)]
-    legend_height = 0.18 * (len(runs) + 1) + 0.1
+    panels = [measure for measure in PANELS if any(f"{prefix}_rewrite_{measure}" in statistics for _, statistics in runs
+                                                   for prefix in ("post", "retention"))]
+    legend_height = 0.18 * (len(runs) + 2) + 0.1
     size = (1.2 + 3.2 * len(panels), 2.4 + legend_height)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for ax, measure in zip(axes[0], panels):
@@ -49,6 +48,8 @@ def draw(runs: Sequence[tuple[str, Statistics]]) -> plt.Figure:
     handles = [Patch(label=label, **_style(number)) for number, (label, _) in enumerate(runs)]
     if any(key.startswith("pre_") for _, statistics in runs for key in statistics):
         handles.append(Line2D([], [], label="before the edit", **BEFORE))
+    if any(key.startswith("retention_") for _, statistics in runs for key in statistics):
+        handles.append(Line2D([], [], label="left at the end of the sequence", **LEFT))
     figure.legend(handles=handles, loc="lower center", ncols=1, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, legend_height / figure.get_figheight(), 1, 1))
     return figure
@@ -65,6 +66,9 @@ def _panel(ax: Axes, measure: str, runs: Sequence[tuple[str, Statistics]]) -> No
             before = statistics.get(f"pre_{group}_{measure}")
             if before is not None:
                 ax.hlines(before["mean"], x - width / 2, x + width / 2, zorder=3, **BEFORE)
+            left = statistics.get(f"retention_{group}_{measure}")
+            if left is not None:
+                ax.plot(x, left["mean"], zorder=4, clip_on=False, **LEFT)
     ax.set_title(PANELS[measure], fontsize=10)
     ax.set_xticks(range(len(GROUPS)), GROUPS.values(), fontsize=8)
     ax.set_xlim(-0.5, len(GROUPS) - 0.5)
@@ -90,11 +94,7 @@ def main(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     if not found:
         raise EditingError(f"no runs in {', '.join(map(str, runs))}")
     figure = draw(found)
-    files = [Path(f"{out}{suffix}") for suffix in (".pdf", ".png")]
-    for file in files:
-        write_atomically(file, lambda opened, kind=file.suffix[1:]: figure.savefig(opened, format=kind, dpi=200))
-    plt.close(figure)
-    return files
+    return save(figure, out)
 
 
 def command() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,8 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from .modules import LeaveForward, hooked
 from .prompts import pad_batch
-from .sites import LeaveForward, Sites, first, get_module, input_device
+from .sites import Sites, first, get_module, input_device
 
 
 class Replay:
@@ -47,7 +49,7 @@ class Replay:
         self.hidden, self._companions = None, None
         with torch.no_grad():
             if self.lookup:
-                self.cache = self._run_prefix()
+                self.cache = self._run_prefix([row[:lookup] for row, lookup in zip(rows, lookups)], pad_id)
             if start:
                 self.hidden = self._run_below()
         self._forget_below()
@@ -74,9 +76,40 @@ class Replay:
                 layer.keys, layer.values = (x[rows.to(x.device)] for x in (layer.keys, layer.values))
             self._forget_below()
 
-    def _run_prefix(self) -> DynamicCache:
-        cache, end = DynamicCache(config=self._config), self.lookup
-        padding = self.mask[:, :end, None] == 0
+    def _run_prefix(self, prefixes: Sequence[list[int]], pad_id: int) -> DynamicCache:
+        """The cache of everything before the looked-up column. Beginnings that rows share (contexts) run once."""
+        cache, device = DynamicCache(config=self._config), self.ids.device
+        stems = [tuple(row[:length]) for row, length in zip(prefixes, shared_beginnings(prefixes))]
+        unique = sorted(set(stems))
+        saved = sum(map(len, stems)) - sum(map(len, unique))
+        if saved < len(prefixes) or any(layer.is_sliding for layer in cache.layers):
+            end = self.lookup
+            self._fill(cache, self.ids[:, :end], self.mask[:, :end], self.positions[:, :end])
+            return cache
+
+        rests = [row[len(stem) :] for row, stem in zip(prefixes, stems)]
+        batch = pad_batch(unique, pad_id, device, side="left")
+        self._fill(cache, batch["input_ids"], batch["attention_mask"], batch["position_ids"])
+        stem_of = torch.tensor([unique.index(stem) for stem in stems], device=device)
+        for layer in cache.layers:
+            layer.keys, layer.values = (x[stem_of.to(x.device)] for x in (layer.keys, layer.values))
+        own = pad_batch(rests, pad_id, device)
+        positions = own["position_ids"] + torch.tensor([[len(stem)] for stem in stems], device=device)
+        mask = torch.cat([batch["attention_mask"][stem_of], own["attention_mask"]], 1)
+        self._fill(cache, own["input_ids"], mask, positions)
+        # [padding, beginning, rest, padding] of each row moves to the right, so that what it is followed by stands in one column.
+        width = mask.shape[1]
+        ends = torch.tensor([[max(map(len, rests)) - len(rest)] for rest in rests], device=device)
+        source = (torch.arange(width - self.lookup, width, device=device) - ends).clamp_min(0)[:, None, :, None]
+        for layer in cache.layers:
+            layer.keys, layer.values = (
+                x.take_along_dim(source.to(x.device), 2) for x in (layer.keys, layer.values)
+            )
+        return cache
+
+    def _fill(self, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor) -> None:
+        """Run these columns behind those in the cache."""
+        padding = mask[:, -ids.shape[1] :, None] == 0
 
         def blank(module, args, output):
             # A padding position sees nothing, which eager attention turns to NaN in some dtypes; and NaN times 0 is NaN.
@@ -84,13 +117,8 @@ class Replay:
             hidden = hidden.masked_fill(padding.to(hidden.device), 0)
             return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
-        hooks = [block.register_forward_hook(blank) for block in self.blocks]
-        try:
-            self._decode(self.ids[:, :end], self.mask[:, :end], self.positions[:, :end], cache)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return cache
+        with hooked(block.register_forward_hook(blank) for block in self.blocks):
+            self._decode(ids, mask, positions, cache)
 
     def _run_columns(self) -> Float[Tensor, "rows columns d_model"]:
         cache = None
@@ -106,13 +134,8 @@ class Replay:
             caught.append(output)
             raise LeaveForward
 
-        hook = self.blocks[self.start - 1].register_forward_hook(catch)
-        try:
+        with hooked([self.blocks[self.start - 1].register_forward_hook(catch)]):
             self._run_columns()
-        except LeaveForward:
-            pass
-        finally:
-            hook.remove()
         if isinstance(caught[0], tuple):
             self._companions = (None,) * (len(caught[0]) - 1)
         return first(caught[0])
@@ -162,9 +185,15 @@ def only_at(module: nn.Module, places: Int[Tensor, " places"]) -> Iterator[None]
         full = output.new_zeros(shape[:-1].numel(), output.shape[-1])
         return full.index_copy(0, places.to(output.device), output[0]).reshape(*shape[:-1], -1)
 
-    hooks = [module.register_forward_pre_hook(gather), module.register_forward_hook(scatter)]
-    try:
+    with hooked([module.register_forward_pre_hook(gather), module.register_forward_hook(scatter)]):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+
+def shared_beginnings(rows: Sequence[Sequence[int]]) -> list[int]:
+    """For each row how many of its first tokens it shares with the row most like it."""
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    lengths = [0] * len(rows)
+    for one, two in zip(order, order[1:]):
+        common = len(os.path.commonprefix([rows[one], rows[two]]))
+        lengths[one], lengths[two] = max(lengths[one], common), max(lengths[two], common)
+    return lengths

@@ -2,8 +2,12 @@
 
 Both solve (lambda C + K K^T) A = K in float64, batch after batch on the same C, as a run over many edits does. The first batch
 pays for the Cholesky factor; from the second on only triangular solves are left.
+
+Then the same in a sequence with edited-key memory (MEMIT_seq, AlphaEdit), where the matrix changes with every batch: the factor
+absorbs the keys. At d and at d / 2, so that the power of d shows with which the time of a batch grows: 2 for ours, 3 for LU.
 """
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -52,4 +56,34 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     print(f"largest relative difference: {difference:.1e}")
     if difference > TOLERANCE:
         raise SystemExit(f"the solutions differ by more than {TOLERANCE}")
-    return {"first": ratios[0], "later": min(ratios[1:], default=ratios[0]), "difference": difference}
+    powers = _with_memory(args.d, args.keys, args.weight, generator)
+    return {**powers, "first": ratios[0], "later": min(ratios[1:], default=ratios[0]), "difference": difference}
+
+
+def _with_memory(d: int, keys: int, weight: float, generator: torch.Generator) -> dict[str, float]:
+    """Seconds of a batch in a sequence with edited-key memory, at d / 2 and at d; the power of d with which they grow."""
+    seconds = {"ours": [], "LU": []}
+    for width in (d // 2, d):
+        seen = torch.randn(2 * width, width, generator=generator) * torch.logspace(0, -2, width)
+        system = weight * (seen.T @ seen / len(seen)).double()
+        factor, times = factorise(system), {"ours": [], "LU": []}
+        for _ in range(3):
+            new = torch.randn(width, keys, generator=generator, dtype=torch.float64)
+            start = time.perf_counter()
+            ours = memit(factor, 1.0, new)
+            factor = factor.plus(new)
+            times["ours"].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            system += new @ new.T
+            plain = torch.linalg.solve(system, new)
+            times["LU"].append(time.perf_counter() - start)
+            difference = float((ours - plain).norm() / plain.norm())
+            if difference > TOLERANCE:
+                raise SystemExit(f"the solutions with memory differ by {difference:.1e}, more than {TOLERANCE}")
+        for way in seconds:
+            seconds[way].append(min(times[way]))
+        print(f"with memory, d = {width}: LU {seconds['LU'][-1]:7.3f} s a batch, ours {seconds['ours'][-1]:7.3f} s, "
+              f"ratio {seconds['LU'][-1] / seconds['ours'][-1]:.1f}")
+    powers = {f"power_{way}": math.log2(small_large[1] / small_large[0]) for way, small_large in seconds.items()}
+    print(f"time grows with d to the power {powers['power_ours']:.1f} (ours), {powers['power_LU']:.1f} (LU)")
+    return powers

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from editors.core.prompts import parse_requests
-from editors.core.replay import Replay
+from editors.core.replay import Replay, shared_beginnings
 from editors.core.sites import find_sites, get_module
 from editors.core.values import optimise
 from tests.conftest import GOLDEN, golden_models, load_tiny, relative
@@ -98,7 +98,8 @@ def test_batch_equals_one_at_a_time(tiny_gpt2, site, loss_goal, grouped, monkeyp
 @pytest.mark.parametrize("site", ["block", "down_proj"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("attention, dtype", [("eager", "float32"), ("sdpa", "float32"), ("eager", "float64"), ("eager", "float16")])
-def test_replay_equals_full_pass(arch, site, attention, dtype):
+@pytest.mark.parametrize("shared", [False, True])
+def test_replay_equals_full_pass(arch, site, attention, dtype, shared):
     """Left-padded prefix cache + upper blocks give the hidden states of one unpadded pass of the whole model."""
     try:
         model = tiny_model(arch, attn_implementation=attention).to(getattr(torch, dtype))
@@ -109,6 +110,10 @@ def test_replay_equals_full_pass(arch, site, attention, dtype):
     generator = torch.Generator().manual_seed(1)
     lengths, lookups = [5, 12, 9, 2], [0, 10, 4, 1]  # one row has no prefix at all
     rows = [torch.randint(4, 250, (n,), generator=generator).tolist() for n in lengths]
+    if shared:  # beginnings of 7 and of 4 tokens, with 0 to 5 before the looked-up one; and the same row twice
+        rows += [[*range(20, 27), *range(40 + 9 * i, 44 + 3 * i)] for i in range(3)] + [[30, 31, 32, 33, 60 + i, 5, 6] for i in range(2)]
+        rows += [rows[1]]
+        lookups += [7, 8, 9, 6, 5, 10]
     layer = 1
     start = layer + 1 if site == "block" else layer
     replay = Replay(model, sites, rows, lookups, start, pad_id=0)
@@ -151,3 +156,16 @@ def test_last_is_the_prompts_last_token(tiny_gpt2):
         with torch.no_grad():
             hidden = model(ids, output_hidden_states=True).hidden_states[3][0, -1]
         assert relative(initial, hidden) < 1e-5
+
+
+def test_shared_beginnings_run_once(tiny_gpt2):
+    assert shared_beginnings([[1, 2, 3], [9], [1, 2, 4, 5], [1, 7], []]) == [2, 0, 2, 1, 0]
+    model, _ = tiny_gpt2
+    seen = []
+    hook = model.transformer.h[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:2].numel()))
+    rows = [[*range(20), 30 + i, 50] for i in range(10)]
+    try:
+        Replay(model, find_sites(model), rows, [21] * 10, start=2, pad_id=0)
+    finally:
+        hook.remove()
+    assert seen == [20, 10, 10]  # the common tokens, each row's own one, and the replayed column
