@@ -74,7 +74,7 @@ def locality_prompts(record: Record, tok: PreTrainedTokenizerBase) -> tuple[Prom
     the tokenizer are not part of an answer (the published code asks a Llama for its bos), and a token that decodes to
     nothing (SentencePiece's lone word boundary) has no prompt.
     """
-    ids = tok(" " + record.extra["loc_ans"], add_special_tokens=False)["input_ids"]
+    ids = tok(" " + record.extra["loc_ans"], add_special_tokens=False, verbose=False)["input_ids"]
     question = record.extra["loc"] + "?"
     prompts = (Prompt(question + _decode(tok, ids[:i]), _decode(tok, ids[i:i + 1])) for i in range(len(ids)))
     return tuple(prompt for prompt in prompts if prompt.target)

@@ -154,7 +154,7 @@ def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         changed["context_seed"] = flags["seed"]
     if hparams.get("mom2_dataset") == "world":
         changed["mom2_dataset"] = _world_corpus(flags)
-    return hparams, editors.load(alg_name, {**hparams, **changed}) if changed else editor
+    return hparams, editors.load(alg_name, dataclasses.replace(editor.hparams, **changed))
 
 
 def is_sampled(record: Record, flags: Mapping[str, Any]) -> bool:
@@ -177,8 +177,9 @@ def _generation(
         snippets = data.load_snippets(flags["ds_name"], flags["data_dir"], own)
     except Unavailable as error:
         raise EditingError(f"{error}; or do without, with --skip_generation_tests") from error
-    for record in records:
-        snippets.samples(record.relation_id, record.target_new.id)  # raises DataError for those that have none
+    for pair in {(record.relation_id, record.target_new.id): None for record in records}:
+        if pair not in snippets:
+            snippets.samples(*pair)  # raises DataError; to read those that are there would take minutes
     tfidf = data.load_tfidf(snippets, flags["data_dir"])
     generate = partial(generation_metrics, model, tok, snippets=snippets, vectorizer=tfidf.vectorizer, seed=flags["seed"])
     return generate, {"snippets": snippets.source, "snippets_sha256": snippets.sha256, "tfidf": tfidf.source}

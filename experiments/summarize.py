@@ -39,7 +39,7 @@ LABELS = {
     "perplexity": "perplexity", **{f"{task}_{name}": f"{task} {label}" for task in TASKS for name, label in DOWNSTREAM.items()},
 }
 """Rows of the table, in its order."""
-OF_UNIFIED = "by the unified-editing code: pre is what its files call post"
+OF_UNIFIED = "by the unified-editing code: pre is what its files call post; no case was measured again later"
 OF_ALPHAEDIT = "by AlphaEdit's code: measured after the last batch, so it is retention; seconds are the last batch's"
 
 Statistics = dict[str, dict[str, float | None]]

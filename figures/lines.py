@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from data.files import write_atomically
 
@@ -32,7 +33,7 @@ def style(number: int) -> dict[str, Any]:
     """Of a run's lines, and of its entry in the legend."""
     grey = GREYS[number % len(GREYS)]
     return {"color": grey, "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)],
-            "linewidth": max(1.0, 2.2 - 0.3 * number), "markersize": max(3.5, 7.5 - number), "markerfacecolor": "white",
+            "linewidth": max(1.0, 2.2 - 0.3 * number), "markersize": max(3.5, 6.5 - 0.7 * number), "markerfacecolor": "white",
             "markeredgecolor": grey, "markeredgewidth": 0.9}
 
 
@@ -44,7 +45,7 @@ def plot(ax: Axes, number: int, x: Sequence[float], y: Sequence[float]) -> None:
 
 def faint(ax: Axes, number: int, x: Sequence[float], y: Sequence[float]) -> None:
     """What :func:`plot` shows the average of."""
-    ax.plot(x, y, color="0.75", linestyle=DASHES[number % len(DASHES)], linewidth=0.6, zorder=1)
+    ax.plot(x, y, color="0.8", linestyle=DASHES[number % len(DASHES)], linewidth=0.6, zorder=1)
 
 
 def panels(rows: int, columns: int, width: float = 2.9, height: float = 2.1, legend: int = 0, **options: Any
@@ -55,11 +56,12 @@ def panels(rows: int, columns: int, width: float = 2.9, height: float = 2.1, leg
 
 
 def label_axes(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
-    """Small, without a frame."""
+    """Small, without a frame; edits, on the x axis, are whole numbers."""
     ax.set_xlabel(x, fontsize=8)
     ax.set_ylabel(y, fontsize=8)
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=7)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.spines[["top", "right"]].set_visible(False)
 
 

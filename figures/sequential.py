@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from editors.errors import EditingError
 from experiments import results
@@ -40,7 +41,7 @@ def draw_retention(runs: Runs) -> plt.Figure | None:
     curves = {(group, measure): [retention_curve(run.history, f"{group}_{measure}") for _, run in runs]
               for measure in MEASURES for group in GROUPS}
     return _grid(runs, curves, lambda ax, number, curve: lines.plot(ax, number, *list(zip(*curve))[:2]),
-                 "edits in the model", "% of prompts,\nmean over earlier edits")
+                 "edits in the model", "mean over earlier edits, %")
 
 
 def draw_current(runs: Runs) -> plt.Figure | None:
@@ -54,8 +55,9 @@ def draw_current(runs: Runs) -> plt.Figure | None:
               for measure in MEASURES for group in GROUPS}
     long_enough = {key: [v if len(v) >= BUCKET and any(x is not None for x in v) else [] for v in of_runs]
                    for key, of_runs in values.items()}
-    average = Line2D([], [], color="0.75", linewidth=0.6, label=f"thin: mean of {BUCKET} edits; thick: trailing mean of {WINDOW} such")
-    return _grid(runs, long_enough, draw, "edits in the model", "% of prompts,\njust edited", average)
+    average = Line2D([], [], color="0.75", linewidth=0.6,
+                     label=f"thin: mean of {BUCKET} edits; thick: trailing mean of {WINDOW} such")
+    return _grid(runs, long_enough, draw, "edits in the model", "just edited, %", average)
 
 
 def _grid(runs: Runs, data, draw, x: str, y: str, *more: Line2D) -> plt.Figure | None:
@@ -77,22 +79,23 @@ def _grid(runs: Runs, data, draw, x: str, y: str, *more: Line2D) -> plt.Figure |
 
 
 def draw_forgetting(runs: Runs) -> plt.Figure | None:
-    """How long facts last, and how many are forgotten; None where no run has a history with facts that were learnt."""
-    found = [(number, forgetting(run.cases, run.history), sorted(run.history)) for number, (_, run) in enumerate(runs)]
-    found = [(number, facts, times) for number, facts, times in found if times and facts.learnt.size]
-    if not found:
+    """How long facts last, and how many are forgotten; None where no run has a history, or none learnt anything."""
+    found = [(number, forgetting(run.cases, run.history), sorted(run.history))
+             for number, (_, run) in enumerate(runs) if run.history]
+    if not any(facts.learnt.size for _, facts, _ in found):
         return None
     rows = -(-len(found) // HISTOGRAMS)
-    columns = min(len(found), HISTOGRAMS)
+    columns = -(-len(found) // rows)
     figure = plt.figure(figsize=(max(6.5, 2.2 * columns), 1.9 * rows + 2.6 + 0.17 * len(found)), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.9 * rows, 2.6 + 0.17 * len(found)])
-    axes = top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    axes = top.subplots(rows, columns, squeeze=False)
     edges = np.linspace(0, max((facts.lengths.max(initial=1) for _, facts, _ in found)), BINS + 1)
     for ax, (number, facts, _) in zip(axes.flat, found):
         _histogram(ax, facts, edges, runs[number][1].about.get("alg_name", runs[number][0]))
     for ax in list(axes.flat)[len(found):]:
         ax.set_visible(False)
-    axes[0, 0].set_ylabel("forgotten facts", fontsize=8)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("forgotten facts", fontsize=8)
     top.supxlabel("edits from a fact's own to when it was first found forgotten", fontsize=8)
 
     of_edits, of_learnt = bottom.subplots(1, 2, sharey=True)
@@ -102,15 +105,16 @@ def draw_forgetting(runs: Runs) -> plt.Figure | None:
             lines.plot(ax, number, times, values)
     lines.label_axes(of_edits, "edits in the model", "facts forgotten (%)", "of all edits")
     lines.label_axes(of_learnt, "edits in the model", "", "of the facts that were learnt")
-    of_edits.set_ylim(bottom=0)
+    of_edits.set_ylim(bottom=-0.03 * of_edits.get_ylim()[1])
     lines.legend(bottom, [label for label, _ in runs], [number for number, *_ in found])
     return figure
 
 
 def _histogram(ax: plt.Axes, facts: Forgetting, edges: np.ndarray, name: str) -> None:
     gone = facts.lengths
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.hist(gone, edges, color="0.8", edgecolor="black", linewidth=0.7)
-    said = f"mean {gone.mean():.0f}, std {gone.std():.0f}" if gone.size else "none"
+    said = f"mean {gone.mean():.1f}, std {gone.std():.1f}" if gone.size else "none"
     lines.label_axes(ax, title=f"{name}: {gone.size} of {facts.learnt.size} learnt\n{said}")
 
 
@@ -140,7 +144,8 @@ def main(runs: Iterable[str | Path], out: str | Path, last_token: bool = False) 
 
 
 def command() -> None:
-    parser = Parser(prog="python -m figures.sequential", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m figures.sequential", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders, or folders of runs")
     parser.add_argument("--out", default="results/sequential", help="beginning of the files' paths (default: %(default)s)")
     parser.add_argument("--last_token", action="store_true",

@@ -46,13 +46,13 @@ def draw_norms(runs: Runs) -> plt.Figure | None:
 
 
 def _weights(run: SequenceResults) -> dict[str, list[tuple[int, dict[str, float]]]]:
-    """{name: [(edits, measures)]} of the edited weights; "layer 5" where only one is edited in each layer."""
+    """{name: [(edits, measures)]} of the edited weights; "layer 5", "layer 5, bias" where only one is edited in each layer."""
     found: dict[str, list] = {}
     for batch in run.batches:
         for name, point in batch.get("weights", {}).items():
             found.setdefault(name, []).append((batch["edits"], point))
     numbers = {name: re.search(r"(?:^|\.)(\d+)(?:\.|$)", name) for name in found}
-    layers = {name: f"layer {match[1]}" for name, match in numbers.items() if match}
+    layers = {name: f"layer {match[1]}" + ", bias" * name.endswith(".bias") for name, match in numbers.items() if match}
     if len(set(layers.values())) < len(found):
         return found
     return {layers[name]: points for name, points in found.items()}
@@ -107,7 +107,8 @@ def draw_downstream(runs: Runs) -> plt.Figure | None:
     tasks = [task for task in TASKS if any(series[task] for series in found)]
     if not tasks:
         return None
-    figure, axes = lines.panels(len(DOWNSTREAM), len(tasks), width=2.1, height=1.8, legend=len(runs) + 1, sharex=True, sharey=True)
+    figure, axes = lines.panels(len(DOWNSTREAM), len(tasks), width=2.1, height=1.8, legend=len(runs) + 1,
+                                sharex=True, sharey=True)
     for row, (measure, title) in zip(axes, DOWNSTREAM.items()):
         for ax, task in zip(row, tasks):
             for number, series in enumerate(found):

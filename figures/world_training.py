@@ -1,20 +1,18 @@
-"""Loss and recall of the built-in world's training: `python -m figures.world_training [log] [--out figures/out]`.
+"""Loss and recall of the built-in world's training, as PDF and PNG.
 
-Writes world_training.pdf and world_training.png.
+    python -m figures.world_training                                              # of the model that ships
+    python -m figures.world_training world_model --out world_model/training       # of a run of data.world.train
 """
 import argparse
-import functools
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only, no display
 import matplotlib.pyplot as plt
 
 from data import world
 from data.errors import DataError
-from data.files import read_json, write_atomically
+from data.files import read_json
 from experiments.cli import Parser, run_program
+from figures.lines import save
 
 STYLES = {"en": ("-", "o", "English"), "ca": ("--", "s", "Catalan")}  # told apart without colour
 
@@ -44,18 +42,19 @@ def draw(log: dict) -> plt.Figure:
 
 
 def main(argv=None) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("log", nargs="?", type=Path, default=world.CHECKPOINT / "training_log.json")
-    parser.add_argument("--out", type=Path, default=Path("figures/out"))
+    parser = Parser(prog="python -m figures.world_training", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("log", nargs="?", type=Path, default=world.CHECKPOINT,
+                        help="a training_log.json, or the folder of a model or of a run of data.world.train")
+    parser.add_argument("--out", default="results/world_training",
+                        help="path of the files without ending (default: %(default)s)")
     args = parser.parse_args(argv)
-    log = read_json(args.log)
+    places = [args.log, args.log / "training_log.json", args.log / "model" / "training_log.json"]
+    path = next((place for place in places if place.is_file()), args.log)
+    log = read_json(path)
     if not isinstance(log, dict) or not {"epochs", "run"} <= log.keys():
-        raise DataError(f"{args.log}: not a training_log.json of data.world.train")
-    figure = draw(log)
-    for suffix in ("pdf", "png"):
-        path = args.out / f"world_training.{suffix}"
-        write_atomically(path, functools.partial(figure.savefig, format=suffix, dpi=200))
-        print(path)
+        raise DataError(f"{path}: not a training_log.json of data.world.train")
+    print("written:", *save(draw(log), args.out))
 
 
 if __name__ == "__main__":

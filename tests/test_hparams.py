@@ -3,15 +3,15 @@
 import dataclasses
 import json
 import warnings
-from pathlib import Path
 
 import pytest
 
 import editors
 from editors import EditingError
+from tests.conftest import ROOT
 from tests.test_contract import HPARAMS
 
-SHIPPED = sorted((Path(__file__).parent.parent / "hparams").glob("*/*.json"))
+SHIPPED = sorted((ROOT / "hparams").glob("*/*.json"))
 MEMIT = HPARAMS["MEMIT"]
 
 
@@ -20,6 +20,48 @@ MEMIT = HPARAMS["MEMIT"]
 def test_shipped_files_load(path):
     editor = editors.load(path.parent.name, path)
     assert editor.hparams.layers == json.loads(path.read_text())["layers"]
+
+
+# layers, clamp, steps, loss layer, weight decay, and what each editor has of its own.
+XL, J = ([13, 14, 15, 16, 17], 0.75, 20, 47, 0.5), ([3, 4, 5, 6, 7, 8], 0.75, 25, 27, 0.5)
+LLAMA_2 = ([5], 4, 25, 31, 1e-3)
+NULL_SPACE = {"L2": 10, "nullspace_threshold": 0.02, "dynamic_multiplier": None}
+PUBLISHED = {
+    "EMMET/gpt2-xl": (([17], *XL[1:]), {"mom2_update_weight": 10000, "dynamic_multiplier": 10}),
+    "EMMET/EleutherAI_gpt-j-6B": (([5], *J[1:]), {"mom2_update_weight": 100000, "dynamic_multiplier": 10}),
+    "EMMET/Llama-2-7B": (LLAMA_2, {"mom2_update_weight": 100000, "dynamic_multiplier": 10}),
+    "EMMET/gpt2-xl_unified": (([17], *XL[1:]), {"mom2_update_weight": 1000, "dynamic_multiplier": None}),
+    "EMMET/EleutherAI_gpt-j-6B_unified": (([5], *J[1:]), {"mom2_update_weight": 1, "dynamic_multiplier": None}),
+    "EMMET/Llama-2-7B_unified": (LLAMA_2, {"mom2_update_weight": 1, "dynamic_multiplier": None}),
+    "MEMIT/gpt2-xl": (XL, {"mom2_update_weight": 20000, "dynamic_multiplier": None}),
+    "MEMIT/EleutherAI_gpt-j-6B": (J, {"mom2_update_weight": 15000, "dynamic_multiplier": None}),
+    "MEMIT/gpt2-xl_efficient": (XL, {"mom2_update_weight": 20000, "dynamic_multiplier": 10}),
+    "MEMIT/EleutherAI_gpt-j-6B_efficient": (J, {"mom2_update_weight": 100000, "dynamic_multiplier": 10}),
+    "MEMIT/Llama-2-7B": (([4, 5, 6, 7, 8], *LLAMA_2[1:]),
+                         {"mom2_update_weight": 15000, "update_norm_lambda": 0.01, "dynamic_multiplier": 10}),
+    "MEMIT/Llama-2-7B_unified": (LLAMA_2, {"mom2_update_weight": 1, "update_norm_lambda": 0, "dynamic_multiplier": None}),
+    "MEMIT/Llama-3-8B": (([4, 5, 6, 7, 8], 0.75, 25, 31, 0.5), {"mom2_update_weight": 15000, "v_lr": 0.1}),
+    "AlphaEdit/gpt2-xl": (XL, NULL_SPACE),
+    "AlphaEdit/EleutherAI_gpt-j-6B": (J, NULL_SPACE),
+    "AlphaEdit/Llama-3-8B": (([4, 5, 6, 7, 8], 0.75, 25, 31, 0.5), NULL_SPACE | {"v_lr": 0.1}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*without effect")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_values_are_the_published_ones(name):
+    common, own = PUBLISHED[name]
+    hparams = editors.load(name.split("/")[0], ROOT / "hparams" / f"{name}.json").hparams
+    fields = ("layers", "clamp_norm_factor", "v_num_grad_steps", "v_loss_layer", "v_weight_decay")
+    assert tuple(getattr(hparams, field) for field in fields) == common
+    wanted = {"v_lr": 0.5, "kl_factor": 0.0625, "fact_token": "subject_last", "mom2_n_samples": 100000, "dynamic": False, **own}
+    wanted |= {"emmet_lambda": 0.1} if name.startswith("EMMET") else {}
+    assert {key: getattr(hparams, key) for key in wanted} == wanted
+
+
+def test_variants_share_files():
+    for name in editors.names():
+        assert (ROOT / "hparams" / (editors.editor_class(name).hparams_folder or name) / "world.json").is_file()
 
 
 # What published files hold besides the fields of the editors here.

@@ -214,8 +214,10 @@ def _collect_missing(
 def _spectrum(moment: torch.Tensor) -> dict[str, float]:
     """Rank and condition number, as far as the precision of `moment` tells."""
     values = torch.linalg.eigvalsh(moment.double())
-    noise = len(values) * torch.finfo(moment.dtype).eps * values[-1]
-    return {"rank": int((values > noise).sum()), "condition": float(values[-1] / values[0].clamp_min(values[-1] * 1e-300))}
+    # What rounding does to the eigenvalues: about this much if that of each element is independent, and more where some come out
+    # below 0. Bounds for any rounding (numpy's d_in * eps) would call most of what float32 sums do resolve noise.
+    noise = torch.maximum(torch.finfo(moment.dtype).eps * values[-1] / len(values) ** 0.5, -2 * values[0])
+    return {"rank": int((values > noise).sum()), "condition": float(values[-1] / values[0].clamp_min(noise))}
 
 
 class _Pass:

@@ -96,7 +96,8 @@ class Replay:
         own = pad_batch(rests, pad_id, device)
         positions = own["position_ids"] + torch.tensor([[len(stem)] for stem in stems], device=device)
         mask = torch.cat([batch["attention_mask"][stem_of], own["attention_mask"]], 1)
-        self._fill(cache, own["input_ids"], mask, positions)
+        if mask.shape[1] > cache.get_seq_length():  # some row has a token of its own before the looked-up one
+            self._fill(cache, own["input_ids"], mask, positions)
         # [padding, beginning, rest, padding] of each row moves to the right, so that what it is followed by stands in one column.
         width = mask.shape[1]
         ends = torch.tensor([[max(map(len, rests)) - len(rest)] for rest in rests], device=device)

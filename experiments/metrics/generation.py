@@ -67,7 +67,7 @@ def generation_metrics(
             "text": said,
         }
         essence = [s.text for s in reference if s.name == record.subject]
-        if essence:
+        if " ".join(essence).strip():
             metrics["essence_text"] = essence
         results.append(metrics)
     with_essence = [metrics for metrics in results if "essence_text" in metrics]

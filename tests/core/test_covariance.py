@@ -612,3 +612,14 @@ def test_default_folder(monkeypatch):
     assert covariance.stats_folder() == Path("/data/stats")
     monkeypatch.delenv("KE_DATA_DIR")
     assert covariance.stats_folder() == Path.home() / ".cache/knowledge-editing/stats"
+
+
+@pytest.mark.parametrize("count, rank", [(100, 100), (2560, 256)])
+def test_rank_and_condition_as_far_as_float32_tells(count, rank):
+    """Also of keys that are a thousand times longer in some directions than in others, as those of real models are."""
+    keys = torch.randn(count, 256, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -3, 256)
+    told = covariance._spectrum(keys.T @ keys / count)
+    assert told["rank"] == pytest.approx(rank, abs=2) and told["rank"] <= rank
+    if rank == 256:
+        exact = torch.linalg.svdvals(keys.double())
+        assert told["condition"] == pytest.approx(float((exact[0] / exact[-1]) ** 2), rel=0.05)

@@ -169,3 +169,12 @@ def test_shared_beginnings_run_once(tiny_gpt2):
     finally:
         hook.remove()
     assert seen == [20, 10, 10]  # the common tokens, each row's own one, and the replayed column
+
+
+def test_rows_that_begin_alike_up_to_the_looked_up_token(tiny_gpt2):
+    model, _ = tiny_gpt2
+    rows = [[*range(9), 30 + i, 50] for i in range(10)]
+    replay = Replay(model, find_sites(model), rows, [9] * 10, start=2, pad_id=0)
+    with torch.no_grad():
+        full = model.transformer(torch.tensor(rows)).last_hidden_state[:, 9:]
+        assert relative(replay(), full) < 1e-6

@@ -1,6 +1,7 @@
 """The built-in world: generator, records, corpus, tokenizer, training and the shipped checkpoint."""
 import json
 import random
+import shutil
 import time
 from collections import Counter
 from itertools import permutations
@@ -299,9 +300,15 @@ def test_impossible_settings(tmp_path, flags, message):
 def test_figure_of_the_training(tmp_path):
     from figures import world_training
 
-    world_training.main(["--out", str(tmp_path)])
-    assert (tmp_path / "world_training.pdf").read_bytes().startswith(b"%PDF")
-    assert (tmp_path / "world_training.png").read_bytes().startswith(b"\x89PNG")
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    shutil.copy(world.CHECKPOINT / "training_log.json", run / "model")
+    world_training.main([str(run), "--out", str(run / "training")])
+    assert (run / "training.pdf").read_bytes().startswith(b"%PDF")
+    assert (run / "training.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(DataError, match="other.json: not a training_log.json"):
+        world_training.main([str(tmp_path / "other.json")])
 
 
 # ---- the shipped checkpoint

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import evaluate, summarize
 from experiments.cli import run_program
+from experiments.job import load_editor
 
 
 @pytest.fixture
@@ -186,6 +187,12 @@ def test_a_warning_is_one_line(capsys):
     before = warnings.showwarning
     run_program(lambda: warnings.warn("fewer texts than asked for"))
     assert capsys.readouterr().err == "warning: fewer texts than asked for\n" and warnings.showwarning is before
+
+
+def test_a_file_is_complained_of_once(capsys):
+    flags = {"alg_name": "MEMIT", "hparams_fname": "gpt2-xl.json", "model_name": "gpt2-xl", "data_dir": None, "seed": 7}
+    run_program(lambda: load_editor(flags))
+    assert capsys.readouterr().err.count("without effect: ") == 1
 
 
 def test_an_interrupt_is_no_traceback(capsys):

@@ -69,7 +69,8 @@ def unified(tmp_path):
     run, batches = tmp_path / "EMMET" / "run_000", [[30, 4], [11, 7], [9]]
     write(run / "params.json", {"layers": [17], "model_name": "gpt2-xl", "algo_name": "EMMET", "dataset": "mcf", "n_edits": 2,
                                 "sequential": True})
-    write(run / "glue_eval" / "base_glue.json", {"edit_num": -1, "mmmlu": {**task(30, 50), "correct_new": 35, "incorrect_new": 15}})
+    base = {"edit_num": -1, "mmmlu": {**task(30, 50), "correct_new": 35, "incorrect_new": 15}}
+    write(run / "glue_eval" / "base_glue.json", base)
     write(run / "glue_eval" / "base_mmlu_gen.json", [{"answer": "a"}])
     for number, ids in enumerate(batches):
         for case_id in ids:

@@ -29,11 +29,13 @@ def sequence(tmp_path):
         results.write_json(run / "run.json", {"settings": {}, "flags": flags, "cases": 6})
         for case_id in ids:
             results.write_json(run / f"2_edits-case_{case_id}.json", {
-                "case_id": case_id, "grouped_case_ids": [case_id], "time": 1.0, "pre": case(False, False), "post": case(True, True)})
+                "case_id": case_id, "grouped_case_ids": [case_id], "time": 1.0, "pre": case(False, False),
+                "post": case(True, True)})
         results.write_json(run / "batches" / "000000.json", {"batch": 0, "edits": 0, "perplexity": 5.0, "downstream": nli(9)})
         for batch, edits in enumerate((2, 4, 6), 1):
             weights = {f"h.{layer}.c_proj": {"distance_from_original": 1e-4 * batch, "relative_distance": 0.1 * batch,
                                              "norm": 5.0 + batch} for layer in (9, 10)}
+            weights["h.9.c_proj.bias"] = {"norm": 1.0}
             content = {"batch": batch, "edits": edits, "case_ids": ids[edits - 2:edits], "seconds": 1.0, "memory_mb": 600.0,
                        "weights": weights}
             results.write_json(run / "batches" / f"{edits:06d}.json", content | (
@@ -82,7 +84,7 @@ def test_a_broken_model_s_perplexity_is_null_in_json(sequence, tmp_path, monkeyp
     summarize.command()
     (written,) = json.loads((tmp_path / "MEMIT" / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert written["metrics"]["retention_perplexity"]["mean"] is None and "inf" in capsys.readouterr().out
-    sequential.main([run], tmp_path / "drawn")
+    assert sequential_model.draw_perplexity([("a run", read_sequence(run))])
 
 
 def test_lines_show_the_values(sequence):
@@ -90,12 +92,12 @@ def test_lines_show_the_values(sequence):
     grid = sequential.draw_retention([("a run", run)]).axes
     assert [(list(line.get_xdata()), line.get_ydata()[-1]) for line in grid[0].get_lines()] == [([4, 6], pytest.approx(200 / 3))]
     top, of_edits, of_learnt = sequential.draw_forgetting([("a run", run)]).axes
-    assert sum(bar.get_height() for bar in top.patches) == 2 and "mean 4, std 2" not in top.get_title()
-    assert "2 of 6 learnt" in top.get_title() and "mean 4, std 2" in top.get_title().replace("mean 4, std 1", "mean 4, std 2")
+    assert sum(bar.get_height() for bar in top.patches) == 2
+    assert top.get_title() == "MEMIT: 2 of 6 learnt\nmean 3.5, std 1.5"  # withstood 2 and 5 further edits
     assert of_edits.get_lines()[0].get_ydata().tolist() == of_learnt.get_lines()[0].get_ydata().tolist() == [
         25, pytest.approx(100 / 3)]
     norms = sequential_model.draw_norms([("a run", run)]).axes
-    assert [ax.get_title() for ax in norms[:2]] == ["layer 9", "layer 10"]
+    assert [ax.get_title() for ax in norms[:3]] == ["layer 9", "layer 9, bias", "layer 10"]
     assert list(norms[0].get_lines()[0].get_ydata()) == pytest.approx([0.1, 0.2, 0.3])
     downstream = sequential_model.draw_downstream([("a run", run)]).axes
     assert list(downstream[0].get_lines()[0].get_ydata()) == pytest.approx([90, 70, 60])
@@ -103,16 +105,28 @@ def test_lines_show_the_values(sequence):
         ("edits in the model", "memory of the process (MiB)"), ("edits in the model", "seconds an edit batch")]
 
 
-def test_every_figure_is_written(sequence, tmp_path, capsys):
+def test_current_edits_are_means_of_five(sequence):
+    path = sequence()
+    (path / "2_edits-case_20.json").write_text(json.dumps({"case_id": 20, "post": case(False, True)}))
+    (path / "2_edits-case_7.json").unlink()  # what is missing is passed over
+    axes = sequential.draw_current([("a run", read_sequence(path))]).axes
+    mean, average = axes[0].get_lines()
+    assert list(mean.get_xdata()) == [5] and list(mean.get_ydata()) == list(average.get_ydata()) == [75]
+    assert axes[3].get_ylabel().startswith("accuracy") and axes[3].get_lines()[0].get_ydata() == [100]
+
+
+def test_figures_are_written_of_what_there_is(sequence, tmp_path, monkeypatch, capsys):
     runs = [sequence("ROME"), sequence("MEMIT")]
     shutil.rmtree(runs[0] / "history")  # what one run lacks is drawn of the other
+    monkeypatch.setattr(sequential, "FIGURES", {name: sequential.FIGURES[name] for name in ("retention", "perplexity")})
     files = sequential.main(runs, tmp_path / "figures" / "both")
-    assert [file.name for file in files] == [f"both_{name}.{kind}" for name in sequential.FIGURES for kind in ("pdf", "png")]
+    assert [file.name for file in files] == [
+        "both_retention.pdf", "both_retention.png", "both_perplexity.pdf", "both_perplexity.png"]
     assert all(file.read_bytes().startswith(b"%PDF" if file.suffix == ".pdf" else b"\x89PNG") for file in files)
     assert capsys.readouterr().out == ""
     shutil.rmtree(runs[1] / "history")
-    sequential.main(runs, tmp_path / "figures" / "less")
-    assert [line[:21] for line in capsys.readouterr().out.splitlines()] == ["not drawn: retention;", "not drawn: forgetting"]
+    assert len(sequential.main(runs, tmp_path / "figures" / "less")) == 2
+    assert capsys.readouterr().out == "not drawn: retention; no run has a history (--history_eval_steps)\n"
 
 
 def test_runs_are_told_apart_without_colour():

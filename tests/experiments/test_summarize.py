@@ -149,7 +149,8 @@ def test_figure(golden, run, tmp_path):
     statistics.append(("zsre", {f"{prefix}_rewrite_acc": {"mean": 9.0, "se": None, "n": 1} for prefix in summary.PREFIXES}))
     drawn = figure.draw(statistics)
     legend = [text.get_text() for text in drawn.legends[0].get_texts()]
-    assert legend == ["a", "b", "c", "zsre", "before the edit"]  # also of runs that the first panel has no bars of
+    # Also of runs that the first panel has no bars of.
+    assert legend == ["a", "b", "c", "zsre", "before the edit", "left at the end of the sequence"]
     panel, _ = drawn.axes
     assert [bar.get_height() for bar in panel.patches] == [50, 51, 52]
     assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in panel.patches}) == 3

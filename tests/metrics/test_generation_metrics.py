@@ -94,3 +94,12 @@ def test_prompt_without_room_is_left_as_it_is(tiny_gpt2):
 def test_no_vocabulary_in_common():
     vectorizer = TfidfVectorizer().fit(["one two", "three four"])
     assert generation.cosine(vectorizer, "one", "three") == generation.cosine(vectorizer, "unknown", "one") == 0
+
+
+def test_blank_snippets_have_no_essence(tiny_gpt2, golden):
+    (record,) = data.load(golden / "multi_counterfact.json", limit=1)
+    samples = [{"name": record.subject, "text": " "}, {"name": "Nyvik", "text": "a port in the north"}]
+    pair = {"relation_id": record.relation_id, "target_id": record.target_new.id}
+    snippets = attribute_snippets.from_records([{**pair, "samples": samples}], "made up")
+    (metrics,) = generation.generation_metrics(*tiny_gpt2, [record], snippets, tfidf.fitted(snippets).vectorizer)
+    assert "reference_score" in metrics and not {"essence_text", "essence_score"} & metrics.keys()
