@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,8 +45,10 @@ class AlphaEditHParams(ValueHParams):
     def __post_init__(self):
         super().__post_init__()
         for name in ("L2", "nullspace_threshold"):
-            if not getattr(self, name) > 0:
-                raise EditingError(f"{name}: {getattr(self, name)} must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number above 0")
+        if self.relative_ridge:
+            raise EditingError("relative_ridge: AlphaEdit inverts no second moment, so it has no use for one")
 
 
 class AlphaEdit(SpreadEditor):
@@ -61,6 +64,8 @@ class AlphaEdit(SpreadEditor):
 
     def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
         hp = self.hparams
+        if hp.dynamic and task.memory is not None:
+            raise EditingError("dynamic: in a sequence AlphaEdit remembers keys as projected with the first statistics; set it false")
         moments = second_moments(task, hp, sites, info)
         projectors = {}
         for layer, moment in moments.items():
@@ -76,10 +81,12 @@ class AlphaEdit(SpreadEditor):
                 f"nullspace_threshold {hp.nullspace_threshold}: no direction of any layer is below it, so nothing could be edited; "
                 "raise it, or set nullspace_relative"
             )
-        start = {layer: solve.Factor(torch.eye(len(m.matrix), dtype=torch.float64) * hp.L2**0.5) for layer, m in moments.items()}
 
         def adjust(layer, keys):
-            factor = start[layer] if task.memory is None else task.memory.factor(layer, lambda: start[layer])
+            def start():
+                return solve.Factor(torch.eye(len(keys), dtype=torch.float64) * hp.L2**0.5)
+
+            factor = start() if task.memory is None else task.memory.factor(layer, start)
             return solve.memit(factor, 1.0, projectors[layer](keys))
 
         return Solver(adjust, remember=lambda layer, keys: projectors[layer](keys))
@@ -106,9 +113,9 @@ def _kept_on_disk(task: Task, hp: AlphaEditHParams, moment: Moment, threshold: f
     if path.exists():
         header, tensors = moment_store.read(path, "projector")
         if header.get("identity") == identity:
-            return solve.Projector(tensors["basis"], header["complement"])
-    projector = solve.null_space(moment.matrix, threshold)
+            return solve.Projector(tensors["basis"].clone(), header["complement"])
     check_writable(folder, "projectors")
+    projector = solve.null_space(moment.matrix, threshold)
     write_tensors(path, {"basis": projector.basis},
                   {"header": json.dumps({"identity": identity, "complement": projector.complement})})
     return projector

@@ -83,11 +83,11 @@ class Editor(ABC):
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
         """({parameter name: change}, what else the Edit's info should tell). Leaves the model as it was."""
 
-    def begin(self, model: nn.Module, tok, progress: bool = True) -> None:
+    def begin(self, model: nn.Module, tok, context_templates: Sequence | None = None, progress: bool = True) -> None:
         """Before a sequence: take from the unedited model whatever all its edits need (contexts, statistics)."""
         pin(model)
         with evaluating(model):
-            self.prepare(Task(model, tok, [], None, None, progress))
+            self.prepare(Task(model, tok, [], context_templates, None, progress))
 
     def prepare(self, task: Task) -> None:
         """What `begin` takes, if anything; everything is kept by model."""

@@ -94,22 +94,24 @@ def covariance_factors(
     """
     factors = {}
     for layer, moment in second_moments(task, hparams, sites, info).items():
-        added = ridge
-        if moment.identity.get("rank", len(moment.matrix)) < len(moment.matrix) and hparams.relative_ridge:
+        added, rank = ridge, moment.identity.get("rank", len(moment.matrix))
+        if rank == len(moment.matrix) and hparams.relative_ridge and torch.linalg.cholesky_ex(moment.matrix.double())[1]:
+            rank = covariance.spectrum(moment.matrix)["rank"]
+        if rank < len(moment.matrix) and not ridge and not hparams.relative_ridge:
+            raise EditingError(
+                f"block {layer}: the second moment of {moment.count} keys has rank {rank} of {len(moment.matrix)}: raise "
+                "dynamic_multiplier (10 is usual) or mom2_n_samples, or set relative_ridge (1e-3, say)"
+            )
+        if rank < len(moment.matrix) and hparams.relative_ridge:
             helping = hparams.relative_ridge * float(moment.matrix.diagonal().mean())
             info["statistics"][str(layer)]["ridge"] = helping
             warnings.warn(
-                f"block {layer}: the second moment of {moment.count} keys has rank {moment.identity['rank']} of {len(moment.matrix)}; "
+                f"block {layer}: the second moment of {moment.count} keys has rank {rank} of {len(moment.matrix)}; "
                 f"relative_ridge adds {helping:.3g} to its diagonal", stacklevel=2,
             )
             added += helping
         by_ridge = _factors.setdefault(moment.matrix, {})
         if added not in by_ridge:
-            if not added and moment.count < len(moment.matrix):
-                raise EditingError(
-                    f"block {layer}: {moment.count} keys cannot span {len(moment.matrix)} dimensions: raise dynamic_multiplier "
-                    "above 1 (10 is usual), or set relative_ridge (1e-3, say)"
-                )
             by_ridge[added] = solve.factorise(moment.matrix, added, where=f"block {layer}", count=moment.count)
         factors[layer] = by_ridge[added]
     return factors

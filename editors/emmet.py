@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,11 +30,11 @@ class EMMETHParams(ValueHParams):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.mom2_update_weight <= 0:
-            raise EditingError(f"mom2_update_weight: {self.mom2_update_weight} must be above 0")
+        if not 0 < self.mom2_update_weight < math.inf:
+            raise EditingError(f"mom2_update_weight: {self.mom2_update_weight} must be a finite number above 0")
         for name in ("emmet_lambda", "update_norm_lambda"):
-            if getattr(self, name) < 0:
-                raise EditingError(f"{name}: {getattr(self, name)} must not be below 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
 
 
 class EMMET(SpreadEditor):

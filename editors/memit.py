@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -40,8 +41,12 @@ class MEMITHParams(ValueHParams):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.mom2_update_weight <= 0:
-            raise EditingError(f"mom2_update_weight: {self.mom2_update_weight} must be above 0")
+        if not 0 < self.mom2_update_weight < math.inf:
+            raise EditingError(f"mom2_update_weight: {self.mom2_update_weight} must be a finite number above 0")
+        if not 0 <= self.update_norm_lambda < math.inf:
+            raise EditingError(f"update_norm_lambda: {self.update_norm_lambda} must be a finite number, not below 0")
+        if self.edited_key_memory and self.dynamic:
+            raise EditingError("dynamic: edited_key_memory adds up on the first statistics; set one of the two false")
         if self.rect_share is not None and not 0 < self.rect_share <= 1:
             raise EditingError(f"rect_share: {self.rect_share} must be above 0, at most 1")
 
@@ -75,7 +80,11 @@ class MEMIT(SpreadEditor):
     def at_the_end(self, originals: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not self.hparams.prune:
             return {}
-        return {name: old + solve.prune(current[name] - old, old).to(old) for name, old in originals.items()}
+        def pruned(old: Tensor, now: Tensor) -> Tensor:
+            old_wide = solve.double(old)
+            return (old_wide + solve.prune(solve.double(now) - old_wide, old_wide)).to(old)
+
+        return {name: pruned(old, current[name]) for name, old in originals.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

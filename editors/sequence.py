@@ -16,6 +16,7 @@ from .core import moment_store
 from .core.files import write_tensors
 from .core.key_memory import KeyMemory
 from .core.prompts import Request
+from .core.solve import double
 from .edit import Edit
 from .errors import EditingError
 
@@ -45,7 +46,7 @@ class EditSequence:
         self._originals: dict[str, Tensor] = {}
         self._originals_device = originals_device
         self._options = {"context_templates": context_templates, "z_cache": z_cache, "progress": progress}
-        editor.begin(model, tok, progress)
+        editor.begin(model, tok, context_templates, progress)
 
     def edit(self, requests: Sequence[Mapping | Request]) -> Edit:
         """Edit a batch into the model for good. After an error the model is as it was before."""
@@ -54,7 +55,7 @@ class EditSequence:
             if name not in self._originals:
                 weight = self.model.get_parameter(name).detach()
                 self._originals[name] = weight.to(self._originals_device or weight.device, copy=True)
-        edit.apply(self.model)
+        edit.apply(self.model, self._originals_device)
         edit.keep(self.model)
         self._memory.commit()
         self.batches += 1
@@ -77,9 +78,10 @@ class EditSequence:
         found = {}
         for name, now in self._current().items():
             original = self._originals[name]
-            away, size = float((now - original).double().norm()), float(original.double().norm())
+            now, original = double(now), double(original)
+            away, size = float((now - original).norm()), float(original.norm())
             found[name] = {
-                "distance_from_original": away / now.numel(), "relative_distance": away / size, "norm": float(now.double().norm()),
+                "distance_from_original": away / now.numel(), "relative_distance": away / size, "norm": float(now.norm()),
             }
         return found
 
@@ -97,16 +99,18 @@ class EditSequence:
         Raises EditingError for a damaged file, one of another identity, or one whose original weights are not this model's.
         """
         header, tensors = moment_store.read(path, "checkpoint of a sequence")
-        if header.get("identity") != dict(identity):
+        if header.get("identity") != json.loads(json.dumps(dict(identity))):
             raise EditingError(f"{path}: a checkpoint of another sequence (model, hyper-parameters or order differ)")
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "original": {}, "memory": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
+        known = dict(self.model.named_parameters())
         for name, original in parts["original"].items():
-            parameter = self.model.get_parameter(name).detach()
-            if not torch.equal(parameter.cpu(), original.cpu()):
+            if name not in known or not torch.equal(known[name].detach().cpu(), original):
                 raise EditingError(f"{path}: {name} of this model is not what the sequence began with")
+        for name in parts["original"]:
+            parameter = known[name].detach()
             self._originals[name] = parameter.to(self._originals_device or parameter.device, copy=True)
             parameter.copy_(parts["now"][name])
         self._memory.restore(parts["memory"])

@@ -16,6 +16,7 @@ import editors
 from data import orders
 from data.download import Unavailable
 from data.records import Prompt, Record, fingerprint
+from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.core.prompts import encode_target, fill, parse_requests
 from editors.errors import EditingError
@@ -71,6 +72,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
 
     Raises EditingError or DataError for whatever does not fit.
     """
+    _check_flags(flags)
     hparams, editor = load_editor(flags)
     model, tok = loaded or load_model(flags["model_name"], flags["dtype"], flags["device"])
     model.eval()  # without dropout
@@ -101,6 +103,27 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     if corpus == "world":
         corpus = _world_corpus(flags)
     return Job(model, tok, editor, records, flags, hparams, generate, runs, corpus, texts)
+
+
+def _check_flags(flags: Mapping[str, Any]) -> None:
+    """Raises EditingError for flags that would have no effect, and for models that would be overwritten."""
+    sequential, checked = flags["sequential"], flags["history_eval_steps"] > 0
+    for flag, needs, there in (
+        ("history_eval_steps", "--sequential", sequential), ("history_sample", "--history_eval_steps", checked),
+        ("perplexity_corpus", "--sequential and --history_eval_steps", sequential and checked),
+        ("save_model_location", "--save_model", flags["save_model"]),
+        ("downstream_tasks", "--do_downstream_eval", flags["do_downstream_eval"]),
+    ):
+        if flags[flag] and not there:
+            raise EditingError(f"--{flag} has no effect without {needs}")
+    location = flags["save_model_location"]
+    if location:
+        check_writable(Path(location), "models")
+        if flags["continue_from_run"] is None and any(Path(location).glob("edits_*")):
+            raise EditingError(f"--save_model_location {location}: holds models of another run; choose another folder")
+    number = flags["sample_num"]
+    if number is not None and not flags["index_file"] and not 0 <= number < orders.SAMPLES:
+        raise EditingError(f"--sample_num {number}: there are orders 0 to {orders.SAMPLES - 1}")
 
 
 def _order(flags: Mapping[str, Any], records: Sequence[Record]) -> list[int]:

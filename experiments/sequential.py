@@ -12,6 +12,7 @@ Beside the case files (``pre``: before the case's own batch, ``post``: right aft
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
@@ -26,6 +27,7 @@ from data.download import data_folder
 from data.files import write_atomically
 from data.records import Record
 from editors.core.corpus import find_corpus
+from editors.errors import EditingError
 from editors.sequence import EditSequence
 from experiments import downstream, results
 from experiments.job import Job
@@ -53,6 +55,8 @@ def _run(job: Job, run: Path, sequence: EditSequence, chunks: Sequence[Sequence[
     flags, num_edits = job.flags, job.flags["num_edits"]
     identity = json.loads(json.dumps({"settings": job.settings(), "hparams": job.hparams}))
     checkups = Checkups(job, run)
+    for part in run.glob(f".{CHECKPOINT}.*.part"):  # left by a kill in the midst of writing one
+        part.unlink()
     if (run / CHECKPOINT).exists():
         sequence.restore(run / CHECKPOINT, identity)
     else:
@@ -87,7 +91,9 @@ class Checkups:
         self.texts = None
         if job.perplexity_corpus:
             texts = find_corpus(job.perplexity_corpus).texts()
-            self.texts = [texts[i] for i in range(min(PERPLEXITY_TEXTS, len(texts)))]
+            self.texts = list(itertools.islice((text for text in texts if text.strip()), PERPLEXITY_TEXTS))
+            if not self.texts:
+                raise EditingError(f"--perplexity_corpus {job.perplexity_corpus}: it holds no text")
 
     @property
     def wanted(self) -> bool:

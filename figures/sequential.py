@@ -10,7 +10,7 @@ Also reads folders of the unified-editing code.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -127,9 +127,11 @@ FIGURES = {
 """{end of the file's name: (function that draws it, what is missing where it returns None)}."""
 
 
-def main(runs: Iterable[str | Path], out: str | Path, last_token: bool = False) -> list[Path]:
+def main(runs: Sequence[str | Path], out: str | Path, last_token: bool = False) -> list[Path]:
     """Draws what the runs hold; returns the files written. EditingError where that is nothing, or a run is not sequential."""
     found = [read_sequence(path, last_token) for run in runs for path in results.runs_in(Path(run))]
+    if not found:
+        raise EditingError(f"no runs in {', '.join(map(str, runs))}")
     named = [(describe(run.about) + (" a batch" if "num_edits" in run.about else ""), run) for run in found]
     files = []
     for name, (draw, missing) in FIGURES.items():

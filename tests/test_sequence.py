@@ -160,7 +160,7 @@ def test_multiplier_must_be_above_0(multiplier):
 @pytest.mark.parametrize("alg", ["MEMIT", "EMMET", "ROME"])
 def test_fewer_keys_than_dimensions(alg, tiny_gpt2):
     few = HPARAMS[alg] | {"dynamic_multiplier": 0.5}
-    with pytest.raises(EditingError, match="128 keys cannot span 256 dimensions.*relative_ridge"):
+    with pytest.raises(EditingError, match="128 keys has rank .* of 256.*relative_ridge"):
         editors.load(alg, few).edit(*tiny_gpt2, REQUESTS, progress=False)
     with pytest.warns(UserWarning, match="rank .* of 256; relative_ridge adds"):
         edit = editors.load(alg, few | {"relative_ridge": 1e-3}).edit(*tiny_gpt2, REQUESTS, progress=False)

@@ -202,7 +202,7 @@ def _collect_missing(
             path = moment_store.file_of(folder or Path(), identity)
             moment = moment_store.from_sums(**tensors, identity=identity, where=path, d_in=_d_in(model, sites, layer))
             if identity["max_keys"] is not None:  # few keys: say what they span
-                identity |= _spectrum(moment.matrix)
+                identity |= spectrum(moment.matrix)
             collected[layer] = moment
             if folder:
                 moment_store.save(path, tensors, identity)
@@ -211,7 +211,7 @@ def _collect_missing(
     return collected
 
 
-def _spectrum(moment: torch.Tensor) -> dict[str, float]:
+def spectrum(moment: torch.Tensor) -> dict[str, float]:
     """Rank and condition number, as far as the precision of `moment` tells."""
     values = torch.linalg.eigvalsh(moment.double())
     # What rounding does to the eigenvalues: about this much if that of each element is independent, and more where some come out

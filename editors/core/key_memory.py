@@ -44,5 +44,5 @@ class KeyMemory:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `tensors` returned, to the last bit."""
-        self._factors = {int(layer): Factor(lower.to(torch.float64)) for layer, lower in tensors.items()}
+        self._factors = {int(layer): Factor(lower.to(torch.float64, copy=True)) for layer, lower in tensors.items()}
         self._staged = {}

@@ -174,4 +174,4 @@ def read(path: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             header = json.loads((file.metadata() or {}).get("header", "{}"))
             return header, {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, ValueError) as error:
-        raise EditingError(f"{path}: truncated or damaged {what} ({error}): delete it and collect again") from None
+        raise EditingError(f"{path}: truncated or damaged {what} ({error}): delete it and run again") from None

@@ -29,7 +29,7 @@ class Factor:
         return torch.cholesky_solve(right, self.lower.to(right.device))
 
     def plus(self, keys: Float[Tensor, "d_in n"]) -> Factor:
-        """The factor of this matrix + K K^T, for d_in^2 n operations rather than d_in^3.
+        """The factor of this matrix + K K^T, for about d_in^2 max(n, 128) operations rather than d_in^3.
 
         Block by block, an orthogonal matrix turns [L_b K_b] into [L'_b 0], and the rows below with it; adding by rotations
         is backward stable.
@@ -43,7 +43,7 @@ class Factor:
             lower[start:stop, start:stop] = upper[: stop - start].T
             below = torch.cat([lower[stop:, start:stop], keys[stop:]], 1) @ rotation
             lower[stop:, start:stop], keys[stop:] = below[:, : stop - start], below[:, stop - start :]
-        return Factor(lower * lower.diagonal().sign())  # columns with the positive diagonal that a Cholesky factor has
+        return Factor((lower * lower.diagonal().sign()).contiguous())  # the positive diagonal that a Cholesky factor has
 
 
 def double(x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def factorise(moment: Float[Tensor, "d_in d_in"], ridge: float = 0.0, where: str
         seen = "" if count is None else f" after {count} keys"
         raise EditingError(
             f"{where}: the second moment is not positive definite (rank {rank} of {len(matrix)}{seen}): raise mom2_n_samples, "
-            "collect in float64, or set MEMIT's update_norm_lambda above 0"
+            "collect in float64, or set relative_ridge (1e-3, say)"
         )
     return Factor(lower)
 
@@ -140,7 +140,8 @@ def null_space(moment: Float[Tensor, "d_in d_in"], threshold: float) -> Projecto
     values, vectors = torch.linalg.eigh(moment.to("cpu", torch.float64))
     kept = int((values < threshold).sum())  # ascending
     complement = kept > len(values) // 2
-    return Projector(vectors[:, kept:] if complement else vectors[:, :kept], complement)
+    basis = vectors[:, kept:] if complement else vectors[:, :kept]
+    return Projector(basis.contiguous(), complement)  # laid out as it is after a restart: sums then have the same bits
 
 
 def rect(update: Float[Tensor, "*shape"], weight: Float[Tensor, "*shape"], share: float) -> Float[Tensor, "*shape"]:

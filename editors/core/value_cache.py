@@ -39,7 +39,7 @@ def cached_optimise(
     """`values.optimise`, with each request's result kept in `folder` (None: no cache).
 
     The key holds the model's weights, the tokenizer, the settings, the templates and the request, so an edited model or
-    another learning rate never meets an old vector. Raises EditingError for a file that cannot be read, and before the work
+    another learning rate never meets an old vector (one that was found in a batch of another size may differ in the last digits). Raises EditingError for a file that cannot be read, and before the work
     for a folder that cannot be written.
     """
     arguments = dict(layer=layer, settings=settings, sites=sites, templates=templates, site=site, progress=progress)
@@ -53,15 +53,16 @@ def cached_optimise(
         "site": [site, layer, dataclasses.asdict(sites)],
     }
     paths = [Path(folder) / f"{_key(common, request)}.safetensors" for request in requests]
-    found = {path: _read(path) for path in paths if path.exists()}
-    missing = {path: request for path, request in zip(paths, requests) if path not in found}
-    if missing:
-        check_writable(Path(folder), "target states")
-        values = optimise(model, tok, list(missing.values()), **arguments)
-        for path, initial, delta in zip(missing, values.initial, values.delta):
-            found[path] = {"initial": initial, "delta": delta}
-            write_tensors(path, found[path])
-    return Values(*(torch.stack([found[path][part] for path in paths]) for part in ("initial", "delta")))
+    if all(path.exists() for path in paths):
+        found = [_read(path) for path in paths]
+        return Values(*(torch.stack([file[part] for file in found]) for part in ("initial", "delta")))
+    check_writable(Path(folder), "target states")
+    # All of them, also those that are there: which requests run together decides the last digits, so a killed and continued
+    # run must find the same together again.
+    values = optimise(model, tok, requests, **arguments)
+    for path, initial, delta in zip(paths, values.initial, values.delta):
+        write_tensors(path, {"initial": initial, "delta": delta})
+    return values
 
 
 def _key(common: dict, request: Request) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from experiments import results
@@ -79,15 +80,20 @@ def content(run: Path) -> tuple[dict[str, Any], dict]:
     """
     files: dict[str, Any] = {path.name: {**results.read_json(path), "time": None} for _, path in results.case_files(run)}
     for path in sorted(run.glob("batches/*.json")):
-        batch = results.read_json(path)
-        files[f"batches/{path.name}"] = {key: batch[key] for key in batch if key not in ("seconds", "phases", "memory_mb")}
+        files[f"batches/{path.name}"] = _without_times(results.read_json(path))
     for path in sorted(run.glob("history/*.jsonl")):
         files[f"history/{path.name}"] = path.read_text()
     if (run / CHECKPOINT).exists():
         with safe_open(run / CHECKPOINT, "pt") as checkpoint:
             for name in checkpoint.keys():  # noqa: SIM118 (not a mapping)
-                files[f"{CHECKPOINT}: {name}"] = hashlib.sha256(checkpoint.get_tensor(name).numpy().tobytes()).hexdigest()
+                files[f"{CHECKPOINT}: {name}"] = hashlib.sha256(checkpoint.get_tensor(name).contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
     return files, {**summary.statistics(read_run(run)[1]), "time": None}
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(v) for key, v in value.items() if key not in ("seconds", "phases", "memory_mb", "time")}
+    return value
 
 
 def _start(

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.downstream import Example
-from editors.core.prompts import pad_id
+from editors.core.prompts import encode_target, pad_id
 from editors.core.sites import evaluating
 from editors.errors import EditingError
 
@@ -134,9 +134,10 @@ def ask_about(
     """The prompt of each test, both examples and tests with their classes.
 
     Shots are put in, in their order, as long as their tokens (each with the BOS that a tokenizer adds) leave room for the
-    question, ``gen_len`` tokens and the form's reserve in the model's context.
+    question, ``gen_len`` tokens (or the longest answer's, if that has more) and the form's reserve in the model's context.
     """
     form, context = FORMS[task], longest_row(model) or math.inf
+    gen_len = max(gen_len, *(len(encode_target(tok, f" {word}")) for word in form.words))
     texts = [form.shot.format(answer=form.words[answer], **example.fields) for example, answer in shots]
     lengths = [len(prompt_ids(tok, text)) for text in texts]
     questions = []

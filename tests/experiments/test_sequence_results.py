@@ -148,6 +148,8 @@ def test_the_summary_figure_shows_retention(sequence):
 def test_a_run_that_is_no_sequence(sequence, tmp_path, monkeypatch, capsys):
     with pytest.raises(EditingError, match="FT/run_000: not a sequential run"):
         sequential.main([sequence("FT", sequential=False)], tmp_path / "drawn")
+    with pytest.raises(EditingError, match="no runs in "):
+        sequential.main([tmp_path], tmp_path / "drawn")
     run = sequence("ROME")
     path = run / "history" / "000004.jsonl"
     path.write_text(path.read_text()[:-20])

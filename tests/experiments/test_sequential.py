@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import editors
+from data.errors import DataError
 from experiments import evaluate
 from experiments.bench.kill import content
 from experiments.sequential import CHECKPOINT
@@ -94,8 +95,8 @@ def test_killed_while_it_edits(alg_name, golden, hparams, tmp_path, monkeypatch)
                "--sequential", "--checkpoint_steps", "2", "--history_eval_steps", "5"]
 
     def start(folder, *more):
-        return subprocess.Popen([sys.executable, "-m", "experiments.evaluate", *options, "--results_dir", str(folder), *more],
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen([sys.executable, "-m", "experiments.evaluate", *options, "--results_dir", str(folder),
+                                 "--stats_dir", str(folder / "stats"), *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     assert start(tmp_path / "whole").wait() == 0
     expected = content(tmp_path / "whole" / alg_name / "run_000")
@@ -157,14 +158,27 @@ def test_orders(sequence, golden, tmp_path):
     ({"sample_num": 10}, "orders 0 to 9"),
     ({"max_edits": 1000}, "--max_edits 1000: .* has only 12 records"),
     ({"max_edits": 1}, "--num_edits 2: .* has only 1 records within --max_edits"),
-    ({"perplexity_corpus": "nowhere.txt"}, "nowhere.txt"),
+    ({"perplexity_corpus": "nowhere.txt", "history_eval_steps": 2}, "nowhere.txt"),
+    ({"perplexity_corpus": "corpus.txt"}, "no effect without --sequential and --history_eval_steps"),
+    ({"history_sample": 3}, "no effect without --history_eval_steps"),
+    ({"sequential": False, "history_eval_steps": 3}, "no effect without --sequential"),
+    ({"save_model_location": "somewhere"}, "no effect without --save_model"),
+    ({"downstream_tasks": "sst"}, "no effect without --do_downstream_eval"),
     ({"do_downstream_eval": True}, "name one or more tasks"),
     ({"do_downstream_eval": True, "downstream_tasks": "sstt"}, "did you mean 'sst'"),
 ])
 def test_mistakes(sequence, flags, message):
-    with pytest.raises((editors.EditingError, Exception), match=message) as caught:
+    with pytest.raises((editors.EditingError, DataError), match=message):
         sequence(**flags)
-    assert type(caught.value).__name__ in ("EditingError", "DataError")
+
+
+def test_models_of_another_run_stay(sequence, tmp_path):
+    flags = {"max_edits": 4, "save_model": True, "save_model_interval": 1, "save_model_location": tmp_path / "models"}
+    run = sequence(**flags)
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["edits_2", "edits_4"]
+    with pytest.raises(editors.EditingError, match="holds models of another run"):
+        sequence(**flags)
+    sequence(**flags, continue_from_run=run.name)
 
 
 def test_downstream_in_both_modes(sequence):

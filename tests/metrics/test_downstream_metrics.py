@@ -238,19 +238,24 @@ def kept(tok, task, context, shots, test, gen_len=3):
 @pytest.mark.parametrize(("task", "reserve"), [("sst", 0), ("dialogue", 5)])
 @pytest.mark.parametrize("tokenizer", ["byte_level", "byte_level_bos"])
 def test_shots_fill_the_context(task, reserve, tokenizer):
+    """Behind the question there is room for the three tokens that are generated, and for each answer; sst's here have more."""
     tok = tiny_tokenizer(tokenizer)
     examples = load(task, "world")
     shots, test, form = examples[:3], examples[10], FORMS[task]
     question = len(prompt_ids(tok, form.question.format(**test.fields)))
+    answers = [len(prompt_ids(tok, f": {word}")) - len(prompt_ids(tok, ":")) for word in form.words]
+    behind = max(3, *answers)
+    assert (max(answers) > 3) == (task == "sst")
     lengths = [len(prompt_ids(tok, form.shot.format(answer=form.words[e.label], **e.fields))) for e in shots]
     for n in (1, 2, 3):
-        exact = question + sum(lengths[:n]) + reserve + 3
+        exact = question + sum(lengths[:n]) + reserve + behind
         assert kept(tok, task, exact, shots, test) == n
         assert kept(tok, task, exact - 1, shots, test) == n - 1
-        assert kept(tok, task, exact, shots, test, gen_len=4) == n - 1
-    assert kept(tok, task, question + 3, shots, test) == 0
-    with pytest.raises(EditingError, match=rf"{task}, test 0: its question has {question} tokens .* context of {question + 2}"):
-        kept(tok, task, question + 2, shots, test)
+        assert kept(tok, task, exact, shots, test, gen_len=behind + 1) == n - 1
+    assert kept(tok, task, question + behind, shots, test) == 0
+    said = rf"{task}, test 0: its question has {question} tokens .* context of {question + behind - 1}"
+    with pytest.raises(EditingError, match=said):
+        kept(tok, task, question + behind - 1, shots, test)
 
 
 def test_a_long_shot_stops_the_ones_behind_it():
