@@ -149,6 +149,7 @@ def read_about(run: Path) -> dict[str, Any]:
 def provenance() -> dict[str, Any]:
     """Machine, versions and the toolkit's commit, for run.json."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions["torch"] = str(torch.__version__)  # names the build, too ("+cu130"), which not every wheel's metadata does
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"python": platform.python_version(), "platform": platform.platform(), "accelerator": accelerator,
             "packages": versions, "commit": _commit()}
