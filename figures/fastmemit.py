@@ -122,16 +122,19 @@ def draw(points: Mapping[Key, Point]) -> plt.Figure:
             for number, batch in enumerate(batches):
                 here = [(place, *percent(points[key].means(metric), points[editor, batch, FULL].means(metric)))
                         for place, m in enumerate(ms) if (key := (editor, batch, m)) in points]
-                x = [place + 0.09 * (number - (len(batches) - 1) / 2) for place, _, _ in here]  # bars beside each other
-                ax.errorbar(x, [y for _, y, _ in here], [se for _, _, se in here], fmt="none", ecolor="0.4", elinewidth=0.8)
-                lines.plot(ax, number, x, [y for _, y, _ in here])
+                if not here:
+                    continue
+                places, values, errors = zip(*here)
+                x = np.array(places) + 0.09 * (number - (len(batches) - 1) / 2)  # bars beside each other
+                ax.errorbar(x, values, errors, fmt="none", ecolor="0.4", elinewidth=0.8)
+                lines.plot(ax, number, x, values)
             lines.label_axes(ax, x="keys / their width (m)" if editor == editors[-1] else "",
                              y=f"{editor}\n(% of full statistics)" if metric == "score" else "",
                              title=metric if editor == editors[0] else "")
             ax.set_xticks(range(len(ms)), ["full" if m == FULL else f"{m:g}" for m in ms])
-    axes[0, 0].set_ylim(bottom=0)
-    lines.legend(figure, [f"{batch} edit{'s' * (batch > 1)} in a batch, "
-                          f"{max(len(point.cases) for key, point in points.items() if key[1] == batch)} cases" for batch in batches])
+            ax.set_xlim(-0.4, len(ms) - 0.6)
+    cases = {batch: len(point.cases) for (_, batch, _), point in points.items()}
+    lines.legend(figure, [f"{batch} edit{'s' * (batch > 1)} in a batch, {cases[batch]} cases" for batch in batches])
     return figure
 
 
@@ -140,7 +143,7 @@ def rows(points: Mapping[Key, Point]) -> list[dict[str, Any]]:
     found = []
     for (editor, batch, m), point in points.items():
         full = points[editor, batch, FULL]
-        row = {"editor": editor, "m": "full" if m == FULL else m, "num_edits": batch, "cases": len(point.cases)}
+        row = {"editor": editor, "m": "full" if m == FULL else f"{m:g}", "num_edits": batch, "cases": len(point.cases)}
         statistics = point.statistics | {"share": 100 * point.statistics["keys"] / full.statistics["keys"]}
         row |= {name: statistics.get(name) for name in STATISTICS}
         for metric in METRICS:
@@ -154,20 +157,24 @@ def tables(found: Sequence[Mapping[str, Any]]) -> str:
     """Two Markdown tables of :func:`rows`: what the statistics are made of, and the scores in percent of the full statistics'."""
     of_statistics: dict[tuple, list[str]] = {}
     for row in found:
-        cells = ["" if row[name] is None else f"{row[name]:,.0f}" if float(row[name]).is_integer() else f"{row[name]:.3g}"
-                 for name in STATISTICS]
-        of_statistics.setdefault((row["editor"], str(row["m"])), cells)
+        of_statistics.setdefault((row["editor"], row["m"]), [_number(row[name]) for name in STATISTICS])
     ms = list(dict.fromkeys(row["m"] for row in found))
     of_scores: dict[tuple, dict[Any, str]] = {}
     for row in found:
         cell = f"{row['score']:.1f}" if row["m"] == "full" else f"{row['score_percent']:.1f} ± {row['score_percent_se']:.1f}"
         of_scores.setdefault((row["editor"], str(row["num_edits"]), str(row["cases"])), {})[row["m"]] = cell
-    heads = ["keys", "% of all", "documents", "rank (least of the layers)", "condition (largest)", "ridge", "seconds"]
+    heads = ["keys", "% of all", "documents", "rank (least of the layers)", "condition (largest)", "ridge (largest)", "seconds"]
     return "\n".join([
         *_markdown(["editor", "m", *heads], [[*key, *cells] for key, cells in of_statistics.items()]),
         "", "Score in percent of that with the full statistics; \"full\": the score itself.", "",
-        *_markdown(["editor", "edits in a batch", "cases", *(f"m = {m:g}" if m != "full" else m for m in ms)],
+        *_markdown(["editor", "edits in a batch", "cases", *(m if m == "full" else f"m = {m}" for m in ms)],
                    [[*key, *(cells.get(m, "") for m in ms)] for key, cells in of_scores.items()]), ""])
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

@@ -4,7 +4,8 @@
 # that search found for MEMIT; the clamp is tried where EMMET differs, on single edits. AlphaEdit: a grid over the
 # threshold of the null space and L2, and the published point. Prints the summary of every setting.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-out=results/unified_search
+out=results/unified_search MODEL=world DATA=results/unified_search/facts.json
+source scripts/evaluate.sh
 mkdir -p "$out"
 
 "$PYTHON" - "$out" <<'PY'
@@ -28,11 +29,6 @@ PY
 for hparams in "$out"/*_*.json; do
     name=$(basename "$hparams" .json)
     algorithm=${name%%_*} edits=${name#*_}
-    continue=()
-    [ -d "$out/$name/run_000" ] && continue=(--continue_from_run run_000)
-    "$PYTHON" -m experiments.evaluate --alg_name "$algorithm" --model_name world --hparams_fname "$hparams" \
-        --ds_name "$out/facts.json" --num_edits "${edits%%_*}" --skip_generation_tests --use_cache --dir_name "unified_search/$name" \
-        "${continue[@]}"
+    evaluate "unified_search/$name" --alg_name "$algorithm" --hparams_fname "$hparams" --num_edits "${edits%%_*}" --use_cache
 done
-names=$(cd results && ls -d unified_search/*/ | sed 's#/$##' | paste -sd,)
-"$PYTHON" -m experiments.summarize --dir_name "$names" --out "$out"
+"$PYTHON" -m experiments.summarize --dir_name "$(run_dirs unified_search)" --out "$out"
