@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -20,27 +20,24 @@ from .core.files import check_writable, write_tensors
 from .core.moment_store import Moment
 from .core.sites import Sites
 from .errors import EditingError
-from .hparams import UNIFIED_FIXED, UNIFIED_IGNORED, ValueHParams
-from .spread import Solver, SpreadEditor
+from .spread import Solver, SpreadEditor, SpreadHParams
 
 # By second moment and threshold: one eigendecomposition a layer serves every batch.
 _projectors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlphaEditHParams(ValueHParams):
+class AlphaEditHParams(SpreadHParams):
     L2: float
     """Weight of |Delta|^2; higher keeps the weight change smaller."""
     nullspace_threshold: float = 0.02
     """Directions in which the second moment is below this are free to edit; higher edits more fully and preserves less."""
     nullspace_relative: bool = False
     """Measure the threshold in mean eigenvalues of the second moment, so that it means the same for every model."""
+    solve: Literal["symmetric", "published"] = "symmetric"
+    """symmetric: a positive definite system in float64. published: the equal, not symmetric one in float32, much slower."""
 
-    ignored: ClassVar[Mapping[str, str]] = UNIFIED_IGNORED | {
-        "mom2_update_weight": "AlphaEdit's update has no lambda",
-        "model_name": "the model is given to the program",
-    }
-    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = UNIFIED_FIXED
+    ignored: ClassVar[Mapping[str, str]] = SpreadHParams.ignored | {"mom2_update_weight": "AlphaEdit's update has no lambda"}
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,7 +53,7 @@ class AlphaEdit(SpreadEditor):
 
     With P the projection onto those directions, A = P K (P (K K^T + K_p K_p^T) P + L2 I)^{-1} (eq. 14): MEMIT's least-squares
     solution for projected keys, with L2 I and the sum over earlier keys K_p in place of the second moment. The published code
-    solves the equal, but not symmetric, system (P (K K^T + K_p K_p^T) + L2 I) X = P K R^T in float32.
+    solves the equal, but not symmetric, system (P (K K^T + K_p K_p^T) + L2 I) X = P K R^T in float32 (`solve` "published").
     """
 
     name = "AlphaEdit"
@@ -82,14 +79,20 @@ class AlphaEdit(SpreadEditor):
                 "raise it, or set nullspace_relative"
             )
 
+        published = hp.solve == "published"
+
         def adjust(layer, keys):
             def start():
+                if published:
+                    return solve.Gram(torch.zeros(len(keys), len(keys)))
                 return solve.Factor(torch.eye(len(keys), dtype=torch.float64) * hp.L2**0.5)
 
-            factor = start() if task.memory is None else task.memory.factor(layer, start)
-            return solve.memit(factor, 1.0, projectors[layer](keys))
+            earlier = start() if task.memory is None else task.memory.at(layer, start)
+            if published:
+                return solve.alphaedit_as_published(projectors[layer], earlier, hp.L2, keys)
+            return solve.memit(earlier, 1.0, projectors[layer](keys))
 
-        return Solver(adjust, remember=lambda layer, keys: projectors[layer](keys))
+        return Solver(moments, adjust, remember=lambda layer, keys: keys if published else projectors[layer](keys))
 
 
 def _projector(task: Task, hp: AlphaEditHParams, moment: Moment) -> solve.Projector:
@@ -108,8 +111,7 @@ def _kept_on_disk(task: Task, hp: AlphaEditHParams, moment: Moment, threshold: f
     folder = covariance.folder_of(task.model, find_corpus(hp.mom2_dataset))
     path = moment_store.file_of(folder, moment.identity)
     path = path.with_name(f"{path.stem}_nullspace_{threshold:.6g}{path.suffix}")
-    identity = {field: moment.identity[field] for field in moment_store.KINDS}
-    identity |= {"count": moment.count, "trace": float(moment.matrix.diagonal().double().sum()), "threshold": threshold}
+    identity = moment.summary() | {"threshold": threshold}
     if path.exists():
         header, tensors = moment_store.read(path, "projector")
         if header.get("identity") == identity:

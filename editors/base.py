@@ -83,14 +83,16 @@ class Editor(ABC):
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
         """({parameter name: change}, what else the Edit's info should tell). Leaves the model as it was."""
 
-    def begin(self, model: nn.Module, tok, context_templates: Sequence | None = None, progress: bool = True) -> None:
-        """Before a sequence: take from the unedited model whatever all its edits need (contexts, statistics)."""
+    def begin(self, model: nn.Module, tok, context_templates: Sequence | None = None, progress: bool = True) -> dict[str, Any]:
+        """Before a sequence: take from the unedited model whatever all its edits need (contexts, statistics); everything is kept
+        by model. Returns what was taken, by name, JSON-ready: with other things the same edits would come out otherwise."""
         pin(model)
         with evaluating(model):
-            self.prepare(Task(model, tok, [], context_templates, None, progress))
+            return self.prepare(Task(model, tok, [], context_templates, None, progress))
 
-    def prepare(self, task: Task) -> None:
-        """What `begin` takes, if anything; everything is kept by model."""
+    def prepare(self, task: Task) -> dict[str, Any]:
+        """What `begin` takes, if anything."""
+        return {}
 
     def at_the_end(self, originals: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{parameter name: what its weight shall be} at the end of a sequence, where the editor has something to do there.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import warnings
 from contextlib import contextmanager
@@ -86,14 +88,14 @@ def second_moments(task: Task, hparams: ValueHParams, sites: Sites, info: dict[s
 
 
 def covariance_factors(
-    task: Task, hparams: ValueHParams, sites: Sites, info: dict[str, Any], ridge: float = 0.0
+    moments: dict[int, Moment], hparams: ValueHParams, info: dict[str, Any], ridge: float = 0.0
 ) -> dict[int, solve.Factor]:
-    """{layer: Cholesky factor of C + ridge I}, for C as `second_moments` gives them.
+    """{layer: Cholesky factor of C + ridge I}, for the C that `second_moments` gave with the same `info`.
 
     A C without full rank is helped by relative_ridge, if the hparams set it; `info` tells by how much.
     """
     factors = {}
-    for layer, moment in second_moments(task, hparams, sites, info).items():
+    for layer, moment in moments.items():
         added, rank = ridge, moment.identity.get("rank", len(moment.matrix))
         if rank == len(moment.matrix) and hparams.relative_ridge and torch.linalg.cholesky_ex(moment.matrix.double())[1]:
             rank = covariance.spectrum(moment.matrix)["rank"]
@@ -115,6 +117,12 @@ def covariance_factors(
             by_ridge[added] = solve.factorise(moment.matrix, added, where=f"block {layer}", count=moment.count)
         factors[layer] = by_ridge[added]
     return factors
+
+
+def begun_with(prepared: Prepared, moments: dict[int, Moment]) -> dict[str, Any]:
+    """What `Editor.begin` tells of contexts and statistics, JSON-ready."""
+    texts = hashlib.sha256(json.dumps(prepared.groups).encode()).hexdigest()[:16]
+    return {"contexts": texts, **{f"statistics of block {layer}": moment.summary() for layer, moment in moments.items()}}
 
 
 def to_change(update_left: torch.Tensor, update_right: torch.Tensor, in_first: bool, dtype: torch.dtype) -> LowRank:

@@ -34,8 +34,9 @@ class LowRank:
     left: Float[Tensor, "rows rank"]
     right: Float[Tensor, "columns rank"]
 
-    def dense(self) -> Float[Tensor, "rows columns"]:
-        return self.left @ self.right.T
+    def dense(self, device: torch.device | str = "cpu") -> Float[Tensor, "rows columns"]:
+        """Formed in the factors' dtype, on that device."""
+        return self.left.to(device) @ self.right.to(device).T
 
     def plus(self, other: LowRank) -> LowRank:
         """The sum of both changes: the factors side by side."""
@@ -53,8 +54,8 @@ class Dense:
 
     delta: Float[Tensor, "..."]
 
-    def dense(self) -> Float[Tensor, "..."]:
-        return self.delta
+    def dense(self, device: torch.device | str = "cpu") -> Float[Tensor, "..."]:
+        return self.delta.to(device)
 
     def smaller(self) -> Dense:
         return self
@@ -169,14 +170,9 @@ class Edit:
 
 
 def add_to(parameter: nn.Parameter, change: LowRank | Dense) -> None:
-    """parameter += change in place; the product is formed in the factors' dtype on the parameter's device."""
-    device = parameter.device
-    if isinstance(change, LowRank):
-        delta = change.left.to(device) @ change.right.to(device).T
-    else:
-        delta = change.delta.to(device)
+    """parameter += change in place."""
     with torch.no_grad():
-        parameter.add_(delta)  # rounded once, to the parameter's dtype
+        parameter.add_(change.dense(parameter.device))  # rounded once, to the parameter's dtype
 
 
 def _put_back(parameters: Mapping[str, nn.Parameter], originals: Mapping[str, Tensor]) -> None:

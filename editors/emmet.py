@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from .base import Task
-from .closed_form import covariance_factors
+from .closed_form import covariance_factors, second_moments
 from .core import solve
 from .core.sites import Sites
 from .errors import EditingError
-from .hparams import UNIFIED_FIXED, UNIFIED_IGNORED, ValueHParams
-from .spread import Solver, SpreadEditor
+from .spread import Solver, SpreadEditor, SpreadHParams
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMMETHParams(ValueHParams):
+class EMMETHParams(SpreadHParams):
     mom2_update_weight: float
     """lambda; cancels for a single request, and in a batch acts only through lambda * emmet_lambda."""
     emmet_lambda: float = 0.1
     """epsilon, added to the diagonal of K^T S^{-1} K when a batch has more than one request; 0: the constraint holds exactly."""
     update_norm_lambda: float = 0.0
     """mu: S = lambda C + mu I."""
-
-    ignored: ClassVar[Mapping[str, str]] = UNIFIED_IGNORED | {"model_name": "the model is given to the program"}
-    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = UNIFIED_FIXED
 
     def __post_init__(self):
         super().__post_init__()
@@ -50,5 +45,6 @@ class EMMET(SpreadEditor):
 
     def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
         hp = self.hparams
-        factors = covariance_factors(task, hp, sites, info, ridge=hp.update_norm_lambda / hp.mom2_update_weight)
-        return Solver(lambda layer, keys: solve.emmet(factors[layer], hp.mom2_update_weight, keys, hp.emmet_lambda))
+        moments = second_moments(task, hp, sites, info)
+        factors = covariance_factors(moments, hp, info, ridge=hp.update_norm_lambda / hp.mom2_update_weight)
+        return Solver(moments, lambda layer, keys: solve.emmet(factors[layer], hp.mom2_update_weight, keys, hp.emmet_lambda))

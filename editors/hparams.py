@@ -28,7 +28,6 @@ T = TypeVar("T", bound="HParams")
 UNIFIED_IGNORED = {
     "layer_selection": "the published code reads it nowhere",
     "mom2_adjustment": "the second moment is always used",
-    "calculate_objective_value": "bookkeeping that changes no weight",
     "proj_dim": "the width of the keys is the model's",
     "skill_lambda": "read only with skill_preservation",
     "skill_sample_size": "read only with skill_preservation",

@@ -10,17 +10,16 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .base import Task
-from .closed_form import covariance_factors
+from .closed_form import covariance_factors, second_moments
 from .core import solve
 from .core.sites import Sites
 from .edit import Dense, LowRank
 from .errors import EditingError
-from .hparams import UNIFIED_FIXED, UNIFIED_IGNORED, ValueHParams
-from .spread import Solver, SpreadEditor
+from .spread import Solver, SpreadEditor, SpreadHParams
 
 
 @dataclass(frozen=True, kw_only=True)
-class MEMITHParams(ValueHParams):
+class MEMITHParams(SpreadHParams):
     mom2_update_weight: float
     """lambda: weight of the second moment; higher preserves other facts more and writes the new ones less fully."""
     update_norm_lambda: float = 0.0
@@ -29,15 +28,15 @@ class MEMITHParams(ValueHParams):
     """In a sequence, add the keys of all earlier edits to S, so that later ones keep off them (MEMIT_seq of AlphaEdit's authors)."""
     rect_share: float | None = None
     """Of each weight change keep only this share, the largest relative to the weight (RECT, Gu et al. 2024: 0.4)."""
+    rect_absolute: bool = False
+    """Relative to |weight| + 1e-8; false, as published: to |weight + 1e-8|."""
     prune: bool = False
     """At the end of a sequence, dampen the singular values of its whole change (PRUNE, Ma et al. 2024)."""
 
-    ignored: ClassVar[Mapping[str, str]] = UNIFIED_IGNORED | {
+    ignored: ClassVar[Mapping[str, str]] = SpreadHParams.ignored | {
         "emmet_lambda": "EMMET's",
-        "model_name": "the model is given to the program",
         "rewrite_module_tmps": "the published code reads it nowhere",
     }
-    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = UNIFIED_FIXED
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,6 +48,8 @@ class MEMITHParams(ValueHParams):
             raise EditingError("dynamic: edited_key_memory adds up on the first statistics; set one of the two false")
         if self.rect_share is not None and not 0 < self.rect_share <= 1:
             raise EditingError(f"rect_share: {self.rect_share} must be above 0, at most 1")
+        if self.rect_absolute and self.rect_share is None:
+            raise EditingError("rect_absolute: without effect unless rect_share is set")
 
 
 class MEMIT(SpreadEditor):
@@ -59,23 +60,20 @@ class MEMIT(SpreadEditor):
 
     def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
         weight = self.hparams.mom2_update_weight
-        factors = covariance_factors(task, self.hparams, sites, info, ridge=self.hparams.update_norm_lambda / weight)
+        moments = second_moments(task, self.hparams, sites, info)
+        factors = covariance_factors(moments, self.hparams, info, ridge=self.hparams.update_norm_lambda / weight)
         if not self.hparams.edited_key_memory or task.memory is None:
-            return Solver(lambda layer, keys: solve.memit(factors[layer], weight, keys))
+            return Solver(moments, lambda layer, keys: solve.memit(factors[layer], weight, keys))
 
         def remembering(layer, keys):
-            factor = task.memory.factor(layer, lambda: solve.Factor(factors[layer].lower * weight**0.5))
+            factor = task.memory.at(layer, lambda: solve.Factor(factors[layer].lower * weight**0.5))
             return solve.memit(factor, 1.0, keys)
 
-        return Solver(remembering, remember=lambda layer, keys: keys)
+        return Solver(moments, remembering, remember=lambda layer, keys: keys)
 
-    def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
-        changes, info = super().changes(task)
+    def written(self, change: LowRank, weight: Tensor) -> LowRank | Dense:
         share = self.hparams.rect_share
-        if share is not None:
-            weights = {name: task.model.get_parameter(name) for name in changes}
-            changes = {name: Dense(solve.rect(change.dense(), weights[name].detach().cpu(), share)) for name, change in changes.items()}
-        return changes, info
+        return change if share is None else Dense(solve.rect(change.dense(), weight.cpu(), share, self.hparams.rect_absolute))
 
     def at_the_end(self, originals: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not self.hparams.prune:

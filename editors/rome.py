@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from .base import Editor, Task
-from .closed_form import Prepared, covariance_factors, prepare, second_moments, to_change, trial
+from .closed_form import Prepared, begun_with, covariance_factors, prepare, second_moments, to_change, trial
 from .core import solve
 from .core.keys import layer_io
 from .core.prompts import Request
@@ -57,18 +57,20 @@ class ROME(Editor):
     name = "ROME"
     hparams_class = ROMEHParams
 
-    def prepare(self, task: Task) -> None:
+    def prepare(self, task: Task) -> dict[str, Any]:
         hp = self.hparams
-        sites = prepare(task, hp, "rome", length_params=hp.context_template_length_params).sites
-        if hp.mom2_adjustment and not hp.dynamic:
-            second_moments(task, hp, sites, {})
+        prepared = prepare(task, hp, "rome", length_params=hp.context_template_length_params)
+        fixed = hp.mom2_adjustment and not hp.dynamic
+        return begun_with(prepared, second_moments(task, hp, prepared.sites, {}) if fixed else {})
 
     def changes(self, task: Task) -> tuple[dict[str, LowRank], dict[str, Any]]:
         hp = self.hparams
         prepared = prepare(task, hp, "rome", length_params=hp.context_template_length_params)
         layers = sorted(hp.layers)
         info: dict[str, Any] = {}
-        factors = covariance_factors(task, hp, prepared.sites, info) if hp.mom2_adjustment else dict.fromkeys(layers)
+        factors: dict[int, solve.Factor | None] = dict.fromkeys(layers)
+        if hp.mom2_adjustment:
+            factors |= covariance_factors(second_moments(task, hp, prepared.sites, info), hp, info)
         changes: dict[str, LowRank] = {}
         with trial(task.model, prepared.sites) as change:
             for request in task.requests:

@@ -46,7 +46,7 @@ class EditSequence:
         self._originals: dict[str, Tensor] = {}
         self._originals_device = originals_device
         self._options = {"context_templates": context_templates, "z_cache": z_cache, "progress": progress}
-        editor.begin(model, tok, context_templates, progress)
+        self._begun = json.loads(json.dumps(editor.begin(model, tok, context_templates, progress)))
 
     def edit(self, requests: Sequence[Mapping | Request]) -> Edit:
         """Edit a batch into the model for good. After an error the model is as it was before."""
@@ -90,17 +90,22 @@ class EditSequence:
         tensors = {f"now/{name}": weight for name, weight in self._current().items()}
         tensors |= {f"original/{name}": weight for name, weight in self._originals.items()}
         tensors |= {f"memory/{name}": tensor for name, tensor in self._memory.tensors().items()}
-        header = {"batches": self.batches, "identity": dict(identity)}
+        header = {"batches": self.batches, "identity": dict(identity), "begun": self._begun}
         write_tensors(path, tensors, {"header": json.dumps(header)})
 
     def restore(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Continue from what `save` wrote. The model is the unedited one.
 
-        Raises EditingError for a damaged file, one of another identity, or one whose original weights are not this model's.
+        Raises EditingError for a damaged file, one of another identity, one whose editor had other statistics or contexts, or one
+        whose original weights are not this model's.
         """
         header, tensors = moment_store.read(path, "checkpoint of a sequence")
         if header.get("identity") != json.loads(json.dumps(dict(identity))):
             raise EditingError(f"{path}: a checkpoint of another sequence (model, hyper-parameters or order differ)")
+        begun = header.get("begun", {})
+        for name in sorted(begun.keys() | self._begun.keys()):
+            if begun.get(name) != self._begun.get(name):
+                raise EditingError(f"{path}: the sequence began with other {name}; put back what it had, or start a new run")
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "original": {}, "memory": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")

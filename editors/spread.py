@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from .base import Editor, Task
-from .closed_form import prepare, second_moments, to_change, trial
+from .closed_form import begun_with, prepare, second_moments, to_change, trial
 from .core.keys import compute_hidden, compute_keys
+from .core.moment_store import Moment
 from .core.sites import Sites, weight_of
 from .core.value_cache import cached_optimise
 from .edit import Dense, LowRank
+from .hparams import UNIFIED_FIXED, UNIFIED_IGNORED, ValueHParams
+from .objective import Asked, objective_distances
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadHParams(ValueHParams):
+    calculate_objective_value: bool = False
+    """Keep with each edit also how far it moves the keys that are to be preserved."""
+
+    ignored: ClassVar[Mapping[str, str]] = UNIFIED_IGNORED | {"model_name": "the model is given to the program"}
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = UNIFIED_FIXED
 
 
 @dataclass(frozen=True)
 class Solver:
     """An editor's closed form, for this task."""
 
+    moments: Mapping[int, Moment]
+    """{layer: second moment of the keys}."""
     adjust: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]]
     """A of a layer from its keys K."""
     remember: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]] | None = None
@@ -38,14 +52,20 @@ class SpreadEditor(Editor):
     says what A is.
     """
 
+    hparams_class: ClassVar[type[SpreadHParams]]
+    hparams: SpreadHParams
+
     @abstractmethod
     def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
         """What gives A for a layer and its keys; may add to the Edit's `info`. Called before the first weight changes."""
 
-    def prepare(self, task: Task) -> None:
-        sites = prepare(task, self.hparams, "memit").sites
-        if not self.hparams.dynamic:
-            second_moments(task, self.hparams, sites, {})
+    def written(self, change: LowRank, weight: Tensor) -> LowRank | Dense:
+        """What of a layer's update is written, once all layers' are known; weight: the layer's."""
+        return change
+
+    def prepare(self, task: Task) -> dict[str, Any]:
+        prepared = prepare(task, self.hparams, "memit")
+        return begun_with(prepared, {} if self.hparams.dynamic else second_moments(task, self.hparams, prepared.sites, {}))
 
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
         hp, model, tok, requests = self.hparams, task.model, task.tok, task.requests
@@ -67,17 +87,25 @@ class SpreadEditor(Editor):
             return compute_keys(model, tok, requests, layers, prepared.groups, sites, hp.fact_token)
 
         started = time.perf_counter()
-        changes = {}
+        updates: dict[int, tuple[LowRank, Asked]] = {}
         with trial(model, sites) as change:
             for done, layer in enumerate(tqdm(hp.layers, desc="layers", unit="layer", leave=False, disable=None if task.progress else True)):
                 keys = keys_of([layer])[layer]
                 current = compute_hidden(model, tok, requests, z_layer, sites, hp.fact_token)
                 residual = (targets.to(current) - current).T / (len(hp.layers) - done)
                 adjusted = solver.adjust(layer, keys.T)
-                name, parameter, in_first = weight_of(model, sites, layer)
-                changes[name] = to_change(residual.to(adjusted), adjusted, in_first, parameter.dtype)
-                change(layer, changes[name])
+                _, parameter, in_first = weight_of(model, sites, layer)
+                update = to_change(residual.to(adjusted), adjusted, in_first, parameter.dtype)
+                updates[layer] = update, Asked.of(keys.T, residual, adjusted, targets, current)
+                change(layer, update)
             if task.memory is not None and solver.remember:  # the keys that the edited model has, as published
                 task.memory.stage({layer: solver.remember(layer, keys.T) for layer, keys in keys_of(hp.layers).items()})
+        changes: dict[str, LowRank | Dense] = {}
+        info["objective_distances"] = {}
+        for layer, (update, asked) in updates.items():
+            name, parameter, in_first = weight_of(model, sites, layer)
+            changes[name] = self.written(update, parameter.detach())
+            preserved = solver.moments[layer].matrix if hp.calculate_objective_value else None
+            info["objective_distances"][str(layer)] = objective_distances(asked, changes[name], parameter, in_first, preserved)
         seconds["insert"] = time.perf_counter() - started
         return changes, {"seconds": seconds, **info}

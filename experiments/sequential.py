@@ -2,8 +2,8 @@
 
 Beside the case files (``pre``: before the case's own batch, ``post``: right after it) a run holds
 
-    batches/<edits>.json      after each batch: seconds, statistics, norms and distances of the edited weights, memory, downstream
-                              figures
+    batches/<edits>.json      after each batch: seconds, statistics, norms and distances of the edited weights, objective
+                              (editors/objective.py), memory, downstream figures
     history/<edits>.jsonl     earlier edits measured again: a line a case
     checkpoint.safetensors    from which a killed run goes on, to the same last bit
 
@@ -112,12 +112,15 @@ class Checkups:
         """The model with this batch alone in it."""
         if "statistics" in info and not (self.run / results.STATISTICS).exists():  # the same for every batch
             results.write_json(self.run / results.STATISTICS, info["statistics"])
-        if not self.wanted:
-            return
         edits = (batch - 1) * self.flags["num_edits"] + len(chunk)
-        content = {"batch": batch, "edits": edits, "case_ids": [record.case_id for record in chunk]}
+        content = {}
+        if self.job.hparams.get("calculate_objective_value"):
+            content["objective_distances"] = info["objective_distances"]
         if self.job.downstream and self._due("downstream_eval_steps", batch, last):
-            results.write_json(self.path(edits), content | self._downstream(edits))
+            content |= self._downstream(edits)
+        if content:
+            about = {"batch": batch, "edits": edits, "case_ids": [record.case_id for record in chunk]}
+            results.write_json(self.path(edits), about | content)
         self._save(batch, edits, last)
 
     def after_batch(
@@ -129,6 +132,7 @@ class Checkups:
         content = {
             "batch": batch, "edits": edits, "case_ids": [record.case_id for record in chunk], "seconds": seconds,
             "phases": info.get("seconds", {}), "statistics": info.get("statistics", {}), "weights": sequence.distances(),
+            "objective_distances": info.get("objective_distances", {}),
             "memory_mb": psutil.Process().memory_info().rss / 2**20,
         }
         if self._due("history_eval_steps", batch, last):

@@ -33,13 +33,14 @@ def hparams_of(about, name):
 
 
 @pytest.mark.filterwarnings("ignore:.*without effect", "ignore:the corpus has 312 documents")
+@pytest.mark.parametrize("solve", ["symmetric", "published"])
 @pytest.mark.parametrize("name, case", list(cases()))
-def test_two_batches_equal_published(golden_model, name, case):
+def test_two_batches_equal_published(golden_model, name, case, solve):
     about = json.loads((GOLDEN / f"deltas_alphaedit_{name}.json").read_text())
     arrays = np.load(GOLDEN / f"deltas_alphaedit_{name}.npz", allow_pickle=False)
     model, tok = golden_model(name)
     requests = json.loads((GOLDEN / "requests.json").read_text())
-    editor = editors.load("AlphaEdit", hparams_of(about["cases"][case], name))
+    editor = editors.load("AlphaEdit", hparams_of(about["cases"][case], name) | {"solve": solve})
     sequence = EditSequence(editor, model, tok, about["templates"], progress=False)
     originals = {n: p.detach().clone() for n, p in model.named_parameters()}
     for batch in (0, 1):

@@ -66,7 +66,7 @@ def test_variants_share_files():
 
 # What published files hold besides the fields of the editors here.
 UNIFIED = {
-    "calculate_objective_value": False, "emmet_lambda": 0.1, "layer_selection": "all", "mom2_adjustment": True,
+    "calculate_objective_value": True, "emmet_lambda": 0.1, "layer_selection": "all", "mom2_adjustment": True,
 }
 EFFICIENT = UNIFIED | {
     "shuffle_text": False, "wikipedia_lang": "en", "skill_preservation": False, "skill_lambda": 1, "skill_sample_size": 10000,
@@ -173,6 +173,12 @@ def test_unknown_editor():
 def test_unsupported_switches_are_refused():
     with pytest.raises(EditingError, match="bias_update: true is not supported, only false"):
         editors.load("ROME", HPARAMS["ROME"] | {"bias_update": True})
+
+
+def test_rect_absolute_needs_rect():
+    with pytest.raises(EditingError, match="rect_absolute: without effect unless rect_share is set"):
+        editors.load("MEMIT", MEMIT | {"rect_absolute": True})
+    assert editors.load("MEMIT_rect", MEMIT | {"rect_absolute": True}).hparams.rect_absolute
 
 
 def test_power_law_of_the_weight_decay():

@@ -1,6 +1,8 @@
 """A sequence of edits: each builds on the last, nothing is forgotten over a restart, and the beginning comes back bit by bit."""
 
 import copy
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from editors.core.key_memory import KeyMemory
 from editors.core.solve import factorise
 from editors.errors import EditingError
 from editors.sequence import EditSequence
-from tests.test_contract import HPARAMS, REQUESTS, bits, same
+from tests.test_contract import HPARAMS, REQUESTS, VALUES, bits, same
 
 IDENTITY = {"of": "this test"}
 
@@ -21,9 +23,10 @@ def _stats(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("KE_STATS_DIR", str(tmp_path_factory.getbasetemp() / "contract_stats"))
 
 
-@pytest.fixture(params=editors.names())
+@pytest.fixture(params=[*editors.names(), "AlphaEdit published"])
 def editor(request):
-    return editors.load(request.param, HPARAMS[request.param])
+    name, _, solve = request.param.partition(" ")
+    return editors.load(name, HPARAMS[name] | ({"solve": solve} if solve else {}))
 
 
 def sequence_of(editor, loaded):
@@ -88,13 +91,13 @@ def test_memory_changes_what_comes_after(tiny_gpt2):
 def test_an_edit_that_is_not_applied_is_not_remembered():
     memory = KeyMemory()
     moment = torch.eye(4, dtype=torch.float64)
-    start = memory.factor(0, lambda: factorise(moment))
+    start = memory.at(0, lambda: factorise(moment))
     memory.stage({0: torch.ones(4, 1)})
     memory.stage({0: torch.full((4, 1), 2.0)})
-    assert memory.factor(0, None) is start
+    assert memory.at(0, None) is start
     memory.commit()
     memory.commit()
-    lower = memory.factor(0, None).lower
+    lower = memory.at(0, None).lower
     assert torch.allclose(lower @ lower.T, moment + 4, atol=1e-12)
 
 
@@ -130,6 +133,40 @@ def test_wrong_checkpoints(tiny_gpt2, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(EditingError, match="truncated or damaged"):
         sequence_of(sequence.editor, tiny_gpt2).restore(path, IDENTITY)
+
+
+@pytest.mark.parametrize("alg, other", [("MEMIT", "statistics of block 1"), ("AlphaEdit", "statistics of block 1"), ("FT", None)])
+def test_other_statistics_are_refused(alg, other, tiny_gpt2, tmp_path, monkeypatch):
+    """The corpus has changed since the checkpoint was written."""
+    texts = Path(VALUES["mom2_dataset"]).read_text().splitlines()
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("\n".join(texts[:60]) + "\n")
+    hparams = HPARAMS[alg] | ({"mom2_dataset": str(corpus), "mom2_n_samples": 60} if other else {})
+    monkeypatch.setenv("KE_STATS_DIR", str(tmp_path / "stats"))
+
+    def begin():
+        model, tok = copy.deepcopy(tiny_gpt2[0]), tiny_gpt2[1]  # another process
+        return EditSequence(editors.load(alg, hparams), model, tok, progress=False)
+
+    sequence = begin()
+    sequence.edit(REQUESTS[:1])
+    sequence.save(tmp_path / "checkpoint", IDENTITY)
+    begin().restore(tmp_path / "checkpoint", IDENTITY)
+    corpus.write_text("\n".join(texts[60:120]) + "\n")
+    shutil.rmtree(tmp_path / "stats", ignore_errors=True)
+    if other:
+        with pytest.raises(EditingError, match=f"began with other {other}; put back"):
+            begin().restore(tmp_path / "checkpoint", IDENTITY)
+    else:
+        begin().restore(tmp_path / "checkpoint", IDENTITY)
+
+
+def test_other_contexts_are_refused(tiny_gpt2, tmp_path):
+    editor = editors.load("MEMIT", HPARAMS["MEMIT"])
+    sequence = EditSequence(editor, *tiny_gpt2, context_templates=[["{}"], ["So. {}"]], progress=False)
+    sequence.save(tmp_path / "checkpoint", IDENTITY)
+    with pytest.raises(EditingError, match="began with other contexts"):
+        sequence_of(editor, tiny_gpt2).restore(tmp_path / "checkpoint", IDENTITY)
 
 
 def test_dynamic_statistics_follow_the_edits(tiny_gpt2, monkeypatch):

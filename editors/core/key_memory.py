@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .solve import Factor
+from .solve import Factor, Gram
+
+Sum = TypeVar("Sum", Factor, Gram)
+KINDS: dict[str, type[Factor | Gram]] = {"factor": Factor, "gram": Gram}
 
 
 class KeyMemory:
-    """For each layer the Cholesky factor of S + K K^T, S an editor's own matrix and K all keys edited so far.
+    """For each layer S + K K^T, S an editor's own matrix and K all keys edited so far: as its Cholesky factor, or as it is.
 
     An editor stages the keys of an edit; whoever applies the edit commits them. Size and time of a commit do not grow with the
     number of edits.
     """
 
     def __init__(self):
-        self._factors: dict[int, Factor] = {}
+        self._sums: dict[int, Factor | Gram] = {}
         self._staged: dict[int, Tensor] = {}
 
-    def factor(self, layer: int, start: Callable[[], Factor]) -> Factor:
-        """Of everything committed at `layer`; `start()` before the first commit."""
-        if layer not in self._factors:
-            self._factors[layer] = start()
-        return self._factors[layer]
+    def at(self, layer: int, start: Callable[[], Sum]) -> Sum:
+        """Everything committed at `layer`; `start()` before the first commit."""
+        if layer not in self._sums:
+            self._sums[layer] = start()
+        return self._sums[layer]
 
     def stage(self, keys: Mapping[int, Float[Tensor, "d_in n"]]) -> None:
         """Keep the keys of an edit, in place of those staged before, until it is known to be applied."""
@@ -35,14 +38,16 @@ class KeyMemory:
     def commit(self) -> None:
         """The edit whose keys were staged is in the model now."""
         for layer, keys in self._staged.items():
-            self._factors[layer] = self._factors[layer].plus(keys)
+            self._sums[layer] = self._sums[layer].plus(keys)
         self._staged = {}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything committed, by name."""
-        return {str(layer): factor.lower for layer, factor in self._factors.items()}
+        kind_of = {kind: name for name, kind in KINDS.items()}
+        return {f"{kind_of[type(total)]}.{layer}": tensor for layer, total in self._sums.items() for tensor in vars(total).values()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `tensors` returned, to the last bit."""
-        self._factors = {int(layer): Factor(lower.to(torch.float64, copy=True)) for layer, lower in tensors.items()}
+        named = ((*name.split("."), tensor) for name, tensor in tensors.items())
+        self._sums = {int(layer): KINDS[kind](tensor.clone()) for kind, layer, tensor in named}
         self._staged = {}

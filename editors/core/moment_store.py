@@ -58,6 +58,11 @@ class Moment:
     norm_mean: float | None
     """Mean length of a key; None if it is not in the file."""
 
+    def summary(self) -> dict[str, Any]:
+        """What tells these statistics from others, JSON-ready: their identity and, as published files have none, two numbers."""
+        return {field: self.identity[field] for field in KINDS} | {
+            "count": self.count, "trace": float(self.matrix.diagonal().double().sum())}
+
 
 def file_of(folder: Path, identity: Mapping[str, Any]) -> Path:
     """The file of one layer's statistics. Its name tells runs with different settings apart, as the published names do."""

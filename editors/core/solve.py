@@ -117,6 +117,17 @@ def emmet(factor: Factor, weight: float, keys: Float[Tensor, "d_in n"], slack: f
 
 
 @dataclass(frozen=True, eq=False)
+class Gram:
+    """K K^T over keys, in the dtype it was begun in, kept on the CPU."""
+
+    matrix: Float[Tensor, "d_in d_in"]
+
+    def plus(self, keys: Float[Tensor, "d_in n"]) -> Gram:
+        keys = keys.to(self.matrix)
+        return Gram(self.matrix.addmm(keys, keys.T))
+
+
+@dataclass(frozen=True, eq=False)
 class Projector:
     """The orthogonal projection onto the span of `basis`, or onto its complement; of the two the smaller is kept."""
 
@@ -128,6 +139,10 @@ class Projector:
         basis = self.basis.to(x)
         inside = basis @ (basis.T @ x)
         return x - inside if self.complement else inside
+
+    def dense(self) -> Float[Tensor, "d_in d_in"]:
+        inside = self.basis @ self.basis.T
+        return torch.eye(len(inside), dtype=inside.dtype) - inside if self.complement else inside
 
     @property
     def rank(self) -> int:
@@ -144,9 +159,30 @@ def null_space(moment: Float[Tensor, "d_in d_in"], threshold: float) -> Projecto
     return Projector(basis.contiguous(), complement)  # laid out as it is after a restart: sums then have the same bits
 
 
-def rect(update: Float[Tensor, "*shape"], weight: Float[Tensor, "*shape"], share: float) -> Float[Tensor, "*shape"]:
-    """Only the `share` of the update that is largest relative to the weight, |update / (weight + 1e-8)|; 0 elsewhere (RECT, Gu et al. 2024)."""
-    relative = (update / (weight.to(update) + 1e-8)).abs()
+def alphaedit_as_published(
+    projector: Projector, earlier: Gram, l2: float, keys: Float[Tensor, "d_in n"]
+) -> Float[Tensor, "d_in n"]:
+    """A = (P (K K^T + K_p K_p^T) + l2 I)^{-1} P K by LU in float32; earlier: K_p K_p^T, of keys as they are.
+
+    In exact arithmetic what `memit` gives for projected keys; its cost grows with d_in^3 for every batch.
+    """
+    keys = keys.float()
+    projection, gram = projector.dense().to(keys), earlier.matrix.to(keys)
+    system = projection @ gram.addmm(keys, keys.T)
+    system.diagonal().add_(l2)
+    return torch.linalg.solve(system, projection @ keys)
+
+
+def rect(
+    update: Float[Tensor, "*shape"], weight: Float[Tensor, "*shape"], share: float, absolute: bool = False
+) -> Float[Tensor, "*shape"]:
+    """Only the `share` of the update that is largest relative to the weight; 0 elsewhere (RECT, Gu et al. 2024).
+
+    Relative: as published |update / (weight + 1e-8)|, which has no bound where the weight is near -1e-8; absolute:
+    |update| / (|weight| + 1e-8).
+    """
+    weight = weight.to(update)
+    relative = (update / ((weight.abs() if absolute else weight) + 1e-8)).abs()
     smallest_kept = relative.flatten().kthvalue(max(1, int((1 - share) * relative.numel()))).values
     return torch.where(relative >= smallest_kept, update, 0)
 

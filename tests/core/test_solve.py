@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editors.core.solve import Factor, emmet, factorise, memit, null_space, prune, rect, rome_direction
+from editors.core.solve import Factor, Gram, alphaedit_as_published, emmet, factorise, memit, null_space, prune, rect, rome_direction
 from editors.errors import EditingError
 
 C = torch.tensor([[1, 0.5, 0], [0.5, 2, 0], [0, 0, 4]], dtype=torch.float64)
@@ -149,6 +149,8 @@ def test_alphaedit_numbers():
     factor = Factor(torch.eye(3, dtype=torch.float64) * 10**0.5).plus(earlier)
     expected = torch.tensor([[0.01281609, -0.00530860, 0], [0.10032983, -0.04155798, 0]], dtype=torch.float64)
     assert torch.allclose(R @ memit(factor, 1.0, project(K)).T, expected, atol=1e-8)
+    published = alphaedit_as_published(project, Gram(torch.diag(torch.tensor([0.5, 0, 0.25]))), 10, K)
+    assert published.dtype == torch.float32 and torch.allclose(R.float() @ published.T, expected.float(), atol=1e-7)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])  # the kept basis is that of the null space, or of its complement
@@ -160,6 +162,7 @@ def test_projector(share):
     free = vectors[:, :count]
     assert project.rank == count and project.basis.shape[1] <= 12
     assert torch.allclose(project(keys), free @ (free.T @ keys), atol=1e-12)
+    assert torch.allclose(project.dense(), free @ free.T, atol=1e-12)
     # The published form: X = (P (K K^T + Cp) + L2 I)^{-1} P K R^T.
     projection, cp = free @ free.T, torch.diag(torch.rand(24, dtype=torch.float64))
     published = torch.linalg.solve(projection @ (keys @ keys.T + cp) + 3 * torch.eye(24, dtype=torch.float64), projection @ keys)
@@ -174,6 +177,14 @@ def test_rect_keeps_the_share_that_is_largest_relative_to_the_weight():
     assert rect(update, weight, 0.4).tolist() == [[1.0, 2.0], [0.0, 4.0], [-5.0, pytest.approx(0.1)]]
     update, weight = torch.randn(50, 40), torch.randn(50, 40)
     assert int((rect(update, weight, 0.4) != 0).sum()) == 801  # the top 40 % and one more, as published
+
+
+def test_rect_with_an_absolute_denominator():
+    """A weight of -1e-8 makes the published ratio boundless; |w| + 1e-8 does not."""
+    update = torch.tensor([1e-12, 1.0, 0.5, 0.0, 0.0], dtype=torch.float64)
+    weight = torch.tensor([-1e-8, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    assert rect(update, weight, 0.2).tolist() == [1e-12, 1.0, 0.0, 0.0, 0.0]
+    assert rect(update, weight, 0.2, absolute=True).tolist() == [0.0, 1.0, 0.5, 0.0, 0.0]
 
 
 def test_prune_dampens_only_what_exceeds_the_weight():

@@ -191,6 +191,17 @@ def test_downstream_in_both_modes(sequence):
         assert read(run, "downstream/000004_sst_gen.json")
 
 
+def test_objective_of_each_batch(sequence, hparams):
+    fname = hparams("MEMIT", v_num_grad_steps=3, calculate_objective_value=True)
+    for sequential in (True, False):
+        run = sequence(alg_name="MEMIT", hparams_fname=fname, max_edits=4, sequential=sequential)
+        for edits in (2, 4):
+            told = read(run, f"batches/{edits:06d}.json")
+            assert len(told["case_ids"]) == 2 and len(told["objective_distances"]) == 3
+            for layer in told["objective_distances"].values():
+                assert 0 < layer["new_edit_distance"] < layer["old_edit_distance"] and layer["preservation_distance"] > 0
+
+
 def test_switches(monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(evaluate, "main", lambda **flags: seen.append(flags["sequential"]))
