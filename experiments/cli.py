@@ -1,10 +1,12 @@
 """What every program shares: the flags of the model, and one clear line for a user's mistake."""
 
 import argparse
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from data.errors import DataError
@@ -17,10 +19,11 @@ def run_program(main: Callable[[], object]) -> None:
     """Run ``main`` and exit: 0 when it returns, 2 with one ``error:`` line on standard error for a user's mistake
     (:class:`EditingError`, :class:`DataError`) or a place that can't be read or written (``OSError``), 130 when interrupted.
 
-    Any other exception is a defect of the program and keeps its traceback. Warnings, too, are one line each.
+    Any other exception is a defect of the program and keeps its traceback. Warnings, too, are one line each, and what the
+    editors log is printed.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _logged():
             warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
             main()
     except (EditingError, DataError) as error:
@@ -35,6 +38,20 @@ def run_program(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """What ``editors`` logs goes to standard error."""
+    log, handler = logging.getLogger("editors"), logging.StreamHandler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _fail(message: str) -> NoReturn:

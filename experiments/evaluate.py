@@ -46,10 +46,12 @@ def main(
     continue_from_run: str | None = None,
     skip_generation_tests: bool = False,
     generation_test_interval: int = 1,
+    contains_length: int = 0,
     conserve_memory: bool = False,
     dir_name: str | None = None,
     num_edits: int = 1,
     use_cache: bool = False,
+    context_templates: str | Path | None = None,
     dtype: str = "auto",
     device: str = "auto",
     seed: int = 0,
@@ -142,7 +144,7 @@ def _edit_and_measure(
     """(seconds that the edit took, metrics of each record under it). The model is afterwards what it was, bit by bit."""
     started = time.perf_counter()
     cache = data_folder(job.flags["data_dir"]) / "z_cache" if job.flags["use_cache"] else None
-    edit = job.editor.edit(job.model, job.tok, [record.request() for record in chunk], z_cache=cache)
+    edit = job.editor.edit(job.model, job.tok, [record.request() for record in chunk], job.context_templates, z_cache=cache)
     edit.apply(job.model, originals_device="cpu" if job.flags["conserve_memory"] else None)
     seconds = time.perf_counter() - started
     try:
@@ -213,6 +215,12 @@ def command() -> None:
                         help="no sampled texts: fluency, consistency, essence")
     parser.add_argument("--generation_test_interval", type=_interval, default=1,
                         help="sample texts for cases whose case_id is a multiple of this; -1: never")
+    parser.add_argument("--contains_length", type=_count, default=0,
+                        help="also tell whether the target is anywhere in a greedy continuation to so many tokens, the prompt's "
+                             "included (the unified-editing code's accuracy, with 50); 0: don't")
+    parser.add_argument("--context_templates", metavar="FILE",
+                        help='JSON file of the contexts that an edit shall hold in, [["{}"], ["So it is. {}", ...]]; by default '
+                             "they are sampled from the model")
     parser.add_argument("--use_cache", action="store_true",
                         help="keep target states (z) on disk, and reuse those that were computed from all the same")
     parser.add_argument("--conserve_memory", action="store_true",

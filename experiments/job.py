@@ -15,7 +15,9 @@ import data
 import editors
 from data import orders
 from data.download import Unavailable
+from data.files import read_json
 from data.records import Prompt, Record, fingerprint
+from editors.core.contexts import as_groups
 from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.core.prompts import encode_target, fill, parse_requests
@@ -44,6 +46,8 @@ class Job:
     """Gives the generation metrics of records; None where there is nothing to generate."""
     downstream: list[TaskRun]
     """Downstream tasks to measure."""
+    context_templates: list[list[str]] | None
+    """Of --context_templates; None: sampled from the model."""
     perplexity_corpus: str | None
     texts: Mapping[str, Any] | None
     """Where the generation metrics' reference texts come from."""
@@ -61,6 +65,8 @@ class Job:
             "device": self.model.device.type,
             "data": f"{Path(flags['ds_name']).name}, {len(self.records)} records, sha256 {fingerprint(self.records)[:16]}",
             "generation_texts": self.texts,
+            **({"contains_length": flags["contains_length"]} if flags["contains_length"] else {}),
+            **({"context_templates": self.context_templates} if self.context_templates else {}),
             "downstream": {run.name: run.settings() for run in self.downstream} and {
                 "tasks": {run.name: run.settings() for run in self.downstream},
                 **{key: flags[key] for key in ("downstream_eval_steps", "gen_len", "legacy_rte_labels")}},
@@ -89,6 +95,8 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     if flags["max_edits"] and flags["max_edits"] > len(records):
         raise EditingError(f"--max_edits {flags['max_edits']}: {ds_name} has only {len(records)} records{limits}")
     records = records[: flags["max_edits"]]
+    if flags["contains_length"] and records[0].schema != "counterfact":
+        raise EditingError("--contains_length has no effect on zsRE, which is not scored by what a continuation contains")
     if num_edits > len(records):
         limits += " within --max_edits" if flags["max_edits"] else ""
         raise EditingError(f"--num_edits {num_edits}: {ds_name} has only {len(records)} records{limits}")
@@ -102,7 +110,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     corpus = flags["perplexity_corpus"]
     if corpus == "world":
         corpus = _world_corpus(flags)
-    return Job(model, tok, editor, records, flags, hparams, generate, runs, corpus, texts)
+    return Job(model, tok, editor, records, flags, hparams, generate, runs, _contexts(flags), corpus, texts)
 
 
 def _check_flags(flags: Mapping[str, Any]) -> None:
@@ -130,6 +138,14 @@ def _order(flags: Mapping[str, Any], records: Sequence[Record]) -> list[int]:
     """Positions of ``records`` in the order that the flags ask for."""
     number = flags["sample_num"] or 0
     return orders.read_order(flags["index_file"], number, len(records)) if flags["index_file"] else orders.edit_order(records, number)
+
+
+def _contexts(flags: Mapping[str, Any]) -> list[list[str]] | None:
+    path = flags["context_templates"]
+    try:
+        return as_groups(read_json(path)) if path else None
+    except EditingError as error:
+        raise EditingError(f"--context_templates {path}: {error}") from error
 
 
 def _world_corpus(flags: Mapping[str, Any]) -> str:

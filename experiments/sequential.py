@@ -44,7 +44,8 @@ def evaluate(job: Job, run: Path) -> None:
     flags, records, num_edits = job.flags, job.records, job.flags["num_edits"]
     chunks = [records[start:start + num_edits] for start in range(0, len(records), num_edits)]
     cache = data_folder(flags["data_dir"]) / "z_cache" if flags["use_cache"] else None
-    sequence = EditSequence(job.editor, job.model, job.tok, z_cache=cache, originals_device="cpu" if flags["conserve_memory"] else None)
+    sequence = EditSequence(job.editor, job.model, job.tok, job.context_templates, z_cache=cache,
+                            originals_device="cpu" if flags["conserve_memory"] else None)
     try:
         _run(job, run, sequence, chunks)
     finally:

@@ -63,11 +63,11 @@ def context_templates(
 
 def as_groups(templates: Sequence) -> list[list[str]]:
     """Templates given by a user as groups: a flat list is one group. Each template must hold exactly one ``{}``."""
-    if isinstance(templates, str) or not templates:
+    if isinstance(templates, str) or not isinstance(templates, Sequence) or not templates:
         raise EditingError("context templates must be a list of texts, or a list of such lists, and not empty")
     groups = [list(templates)] if all(isinstance(t, str) for t in templates) else templates
     for group in groups:
-        if isinstance(group, str) or not group:
+        if isinstance(group, str) or not isinstance(group, Sequence) or not group:
             raise EditingError("context templates mix texts and lists, or hold an empty list")
         for template in group:
             if not isinstance(template, str):

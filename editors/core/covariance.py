@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import os
 import time
 import warnings
@@ -40,6 +41,8 @@ SNAPSHOT_SHARE = 0.05
 """Largest part of the time that writing them may take."""
 UNLIMITED_CONTEXT = 2048
 """Tokens read of a text when the model names no longest context (ALiBi)."""
+
+log = logging.getLogger(__name__)
 
 # Moments by file and identity, and the weights' fingerprint when statistics were first asked for: they belong to that state.
 _moments: WeakKeyDictionary[nn.Module, dict[str, Moment]] = WeakKeyDictionary()
@@ -203,6 +206,8 @@ def _collect_missing(
             moment = moment_store.from_sums(**tensors, identity=identity, where=path, d_in=_d_in(model, sites, layer))
             if identity["max_keys"] is not None:  # few keys: say what they span
                 identity |= spectrum(moment.matrix)
+                log.info("block %d: second moment of %d keys from %d documents in %.1f s, rank %d of %d, condition %.3g", layer,
+                         moment.count, identity["texts"], identity["seconds"], identity["rank"], len(moment.matrix), identity["condition"])
             collected[layer] = moment
             if folder:
                 moment_store.save(path, tensors, identity)

@@ -15,7 +15,7 @@ from .scoring import Plan, ask, generated_metrics, prompt_ids
 
 
 def counterfact_metrics(
-    model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record], generated: bool = True
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record], generated: bool = True, contains_length: int = 0
 ) -> list[dict[str, Any]]:
     """For each record, for the groups ``rewrite``, ``paraphrase``, ``neighborhood`` and ``attribute``, one entry a prompt:
 
@@ -26,13 +26,15 @@ def counterfact_metrics(
     * ``<group>_prompts_generated``: the model's own greedy continuation, a few tokens longer than the expected target;
       ``..._generated_exact``: it is the expected target, and then the model stops (see :func:`scoring.compare`);
       ``..._generated_starts``: it starts with the expected target. Not with ``generated`` False.
+    * ``<group>_prompts_generated_contains``: the expected target is anywhere in the greedy continuation to ``contains_length``
+      tokens, with the prompt's (the unified-editing code's ``_prompts_correct``, with 50). Not with 0.
 
     Definitions: Meng et al. 2022, ROME, section 4 and appendix; as the evaluation of MEMIT computes them, except that
     attribute prompts are scored too (as in ROME), and that generation is an addition.
     """
     target = cache(lambda text: tuple(encode_target(tok, " " + text)))
     prompt = cache(lambda text: prompt_ids(tok, text))
-    plan = Plan()
+    plan = Plan(length=contains_length)
     for record in records:
         for group, texts in _groups(record).items():
             for text in texts:
@@ -55,6 +57,9 @@ def counterfact_metrics(
             if generated:
                 texts = [answers.texts[row] for row in rows]
                 metrics |= generated_metrics(group, texts, [_expected(record, group)] * len(rows))
+                if contains_length:
+                    metrics[f"{group}_prompts_generated_contains"] = [
+                        _expected(record, group).strip() in answers.long_texts[row] for row in rows]
         results.append(metrics)
     return results
 

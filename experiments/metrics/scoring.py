@@ -47,6 +47,8 @@ class Plan:
     """prompt -> targets to score behind it."""
     budgets: dict[Ids, int] = field(default_factory=dict)
     """prompt -> length of the longest target that its continuation will be compared with."""
+    length: int = 0
+    """Tokens, with the prompt's, to which every prompt that is continued at all is continued besides."""
 
     def score(self, prompt: Ids, target: Ids) -> None:
         self.targets.setdefault(prompt, set()).add(target)
@@ -61,6 +63,8 @@ class Answers:
     """By prompt and target."""
     texts: Mapping[Ids, str]
     """The greedy continuation of a prompt."""
+    long_texts: Mapping[Ids, str]
+    """The same up to the plan's ``length``, whatever ends there."""
 
 
 def ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, plan: Plan) -> Answers:
@@ -74,14 +78,16 @@ def ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, plan: Plan) -> Ans
         check_length(model, prompt and prompt + longest, f"the prompt {shortened(tok.decode(prompt))} with its target")
     scores: dict[tuple[Ids, Ids], Score] = {}
     texts: dict[Ids, str] = {}
+    long_texts: dict[Ids, str] = {}
     with tqdm(total=len(prompts), desc="evaluate", unit="prompt", leave=False, disable=None) as bar:
         for group in batches(model, prompts):
             rows = [prompts[i] for i in group]
             prefix, logits = read(model, rows, pad_id(tok))
             scores.update(score_targets(model, prefix, logits, rows, plan.targets, pad_id(tok)))
-            texts.update(_generate(model, tok, prefix, logits, rows, plan.budgets))
+            for prompt, text, long_text in _generate(model, tok, prefix, logits, rows, plan):
+                texts[prompt], long_texts[prompt] = text, long_text
             bar.update(len(rows))
-    return Answers(scores, texts)
+    return Answers(scores, texts, long_texts)
 
 
 def prompt_ids(tok: PreTrainedTokenizerBase, text: str) -> Ids:
@@ -152,17 +158,19 @@ def _at(logits: Tensor, targets: Sequence[Ids]) -> tuple[list[list[float]], list
 
 
 def _generate(
-    model: PreTrainedModel, tok: PreTrainedTokenizerBase, prefix: Prefix, logits: Tensor,
-    rows: Sequence[Ids], budgets: Mapping[Ids, int],
-) -> dict[Ids, str]:
-    asked = [i for i, prompt in enumerate(rows) if prompt in budgets]
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, prefix: Prefix, logits: Tensor, rows: Sequence[Ids], plan: Plan
+) -> list[tuple[Ids, str, str]]:
+    """(prompt, text, long text) for each of these rows that the plan continues."""
+    asked = [i for i, prompt in enumerate(rows) if prompt in plan.budgets]
     if not asked:
-        return {}
+        return []
     if len(asked) < len(rows):
         prefix, logits = prefix.select(asked), logits[torch.tensor(asked, device=logits.device)]
     prompts = [rows[i] for i in asked]
     limit = longest_row(model) or float("inf")
     ends = end_tokens(model, tok)
+    # A row's text ends where it has said enough; its long text, if one is asked for, goes on.
+    lengths: dict[int, int] = {}
 
     @cache
     def stops(token: int) -> bool:
@@ -170,12 +178,18 @@ def _generate(
         return "\n" in text or text.rstrip("\"'”’»)]")[-1:] in tuple(_STOPS)
 
     def finished(row: int, ids: list[int]) -> bool:
-        budget = budgets[prompts[row]]
-        full = len(ids) >= budget + EXTRA_TOKENS or len(prompts[row]) + len(ids) >= limit
-        return full or ids[-1] in ends or (len(ids) > budget and stops(ids[-1]))
+        budget, whole = plan.budgets[prompts[row]], len(prompts[row]) + len(ids)
+        full = len(ids) >= budget + EXTRA_TOKENS or whole >= limit
+        if full or ids[-1] in ends or (len(ids) > budget and stops(ids[-1])):
+            lengths.setdefault(row, len(ids))
+        return row in lengths and whole >= min(plan.length, limit)
+
+    def decode(ids: Sequence[int]) -> str:
+        return tok.decode(ids, skip_special_tokens=True)
 
     continued = continue_rows(model, prefix, logits, lambda logits, alive, step: logits.argmax(-1), finished)
-    return {prompt: tok.decode(ids, skip_special_tokens=True) for prompt, ids in zip(prompts, continued)}
+    return [(prompt, decode(ids[: lengths[row]]), decode(ids[: max(0, plan.length - len(prompt))]))
+            for row, (prompt, ids) in enumerate(zip(prompts, continued))]
 
 
 def end_tokens(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> set[int]:

@@ -202,6 +202,32 @@ def test_objective_of_each_batch(sequence, hparams):
                 assert 0 < layer["new_edit_distance"] < layer["old_edit_distance"] and layer["preservation_distance"] > 0
 
 
+def test_contexts_from_a_file(sequence, run, hparams, tmp_path):
+    """They are what the editor gets, and part of what a run is."""
+    file, fname = tmp_path / "contexts.json", hparams("MEMIT", v_num_grad_steps=3)
+    file.write_text(json.dumps([["{}"], ["So it is. {}", "Yes. {}"]]))
+    flags = {"alg_name": "MEMIT", "hparams_fname": fname, "max_edits": 2}
+    for start in (sequence, run):
+        with_file = start(**flags, num_edits=2, context_templates=file)
+        sampled = start(**flags, num_edits=2)
+        (name,) = (path.name for path in sorted(with_file.glob("*case_*.json"))[:1])
+        assert read(with_file, name)["post"] != read(sampled, name)["post"]
+        with pytest.raises(editors.EditingError, match="context_templates was .* and is now null"):
+            start(**flags, num_edits=2, continue_from_run=with_file.name)
+    for content, message in (("[]", "not empty"), ('[["{}"], ["no place"]]', "no place"), ("7", "list of texts"), ("[1]", "mix texts"), ("[[1]]", "not a text")):
+        file.write_text(content)
+        with pytest.raises((editors.EditingError, DataError), match=f"--context_templates .*{message}"):
+            sequence(**flags, context_templates=file)
+
+
+def test_contained_targets(sequence, golden, tmp_path):
+    run = sequence(max_edits=2, contains_length=14)
+    case = json.loads(next(run.glob("*case_*.json")).read_text())
+    assert len(case["post"]["neighborhood_prompts_generated_contains"]) == len(case["post"]["neighborhood_prompts_correct"])
+    with pytest.raises(editors.EditingError, match="--contains_length has no effect on zsRE"):
+        sequence(ds_name="world-zsre", contains_length=14)
+
+
 def test_switches(monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(evaluate, "main", lambda **flags: seen.append(flags["sequential"]))

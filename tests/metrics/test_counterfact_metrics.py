@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 import data
+from data.counterfact import parse
 from experiments.metrics import incremental, scoring
 from experiments.metrics.counterfact import counterfact_metrics
 
@@ -55,7 +57,6 @@ def test_neighbourhood_expects_the_true_target_and_attributes_the_new_one(tiny_g
     model, tok = tiny_gpt2
     raw = json.loads((golden / "multi_counterfact.json").read_text())[0]
     raw["neighborhood_prompts"] = raw["attribute_prompts"] = ["Orla Venn lives in the city of"]  # Lutmere, as the model knows
-    from data.counterfact import parse
     (found,) = counterfact_metrics(model, tok, list(parse([raw], "test")))
     assert found["neighborhood_prompts_correct"] == [True] and found["neighborhood_prompts_generated_starts"] == [True]
     assert found["attribute_prompts_correct"] == [False] and found["attribute_prompts_generated_starts"] == [False]
@@ -83,3 +84,27 @@ def test_the_same_prompt_runs_once(tiny_gpt2, records, monkeypatch):
     counterfact_metrics(model, tok, [*records, *records])
     asked = sum(1 + len(r.paraphrase_prompts) + len(r.neighborhood_prompts) + len(r.attribute_prompts) for r in records)
     assert len(rows) == len(set(rows)) < asked  # even within the golden records neighbours repeat
+
+
+def test_what_a_long_continuation_contains(tiny_gpt2, golden):
+    """The target anywhere in so many greedy tokens, as a plain loop finds it; the other figures stay what they were."""
+    model, tok = tiny_gpt2
+    raw = json.loads((golden / "multi_counterfact.json").read_text())[0]
+    raw["attribute_prompts"] = []
+    raw["neighborhood_prompts"] = ["Orla Venn lives in the city of", "The river that flows past the town of Orla Venn, who lives in"]
+    (record,) = parse([raw], "test")
+    for length in (12, 30):
+        plain, found = (counterfact_metrics(model, tok, [record], contains_length=n)[0] for n in (0, length))
+        assert found == plain | {key: value for key, value in found.items() if key.endswith("contains")}
+        for group, expected in (("rewrite", record.target_new), ("neighborhood", record.target_true)):
+            prompts = record.neighborhood_prompts if group == "neighborhood" else [record.prompt.format(record.subject)]
+            assert found[f"{group}_prompts_generated_contains"] == [expected.str in greedy(model, tok, p, length) for p in prompts]
+    assert found["neighborhood_prompts_generated_contains"][0]
+
+
+def greedy(model, tok, prompt, length):
+    ids = start = tok(prompt, return_tensors="pt").input_ids
+    while ids.shape[1] < length:
+        with torch.no_grad():
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
+    return tok.decode(ids[0, start.shape[1]:], skip_special_tokens=True)
