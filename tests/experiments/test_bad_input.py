@@ -79,6 +79,10 @@ def test_hparams(program, flags, hparams):
     assert "unknown key 'laers', did you mean 'layers'" in line
     line = program(evaluate, *arguments({**flags, "--hparams_fname": mistyped}))
     assert 'lr is "fast", expected a number' in line
+    for multiplier in (0, float("nan"), "ten"):
+        fname = hparams("MEMIT", dynamic_multiplier=multiplier)
+        line = program(evaluate, *arguments({**flags, "--alg_name": "MEMIT", "--hparams_fname": fname}))
+        assert re.search('dynamic_multiplier: (0|nan) must be above 0|dynamic_multiplier is "ten", expected a number', line)
 
 
 @pytest.mark.parametrize(("change", "message"), [

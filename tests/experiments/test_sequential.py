@@ -181,6 +181,19 @@ def test_models_of_another_run_stay(sequence, tmp_path):
     sequence(**flags, continue_from_run=run.name)
 
 
+def test_models_of_single_batches(run, hparams, tiny_gpt2, golden, tmp_path):
+    """A saved model has the batch of its name in it, and no other."""
+    model, tok = tiny_gpt2
+    fname = hparams("FT", num_steps=3)
+    run(num_edits=2, max_edits=4, hparams_fname=fname, save_model=True, save_model_interval=1, save_model_location=tmp_path / "models")
+    records = json.loads((golden / "multi_counterfact.json").read_text())[:4]
+    for edits in (2, 4):
+        saved = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / f"edits_{edits}")
+        requests = [r["requested_rewrite"] | {"case_id": r["case_id"]} for r in records[edits - 2:edits]]
+        with editors.load("FT", fname).edit(model, tok, requests, progress=False).applied(model):
+            assert all(torch.equal(p, model.get_parameter(name)) for name, p in saved.named_parameters())
+
+
 def test_downstream_in_both_modes(sequence):
     flags = {"max_edits": 4, "do_downstream_eval": True, "downstream_tasks": "sst", "number_of_tests": 4,
              "downstream_data": "world", "downstream_eval_steps": 2}
