@@ -84,8 +84,10 @@ class Editor(ABC):
         """({parameter name: change}, what else the Edit's info should tell). Leaves the model as it was."""
 
     def begin(self, model: nn.Module, tok, context_templates: Sequence | None = None, progress: bool = True) -> dict[str, Any]:
-        """Before a sequence: take from the unedited model whatever all its edits need (contexts, statistics); everything is kept
-        by model. Returns what was taken, by name, JSON-ready: with other things the same edits would come out otherwise."""
+        """Before a sequence: take from the unedited model whatever all its edits need (contexts, statistics), kept by model.
+
+        Returns what was taken, by name, JSON-ready: with other things the same edits would come out otherwise.
+        """
         pin(model)
         with evaluating(model):
             return self.prepare(Task(model, tok, [], context_templates, None, progress))

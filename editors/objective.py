@@ -36,14 +36,15 @@ class Asked:
 def objective_distances(
     asked: Asked, change: LowRank | Dense, weight: Tensor, in_first: bool, moment: Float[Tensor, "d_in d_in"] | None = None
 ) -> dict[str, Any]:
-    """JSON-ready, with the published names; all vectors' lengths are Euclidean, all matrices' norms Frobenius.
+    """JSON-ready, with the published names; vectors' lengths are Euclidean, matrices' norms Frobenius.
 
-    new_edit_distance, old_edit_distance: mean over the requests of |W' k - (W k + r)| for the new weight W' and for W itself, the
-    `weight`. (The published code compares these outputs of the MLP with states of the residual stream, which they never come near.)
+    new_edit_distance, old_edit_distance: mean over the requests of |W' k - (W k + r)| for the new weight W' and for W itself,
+    the `weight`. (The published code compares these outputs of the MLP with states of the residual stream, which they never
+    come near.)
     preservation_distance: root mean square of |(W' - W) k| over all keys of the statistics, from their second moment; null
     without. (Published: the mean over a sample of them.)
-    delta_norm, new_weights_norm, original_weights_norm: |W' - W|, |W'|, |W|. inside_norms: of the targets, the states they replace,
-    the keys, R and A.
+    delta_norm, new_weights_norm, original_weights_norm: |W' - W|, |W'|, |W|. inside_norms: of the targets, the states they
+    replace, the keys, R and A.
     """
     old, delta = weight.detach(), change.dense(weight.device)
     keys, residual = asked.keys.to(delta), asked.residual.to(delta)

@@ -216,11 +216,11 @@ def command() -> None:
     parser.add_argument("--generation_test_interval", type=_interval, default=1,
                         help="sample texts for cases whose case_id is a multiple of this; -1: never")
     parser.add_argument("--contains_length", type=_count, default=0,
-                        help="also tell whether the target is anywhere in a greedy continuation to so many tokens, the prompt's "
-                             "included (the unified-editing code's accuracy, with 50); 0: don't")
+                        help="also tell whether the target is anywhere in a greedy continuation to so many tokens, the "
+                             "prompt's included (the unified-editing code's accuracy, with 50); 0: don't")
     parser.add_argument("--context_templates", metavar="FILE",
-                        help='JSON file of the contexts that an edit shall hold in, [["{}"], ["So it is. {}", ...]]; by default '
-                             "they are sampled from the model")
+                        help='JSON file of the contexts that an edit shall hold in, [["{}"], ["So it is. {}", ...]]; by '
+                             "default they are sampled from the model")
     parser.add_argument("--use_cache", action="store_true",
                         help="keep target states (z) on disk, and reuse those that were computed from all the same")
     parser.add_argument("--conserve_memory", action="store_true",

@@ -77,8 +77,9 @@ def test_relative_threshold(golden_model):
     model, tok = golden_model("tiny-gpt2_f64")
     about = json.loads((GOLDEN / "deltas_alphaedit_tiny-gpt2_f64.json").read_text())["cases"]["default_l2"]
     hp = hparams_of(about, "tiny-gpt2_f64") | {"nullspace_threshold": 0.5, "nullspace_relative": True}
-    edit = editors.load("AlphaEdit", hp).edit(model, tok, json.loads((GOLDEN / "requests.json").read_text())[:1], progress=False)
-    moments = covariance.collect(model, tok, hp["layers"], hp["mom2_dataset"], hp["mom2_n_samples"], "float64", sites=find_sites(model))
+    requests = json.loads((GOLDEN / "requests.json").read_text())[:1]
+    edit = editors.load("AlphaEdit", hp).edit(model, tok, requests, progress=False)
+    moments = covariance.collect(model, tok, hp["layers"], hp["mom2_dataset"], hp["mom2_n_samples"], "float64")
     for layer, moment in moments.items():
         values = torch.linalg.eigvalsh(moment.matrix)
         assert edit.info["statistics"][str(layer)]["null_space"] == int((values < 0.5 * values.mean()).sum()) < len(values)

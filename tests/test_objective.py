@@ -6,6 +6,7 @@ import torch
 import editors
 from editors.core import covariance
 from editors.core.keys import compute_keys
+from editors.core.prompts import parse_requests
 from editors.core.sites import find_sites, weight_of
 from editors.edit import Dense, LowRank
 from editors.objective import Asked, objective_distances
@@ -38,7 +39,8 @@ def test_definitions(in_first, dense):
         "old_edit_distance": residual.norm(dim=0).mean(),
         "delta_norm": (new - weight).norm(), "new_weights_norm": new.norm(), "original_weights_norm": weight.norm(),
     }
-    assert {key: told[key] for key in expected} == pytest.approx({key: float(value) for key, value in expected.items()}, rel=1e-9)
+    expected = {key: float(value) for key, value in expected.items()}
+    assert {key: told[key] for key in expected} == pytest.approx(expected, rel=1e-9)
     assert told["inside_norms"] == pytest.approx({
         "zs_norm": float(targets.norm(dim=1).mean()), "cur_zs_norm": float(current.norm(dim=1).mean()),
         "layer_ks_norm": float(keys.norm(dim=0).mean()), "residual_norm": float(residual.norm(dim=0).mean()),
@@ -62,7 +64,8 @@ def test_what_edits_tell(tiny_gpt2):
         sites = find_sites(model)
         moment = covariance.collect(model, tok, [2], HPARAMS[name]["mom2_dataset"], 400)[2].matrix.double()
         change = delta.double().T if weight_of(model, sites, 2)[2] else delta.double()
-        assert distances["preservation_distance"] == pytest.approx(float(torch.trace(change @ moment @ change.T).sqrt()), rel=1e-4)
+        moved = float(torch.trace(change @ moment @ change.T).sqrt())
+        assert distances["preservation_distance"] == pytest.approx(moved, rel=1e-4)
     for exact in (("EMMET", 1), ("EMMET", 2, "emmet_lambda")):
         assert told[exact]["new_edit_distance"] < 1e-4 * told[exact]["old_edit_distance"]
     for soft in (("EMMET", 2), ("AlphaEdit", 2), ("MEMIT_rect", 2)):
@@ -75,7 +78,8 @@ def test_keys_and_norms_are_the_layers(tiny_gpt2):
     contexts = [["{}"], ["So. {}"]]
     told = editor.edit(model, tok, REQUESTS, context_templates=contexts, progress=False).info["objective_distances"]
     assert list(told) == ["1", "2"] and all(of_layer["preservation_distance"] is None for of_layer in told.values())
-    keys = compute_keys(model, tok, editors.base.parse_requests(REQUESTS, tok), [1], contexts, find_sites(model), "subject_last")[1]
+    requests = parse_requests(REQUESTS, tok)
+    keys = compute_keys(model, tok, requests, [1], contexts, find_sites(model), "subject_last")[1]
     assert told["1"]["inside_norms"]["layer_ks_norm"] == pytest.approx(float(keys.norm(dim=1).mean()), rel=1e-6)
     weight = weight_of(model, find_sites(model), 1)[1]
     assert told["1"]["original_weights_norm"] == pytest.approx(float(weight.norm()), rel=1e-6)

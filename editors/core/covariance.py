@@ -207,7 +207,7 @@ def _collect_missing(
             if identity["max_keys"] is not None:  # few keys: say what they span
                 identity |= spectrum(moment.matrix)
                 log.info("block %d: second moment of %d keys from %d documents in %.1f s, rank %d of %d, condition %.3g", layer,
-                         moment.count, identity["texts"], identity["seconds"], identity["rank"], len(moment.matrix), identity["condition"])
+                         *(identity[field] for field in ("count", "texts", "seconds", "rank")), len(moment.matrix), identity["condition"])
             collected[layer] = moment
             if folder:
                 moment_store.save(path, tensors, identity)

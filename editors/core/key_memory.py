@@ -44,7 +44,8 @@ class KeyMemory:
     def tensors(self) -> dict[str, Tensor]:
         """Everything committed, by name."""
         kind_of = {kind: name for name, kind in KINDS.items()}
-        return {f"{kind_of[type(total)]}.{layer}": tensor for layer, total in self._sums.items() for tensor in vars(total).values()}
+        return {f"{kind_of[type(total)]}.{layer}": tensor
+                for layer, total in self._sums.items() for tensor in vars(total).values()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `tensors` returned, to the last bit."""

@@ -59,7 +59,7 @@ class Moment:
     """Mean length of a key; None if it is not in the file."""
 
     def summary(self) -> dict[str, Any]:
-        """What tells these statistics from others, JSON-ready: their identity and, as published files have none, two numbers."""
+        """What tells these statistics from others, JSON-ready: their identity and, as published files lack one, two numbers."""
         return {field: self.identity[field] for field in KINDS} | {
             "count": self.count, "trace": float(self.matrix.diagonal().double().sum())}
 

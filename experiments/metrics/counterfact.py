@@ -15,7 +15,8 @@ from .scoring import Plan, ask, generated_metrics, prompt_ids
 
 
 def counterfact_metrics(
-    model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record], generated: bool = True, contains_length: int = 0
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record], generated: bool = True,
+    contains_length: int = 0,
 ) -> list[dict[str, Any]]:
     """For each record, for the groups ``rewrite``, ``paraphrase``, ``neighborhood`` and ``attribute``, one entry a prompt:
 

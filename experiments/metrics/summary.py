@@ -26,7 +26,7 @@ def case_values(case: Mapping[str, Any]) -> dict[str, float]:
     * ``<p>_<group>_acc``: share of prompts (zsRE: of tokens) where the teacher-forced prediction is the wanted target.
     * ``<p>_<group>_generated`` (``_generated_starts``): share of prompts whose greedy continuation is the wanted target and
       stops (starts with it). ``_gap``: ``_acc`` minus ``_generated``, what teacher forcing promises and generation breaks.
-      ``_generated_contains`` (with --contains_length, and in old folders): the target is anywhere in a long greedy continuation.
+      ``_generated_contains`` (--contains_length, and old folders): the target is anywhere in a long greedy continuation.
     * ``<p>_ngram_entropy`` (bits), ``_reference_score``, ``_essence_score``.
 
     ``time``: seconds that the edit of the case's whole batch took. What a case lacks is left out.

@@ -185,7 +185,8 @@ def test_models_of_single_batches(run, hparams, tiny_gpt2, golden, tmp_path):
     """A saved model has the batch of its name in it, and no other."""
     model, tok = tiny_gpt2
     fname = hparams("FT", num_steps=3)
-    run(num_edits=2, max_edits=4, hparams_fname=fname, save_model=True, save_model_interval=1, save_model_location=tmp_path / "models")
+    run(num_edits=2, max_edits=4, hparams_fname=fname, save_model=True, save_model_interval=1,
+        save_model_location=tmp_path / "models")
     records = json.loads((golden / "multi_counterfact.json").read_text())[:4]
     for edits in (2, 4):
         saved = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / f"edits_{edits}")
@@ -227,7 +228,8 @@ def test_contexts_from_a_file(sequence, run, hparams, tmp_path):
         assert read(with_file, name)["post"] != read(sampled, name)["post"]
         with pytest.raises(editors.EditingError, match="context_templates was .* and is now null"):
             start(**flags, num_edits=2, continue_from_run=with_file.name)
-    for content, message in (("[]", "not empty"), ('[["{}"], ["no place"]]', "no place"), ("7", "list of texts"), ("[1]", "mix texts"), ("[[1]]", "not a text")):
+    for content, message in (("[]", "not empty"), ('[["{}"], ["no place"]]', "no place"), ("7", "list of texts"),
+                             ("[1]", "mix texts"), ("[[1]]", "not a text")):
         file.write_text(content)
         with pytest.raises((editors.EditingError, DataError), match=f"--context_templates .*{message}"):
             sequence(**flags, context_templates=file)

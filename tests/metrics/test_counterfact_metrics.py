@@ -91,14 +91,15 @@ def test_what_a_long_continuation_contains(tiny_gpt2, golden):
     model, tok = tiny_gpt2
     raw = json.loads((golden / "multi_counterfact.json").read_text())[0]
     raw["attribute_prompts"] = []
-    raw["neighborhood_prompts"] = ["Orla Venn lives in the city of", "The river that flows past the town of Orla Venn, who lives in"]
+    raw["neighborhood_prompts"] = ["Orla Venn lives in the city of", "The river that flows past Orla Venn, who lives in"]
     (record,) = parse([raw], "test")
     for length in (12, 30):
         plain, found = (counterfact_metrics(model, tok, [record], contains_length=n)[0] for n in (0, length))
         assert found == plain | {key: value for key, value in found.items() if key.endswith("contains")}
         for group, expected in (("rewrite", record.target_new), ("neighborhood", record.target_true)):
             prompts = record.neighborhood_prompts if group == "neighborhood" else [record.prompt.format(record.subject)]
-            assert found[f"{group}_prompts_generated_contains"] == [expected.str in greedy(model, tok, p, length) for p in prompts]
+            contained = [expected.str in greedy(model, tok, prompt, length) for prompt in prompts]
+            assert found[f"{group}_prompts_generated_contains"] == contained
     assert found["neighborhood_prompts_generated_contains"][0]
 
 
