@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data import counterfact, snippets, zsre
-from data.download import cache_folder, fetch
+from data import counterfact, languages, snippets, variants, zsre
+from data.download import cache_folder, data_folder, fetch
 from data.errors import DataError
 from data.files import read_records
 from data.known import KnownFact
@@ -31,7 +31,7 @@ FILES = {"mcf": "multi_counterfact.json", "cf": "counterfact.json", "zsre": "zsr
 # The built-in world, by language and schema; "world:100000" is one of so many facts.
 WORLDS = {"world": ("en", "counterfact"), "world-ca": ("ca", "counterfact"),
           "world-zsre": ("en", "zsre"), "world-ca-zsre": ("ca", "zsre")}
-_PARSERS = {"counterfact": counterfact.parse, "zsre": zsre.parse}
+_PARSERS = {"counterfact": counterfact.parse, "variants": variants.parse, "zsre": zsre.parse}
 
 
 def names() -> list[str]:
@@ -40,7 +40,7 @@ def names() -> list[str]:
 
 
 def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | None = None,
-         tok: PreTrainedTokenizerBase | None = None) -> list[Record]:
+         tok: PreTrainedTokenizerBase | None = None, language: str | None = None) -> list[Record]:
     """The records of a data set, in its order.
 
     ds_name: one of :func:`names` (a world's with ":" and a number of facts is a larger or smaller world), or the path of a
@@ -48,11 +48,16 @@ def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | N
     limit: only the first so many; a data set that has fewer is returned whole.
     tok: fills in the ``neighborhood_prompts`` of zsRE records, which are one a token of the locality answer. Without it
         they are empty (:func:`data.zsre.with_locality` can fill them in later).
+    language: the name of one of :mod:`data.languages`, which says how the file is read: of "world" the records in this
+        language, of a file with objects of records by language (combined_data.json) those. A file that is not in the working
+        directory is looked for in the data folder.
 
     Raises ``DataError``: unknown name, file missing and not to be downloaded, damaged, or not of its schema.
     """
     if limit is not None and limit < 1:
         raise DataError(f"the limit on the size of data set {str(ds_name)!r} should be at least 1, found {limit}")
+    if language is not None:
+        return _load_language(str(ds_name), languages.load(language), data_dir, limit)
     raw, schema, source = _raw(str(ds_name), data_dir)
     records = _PARSERS[schema](raw, source, limit)
     if not records:
@@ -77,8 +82,8 @@ def load_tfidf(snips: Snippets, data_dir: str | Path | None = None) -> TfIdf:
     return tfidf.fitted(snips) if _world(snips.source) else tfidf.published_or_fitted(snips, data_dir)
 
 
-def _raw(ds_name: str, data_dir: str | Path | None) -> tuple[list[Any], str, str]:
-    """(raw records, their schema, what to call their source)."""
+def _raw(ds_name: str, data_dir: str | Path | None, language: str | None = None) -> tuple[list[Any], str, str]:
+    """(raw records, their schema, what to call their source); of records by language those in ``language``."""
     builtin = _world(ds_name)
     if builtin:
         from data import world
@@ -92,7 +97,24 @@ def _raw(ds_name: str, data_dir: str | Path | None) -> tuple[list[Any], str, str
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise DataError(f"unknown data set {ds_name!r}; {hint}known are {', '.join(names())}, and the path of a .json file")
     raw = read_records(ds_name)
+    if language is not None:
+        raw = [item.get(language, item) if isinstance(item, Mapping) else item for item in raw]
     return raw, _schema(raw[0], ds_name), ds_name
+
+
+def _load_language(ds_name: str, spec: languages.LanguageSpec, data_dir: str | Path | None, limit: int | None) -> list[Record]:
+    builtin = _world(ds_name)
+    if builtin and ds_name.partition(":")[0] == "world":
+        from data import world
+        raw, source = world.load(spec.code, "bilingual", builtin[2]), ds_name
+    else:
+        kept = data_folder(data_dir) / ds_name
+        there = ds_name.endswith(".json") and not Path(ds_name).exists() and kept.exists()
+        raw, _, source = _raw(str(kept) if there else ds_name, data_dir, spec.name)
+    try:
+        return spec.parse(raw, source, limit)
+    except DataError as error:
+        raise DataError(f"{error} (read as records in {spec.name})") from error
 
 
 def _world(ds_name: str) -> tuple[str, str, int | None] | None:
@@ -110,9 +132,11 @@ def _schema(first: Any, source: str) -> str:
     if isinstance(first, Mapping):
         if "requested_rewrite" in first:
             return "counterfact"
+        if "eval_target_new" in first:
+            return "variants"
         if {"src", "answers"} & first.keys():
             return "zsre"
     keys = ", ".join(first) or "(none)" if isinstance(first, Mapping) else None
     found = f"is {json.dumps(first)[:40]}, not an object" if keys is None else f"has the keys {keys}"
-    raise DataError(f"{source}: neither CounterFact's schema (key 'requested_rewrite') nor zsRE's (keys 'src', 'answers'); "
-                    f"its first record {found}")
+    raise DataError(f"{source}: neither CounterFact's schema (key 'requested_rewrite', or 'eval_target_new' and 'eval_target_true') "
+                    f"nor zsRE's (keys 'src', 'answers'); its first record {found}")
