@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data import counterfact, languages, snippets, variants, zsre
+from data import bilingual, counterfact, languages, snippets, variants, zsre
 from data.download import cache_folder, data_folder, fetch
 from data.errors import DataError
 from data.files import read_records
@@ -57,12 +57,28 @@ def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | N
     if limit is not None and limit < 1:
         raise DataError(f"the limit on the size of data set {str(ds_name)!r} should be at least 1, found {limit}")
     if language is not None:
-        return _load_language(str(ds_name), languages.load(language), data_dir, limit)
+        return _load_language(str(ds_name), languages.spec(language), data_dir, limit)
     raw, schema, source = _raw(str(ds_name), data_dir)
     records = _PARSERS[schema](raw, source, limit)
     if not records:
         raise DataError(f"{source}: none of its {len(raw)} records can be used")
     return records if tok is None else zsre.with_locality(records, tok)
+
+
+def load_aligned(ds_name: str | Path, languages: Sequence[str], data_dir: str | Path | None = None,
+                 limit: int | None = None) -> dict[str, list[Record]]:
+    """{language: records} of the same facts in the same order: the (first ``limit``) records of the data set in the first of the
+    languages, and those with their case ids in each other one, from the file that :func:`data.bilingual.counterpart` names.
+
+    Raises DataError for what :func:`load` and :func:`data.bilingual.align` find wrong.
+    """
+    first = languages[0]
+    found = {first: load(ds_name, data_dir, limit, language=first)}
+    for other in languages[1:]:
+        if other not in found:
+            there = bilingual.counterpart(str(ds_name), first, other)
+            found[other] = bilingual.align(found[first], load(there, data_dir, language=other), str(ds_name), there)
+    return found
 
 
 def load_snippets(ds_name: str | Path = "mcf", data_dir: str | Path | None = None, path: str | Path | None = None) -> Snippets:

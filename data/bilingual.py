@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import data
 from data import languages
 from data.errors import DataError
 from data.records import Record
@@ -19,29 +18,13 @@ def counterpart(ds_name: str, language: str, other: str) -> str:
     """The data set ``ds_name`` of ``language`` in the language ``other``: catalan_CF.json for english_CF.json,
     data_cat_dif_subj.json for data_eng_dif_subj.json. One whose name names no language is of both ("world",
     combined_data.json)."""
-    here, there = languages.load(language), languages.load(other)
+    here, there = languages.spec(language), languages.spec(other)
     path = Path(ds_name)
     for old, new in ((here.name, there.name), (here.tag, there.tag)):
         name, found = re.subn(rf"(?<![a-z]){old}(?![a-z])", new, path.name)
         if found:
             return str(path.with_name(name))
     return ds_name
-
-
-def load_aligned(
-    ds_name: str, language: str, others: Sequence[str], data_dir: str | Path | None = None, limit: int | None = None
-) -> dict[str, list[Record]]:
-    """{language: records}: of ``language`` the data set's (the first ``limit`` of them), and the same facts in each of ``others``.
-
-    Raises DataError for what :func:`data.load` and :func:`align` find wrong.
-    """
-    records = data.load(ds_name, data_dir, limit, language=language)
-    found = {language: records}
-    for other in others:
-        if other not in found:
-            there = counterpart(ds_name, language, other)
-            found[other] = align(records, data.load(there, data_dir, language=other), ds_name, there)
-    return found
 
 
 def align(records: Sequence[Record], others: Sequence[Record], source: str, other_source: str) -> list[Record]:

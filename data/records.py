@@ -91,6 +91,10 @@ class VariantRecord(Record):
 
     true_variant: Variant
 
+    def request(self) -> dict[str, Any]:
+        """With the wording for ``target_true`` as ``true_prompt`` and ``true_subject``."""
+        return {**super().request(), "true_prompt": self.true_variant.prompt, "true_subject": self.true_variant.subject}
+
     def worded_for_true(self) -> Variant:
         return self.true_variant
 

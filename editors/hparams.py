@@ -88,7 +88,9 @@ class ValueHParams(HParams):
     clamp_norm_factor: float
     """|delta| is kept at most this many times |z_0|; higher edits harder and harms neighbours more."""
     kl_factor: float
-    """Weight of the KL term that holds "{subject} is a" in place."""
+    """Weight of the KL term that holds `kl_prompt` in place."""
+    kl_prompt: str = "{} is a"
+    """What is said of the subject where it shall stay as it is; in the language of the prompts."""
 
     mom2_dataset: str
     """Corpus of the second moments: a Hugging Face data set, or the path of a .jsonl (field `text`) or .txt file."""
@@ -110,6 +112,8 @@ class ValueHParams(HParams):
 
         if self.fact_token not in FACT_TOKENS:
             raise EditingError(f"fact_token: {self.fact_token!r} is none of {', '.join(FACT_TOKENS)}")
+        if self.kl_prompt.count("{}") != 1:
+            raise EditingError(f"kl_prompt: {self.kl_prompt!r} needs exactly one '{{}}', where the subject stands")
         if self.v_num_grad_steps < 1:
             raise EditingError(f"v_num_grad_steps: {self.v_num_grad_steps} must be at least 1")
         if self.dynamic_multiplier is not None and not 0 < self.dynamic_multiplier < math.inf:

@@ -38,6 +38,11 @@ class SpreadEditor(Editor):
     says what A is.
     """
 
+    @property
+    def refreshes(self) -> bool:
+        """Whether a layer's keys and remaining distance are those of the model with the layers before it edited."""
+        return True
+
     @abstractmethod
     def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
         """What gives A for a layer and its keys; may add to the Edit's `info`. Called before the first weight changes."""
@@ -76,7 +81,8 @@ class SpreadEditor(Editor):
                 adjusted = solver.adjust(layer, keys.T)
                 name, parameter, in_first = weight_of(model, sites, layer)
                 changes[name] = to_change(residual.to(adjusted), adjusted, in_first, parameter.dtype)
-                change(layer, changes[name])
+                if self.refreshes:
+                    change(layer, changes[name])
             if task.memory is not None and solver.remember:  # the keys that the edited model has, as published
                 task.memory.stage({layer: solver.remember(layer, keys.T) for layer, keys in keys_of(hp.layers).items()})
         seconds["insert"] = time.perf_counter() - started

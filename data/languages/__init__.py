@@ -23,7 +23,7 @@ class LanguageSpec:
     """ISO 639-1: "ca"."""
     tag: str
     """ISO 639-2: "cat", in the published file names (data_cat_dif_subj.json) and of what is kept for each language."""
-    prefixes: tuple[str, ...]
+    context_starts: tuple[str, ...]
     """Beginnings of the context templates, for the model to go on with."""
     kl_prompt: str
     """Whose next-token distribution an edit should leave alone; ``{}`` is the subject."""
@@ -42,11 +42,11 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load(name: str) -> LanguageSpec:
+def spec(name: str) -> LanguageSpec:
     """The language called ``name`` (its code and tag will do, too). Raises DataError for one without a spec."""
     known = names()
-    specs = [import_module(f"{__name__}.{known_name}").SPEC for known_name in ([name] if name in known else known)]
-    found = next((spec for spec in specs if name in (spec.name, spec.code, spec.tag)), None)
+    specs = (import_module(f"{__name__}.{module}").SPEC for module in ([name] if name in known else known))
+    found = next((language for language in specs if name in (language.name, language.code, language.tag)), None)
     if found is None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

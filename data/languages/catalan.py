@@ -5,7 +5,7 @@ from data.languages import LanguageSpec
 
 SPEC = LanguageSpec(
     name="catalan", code="ca", tag="cat",
-    prefixes=("El", "Per tant", "Perquè", "Ella", "M'encanta"),
+    context_starts=("El", "Per tant", "Perquè", "Ella", "M'encanta"),
     kl_prompt="{} és",
     parse=variants.parse,
     corpora={"wikipedia": "wikimedia/wikipedia:20231101.ca"},

@@ -5,7 +5,7 @@ from data.languages import LanguageSpec
 
 SPEC = LanguageSpec(
     name="english", code="en", tag="eng",
-    prefixes=("The", "Therefore", "Because", "She", "I love"),
+    context_starts=("The", "Therefore", "Because", "She", "I love"),
     kl_prompt="{} is a",
     parse=counterfact.parse,
 )

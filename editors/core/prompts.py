@@ -6,7 +6,7 @@ User text is split and joined, never formatted: braces in a subject are ordinary
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -28,6 +28,10 @@ class Request:
     """Starts with a space, as the continuation of the prompt does."""
     case_id: int | str | None = None
     target_true: str | None = None
+    true_prompt: str | None = None
+    """The prompt that target_true continues, where it has to agree with its object ("{}, la"); None: `prompt`."""
+    true_subject: str | None = None
+    """The subject as it stands in true_prompt; None: `subject`."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ def _parse(request: Mapping | Request, number: int, tok) -> Request:
             raise EditingError(f"{_name(number, request.get('case_id'))} lacks {', '.join(missing)}")
         request = Request(
             request["prompt"], request["subject"], _target(request["target_new"]), request.get("case_id"),
-            _target(request.get("target_true")),
+            _target(request.get("target_true")), request.get("true_prompt"), request.get("true_subject"),
         )
     where = _name(number, request.case_id)
     for name in ("prompt", "subject", "target_new"):
@@ -238,7 +242,9 @@ def _parse(request: Mapping | Request, number: int, tok) -> Request:
             locate(tok, request.prompt, request.subject, "subject_last")
         except EditingError as error:
             raise EditingError(f"{where}: {error}") from None
-    return Request(request.prompt, request.subject, target, request.case_id, request.target_true)
+    if request.true_prompt is not None and request.true_prompt.count("{}") != 1:
+        raise EditingError(f"{where}: true_prompt {request.true_prompt!r} needs exactly one '{{}}', where the subject stands")
+    return replace(request, target_new=target)
 
 
 def _target(value):

@@ -14,8 +14,6 @@ from .prompts import Request, encode_target, fill, locate
 from .replay import Replay
 from .sites import Sites, get_module
 
-KL_PROMPT = "{} is a"
-
 
 @dataclass(frozen=True)
 class Job:
@@ -29,10 +27,10 @@ class Job:
     kl_lookup: int
 
     @staticmethod
-    def build(tok, number: int, request: Request, fact_token: str, templates: Sequence[str]) -> Job:
+    def build(tok, number: int, request: Request, fact_token: str, templates: Sequence[str], kl_prompt: str) -> Job:
         target = encode_target(tok, request.target_new)
         located = [locate(tok, fill(t, request.prompt), request.subject, fact_token) for t in templates]
-        kl = locate(tok, KL_PROMPT, request.subject, fact_token)
+        kl = locate(tok, kl_prompt, request.subject, fact_token)
         # Nothing after the looked-up token can reach the KL term.
         return Job(
             number, [x.ids + target[:-1] for x in located], [x.index for x in located], target, kl.ids[: kl.index + 1], kl.index

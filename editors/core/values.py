@@ -4,7 +4,7 @@ MEMIT's z is sought at a block's output (MEMIT eq. 16), ROME's v at the output o
 the same:
 
     NLL of the target, averaged over the contexts
-    + kl_factor * KL(now || unedited) of the next token after the subject in "{subject} is a"
+    + kl_factor * KL(now || unedited) of the next token after the subject in kl_prompt ("{subject} is a")
     + v_weight_decay * |delta| / |z_0|^2
 
 All requests of a batch are optimised together. Their losses do not touch each other and Adam works element by element, so
@@ -44,6 +44,7 @@ class ValueSettings(Protocol):
     v_weight_decay: float
     clamp_norm_factor: float
     kl_factor: float
+    kl_prompt: str
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def optimise(
     The model is left as it was; results are float32 at least, on the CPU.
     Raises EditingError for a target without tokens or a subject that cannot be located.
     """
-    jobs = [Job.build(tok, number, request, settings.fact_token, templates) for number, request in enumerate(requests)]
+    jobs = [
+        Job.build(tok, number, request, settings.fact_token, templates, settings.kl_prompt) for number, request in enumerate(requests)
+    ]
     jobs.sort(key=lambda job: (job.columns, job.width))  # alike rows together: little padding
     done: dict[int, tuple[Tensor, Tensor]] = {}
     trained = [p for p in model.parameters() if p.requires_grad]
