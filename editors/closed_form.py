@@ -37,8 +37,10 @@ class Prepared:
         return [template for group in self.groups for template in group]
 
 
-def prepare(task: Task, hparams: ValueHParams, kind: str, length_params: list | None = None) -> Prepared:
-    """Verified sites and the contexts (given, or sampled from the model with the seed of the hparams).
+def prepare(
+    task: Task, hparams: ValueHParams, kind: str, length_params: list | None = None, starts: list[str] | None = None
+) -> Prepared:
+    """Verified sites and the contexts (given, or of this kind, from the model with the seed of the hparams).
 
     Raises EditingError for what either finds wrong.
     """
@@ -49,7 +51,7 @@ def prepare(task: Task, hparams: ValueHParams, kind: str, length_params: list | 
     if hparams.v_loss_layer is not None and not 0 <= hparams.v_loss_layer < sites.layers:
         raise EditingError(f"v_loss_layer: block {hparams.v_loss_layer} does not exist, the model has blocks 0 to {sites.layers - 1}")
     if task.context_templates is None:
-        groups = context_templates(task.model, task.tok, kind, length_params=length_params, seed=hparams.context_seed)
+        groups = context_templates(task.model, task.tok, kind, length_params=length_params, seed=hparams.context_seed, starts=starts)
     else:
         groups = as_groups(task.context_templates)
     if groups[0][0] != "{}":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from .base import Task
-from .closed_form import covariance_factors
+from .closed_form import Prepared, covariance_factors, prepare
 from .core import solve
 from .core.sites import Sites
 from .edit import Dense, LowRank
@@ -31,6 +31,15 @@ class MEMITHParams(ValueHParams):
     """Of each weight change keep only this share, the largest relative to the weight (RECT, Gu et al. 2024: 0.4)."""
     prune: bool = False
     """At the end of a sequence, dampen the singular values of its whole change (PRUNE, Ma et al. 2024)."""
+    residual: Literal["refresh", "stale"] = "refresh"
+    """What is left to write after a layer: measured on the model edited so far, or on the unedited one, as MEMAT's published code
+    does on a GPU. Of n layers stale writes 1/n + ... + 1/1 of the distance: 137/60 of it with five."""
+    contexts: Literal["sampled", "greedy"] = "sampled"
+    """How context_starts go on: sampled, ten tokens in all (MEMIT), or ten likeliest tokens more (MEMAT)."""
+    context_starts: list[str] | None = None
+    """Words that contexts begin with, in the language of the prompts; None: the published English ones."""
+    context_groups: Literal["two", "each"] = "two"
+    """Weights of a key's contexts: half for the bare prompt and half for all others (MEMIT), or the same for each (MEMAT)."""
 
     ignored: ClassVar[Mapping[str, str]] = UNIFIED_IGNORED | {
         "emmet_lambda": "EMMET's",
@@ -47,8 +56,19 @@ class MEMITHParams(ValueHParams):
             raise EditingError(f"update_norm_lambda: {self.update_norm_lambda} must be a finite number, not below 0")
         if self.edited_key_memory and self.dynamic:
             raise EditingError("dynamic: edited_key_memory adds up on the first statistics; set one of the two false")
+        if self.context_starts is not None and not all(self.context_starts):
+            raise EditingError(f"context_starts: {self.context_starts} must be texts, none of them empty")
         if self.rect_share is not None and not 0 < self.rect_share <= 1:
             raise EditingError(f"rect_share: {self.rect_share} must be above 0, at most 1")
+
+
+def regrouped(prepared: Prepared, hp: MEMITHParams, given: bool) -> Prepared:
+    """With the contexts in the groups that context_groups asks for; those that were given stay in their own."""
+    if given:
+        return prepared
+    bare, *others = prepared.templates
+    groups = [[bare], others] if hp.context_groups == "two" else [[template] for template in prepared.templates]
+    return replace(prepared, groups=groups)
 
 
 class MEMIT(SpreadEditor):
@@ -56,6 +76,15 @@ class MEMIT(SpreadEditor):
 
     name = "MEMIT"
     hparams_class = MEMITHParams
+
+    @property
+    def refreshes(self) -> bool:
+        return self.hparams.residual == "refresh"
+
+    def contexts(self, task: Task) -> Prepared:
+        hp = self.hparams
+        kind = "memit" if hp.contexts == "sampled" else "greedy"
+        return regrouped(prepare(task, hp, kind, starts=hp.context_starts), hp, given=task.context_templates is not None)
 
     def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
         weight = self.hparams.mom2_update_weight

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .base import Editor, Task
-from .closed_form import prepare, second_moments, to_change, trial
+from .closed_form import Prepared, prepare, second_moments, to_change, trial
 from .core.keys import compute_hidden, compute_keys
 from .core.sites import Sites, weight_of
 from .core.value_cache import cached_optimise
@@ -47,8 +47,12 @@ class SpreadEditor(Editor):
     def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
         """What gives A for a layer and its keys; may add to the Edit's `info`. Called before the first weight changes."""
 
+    def contexts(self, task: Task) -> Prepared:
+        """Sites, and the contexts that keys and target states are averaged over."""
+        return prepare(task, self.hparams, "memit")
+
     def prepare(self, task: Task) -> None:
-        sites = prepare(task, self.hparams, "memit").sites
+        sites = self.contexts(task).sites
         if not self.hparams.dynamic:
             second_moments(task, self.hparams, sites, {})
 
@@ -56,7 +60,7 @@ class SpreadEditor(Editor):
         hp, model, tok, requests = self.hparams, task.model, task.tok, task.requests
         info: dict[str, Any] = {}
         started = time.perf_counter()
-        prepared = prepare(task, hp, "memit")
+        prepared = self.contexts(task)
         sites = prepared.sites
         solver = self.solver(task, sites, info)
         seconds = {"prepare": time.perf_counter() - started}

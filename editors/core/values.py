@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ..errors import EditingError
 from .prompts import Request, pad_id
 from .replay import Replay, only_at
+from .modules import frozen
 from .sites import Sites, by_row, evaluating, first, get_module, head_logits, input_device
 from .value_losses import target_losses
 from .value_rows import Job, Rows, alike, chunks
@@ -86,20 +87,12 @@ def optimise(
     ]
     jobs.sort(key=lambda job: (job.columns, job.width))  # alike rows together: little padding
     done: dict[int, tuple[Tensor, Tensor]] = {}
-    trained = [p for p in model.parameters() if p.requires_grad]
     bar = tqdm(total=len(jobs), desc=f"values at block {layer}", unit="request", leave=False, disable=None if progress else True)
-    try:
-        for p in trained:  # no gradients for weights: only delta moves
-            p.requires_grad_(False)
-        with evaluating(model):
-            for chunk in chunks(jobs, model, sites):
-                for number, initial, delta in _Optimiser(model, tok, chunk, layer, settings, sites, site).run(watch):
-                    done[number] = (initial.cpu(), delta.cpu())
-                    bar.update()
-    finally:
-        bar.close()
-        for p in trained:
-            p.requires_grad_(True)
+    with bar, frozen(model), evaluating(model):  # only delta moves
+        for chunk in chunks(jobs, model, sites):
+            for number, initial, delta in _Optimiser(model, tok, chunk, layer, settings, sites, site).run(watch):
+                done[number] = (initial.cpu(), delta.cpu())
+                bar.update()
     initial, delta = (torch.stack([done[i][part] for i in range(len(jobs))]) for part in (0, 1))
     for request, row in zip(requests, initial + delta):
         if not torch.isfinite(row).all():
