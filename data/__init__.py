@@ -57,12 +57,29 @@ def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | N
     if limit is not None and limit < 1:
         raise DataError(f"the limit on the size of data set {str(ds_name)!r} should be at least 1, found {limit}")
     if language is not None:
-        return _load_language(str(ds_name), languages.spec(language), data_dir, limit)
+        raw, source = raw_records(ds_name, language, data_dir)
+        try:
+            return languages.spec(language).parse(raw, source, limit)
+        except DataError as error:
+            raise DataError(f"{error} (read as records in {language})") from error
     raw, schema, source = _raw(str(ds_name), data_dir)
     records = _PARSERS[schema](raw, source, limit)
     if not records:
         raise DataError(f"{source}: none of its {len(raw)} records can be used")
     return records if tok is None else zsre.with_locality(records, tok)
+
+
+def raw_records(ds_name: str | Path, language: str, data_dir: str | Path | None = None) -> tuple[list[Any], str]:
+    """(the records of a data set in a language as its file has them, what to call their source); see :func:`load`."""
+    spec, name = languages.spec(language), str(ds_name)
+    builtin = _world(name)
+    if builtin and name.partition(":")[0] == "world":
+        from data import world
+        return world.load(spec.code, "bilingual", builtin[2]), name
+    kept = data_folder(data_dir) / name
+    there = name.endswith(".json") and not Path(name).exists() and kept.exists()
+    raw, _, source = _raw(str(kept) if there else name, data_dir, spec.name)
+    return raw, source
 
 
 def load_aligned(ds_name: str | Path, languages: Sequence[str], data_dir: str | Path | None = None,
@@ -116,21 +133,6 @@ def _raw(ds_name: str, data_dir: str | Path | None, language: str | None = None)
     if language is not None:
         raw = [item.get(language, item) if isinstance(item, Mapping) else item for item in raw]
     return raw, _schema(raw[0], ds_name), ds_name
-
-
-def _load_language(ds_name: str, spec: languages.LanguageSpec, data_dir: str | Path | None, limit: int | None) -> list[Record]:
-    builtin = _world(ds_name)
-    if builtin and ds_name.partition(":")[0] == "world":
-        from data import world
-        raw, source = world.load(spec.code, "bilingual", builtin[2]), ds_name
-    else:
-        kept = data_folder(data_dir) / ds_name
-        there = ds_name.endswith(".json") and not Path(ds_name).exists() and kept.exists()
-        raw, _, source = _raw(str(kept) if there else ds_name, data_dir, spec.name)
-    try:
-        return spec.parse(raw, source, limit)
-    except DataError as error:
-        raise DataError(f"{error} (read as records in {spec.name})") from error
 
 
 def _world(ds_name: str) -> tuple[str, str, int | None] | None:
