@@ -6,6 +6,7 @@ import math
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def second_moments(task: Task, hparams: ValueHParams, sites: Sites, info: dict[s
     """
     multiplier = hparams.dynamic_multiplier
     max_keys = None if multiplier is None else keys_for(multiplier, task.model, sites, hparams.layers[0])
-    gather = covariance.collect_now if hparams.dynamic else covariance.collect
+    gather = covariance.collect_now if hparams.dynamic else partial(covariance.collect, batch_tokens=hparams.mom2_tokens)
     moments = gather(
         task.model, task.tok, hparams.layers, hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, sites=sites,
         progress=task.progress, max_keys=max_keys,

@@ -23,6 +23,7 @@ from .values import Values, ValueSettings, optimise
 
 SETTINGS = (
     "fact_token", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay", "clamp_norm_factor", "kl_factor", "kl_prompt",
+    "target_tokens",
 )
 
 

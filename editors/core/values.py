@@ -46,6 +46,7 @@ class ValueSettings(Protocol):
     clamp_norm_factor: float
     kl_factor: float
     kl_prompt: str
+    target_tokens: str
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def optimise(
     Raises EditingError for a target without tokens or a subject that cannot be located.
     """
     jobs = [
-        Job.build(tok, number, request, settings.fact_token, templates, settings.kl_prompt) for number, request in enumerate(requests)
+        Job.build(tok, number, request, settings.fact_token, templates, settings.kl_prompt, settings.target_tokens)
+        for number, request in enumerate(requests)
     ]
     jobs.sort(key=lambda job: (job.columns, job.width))  # alike rows together: little padding
     done: dict[int, tuple[Tensor, Tensor]] = {}
