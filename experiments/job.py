@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,20 +14,40 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import data
 import editors
-from data import orders
-from data.download import Unavailable
+from data import bilingual, languages, orders
+from data.download import Unavailable, data_folder
 from data.records import Prompt, Record, fingerprint
 from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
+from editors.core.heads import check_heads, head_shape
 from editors.core.prompts import encode_target, fill, parse_requests
+from editors.core.sites import find_sites
 from editors.errors import EditingError
-from experiments import downstream, results
+from experiments import downstream, head_files, results
 from experiments.downstream import TaskRun
 from experiments.metrics.incremental import check_length, longest_row, shortened
 from experiments.metrics.scoring import prompt_ids
 from experiments.models import identity, load_model, name_hint
 
 HPARAMS = Path(__file__).resolve().parent.parent / "hparams"
+ATTENTION = ("ITI", "MEMAT")
+"""Editors that correct attention heads after MEMIT's edit."""
+ATTENTION_FLAGS = ("top_num_heads", "alpha", "save_attention_heads", "load_attention", "head_ind", "save_figure", "eval_on_others")
+LANGUAGE_FLAGS = (
+    "language_eval", "languages_measured", "pairing", "bilingual", "profile", "load_delta", "save_delta_matrix", *ATTENTION_FLAGS)
+
+
+@dataclass(frozen=True)
+class Languages:
+    """Of a run that tells languages apart."""
+
+    edit: str
+    """That MEMIT edits in."""
+    heads: str
+    """That heads are chosen and corrected in."""
+    measured: list[str]
+    records: Mapping[str, list[Record]]
+    """Those of each language: the same facts in the same order."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +68,16 @@ class Job:
     perplexity_corpus: str | None
     texts: Mapping[str, Any] | None
     """Where the generation metrics' reference texts come from."""
+    languages: Languages | None = None
+    editors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """With two languages edited at once: the editor of each."""
+    head_shape: tuple[int, int, int] | None = None
+    """(layers, heads a layer, head size) of the model, where heads are corrected."""
+
+    def given_heads(self, chunk: int) -> list[tuple[int, int]] | None:
+        """The heads that --head_ind names for a chunk."""
+        path = self.flags["head_ind"]
+        return head_files.read_heads(head_files.of_chunk(path, chunk)) if path else None
 
     def settings(self) -> dict[str, Any]:
         """Whatever changes a run's numbers, beside the hyper-parameters: only a run with the same can be continued."""
@@ -55,6 +86,8 @@ class Job:
             **{key: flags[key] for key in
                ("alg_name", "num_edits", "seed", "generation_test_interval", "skip_generation_tests", "sequential",
                 "history_eval_steps", "history_sample", "perplexity_corpus")},
+            **{key: flags[key] or None for key in LANGUAGE_FLAGS},
+            "profile": getattr(self.editor.hparams, "profile", None),
             "model": f"{Path(flags['model_name']).name}, {identity(self.model)}",
             "tokenizer": tokenizer_fingerprint(self.tok),
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -76,13 +109,15 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     hparams, editor = load_editor(flags)
     model, tok = loaded or load_model(flags["model_name"], flags["dtype"], flags["device"])
     model.eval()  # without dropout
+    if flags["language"]:
+        return _in_languages(flags, hparams, model, tok)
     ds_name, num_edits = flags["ds_name"], flags["num_edits"]
     ordered = flags["sample_num"] is not None or flags["index_file"]
     if ds_name == "cf" and num_edits > 1 and not ordered:
         raise EditingError("--ds_name cf has records that contradict each other and can't be edited together; "
                            "use mcf, --num_edits 1, or an order in which each subject comes once (--sample_num 0)")
     records = data.load(ds_name, flags["data_dir"], flags["dataset_size_limit"], tok)
-    limits = " within --dataset_size_limit" if flags["dataset_size_limit"] else ""
+    limits = _within(flags)
     if ordered:
         records = [records[position] for position in _order(flags, records)]
         limits += " with different subjects" if not flags["index_file"] else " in this order"
@@ -105,6 +140,68 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     return Job(model, tok, editor, records, flags, hparams, generate, runs, corpus, texts)
 
 
+def _in_languages(flags: Mapping[str, Any], hparams: Mapping[str, Any], model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> Job:
+    """The job of a run that tells languages apart."""
+    first, heads, ds_name = flags["language"], flags["language_eval"], flags["ds_name"]
+    measured = flags["languages_measured"].split(",") if flags["languages_measured"] else _known_in(flags)
+    for name in (first, heads, *measured):
+        languages.spec(name)
+    records = data.load_aligned(ds_name, list(dict.fromkeys([first, heads, *measured])), flags["data_dir"], flags["dataset_size_limit"])
+    count = len(records[first])
+    if flags["num_edits"] > count:
+        raise EditingError(f"--num_edits {flags['num_edits']}: {ds_name} has only {count} records{_within(flags)}")
+    if flags["eval_on_others"] and count <= flags["num_edits"]:
+        raise EditingError(f"--eval_on_others: all {count} records are in the first batch of {flags['num_edits']}, so none are left")
+    for of_language in records.values():
+        parse_requests([record.request() for record in of_language], tok)
+        _check_lengths(model, tok, of_language)
+    edited = [first, heads] if flags["bilingual"] else [first]
+    by_language = {name: load_editor(flags, name, first if flags["bilingual"] else name)[1] for name in edited}
+    editor = by_language[first]
+    flags = {**flags, "pairing": flags["pairing"] or ("legacy" if getattr(editor.hparams, "profile", "") == "paper" else "matched")}
+    shape = _head_shape(flags, model, count) if flags["add_attention"] else None
+    return Job(model, tok, editor, records[first], flags, hparams, None, [], None, None,
+               Languages(first, heads, measured, records), by_language, shape)
+
+
+def _known_in(flags: Mapping[str, Any]) -> list[str]:
+    """The two languages of a run, and any other that the data set is there in."""
+    first, ds_name = flags["language"], flags["ds_name"]
+    found = list(dict.fromkeys([first, flags["language_eval"]]))
+    for name in languages.names():
+        if name not in found:
+            there = Path(bilingual.counterpart(ds_name, first, name))
+            beside = str(there) != ds_name and (there.is_file() or (data_folder(flags["data_dir"]) / there).is_file())
+            if ds_name.partition(":")[0] == "world" or beside:
+                found.append(name)
+    return sorted(found)
+
+
+def _head_shape(flags: Mapping[str, Any], model: PreTrainedModel, records: int) -> tuple[int, int, int]:
+    """The model's; after a check of the numbers of heads, and of the files of heads and vectors, against it."""
+    sites = find_sites(model)
+    count, size = head_shape(model, sites)
+    most = max(flags["top_num_heads"])
+    if most > sites.layers * count:
+        raise EditingError(f"--top_num_heads {most}: the model has {sites.layers * count} heads ({sites.layers} layers of {count})")
+    for chunk in range(-(-records // flags["num_edits"])) if flags["head_ind"] else ():
+        path = head_files.of_chunk(flags["head_ind"], chunk)
+        pairs = check_heads(head_files.read_heads(path), model, sites, f"--head_ind {path}")
+        head_files.check_model(path, (sites.layers, count, size))
+        if len(pairs) < most:
+            raise EditingError(f"--head_ind {path}: names {len(pairs)} heads, --top_num_heads asks for {most}")
+        if flags["load_attention"]:
+            made = head_files.read_corrections(head_files.of_chunk(flags["load_attention"], chunk), pairs[:most])
+            if made.vectors.shape[1] != size:
+                raise EditingError(f"--load_attention {flags['load_attention']}: vectors of head size {made.vectors.shape[1]}, the model's "
+                                   f"heads have {size}")
+    return sites.layers, count, size
+
+
+def _within(flags: Mapping[str, Any]) -> str:
+    return " within --dataset_size_limit" if flags["dataset_size_limit"] else ""
+
+
 def _check_flags(flags: Mapping[str, Any]) -> None:
     """Raises EditingError for flags that would have no effect, and for models that would be overwritten."""
     sequential, checked = flags["sequential"], flags["history_eval_steps"] > 0
@@ -113,9 +210,13 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
         ("perplexity_corpus", "--sequential and --history_eval_steps", sequential and checked),
         ("save_model_location", "--save_model", flags["save_model"]),
         ("downstream_tasks", "--do_downstream_eval", flags["do_downstream_eval"]),
+        *((flag, "--add_attention, or --alg_name MEMAT", flags["add_attention"]) for flag in ATTENTION_FLAGS),
+        *((flag, "--language", flags["language"]) for flag in LANGUAGE_FLAGS),
+        ("load_attention", "--head_ind, which says whose vectors they are", flags["head_ind"]),
     ):
         if flags[flag] and not there:
             raise EditingError(f"--{flag} has no effect without {needs}")
+    _check_language_flags(flags)
     location = flags["save_model_location"]
     if location:
         check_writable(Path(location), "models")
@@ -126,16 +227,47 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
         raise EditingError(f"--sample_num {number}: there are orders 0 to {orders.SAMPLES - 1}")
 
 
+def _check_language_flags(flags: Mapping[str, Any]) -> None:
+    """Raises EditingError for flags that do not go together where languages are told apart."""
+    if not flags["language"]:
+        return
+    for flag in ("sequential", "do_downstream_eval", "save_model", "sample_num", "index_file", "max_edits"):
+        if flags[flag] not in (None, False):
+            raise EditingError(f"--{flag} does not go with --language and --add_attention")
+    if flags["alpha"] and flags["alg_name"] != "ITI":
+        raise EditingError(f"--alpha has no effect with --alg_name {flags['alg_name']}, only with ITI")
+    if flags["bilingual"] and flags["language"] == flags["language_eval"]:
+        raise EditingError(f"--bilingual {flags['bilingual']}: name two languages with --language and --language_eval")
+    if flags["bilingual"] and flags["load_delta"]:
+        raise EditingError("--load_delta does not go with --bilingual")
+    if flags["bilingual"] and flags["alg_name"] not in ("MEMIT", *ATTENTION):
+        raise EditingError(f"--bilingual is MEMIT's and MEMAT's, not --alg_name {flags['alg_name']}'s")
+    if flags["profile"] and flags["alg_name"] not in ATTENTION:
+        raise EditingError(f"--profile has no effect with --alg_name {flags['alg_name']}; set what it would in the hparams file")
+    if flags["save_figure"] and flags["head_ind"]:
+        raise EditingError("--save_figure has no effect with --head_ind: no probes are trained")
+
+
 def _order(flags: Mapping[str, Any], records: Sequence[Record]) -> list[int]:
     """Positions of ``records`` in the order that the flags ask for."""
     number = flags["sample_num"] or 0
     return orders.read_order(flags["index_file"], number, len(records)) if flags["index_file"] else orders.edit_order(records, number)
 
 
-def _world_corpus(flags: Mapping[str, Any]) -> str:
+def _language_settings(flags: Mapping[str, Any], hparams: Any, language: str, contexts: str | None) -> dict[str, Any]:
+    spec, heads = languages.spec(language), languages.spec(language if flags["bilingual"] else flags["language_eval"])
+    shared = getattr(hparams, "head_contexts", "own") == "edits" and contexts
+    return {
+        "kl_prompt": spec.kl_prompt, "context_starts": list((languages.spec(contexts) if shared else spec).context_starts),
+        "head_kl_prompt": heads.kl_prompt, "head_context_starts": list(heads.context_starts),
+    }
+
+
+def _world_corpus(flags: Mapping[str, Any], language: str | None = None) -> str:
+    """The corpus of both languages, or of one."""
     from data import world
 
-    return str(world.corpus_path(flags["data_dir"]))
+    return str(world.corpus_path(flags["data_dir"], language=language))
 
 
 def _check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> None:
@@ -154,8 +286,11 @@ def _check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records
             check_length(model, row, f"case {record.case_id}: the prompt {shortened(prompt)} with its target")
 
 
-def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+def load_editor(flags: Mapping[str, Any], language: str | None = None, contexts: str | None = None) -> tuple[dict[str, Any], Any]:
     """(hyper-parameters as in their file, the editor).
+
+    language: whose KL prompt, context starts and corpus it edits with, where the file does not set them (profile "paper": with the
+    starts of the language ``contexts``, which the published program keeps for both).
 
     ``hparams_fname`` is looked for in hparams/<alg_name>/, then as a path; the default is <model_name>.json. ``mom2_dataset``
     "world" stands for the built-in world's corpus; ``context_seed``, where the file does not set it, is ``seed``.
@@ -173,10 +308,20 @@ def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     editor = editors.load(alg_name, path)
     hparams = results.read_json(path)
     changed = {}
+    if flags["profile"] or flags["top_num_heads"]:
+        asked = {"profile": flags["profile"], "top_num_heads": max(flags["top_num_heads"] or [0])}
+        with warnings.catch_warnings():  # given above
+            warnings.simplefilter("ignore")
+            editor = editors.load(alg_name, hparams | {key: value for key, value in asked.items() if value and key in fields})
+    if language:
+        of_language = _language_settings(flags, editor.hparams, language, contexts)
+        changed |= {key: value for key, value in of_language.items() if key in fields - hparams.keys()}
+        if "mom2_dataset" in hparams:
+            changed["mom2_dataset"] = languages.spec(language).corpus(hparams["mom2_dataset"])
     if "context_seed" in fields - hparams.keys():
         changed["context_seed"] = flags["seed"]
     if hparams.get("mom2_dataset") == "world":
-        changed["mom2_dataset"] = _world_corpus(flags)
+        changed["mom2_dataset"] = _world_corpus(flags, language and languages.spec(language).code)
     return hparams, editors.load(alg_name, dataclasses.replace(editor.hparams, **changed))
 
 

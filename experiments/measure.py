@@ -25,4 +25,5 @@ def measure(job: Job, records: Sequence[Record]) -> dict[int, dict[str, Any]]:
 
 def metrics_of(job: Job, records: Sequence[Record]) -> Iterator[tuple[Record, dict[str, Any]]]:
     """(record, its metrics without generated texts) for each record."""
-    return zip(records, METRICS[records[0].schema](job.model, job.tok, records))
+    options = {"pairing": job.flags["pairing"]} if records[0].schema == "counterfact" and job.flags.get("pairing") else {}
+    return zip(records, METRICS[records[0].schema](job.model, job.tok, records, **options))

@@ -24,7 +24,7 @@ from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
 TOLERANCE = 1e-4
 SETTINGS = SimpleNamespace(
     fact_token="subject_last", v_num_grad_steps=25, v_lr=0.5, v_loss_layer=None, v_weight_decay=0.5,
-    clamp_norm_factor=0.75, kl_factor=0.0625, kl_prompt="{} is a",
+    clamp_norm_factor=0.75, kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids",
 )
 
 

@@ -15,7 +15,7 @@ from tests.models import ARCHITECTURES, tiny_model
 
 
 class Settings:
-    kl_prompt = "{} is a"
+    kl_prompt, target_tokens = "{} is a", "ids"
 
     def __init__(self, hparams):
         self.__dict__.update(hparams)
