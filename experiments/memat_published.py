@@ -82,20 +82,35 @@ english EC 98.5 82.8 67.5 93.7 59.7 46.2 72.6 14.0 9.2
 catalan EC 89.4 63.3 48.1 84.8 53.8 39.1 72.6 16.7 10.3
 """  # measured in, pair, values without the score: heads and corrections of the first 1,000 facts, applied to others
 
+_BILINGUAL = """
+english C+E 0 98.3 69.5 54.5 94.8 51.4 39.2 65.4 7.4 4.6
+catalan C+E 0 97.1 75.5 59.7 91.3 57.2 43.9 65.1 9.3 4.5
+english C+E 16 99.0 78.5 68.0 96.2 63.2 53.1 67.2 11.5 7.1
+catalan C+E 16 97.6 80.1 70.0 93.2 65.6 55.3 66.6 13.6 7.0
+english (C+E) 0 93.4 55.2 36.7 83.7 37.0 23.5 67.4 10.0 5.3
+catalan (C+E) 0 92.2 42.1 28.3 84.8 27.9 18.0 67.8 7.4 4.8
+"""  # measured in, pair, heads, values without the score: the sum of two edits, and (C+E) the joint one; 1,000 facts
+
 
 def _table(text: str, keys: int) -> dict[tuple[str, ...], dict[str, float]]:
     lines = [line.split() for line in text.split("\n") if line.strip()]
     return {tuple(line[:keys]): dict(zip(COLUMNS, map(float, line[keys:]))) for line in lines}
 
 
-K_SWEEP = {(measured, pair, int(heads)): values for (measured, pair, heads), values in _table(_K_SWEEP, 3).items()}
-"""(measured in, pair, heads) -> values; figure 9."""
+K_SWEEP = {(measured, pair, int(heads)): values for (measured, pair, heads), values in _table(_K_SWEEP + _BILINGUAL, 3).items()}
+"""(measured in, pair, heads) -> values; figure 9, and the bilingual approaches."""
 ITI = {(float(alpha), int(heads)): values for (alpha, heads), values in _table(_ITI, 2).items()}
 """(alpha, heads) -> values."""
 PORTABILITY = {(measured, pair): values for (measured, pair), values in _table(_PORTABILITY, 2).items()}
 """(measured in, pair) -> values."""
 
 
-def k_sweep(measured: str, pair: str, heads: int) -> dict[str, float] | None:
-    """The values of figure 9, or None. Without heads (0) the pair's second letter means nothing."""
-    return K_SWEEP.get((measured, pair if heads else pair[0] + measured[0].upper(), heads))
+def values(method: str, measured: str, pair: str, heads: int, alpha: float) -> dict[str, float] | None:
+    """What was published of a stage (see :data:`experiments.memat_results.Key`), or None."""
+    if method == "memit" and len(pair) == 2:
+        pair = pair[0] + measured[0].upper()  # without heads the second letter means nothing
+    if method in ("memit", "memat"):
+        return K_SWEEP.get((measured, pair, heads))
+    if method == "ported":
+        return PORTABILITY.get((measured, pair)) if heads == 16 else None
+    return ITI.get((alpha, heads)) if (measured, pair) == ("english", "CE") else None

@@ -29,10 +29,12 @@ _GROUPS = {"E": "rewrite", "P": "paraphrase", "N": "neighborhood"}
 _MEASURES = {"S": "success", "A": "acc", "M": "diff"}
 METRICS = {g + m: f"post_{group}_{measure}" for g, group in _GROUPS.items() for m, measure in _MEASURES.items()}
 """The papers' names -> keys of :func:`summary.case_values`."""
-NAMES = {"memit": "MEMIT", "memat": "MEMAT", "iti": "ITI"}
+NAMES = {"memit": "MEMIT", "memat": "MEMAT", "ported": "MEMAT, given heads", "iti": "ITI"}
+"""Of methods; "ported": heads and corrections come from a file (--head_ind)."""
 
 Key = tuple[str, str, str, str, int, float]
-"""(profile, pair, measured in, method, heads, alpha); pair: first letters of the language of the edits and that of the heads."""
+"""(profile, pair, measured in, method, heads, alpha); pair: first letters of the language of the edits and that of the heads, "C+E" for
+the sum of edits in two, "(C+E)" for a joint one."""
 Value = tuple[float, float | None]
 """(mean over chunks, its standard error; None for a single chunk)."""
 
@@ -101,8 +103,10 @@ def _read_stage(path: Path, about: Mapping[str, Any]) -> Stage:
     found = sum(map(len, chunks.values()))
     if found < about["cases"]:
         raise EditingError(f"{path} has {found} of {about['cases']} cases; finish its run with --continue_from_run")
-    pair = f"{of['language'][0]}{of['language_eval'][0]}".upper()
-    key = (of["profile"], pair, of["measured"], of["name"], of["heads"], of["alpha"] or 0.0)
+    first, second = of["language"][0].upper(), of["language_eval"][0].upper()
+    pair = {"sum": f"{first}+{second}", "joint": f"({first}+{second})"}.get(of.get("bilingual"), first + second)
+    method = "ported" if of["name"] == "memat" and about["flags"].get("head_ind") else of["name"]
+    key = (of["profile"] or "default", pair, of["measured"], method, of["heads"], of["alpha"] or 0.0)
     return Stage(path, Path(about["flags"]["model_name"]).name, key, {chunk: _percent(cases) for chunk, cases in chunks.items()})
 
 
@@ -134,7 +138,7 @@ def rows(stages: Mapping[Key, Stage]) -> list[dict[str, Any]]:
     for (profile, pair, measured, method, heads, alpha), stage in stages.items():
         row: dict[str, Any] = {"model": stage.model, "profile": profile, "pair": pair, "measured": measured, "method": NAMES[method],
                                "heads": heads, "alpha": alpha or None, "chunks": len(stage.chunks), "cases": stage.cases}
-        published = memat_published.k_sweep(measured, pair, heads) if method != "iti" else None
+        published = memat_published.values(method, measured, pair, heads, alpha)
         for metric in COLUMNS:
             row[metric], row[f"{metric}_se"] = stage.value(metric)
             if method != "memit":
@@ -159,7 +163,7 @@ def text_of(found: Sequence[Mapping[str, Any]]) -> str:
             label = [row["pair"], row["measured"], method_name(row)]
             values.append([*label, *(_cell(row[metric], row[f"{metric}_se"]) for metric in COLUMNS)])
             if row["ES_published"] is not None:
-                values.append(["", "", "*published*", *(f"*{row[f'{metric}_published']:.1f}*" for metric in COLUMNS)])
+                values.append(["", "", "*published*", *(_published(row[f"{metric}_published"]) for metric in COLUMNS)])
             if row["ES_gain"] is not None:
                 gains.append([*label, *(_cell(row[f"{metric}_gain"], row[f"{metric}_gain_se"], "+") for metric in COLUMNS)])
         text += [f"Profile {profile}, {of[0]['model']}, {sizes}: mean ± standard error over chunks, %. *published*: Aguila-7b, chunks of "
@@ -167,6 +171,10 @@ def text_of(found: Sequence[Mapping[str, Any]]) -> str:
         if gains:
             text += [f"Profile {profile}: gain over MEMIT alone on the same chunks, points.", "", *tables.markdown(head, gains, labels=3), ""]
     return "\n".join(text)
+
+
+def _published(value: float | None) -> str:
+    return "" if value is None else f"*{value:.1f}*"
 
 
 def method_name(row: Mapping[str, Any]) -> str:

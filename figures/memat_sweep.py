@@ -37,14 +37,17 @@ Published = Callable[[str, float], dict[str, float] | None]
 def pair_name(pair: str) -> str:
     """"CE" -> "CE: edits in Catalan, heads in English"."""
     of = {language[0].upper(): language.capitalize() for language in languages.names()}
-    return f"{pair}: edits in {of.get(pair[0], pair[0])}, heads in {of.get(pair[1], pair[1])}"
+    first, second = (of.get(letter, letter) for letter in pair.strip("()").replace("+", ""))
+    if "+" in pair:
+        return f"{pair}: {'joint edits' if '(' in pair else 'edits'} and heads in {first} and {second}"
+    return f"{pair}: edits in {first}, heads in {second}"
 
 
 def over_heads(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
     """{pair: its stages by number of heads, MEMIT alone first}."""
     found: dict[str, list[Stage]] = {}
     for stage in sorted(stages, key=lambda stage: stage.heads):
-        if stage.key[3] in ("memit", "memat"):
+        if stage.key[3] != "iti":
             found.setdefault(stage.key[1], []).append(stage)
     return dict(sorted(found.items()))
 
@@ -99,7 +102,11 @@ def scores(by_language: Mapping[str, Mapping[str, Sequence[Stage]]], published: 
 
 
 def published_in(measured: str) -> Published:
-    return lambda pair, heads: memat_published.k_sweep(measured, pair, int(heads))
+    return lambda pair, heads: memat_published.values("memat" if heads else "memit", measured, pair, int(heads), 0.0)
+
+
+def _iti_in(measured: str, pair: str) -> Published:
+    return lambda heads, alpha: memat_published.values("iti", measured, pair, int(heads), alpha)
 
 
 def main(folders: Sequence[str | Path], out: str | Path, over: str = "heads", published: bool = False) -> list[Path]:
@@ -130,9 +137,8 @@ def _alpha_figures(stages: Mapping[Key, Stage], out: str | Path, published: bool
     for profile, pair, measured in dict.fromkeys(stage.key[:3] for stage in found):
         of = sorted((stage for stage in found if stage.key[:3] == (profile, pair, measured)), key=lambda s: (s.heads, s.alpha))
         curves = {str(heads): [stage for stage in of if stage.heads == heads] for heads in dict.fromkeys(s.heads for s in of)}
-        known = published and (pair, measured) == ("CE", "english")
         figure = grid(curves, lambda stage: stage.alpha, "alpha", [f"{heads} head{'s' * (heads != '1')}" for heads in curves],
-                      (lambda heads, alpha: memat_published.ITI.get((alpha, int(heads)))) if known else None, [base_of(stages, of[0])])
+                      _iti_in(measured, pair) if published else None, [base_of(stages, of[0])])
         written += lines.save(figure, f"{out}_{profile}_{pair}_{measured}")
     return written
 

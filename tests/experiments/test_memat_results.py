@@ -73,12 +73,33 @@ def test_table_has_gains_and_marks_published_values(stage, tmp_path, capsys):
 
 
 def test_published_values():
-    assert len(memat_published.K_SWEEP) == 36 and len(memat_published.ITI) == 20 and len(memat_published.PORTABILITY) == 8
-    assert memat_published.k_sweep("english", "EC", 0) == memat_published.k_sweep("english", "EE", 0)
-    assert memat_published.k_sweep("catalan", "CE", 16)["EM"] == 73.40
-    assert memat_published.k_sweep("english", "EE", 24) is None
+    found = memat_published.values
+    assert len(memat_published.K_SWEEP) == 42 and len(memat_published.ITI) == 20 and len(memat_published.PORTABILITY) == 8
+    assert found("memit", "english", "EC", 0, 0) == found("memit", "english", "EE", 0, 0)
+    assert found("memat", "catalan", "CE", 16, 0)["EM"] == 73.40 != found("ported", "catalan", "CE", 16, 0)["EM"]
+    assert found("iti", "english", "CE", 10, 15.0)["EA"] == 37.10 and found("memit", "english", "(C+E)", 0, 0)["ES"] == 93.4
+    for nothing in (("memat", "english", "EE", 24, 0), ("iti", "catalan", "CE", 10, 15.0), ("ported", "english", "EE", 8, 0)):
+        assert found(*nothing) is None
     for values in memat_published.K_SWEEP.values():  # the score is the harmonic mean of the successes
-        assert 3 / sum(1 / values[key] for key in ("ES", "PS", "NS")) == pytest.approx(values["Score"], abs=0.25)
+        if "Score" in values:
+            assert 3 / sum(1 / values[key] for key in ("ES", "PS", "NS")) == pytest.approx(values["Score"], abs=0.25)
+
+
+def test_bilingual_and_ported_stages_are_of_their_own_kind(stage, tmp_path):
+    for name, of, flags in (("a", {"bilingual": "sum"}, {}), ("b", {"bilingual": "joint"}, {}), ("c", {"profile": None}, {}),
+                            ("d", {"name": "memat", "heads": 16}, {"head_ind": "heads.npy"})):
+        folder = stage("CE", profile=name)
+        about = json.loads((folder / "run.json").read_text())
+        about["stage"] |= {"profile": "default", **of}
+        about["flags"] |= flags
+        (folder / "run.json").write_text(json.dumps(about))
+    keys = [key[1:5] for key in memat_results.read([tmp_path])]
+    assert keys == [("(C+E)", "english", "memit", 0), ("C+E", "english", "memit", 0), ("CE", "english", "memit", 0),
+                    ("CE", "english", "ported", 16)]
+    rows = memat_results.rows(memat_results.read([tmp_path]))
+    assert [row["ES_published"] for row in rows] == [93.4, 98.3, 88.76, 89.5]
+    assert memat_sweep.pair_name("(C+E)") == "(C+E): joint edits and heads in Catalan and English"
+    assert "| *89.5* |" in memat_results.text_of(rows)
 
 
 @pytest.mark.parametrize("spoil, message", [
