@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .base import Editor, Task
@@ -28,6 +28,27 @@ class Solver:
     """A of a layer from its keys K."""
     remember: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]] | None = None
     """What the memory of a sequence keeps of the edited model's keys at a layer; None: the editor has no use for it."""
+
+
+def spread(
+    model: nn.Module, sites: Sites, layers: Sequence[int], keys: Callable[[int], Float[Tensor, "n d_in"]],
+    missing: Callable[[], Float[Tensor, "n d_model"]], adjust: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]],
+    change: Callable[[int, LowRank | Dense], None] | None, progress: bool,
+) -> dict[str, LowRank]:
+    """{parameter name: update R A^T} of each layer: A from its keys, R what is missing divided by the number of layers left.
+
+    change: puts an update into the model, so that the next layer's keys and what is missing then are measured with it; None: they
+    are those of the model as it is.
+    """
+    changes = {}
+    for done, layer in enumerate(tqdm(layers, desc="layers", unit="layer", leave=False, disable=None if progress else True)):
+        adjusted = adjust(layer, keys(layer).T)
+        residual = missing().T / (len(layers) - done)
+        name, parameter, in_first = weight_of(model, sites, layer)
+        changes[name] = to_change(residual.to(adjusted), adjusted, in_first, parameter.dtype)
+        if change is not None:
+            change(layer, changes[name])
+    return changes
 
 
 class SpreadEditor(Editor):
@@ -75,18 +96,16 @@ class SpreadEditor(Editor):
         def keys_of(layers: list[int]) -> dict[int, Float[Tensor, "n d_in"]]:
             return compute_keys(model, tok, requests, layers, prepared.groups, sites, hp.fact_token)
 
+        def missing() -> Float[Tensor, "n d_model"]:
+            current = compute_hidden(model, tok, requests, z_layer, sites, hp.fact_token)
+            return targets.to(current) - current
+
         started = time.perf_counter()
-        changes = {}
         with trial(model, sites) as change:
-            for done, layer in enumerate(tqdm(hp.layers, desc="layers", unit="layer", leave=False, disable=None if task.progress else True)):
-                keys = keys_of([layer])[layer]
-                current = compute_hidden(model, tok, requests, z_layer, sites, hp.fact_token)
-                residual = (targets.to(current) - current).T / (len(hp.layers) - done)
-                adjusted = solver.adjust(layer, keys.T)
-                name, parameter, in_first = weight_of(model, sites, layer)
-                changes[name] = to_change(residual.to(adjusted), adjusted, in_first, parameter.dtype)
-                if self.refreshes:
-                    change(layer, changes[name])
+            changes = spread(
+                model, sites, hp.layers, lambda layer: keys_of([layer])[layer], missing, solver.adjust,
+                change if self.refreshes else None, task.progress,
+            )
             if task.memory is not None and solver.remember:  # the keys that the edited model has, as published
                 task.memory.stage({layer: solver.remember(layer, keys.T) for layer, keys in keys_of(hp.layers).items()})
         seconds["insert"] = time.perf_counter() - started

@@ -242,6 +242,8 @@ def _check_language_flags(flags: Mapping[str, Any]) -> None:
         raise EditingError("--load_delta does not go with --bilingual")
     if flags["bilingual"] and flags["alg_name"] not in ("MEMIT", *ATTENTION):
         raise EditingError(f"--bilingual is MEMIT's and MEMAT's, not --alg_name {flags['alg_name']}'s")
+    if flags["bilingual"] == "joint" and flags["use_cache"]:
+        raise EditingError("--use_cache has no effect with --bilingual joint")
     if flags["profile"] and flags["alg_name"] not in ATTENTION:
         raise EditingError(f"--profile has no effect with --alg_name {flags['alg_name']}; set what it would in the hparams file")
     if flags["save_figure"] and flags["head_ind"]:

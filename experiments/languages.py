@@ -27,6 +27,7 @@ from data.download import data_folder
 from data.records import Record
 from editors.attention import Corrections, Relevance
 from editors.base import Editor
+from editors.bilingual import joint_edit
 from editors.core.heads import check_heads
 from editors.core.sites import find_sites
 from editors.edit import Edit
@@ -126,9 +127,7 @@ class _Chunk:
         if flags["load_delta"]:
             edit = head_files.read_delta(head_files.of_chunk(flags["load_delta"], self.number))
         elif flags["bilingual"] == "joint":
-            from editors.bilingual import joint_edit
-
-            edit = joint_edit([(editor, self._requests(language)) for language, editor in job.editors.items()], job.model, job.tok, cache)
+            edit = joint_edit([(editor, self._requests(language)) for language, editor in job.editors.items()], job.model, job.tok)
         else:
             wanted = job.editors if flags["bilingual"] else {self.languages.edit: job.editor}
             made = [(language, _memit(editor, job, self._requests(language), cache)) for language, editor in wanted.items()]
