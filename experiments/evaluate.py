@@ -28,17 +28,16 @@ import data.languages
 import editors
 from data.download import data_folder
 from data.records import Record
+from experiments import language_job, results
 from experiments import languages as in_languages
-from experiments import results
 from experiments.cli import HelpFormatter, Parser, a_seed, add_model_flags, at_least_one, run_program
 from experiments.downstream import add_downstream_flags
-from experiments.job import ATTENTION, Job, prepare
+from experiments.job import Job, prepare
 from experiments.measure import measure
 from experiments.sequential import Checkups, evaluate as run_sequence
 
 BLOCK = 64
 """Cases that are measured together before their edits, at least."""
-DEFAULT_HEADS, DEFAULT_ALPHA = 16, 15.0
 
 
 def main(
@@ -105,13 +104,13 @@ def main(
     if not isinstance(model_name, str):
         loaded, flags["model_name"] = model_name, model_name[0].config._name_or_path
     flags["dir_name"] = dir_name or alg_name
-    _complete_language_flags(flags)
+    language_job.complete(flags)
     flags["ds_name"] = str(ds_name or ("world" if flags["model_name"] == "world" else "mcf"))
     folder = Path(results_dir) / flags["dir_name"]
     continued = None if continue_from_run is None else results.existing_run(folder, continue_from_run)
 
     with _folders(data_dir, stats_dir):
-        job = prepare(flags, loaded)
+        job = (language_job.prepare if flags["language"] else prepare)(flags, loaded)
         run = open_run(folder, job, continued)
         try:
             (in_languages.evaluate if job.languages else run_sequence if sequential else evaluate)(job, run)
@@ -134,23 +133,6 @@ def open_run(folder: Path, job: Job, continued: Path | None) -> Path:
     about = {"settings": settings, "flags": flags, "cases": cases, **results.provenance()}
     stages = in_languages.run_files(job, about) if job.languages else {}
     return results.new_run(folder, {results.PARAMS: job.hparams, results.RUN: about, **stages})
-
-
-def _complete_language_flags(flags: dict[str, Any]) -> None:
-    """Fills in what the flags of languages and heads say by what others do not."""
-    if flags["add_attention"] and flags["alg_name"] == "MEMIT":
-        flags["alg_name"] = "MEMAT"
-    if flags["add_attention"] and flags["alg_name"] not in ATTENTION:
-        raise editors.EditingError(f"--add_attention goes with MEMIT, not with {flags['alg_name']}")
-    flags["add_attention"] = flags["alg_name"] in ATTENTION
-    if flags["add_attention"] or flags["bilingual"]:
-        flags["language"] = flags["language"] or "english"
-    if flags["language"]:
-        flags["language_eval"] = flags["language_eval"] or flags["language"]
-    if flags["add_attention"]:
-        flags["top_num_heads"] = list(flags["top_num_heads"] or [DEFAULT_HEADS])
-    if flags["alg_name"] == "ITI":
-        flags["alpha"] = list(flags["alpha"] or [DEFAULT_ALPHA])
 
 
 def evaluate(job: Job, run: Path) -> None:
@@ -266,9 +248,9 @@ def _add_language_flags(parser: argparse.ArgumentParser) -> None:
                                                                      "is sought for both")
     parser.add_argument("--add_attention", action="store_true", help="after MEMIT's edit correct attention heads: MEMAT")
     parser.add_argument("--top_num_heads", type=_numbers(int, lambda n: n > 0, "a whole number from 1"),
-                        help=f"heads to correct, or several numbers, 8,16,32; by default {DEFAULT_HEADS}")
+                        help=f"heads to correct, or several numbers, 8,16,32; by default {language_job.DEFAULT_HEADS}")
     parser.add_argument("--alpha", type=_numbers(float, math.isfinite, "a number"),
-                        help=f"ITI: strength, or several, 1,5,15; by default {DEFAULT_ALPHA:g}")
+                        help=f"ITI: strength, or several, 1,5,15; by default {language_job.DEFAULT_ALPHA:g}")
     parser.add_argument("--head_ind", help="correct the heads of this .npy file; {} in its name is the number of the batch")
     parser.add_argument("--load_attention", help="with these vectors, of this toolkit or the original; {} as above")
     parser.add_argument("--save_attention_heads", metavar="PREFIX", help="save vectors and heads of every batch")

@@ -14,14 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import data
 import editors
-from data import bilingual, languages, orders
-from data.download import Unavailable, data_folder
+from data import languages, orders
+from data.download import Unavailable
 from data.records import Prompt, Record, fingerprint
 from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
-from editors.core.heads import check_heads, head_shape
 from editors.core.prompts import encode_target, fill, parse_requests
-from editors.core.sites import find_sites
 from editors.errors import EditingError
 from experiments import downstream, head_files, results
 from experiments.downstream import TaskRun
@@ -86,7 +84,7 @@ class Job:
             **{key: flags[key] for key in
                ("alg_name", "num_edits", "seed", "generation_test_interval", "skip_generation_tests", "sequential",
                 "history_eval_steps", "history_sample", "perplexity_corpus")},
-            **{key: flags[key] or None for key in LANGUAGE_FLAGS},
+            **{key: flags[key] or None for key in ("language", *LANGUAGE_FLAGS) if not key.startswith("save_")},
             "profile": getattr(self.editor.hparams, "profile", None),
             "model": f"{Path(flags['model_name']).name}, {identity(self.model)}",
             "tokenizer": tokenizer_fingerprint(self.tok),
@@ -105,19 +103,17 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
 
     Raises EditingError or DataError for whatever does not fit.
     """
-    _check_flags(flags)
+    check_flags(flags)
     hparams, editor = load_editor(flags)
     model, tok = loaded or load_model(flags["model_name"], flags["dtype"], flags["device"])
     model.eval()  # without dropout
-    if flags["language"]:
-        return _in_languages(flags, hparams, model, tok)
     ds_name, num_edits = flags["ds_name"], flags["num_edits"]
     ordered = flags["sample_num"] is not None or flags["index_file"]
     if ds_name == "cf" and num_edits > 1 and not ordered:
         raise EditingError("--ds_name cf has records that contradict each other and can't be edited together; "
                            "use mcf, --num_edits 1, or an order in which each subject comes once (--sample_num 0)")
     records = data.load(ds_name, flags["data_dir"], flags["dataset_size_limit"], tok)
-    limits = _within(flags)
+    limits = " within --dataset_size_limit" if flags["dataset_size_limit"] else ""
     if ordered:
         records = [records[position] for position in _order(flags, records)]
         limits += " with different subjects" if not flags["index_file"] else " in this order"
@@ -128,7 +124,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
         limits += " within --max_edits" if flags["max_edits"] else ""
         raise EditingError(f"--num_edits {num_edits}: {ds_name} has only {len(records)} records{limits}")
     parse_requests([record.request() for record in records], tok)
-    _check_lengths(model, tok, records)
+    check_lengths(model, tok, records)
     sampled = [record for record in records if is_sampled(record, flags)]
     generate, texts = _generation(model, tok, flags, sampled) if sampled else (None, None)
     runs = downstream.prepare(flags["downstream_tasks"], flags["number_of_few_shots"], flags["number_of_tests"], flags["gen_len"],
@@ -140,69 +136,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     return Job(model, tok, editor, records, flags, hparams, generate, runs, corpus, texts)
 
 
-def _in_languages(flags: Mapping[str, Any], hparams: Mapping[str, Any], model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> Job:
-    """The job of a run that tells languages apart."""
-    first, heads, ds_name = flags["language"], flags["language_eval"], flags["ds_name"]
-    measured = flags["languages_measured"].split(",") if flags["languages_measured"] else _known_in(flags)
-    for name in (first, heads, *measured):
-        languages.spec(name)
-    records = data.load_aligned(ds_name, list(dict.fromkeys([first, heads, *measured])), flags["data_dir"], flags["dataset_size_limit"])
-    count = len(records[first])
-    if flags["num_edits"] > count:
-        raise EditingError(f"--num_edits {flags['num_edits']}: {ds_name} has only {count} records{_within(flags)}")
-    if flags["eval_on_others"] and count <= flags["num_edits"]:
-        raise EditingError(f"--eval_on_others: all {count} records are in the first batch of {flags['num_edits']}, so none are left")
-    for of_language in records.values():
-        parse_requests([record.request() for record in of_language], tok)
-        _check_lengths(model, tok, of_language)
-    edited = [first, heads] if flags["bilingual"] else [first]
-    by_language = {name: load_editor(flags, name, first if flags["bilingual"] else name)[1] for name in edited}
-    editor = by_language[first]
-    flags = {**flags, "pairing": flags["pairing"] or ("legacy" if getattr(editor.hparams, "profile", "") == "paper" else "matched")}
-    shape = _head_shape(flags, model, count) if flags["add_attention"] else None
-    return Job(model, tok, editor, records[first], flags, hparams, None, [], None, None,
-               Languages(first, heads, measured, records), by_language, shape)
-
-
-def _known_in(flags: Mapping[str, Any]) -> list[str]:
-    """The two languages of a run, and any other that the data set is there in."""
-    first, ds_name = flags["language"], flags["ds_name"]
-    found = list(dict.fromkeys([first, flags["language_eval"]]))
-    for name in languages.names():
-        if name not in found:
-            there = Path(bilingual.counterpart(ds_name, first, name))
-            beside = str(there) != ds_name and (there.is_file() or (data_folder(flags["data_dir"]) / there).is_file())
-            if ds_name.partition(":")[0] == "world" or beside:
-                found.append(name)
-    return sorted(found)
-
-
-def _head_shape(flags: Mapping[str, Any], model: PreTrainedModel, records: int) -> tuple[int, int, int]:
-    """The model's; after a check of the numbers of heads, and of the files of heads and vectors, against it."""
-    sites = find_sites(model)
-    count, size = head_shape(model, sites)
-    most = max(flags["top_num_heads"])
-    if most > sites.layers * count:
-        raise EditingError(f"--top_num_heads {most}: the model has {sites.layers * count} heads ({sites.layers} layers of {count})")
-    for chunk in range(-(-records // flags["num_edits"])) if flags["head_ind"] else ():
-        path = head_files.of_chunk(flags["head_ind"], chunk)
-        pairs = check_heads(head_files.read_heads(path), model, sites, f"--head_ind {path}")
-        head_files.check_model(path, (sites.layers, count, size))
-        if len(pairs) < most:
-            raise EditingError(f"--head_ind {path}: names {len(pairs)} heads, --top_num_heads asks for {most}")
-        if flags["load_attention"]:
-            made = head_files.read_corrections(head_files.of_chunk(flags["load_attention"], chunk), pairs[:most])
-            if made.vectors.shape[1] != size:
-                raise EditingError(f"--load_attention {flags['load_attention']}: vectors of head size {made.vectors.shape[1]}, the model's "
-                                   f"heads have {size}")
-    return sites.layers, count, size
-
-
-def _within(flags: Mapping[str, Any]) -> str:
-    return " within --dataset_size_limit" if flags["dataset_size_limit"] else ""
-
-
-def _check_flags(flags: Mapping[str, Any]) -> None:
+def check_flags(flags: Mapping[str, Any]) -> None:
     """Raises EditingError for flags that would have no effect, and for models that would be overwritten."""
     sequential, checked = flags["sequential"], flags["history_eval_steps"] > 0
     for flag, needs, there in (
@@ -216,7 +150,6 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
     ):
         if flags[flag] and not there:
             raise EditingError(f"--{flag} has no effect without {needs}")
-    _check_language_flags(flags)
     location = flags["save_model_location"]
     if location:
         check_writable(Path(location), "models")
@@ -225,29 +158,6 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
     number = flags["sample_num"]
     if number is not None and not flags["index_file"] and not 0 <= number < orders.SAMPLES:
         raise EditingError(f"--sample_num {number}: there are orders 0 to {orders.SAMPLES - 1}")
-
-
-def _check_language_flags(flags: Mapping[str, Any]) -> None:
-    """Raises EditingError for flags that do not go together where languages are told apart."""
-    if not flags["language"]:
-        return
-    for flag in ("sequential", "do_downstream_eval", "save_model", "sample_num", "index_file", "max_edits"):
-        if flags[flag] not in (None, False):
-            raise EditingError(f"--{flag} does not go with --language and --add_attention")
-    if flags["alpha"] and flags["alg_name"] != "ITI":
-        raise EditingError(f"--alpha has no effect with --alg_name {flags['alg_name']}, only with ITI")
-    if flags["bilingual"] and flags["language"] == flags["language_eval"]:
-        raise EditingError(f"--bilingual {flags['bilingual']}: name two languages with --language and --language_eval")
-    if flags["bilingual"] and flags["load_delta"]:
-        raise EditingError("--load_delta does not go with --bilingual")
-    if flags["bilingual"] and flags["alg_name"] not in ("MEMIT", *ATTENTION):
-        raise EditingError(f"--bilingual is MEMIT's and MEMAT's, not --alg_name {flags['alg_name']}'s")
-    if flags["bilingual"] == "joint" and flags["use_cache"]:
-        raise EditingError("--use_cache has no effect with --bilingual joint")
-    if flags["profile"] and flags["alg_name"] not in ATTENTION:
-        raise EditingError(f"--profile has no effect with --alg_name {flags['alg_name']}; set what it would in the hparams file")
-    if flags["save_figure"] and flags["head_ind"]:
-        raise EditingError("--save_figure has no effect with --head_ind: no probes are trained")
 
 
 def _order(flags: Mapping[str, Any], records: Sequence[Record]) -> list[int]:
@@ -272,7 +182,7 @@ def _world_corpus(flags: Mapping[str, Any], language: str | None = None) -> str:
     return str(world.corpus_path(flags["data_dir"], language=language))
 
 
-def _check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> None:
+def check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> None:
     """Raises EditingError for the first case with a prompt that, with its target, is longer than the model's positions."""
     limit = longest_row(model)
     for record in records if limit else ():
