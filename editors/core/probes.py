@@ -20,9 +20,11 @@ from torch import Tensor
 from ..errors import EditingError
 
 STEPS = 100
-GRADIENT = 1e-9
+GRADIENT = 1e-6
 """Largest entry of a gradient, relative to the number of examples, at which a probe is done."""
-CHUNK_FLOATS = 2**24
+SHRINK = 0.1
+"""Of a gradient, by a step: more, and the next step has a Hessian of its own."""
+CHUNK_FLOATS = 2**20
 
 
 @dataclass(frozen=True)
@@ -41,48 +43,65 @@ def fit(x: Float[Tensor, "n probes d"], label: Bool[Tensor, " n"]) -> Probes:
         raise EditingError("probes need examples of both classes")
     n, probes, d = x.shape
     step = max(1, CHUNK_FLOATS // ((d + 1) * (n + d + 1)))
-    parts = [_newton(x[:, start : start + step].transpose(0, 1).double(), label) for start in range(0, probes, step)]
+    parts = [_newton(x[:, start : start + step].transpose(0, 1), label) for start in range(0, probes, step)]
     solution = torch.cat(parts)
     return Probes(solution[:, :d], solution[:, d])
 
 
 def _newton(x: Float[Tensor, "probes n d"], label: Bool[Tensor, " n"]) -> Float[Tensor, "probes d_and_1"]:
-    """Newton's method with a backtracking line search; the objective is strictly convex where both classes are there."""
+    """Newton's method with a backtracking line search; the objective is strictly convex where both classes are there.
+
+    Gradients are float64. Hessians, most of the work, are float32 and stay for as long as the steps with them shrink the gradient:
+    that changes the way to the minimum, not the minimum.
+    """
     probes, n, d = x.shape
-    x = torch.cat([x, x.new_ones(probes, n, 1)], 2)
+    rough = torch.cat([x.float(), x.new_ones(probes, n, 1, dtype=torch.float32)], 2)
+    x = torch.cat([x.double(), x.new_ones(probes, n, 1, dtype=torch.float64)], 2)
     sign = (2.0 * label.to(x) - 1)[None]
     penalty = x.new_ones(d + 1)
     penalty[d] = 0
-    theta = x.new_zeros(probes, d + 1)
+    theta, lower = x.new_zeros(probes, d + 1), rough.new_empty(probes, d + 1, d + 1)
+    last, fresh = x.new_zeros(probes), torch.zeros(probes, dtype=torch.bool, device=x.device)
 
-    def value(theta: Tensor) -> Float[Tensor, " probes"]:
-        margin = sign * (x @ theta[..., None])[..., 0]
+    def margins(theta: Tensor) -> Float[Tensor, "probes n"]:
+        return sign * torch.bmm(x, theta[..., None])[..., 0]
+
+    def value(theta: Tensor, margin: Tensor) -> Float[Tensor, " probes"]:
         return -torch.nn.functional.logsigmoid(margin).sum(1) + (penalty * theta**2).sum(1) / 2
 
-    now = value(theta)
+    margin = margins(theta)
+    now = value(theta, margin)
     for _ in range(STEPS):
-        margin = sign * (x @ theta[..., None])[..., 0]
         miss = torch.sigmoid(-margin)
-        gradient = penalty * theta - ((sign * miss)[:, None] @ x)[:, 0]
-        if gradient.abs().max() <= GRADIENT * n:
+        gradient = penalty * theta - torch.bmm((sign * miss)[:, None], x)[:, 0]
+        size = gradient.abs().amax(1)
+        active = size > GRADIENT * n
+        stale = (active & (size > SHRINK * last)).nonzero()[:, 0]
+        if not active.any():
             break
-        hessian = (x * (miss * (1 - miss))[..., None]).transpose(1, 2) @ x + torch.diag(penalty)
-        # The intercept has no penalty: where all margins are large its curvature vanishes to below rounding.
-        hessian[:, d, d] += 1e-12
-        direction = torch.linalg.solve(hessian, gradient)
-        size = x.new_ones(probes)
+        fresh.zero_()
+        if len(stale):
+            curvature = (miss * (1 - miss))[stale].float()
+            hessian = torch.bmm((rough[stale] * curvature[..., None]).transpose(1, 2), rough[stale]) + torch.diag(penalty.float())
+            # The intercept has no penalty: where all margins are large its curvature vanishes to below rounding.
+            hessian[:, d, d] += 1e-6
+            lower[stale], fresh[stale] = torch.linalg.cholesky(hessian), True
+        direction = torch.cholesky_solve(gradient.float()[..., None], lower)[..., 0].double()
+        descent, step = (gradient * direction).sum(1), x.new_ones(probes)
         for _ in range(40):
-            tried = theta - size[:, None] * direction
-            fresh = value(tried)
-            worse = fresh > now - 1e-4 * size * (gradient * direction).sum(1)
-            worse &= (gradient.abs().amax(1) > GRADIENT * n) & (size > 1e-8)
+            tried = theta - step[:, None] * direction
+            tried_margin = margins(tried)
+            found = value(tried, tried_margin)
+            worse = active & (found > now - 1e-4 * step * descent + 1e-12 * now.abs())
             if not worse.any():
                 break
-            size = torch.where(worse, size / 2, size)
-        better = fresh <= now
-        theta, now = torch.where(better[:, None], tried, theta), torch.where(better, fresh, now)
-        if not better.any():
+            step = torch.where(worse, step / 2, step)
+        better = active & ~worse
+        if not (better | (active & ~fresh)).any():
             break
+        theta, now = torch.where(better[:, None], tried, theta), torch.where(better, found, now)
+        margin = torch.where(better[:, None], tried_margin, margin)
+        last = torch.where(better, size, 0.0)  # no step: another Hessian
     return theta
 
 
