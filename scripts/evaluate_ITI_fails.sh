@@ -5,7 +5,7 @@
 # Goes on where it stopped. From the environment, too: ALPHAS, HEADS.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/memat.sh
-sizes 60:300 1000:1000
+sizes 40:200 1000:1000
 
 out=MEMIT_ITI/${NAME}_$PROFILE
 in_languages CE "$out/CE" ITI --alpha "${ALPHAS:-1,5,10,12,15}" --top_num_heads "${HEADS:-1,2,5,10}"

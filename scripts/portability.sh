@@ -4,7 +4,7 @@
 # Goes on where it stopped. From the environment, too: HEADS.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/memat.sh
-sizes 60:360 1000:3000
+sizes 60:300 1000:3000
 HEADS=${HEADS:-16}
 
 out=portability/${NAME}_$PROFILE
