@@ -27,6 +27,8 @@ from figures import lines
 
 FOLDER = "relevance"
 CHANCE = 50
+RANGE = (45, 70)
+"""Percent that the scales show at least, so that chance looks like chance."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,14 @@ def read(run: Path, heads: int | None = None) -> Relevance:
 def draw(found: Sequence[Relevance], by_head: bool = False) -> plt.Figure:
     """A column for each run."""
     figure, axes = lines.panels(2, len(found), width=2.7, height=2.5, legend=3, sharex="row", sharey="row")
-    low, high = (bound(np.min(r.accuracy) if bound is min else np.max(r.accuracy) for r in found) for bound in (min, max))
+    low = min(RANGE[0], *(r.accuracy.min() for r in found))
+    high = max(RANGE[1], *(r.accuracy.max() for r in found))
     for (above, below), relevance in zip(axes.T, found):
         accuracy = relevance.accuracy if by_head else np.sort(relevance.accuracy)[:, ::-1]
         image = above.imshow(accuracy, cmap="Greys", vmin=low, vmax=high, origin="lower", aspect="auto", interpolation="nearest")
         if by_head:
             layers, heads = np.nonzero(relevance.chosen >= 0.5)
-            grey = (accuracy[layers, heads] - low) / max(high - low, 1e-9)
+            grey = (accuracy[layers, heads] - low) / (high - low)
             above.scatter(heads, layers, s=14, facecolors="none", edgecolors=np.where(grey > 0.5, "white", "black"))
         lines.label_axes(above, x="head" if by_head else "heads of the layer, best first", y="layer" if above is axes[0, 0] else "",
                          title=relevance.label.replace(", ", "\n") + f" ({relevance.chunks} chunk{'s' * (relevance.chunks > 1)})")
@@ -86,6 +89,8 @@ def _by_layer(ax: Axes, relevance: Relevance, first: Axes) -> None:
     lines.plot(ax, 0, layers, relevance.accuracy.max(1))
     lines.plot(ax, 1, layers, relevance.accuracy.mean(1))
     lines.label_axes(ax, x="layer", y="validation accuracy (%)" if ax is first else "")
+    ax.update_datalim([(0, bound) for bound in RANGE])
+    ax.autoscale_view()
 
 
 def main(runs: Sequence[str | Path], out: str | Path, by_head: bool = False, heads: int | None = None) -> list[Path]:
