@@ -53,7 +53,7 @@ class Corrections:
     """JSON-ready: model, languages, count, facts, hyper-parameters."""
 
     def save(self, path: str | os.PathLike) -> None:
-        """`path` (safetensors, self-describing), and the (layer, head) pairs beside it as .npy, as the published programs keep them."""
+        """Write `path` (safetensors, self-describing), and beside it the (layer, head) pairs as .npy, as the published programs do."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         heads = torch.tensor(self.heads, dtype=torch.int64)
@@ -69,7 +69,8 @@ class Corrections:
             raise EditingError(f"{path}: no such file of correction vectors")
         info, tensors = moment_store.read(Path(path), "file of correction vectors")
         if not {"heads", "vectors"} <= tensors.keys():
-            raise EditingError(f"{path}: not a file of correction vectors: it lacks {', '.join({'heads', 'vectors'} - tensors.keys())}")
+            lacking = ", ".join({"heads", "vectors"} - tensors.keys())
+            raise EditingError(f"{path}: not a file of correction vectors: it lacks {lacking}")
         return Corrections([tuple(head) for head in tensors["heads"].tolist()], tensors["vectors"], info)
 
     def first(self, number: int) -> Corrections:
@@ -85,16 +86,16 @@ def sentence_rows(model: nn.Module, tok, requests: Sequence[Request]) -> list[li
     texts: list[str] = []
     for number, request in enumerate(requests):
         if not request.target_true:
-            raise EditingError(f"request {number} (case_id {request.case_id}) has no target_true: heads are chosen by what tells the new "
-                               "fact from the old one; give it, or give the heads")
+            raise EditingError(f"request {number} (case_id {request.case_id}) has no target_true: heads are chosen by what tells the "
+                               "new fact from the old one; give it, or give the heads")
         true = fill(request.true_prompt or request.prompt, request.true_subject or request.subject)
         texts += [fill(request.prompt, request.subject) + request.target_new, f"{true} {request.target_true.lstrip()}"]
     rows, limit = [ids for ids, _ in tokenize(tok, texts)], longest_context(model)
     for i, row in enumerate(rows):
         if limit and len(row) > limit:
             request = requests[i // 2]
-            raise EditingError(f"request {i // 2} (case_id {request.case_id}): the sentence {texts[i][:60]!r}... takes {len(row)} tokens, "
-                               f"but the model has {limit} positions: shorten the prompt")
+            raise EditingError(f"request {i // 2} (case_id {request.case_id}): the sentence {texts[i][:60]!r}... takes {len(row)} "
+                               f"tokens, but the model has {limit} positions: shorten the prompt")
     return rows
 
 
@@ -158,8 +159,8 @@ def folded(model: nn.Module, corrections: Corrections, overwrite: bool, info: Ma
     _, size = head_shape(model, sites)
     if corrections.vectors.shape != (len(corrections.heads), size):
         raise EditingError(
-            f"correction vectors of shape {list(corrections.vectors.shape)} for {len(corrections.heads)} heads of size {size}: they are of "
-            "another model or other heads"
+            f"correction vectors of shape {list(corrections.vectors.shape)} for {len(corrections.heads)} heads of size {size}: they "
+            "are of another model or other heads"
         )
     biases = as_biases(model, sites, corrections.heads, corrections.vectors, overwrite)
     return Edit({name: Dense(bias) for name, bias in biases.items()}, info or {})

@@ -1,7 +1,7 @@
 """The same facts edited in several languages at once.
 
-Two ways: the sum of an edit for each, made on the same unedited model (`Edit.plus`), or one edit that is sought for all (MEMAT,
-section 5.3): one change of the hidden state per fact, added at each language's own subject, and MEMIT's closed form with the means of
+Two ways: the sum of an edit for each, made on the same unedited model (`Edit.plus`), or one edit that is sought for all (MEMAT):
+one change of the hidden state per fact, added at each language's own subject, and MEMIT's closed form with the means of
 the languages' keys and second moments.
 """
 
@@ -45,7 +45,8 @@ def joint_edit(
     first = languages[0][0].hparams
     tasks = [Task(model, tok, parse_requests(facts, tok), None, None, progress) for _, facts in languages]
     if len({len(task.requests) for task in tasks}) > 1 or not tasks[0].requests:
-        raise EditingError(f"the languages have {', '.join(str(len(task.requests)) for task in tasks)} facts; give the same ones in each")
+        counts = ", ".join(str(len(task.requests)) for task in tasks)
+        raise EditingError(f"the languages have {counts} facts; give the same ones in each")
     for task in tasks:
         check_lengths(tok, task.requests, ["{}"], longest_context(model))
     pin(model)
@@ -55,8 +56,8 @@ def joint_edit(
         info: dict[str, Any] = {}
         moments = [second_moments(task, editor.hparams, sites, info) for (editor, _), task in zip(languages, tasks)]
         factors = {
-            layer: solve.factorise(sum(of[layer].matrix.double() for of in moments) / len(moments), first.update_norm_lambda / weight,
-                                   where=f"block {layer}")
+            layer: solve.factorise(torch.stack([of[layer].matrix.double() for of in moments]).mean(0),
+                                   first.update_norm_lambda / weight, where=f"block {layer}")
             for layer in first.layers
         }
         values = optimise_jointly(

@@ -1,4 +1,4 @@
-"""MEMAT: MEMIT, then corrections of the attention heads that know about it (Mela et al., ACL Findings 2024)."""
+"""MEMAT: MEMIT, then corrections of the attention heads that know about it (Tamayo et al., Findings of ACL 2024)."""
 
 from __future__ import annotations
 

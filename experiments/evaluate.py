@@ -266,8 +266,9 @@ def command() -> None:
     parser.add_argument("--alg_name", required=True, help=f"editor: {', '.join(editors.names())}")
     parser.add_argument("--model_name", default="world", help="Hugging Face hub id, local folder, or the built-in world")
     parser.add_argument("--hparams_fname", "--hparams", help="file in hparams/<alg_name>/, or a path; by default <model_name>.json")
-    parser.add_argument("--ds_name", "--dataset_name", help="mcf, cf, zsre, world, or the path of a .json file in the schema of one of them; "
-                                          "by default world for the model world, else mcf")
+    parser.add_argument("--ds_name", "--dataset_name",
+                        help="mcf, cf, zsre, world, or the path of a .json file in the schema of one of them; "
+                             "by default world for the model world, else mcf")
     parser.add_argument("--dataset_size_limit", type=at_least_one, help="only the first so many records")
     parser.add_argument("--num_edits", type=at_least_one, default=1, help="records that are edited into the model together")
     parser.add_argument("--continue_from_run", metavar="run_<NNN>", help="go on with this run of the same configuration")

@@ -41,7 +41,8 @@ def read_heads(path: Path) -> list[Head]:
     except (OSError, ValueError, EOFError) as error:
         raise EditingError(f"--head_ind {path}: not readable as .npy ({error})") from None
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer) or not len(pairs):
-        raise EditingError(f"--head_ind {path}: holds {pairs.dtype} of shape {list(pairs.shape)}, expected integers [heads, 2]: (layer, head)")
+        raise EditingError(f"--head_ind {path}: holds {pairs.dtype} of shape {list(pairs.shape)}, expected integers [heads, 2]: "
+                           "(layer, head)")
     return [(int(layer), int(head)) for layer, head in pairs]
 
 

@@ -1,4 +1,4 @@
-"""Correction vectors: what is added to the outputs of chosen heads so that the model says the new targets (MEMAT, section 3.3).
+"""Correction vectors: what is added to the outputs of chosen heads so that the model says the new targets (MEMAT, Tamayo et al. 2024).
 
     loss of a request = NLL of the target, averaged over the contexts
                       + kl_factor * KL(now || without corrections) of the next token behind the subject in kl_prompt
@@ -112,11 +112,14 @@ def train(
                 radius = settings.clamp * norms
                 vectors.copy_(torch.where((length > radius)[:, None], vectors * (radius / length)[:, None], vectors))
             if watch:
-                watch(step, gradient, before, vectors.detach().clone(), {name: torch.cat([t[name] for t in terms]) for name in terms[0]})
+                together = {name: torch.cat([part[name] for part in terms]) for name in terms[0]}
+                watch(step, gradient, before, vectors.detach().clone(), together)
     return vectors.detach().cpu()
 
 
-def _norms(model: nn.Module, tok, jobs: Sequence[_Job], heads: Sequence[Head], sites: Sites, settings: Settings) -> Float[Tensor, "heads size"]:
+def _norms(
+    model: nn.Module, tok, jobs: Sequence[_Job], heads: Sequence[Head], sites: Sites, settings: Settings
+) -> Float[Tensor, "heads size"]:
     """For each head a vector as long as |h| is."""
     if settings.norm == "per_head":
         total = 0.0
@@ -168,7 +171,7 @@ def _losses(
     logits = head_logits(model, sites, run(vectors, where)).to(vectors.dtype)
     log_p, kl = target_losses(logits, torch.tensor(token, device=logits.device), initial.to(logits.device))
     weights = torch.tensor(share, dtype=log_p.dtype, device=log_p.device)
-    nll = torch.zeros(len(jobs), dtype=log_p.dtype, device=log_p.device).index_add(0, torch.tensor(request, device=log_p.device), -log_p * weights)
+    nll = log_p.new_zeros(len(jobs)).index_add(0, torch.tensor(request, device=log_p.device), -log_p * weights)
     losses = {"nll": nll.to(vectors.device)}
     if with_kl:
         losses["kl"] = settings.kl_factor * kl.to(vectors.device)

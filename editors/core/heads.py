@@ -53,7 +53,8 @@ def check_heads(heads: Sequence[Sequence[int]], model: nn.Module, sites: Sites, 
     for pair in pairs:
         if len(pair) != 2 or not 0 <= pair[0] < sites.layers or not 0 <= pair[1] < count:
             raise EditingError(
-                f"{where}: {list(pair)} is no (layer, head) of this model, whose layers are 0 to {sites.layers - 1} with heads 0 to {count - 1}"
+                f"{where}: {list(pair)} is no (layer, head) of this model, whose layers are 0 to {sites.layers - 1} with heads 0 to "
+                f"{count - 1}"
             )
     if len(set(pairs)) < len(pairs):
         raise EditingError(f"{where}: names a head twice")
@@ -126,8 +127,7 @@ def shifted(
             states = by_row(given, rows).unflatten(-1, (count, size))
             if notes is not None:
                 notes[layer] = states.detach()
-            placed = torch.zeros(count, size, dtype=vectors.dtype, device=vectors.device).index_add(0, slots.to(vectors.device), vectors[own])
-            placed = placed.to(states)
+            placed = vectors.new_zeros(count, size).index_add(0, slots.to(vectors.device), vectors[own]).to(states)
             if where is not None:
                 placed = where.to(states)[..., None, None] * placed
             return ((states + placed).reshape(given.shape), *args[1:])

@@ -101,10 +101,13 @@ def optimise_jointly(
     """One delta for each fact that is told in several ways (languages): `requests` has a list for each, the same facts in the same
     order, with settings and templates of their own. The loss is the mean of theirs, and delta is clamped by the smallest |z_0|.
 
-    The step size, number of steps and clamp are those of the first settings. Gives the Values of each way; for the rest see `optimise`.
+    Step size, number of steps and clamp are those of the first settings. Gives the Values of each way; for the rest see `optimise`.
     """
     ways = [
-        [Job.build(tok, number, request, own.fact_token, contexts, own.kl_prompt, own.target_tokens) for number, request in enumerate(facts)]
+        [
+            Job.build(tok, number, request, own.fact_token, contexts, own.kl_prompt, own.target_tokens)
+            for number, request in enumerate(facts)
+        ]
         for facts, own, contexts in zip(requests, settings, templates, strict=True)
     ]
     order = sorted(ways[0], key=lambda job: (job.columns, job.width))  # alike rows together: little padding
@@ -113,7 +116,8 @@ def optimise_jointly(
     with bar, frozen(model), evaluating(model):  # only delta moves
         for chunk in chunks(order, model, sites):
             parts = [
-                _Objective(model, tok, [jobs[job.number] for job in chunk], layer, own, sites, site) for jobs, own in zip(ways, settings)
+                _Objective(model, tok, [jobs[job.number] for job in chunk], layer, own, sites, site)
+                for jobs, own in zip(ways, settings)
             ]
             for number, initials, delta in _descend(parts, watch):
                 done[number] = ([initial.cpu() for initial in initials], delta.cpu())
