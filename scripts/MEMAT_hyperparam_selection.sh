@@ -6,7 +6,7 @@
 # The world's model has 48 heads in all; there 8, 16 and 32 are tried. Goes on where it stopped. From the environment, too: HEADS.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/memat.sh
-sizes 60:300 1000:3000
+sizes 30:150 1000:3000
 [ "$MODEL" != world ] || HEADS=${HEADS:-8,16,32}
 
 out=MEMAT/${NAME}_$PROFILE
