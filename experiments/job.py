@@ -220,7 +220,7 @@ def load_editor(flags: Mapping[str, Any], language: str | None = None, contexts:
     editor = editors.load(alg_name, path)
     hparams = results.read_json(path)
     changed = {}
-    if flags["profile"] or flags["top_num_heads"]:
+    if flags.get("profile") or flags.get("top_num_heads"):
         asked = {"profile": flags["profile"], "top_num_heads": max(flags["top_num_heads"] or [0])}
         with warnings.catch_warnings():  # given above
             warnings.simplefilter("ignore")

@@ -136,7 +136,8 @@ def _norms(
     row = jobs[0].rows[0] + [_own_pad(model, tok)] * (jobs[0].width - len(jobs[0].rows[0]))
     size = head_outputs(model, tok, jobs[0].rows[:1], sites).shape[-1]
     with torch.no_grad(), shifted(model, sites, [(lowest, head)], torch.zeros(1, size), notes=notes):
-        get_module(model, sites.decoder)(input_ids=torch.tensor([row], device=input_device(model)), use_cache=False)
+        ids = torch.tensor([row], device=input_device(model))
+        get_module(model, sites.decoder)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     return notes[lowest][:, -1, head].to("cpu", torch.promote_types(model.dtype, torch.float32)).expand(len(heads), -1)
 
 
@@ -165,9 +166,8 @@ def _losses(
     run = _replay(model, tok, rows, heads, sites) if last_only else _whole(model, tok, rows, jobs, heads, sites, settings, with_kl)
     initial = torch.empty(0, 1, device=vectors.device)
     if with_kl:
-        with torch.no_grad():
-            kept = run(None, reads)
-            initial = head_logits(model, sites, kept).to(vectors.dtype).log_softmax(-1)
+        with torch.no_grad():  # of all places: as one row among many it has the same rounding as below
+            initial = head_logits(model, sites, run(None, where))[len(token) :].to(vectors.dtype).log_softmax(-1)
     logits = head_logits(model, sites, run(vectors, where)).to(vectors.dtype)
     log_p, kl = target_losses(logits, torch.tensor(token, device=logits.device), initial.to(logits.device))
     weights = torch.tensor(share, dtype=log_p.dtype, device=log_p.device)
@@ -210,7 +210,7 @@ def _whole(
     batch = pad_batch(rows, padding, input_device(model))
     marks = last_tokens(rows, batch["input_ids"].device) if legacy else batch["attention_mask"]
     # The published model ignores the mask, so that padding tokens attend to their row.
-    mask = None if legacy else batch["attention_mask"]
+    mask = torch.ones_like(batch["input_ids"]) if legacy else batch["attention_mask"]
     decoder = get_module(model, sites.decoder)
 
     def run(vectors, where):

@@ -158,7 +158,8 @@ def as_biases(
     biases = {}
     for layer, slot in sorted(slots.items()):
         name, weight = projection(model, sites, layer)
-        biases[f"{name}.bias"] = (weight.cpu().to(slot) @ slot.flatten())
+        # In float64: the last bits of a product of a vector depend on where the weight lies in memory.
+        biases[f"{name}.bias"] = (weight.cpu().double() @ slot.double().flatten()).to(slot)
     return biases
 
 
