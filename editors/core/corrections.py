@@ -187,12 +187,12 @@ def _replay(model: nn.Module, tok, rows: Sequence[list[int]], heads: Sequence[He
     replay = Replay(model, sites, rows, [len(row) - 1 for row in rows], min(layer for layer, _ in heads), pad_id(tok))
 
     def run(vectors, where):
-        index = torch.tensor([row for row, _ in where], device=replay.ids.device)
         if vectors is None:
-            return replay()[:, 0].index_select(0, index)
-        with shifted(model, sites, heads, vectors, torch.ones_like(replay.ids[:, -1:])):
             out = replay()[:, 0]
-        return out.index_select(0, index.to(out.device))
+        else:
+            with shifted(model, sites, heads, vectors, torch.ones_like(replay.ids[:, -1:])):
+                out = replay()[:, 0]
+        return out[torch.tensor([row for row, _ in where], device=out.device)]
 
     return run
 
@@ -214,13 +214,13 @@ def _whole(
     decoder = get_module(model, sites.decoder)
 
     def run(vectors, where):
-        row, column = (torch.tensor(part, device=marks.device) for part in zip(*where))
         if vectors is None:
             out = decoder(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state
         else:
             with shifted(model, sites, heads, vectors, marks):
                 out = decoder(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state
-        return out[row.to(out.device), column.to(out.device)]
+        row, column = (torch.tensor(part, device=out.device) for part in zip(*where))
+        return out[row, column]
 
     return run
 
