@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data import counterfact, snippets, zsre
-from data.download import cache_folder, fetch
+from data import bilingual, counterfact, languages, snippets, variants, zsre
+from data.download import cache_folder, data_folder, fetch
 from data.errors import DataError
 from data.files import read_records
 from data.known import KnownFact
@@ -31,7 +31,7 @@ FILES = {"mcf": "multi_counterfact.json", "cf": "counterfact.json", "zsre": "zsr
 # The built-in world, by language and schema; "world:100000" is one of so many facts.
 WORLDS = {"world": ("en", "counterfact"), "world-ca": ("ca", "counterfact"),
           "world-zsre": ("en", "zsre"), "world-ca-zsre": ("ca", "zsre")}
-_PARSERS = {"counterfact": counterfact.parse, "zsre": zsre.parse}
+_PARSERS = {"counterfact": counterfact.parse, "variants": variants.parse, "zsre": zsre.parse}
 
 
 def names() -> list[str]:
@@ -40,7 +40,7 @@ def names() -> list[str]:
 
 
 def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | None = None,
-         tok: PreTrainedTokenizerBase | None = None) -> list[Record]:
+         tok: PreTrainedTokenizerBase | None = None, language: str | None = None) -> list[Record]:
     """The records of a data set, in its order.
 
     ds_name: one of :func:`names` (a world's with ":" and a number of facts is a larger or smaller world), or the path of a
@@ -48,16 +48,54 @@ def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | N
     limit: only the first so many; a data set that has fewer is returned whole.
     tok: fills in the ``neighborhood_prompts`` of zsRE records, which are one a token of the locality answer. Without it
         they are empty (:func:`data.zsre.with_locality` can fill them in later).
+    language: the name of one of :mod:`data.languages`, which says how the file is read: of "world" the records in this
+        language, of a file with objects of records by language (combined_data.json) those. A file that is not in the working
+        directory is looked for in the data folder.
 
     Raises ``DataError``: unknown name, file missing and not to be downloaded, damaged, or not of its schema.
     """
     if limit is not None and limit < 1:
         raise DataError(f"the limit on the size of data set {str(ds_name)!r} should be at least 1, found {limit}")
+    if language is not None:
+        raw, source = raw_records(ds_name, language, data_dir)
+        try:
+            return languages.spec(language).parse(raw, source, limit)
+        except DataError as error:
+            raise DataError(f"{error} (read as records in {language})") from error
     raw, schema, source = _raw(str(ds_name), data_dir)
     records = _PARSERS[schema](raw, source, limit)
     if not records:
         raise DataError(f"{source}: none of its {len(raw)} records can be used")
     return records if tok is None else zsre.with_locality(records, tok)
+
+
+def raw_records(ds_name: str | Path, language: str, data_dir: str | Path | None = None) -> tuple[list[Any], str]:
+    """(the records of a data set in a language as its file has them, what to call their source); see :func:`load`."""
+    spec, name = languages.spec(language), str(ds_name)
+    builtin = _world(name)
+    if builtin and name.partition(":")[0] == "world":
+        from data import world
+        return world.load(spec.code, "bilingual", builtin[2]), name
+    kept = data_folder(data_dir) / name
+    there = name.endswith(".json") and not Path(name).exists() and kept.exists()
+    raw, _, source = _raw(str(kept) if there else name, data_dir, spec.name)
+    return raw, source
+
+
+def load_aligned(ds_name: str | Path, languages: Sequence[str], data_dir: str | Path | None = None,
+                 limit: int | None = None) -> dict[str, list[Record]]:
+    """{language: records} of the same facts in the same order: the (first ``limit``) records of the data set in the first of the
+    languages, and those with their case ids in each other one, from the file that :func:`data.bilingual.counterpart` names.
+
+    Raises DataError for what :func:`load` and :func:`data.bilingual.align` find wrong.
+    """
+    first = languages[0]
+    found = {first: load(ds_name, data_dir, limit, language=first)}
+    for other in languages[1:]:
+        if other not in found:
+            there = bilingual.counterpart(str(ds_name), first, other)
+            found[other] = bilingual.align(found[first], load(there, data_dir, language=other), str(ds_name), there)
+    return found
 
 
 def load_snippets(ds_name: str | Path = "mcf", data_dir: str | Path | None = None, path: str | Path | None = None) -> Snippets:
@@ -77,8 +115,8 @@ def load_tfidf(snips: Snippets, data_dir: str | Path | None = None) -> TfIdf:
     return tfidf.fitted(snips) if _world(snips.source) else tfidf.published_or_fitted(snips, data_dir)
 
 
-def _raw(ds_name: str, data_dir: str | Path | None) -> tuple[list[Any], str, str]:
-    """(raw records, their schema, what to call their source)."""
+def _raw(ds_name: str, data_dir: str | Path | None, language: str | None = None) -> tuple[list[Any], str, str]:
+    """(raw records, their schema, what to call their source); of records by language those in ``language``."""
     builtin = _world(ds_name)
     if builtin:
         from data import world
@@ -92,6 +130,8 @@ def _raw(ds_name: str, data_dir: str | Path | None) -> tuple[list[Any], str, str
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise DataError(f"unknown data set {ds_name!r}; {hint}known are {', '.join(names())}, and the path of a .json file")
     raw = read_records(ds_name)
+    if language is not None:
+        raw = [item.get(language, item) if isinstance(item, Mapping) else item for item in raw]
     return raw, _schema(raw[0], ds_name), ds_name
 
 
@@ -110,9 +150,11 @@ def _schema(first: Any, source: str) -> str:
     if isinstance(first, Mapping):
         if "requested_rewrite" in first:
             return "counterfact"
+        if "eval_target_new" in first:
+            return "variants"
         if {"src", "answers"} & first.keys():
             return "zsre"
     keys = ", ".join(first) or "(none)" if isinstance(first, Mapping) else None
     found = f"is {json.dumps(first)[:40]}, not an object" if keys is None else f"has the keys {keys}"
-    raise DataError(f"{source}: neither CounterFact's schema (key 'requested_rewrite') nor zsRE's (keys 'src', 'answers'); "
-                    f"its first record {found}")
+    raise DataError(f"{source}: neither CounterFact's schema (key 'requested_rewrite', or 'eval_target_new' and 'eval_target_true') "
+                    f"nor zsRE's (keys 'src', 'answers'); its first record {found}")

@@ -1,6 +1,6 @@
 """CounterFact and multi-CounterFact (Meng et al. 2022, ROME; 2023, MEMIT): one schema, two selections of records."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from data.fields import Fields, check_template
@@ -13,10 +13,15 @@ def parse(raw: Sequence[Any], source: str, limit: int | None = None) -> list[Rec
     ``source`` names the file in messages. Raises ``DataError`` at the first record that has a key missing or wrong, a
     rewrite prompt without exactly one ``{}``, an empty subject or target, a negative ``case_id`` or that of an earlier record.
     """
+    return read_all(raw, source, limit, _record)
+
+
+def read_all(raw: Sequence[Any], source: str, limit: int | None, read: Callable[[Fields], Record]) -> list[Record]:
+    """The records that ``read`` makes of the raw ones, each with a ``case_id`` of its own. Raises ``DataError``."""
     records, seen = [], {}
     for number, item in enumerate(raw[:limit]):
         fields = Fields(item, f"{source}, record {number}")
-        record = _record(fields)
+        record = read(fields)
         if record.case_id < 0:
             raise fields.error(f"its case_id {record.case_id} is negative")
         if record.case_id in seen:
@@ -35,8 +40,8 @@ def _record(fields: Fields) -> Record:
         subject=rewrite.text("subject"),
         prompt=prompt,
         relation_id=rewrite.optional_text("relation_id"),
-        target_new=_target(rewrite.nested("target_new")),
-        target_true=_target(rewrite.nested("target_true")),
+        target_new=read_target(rewrite.nested("target_new")),
+        target_true=read_target(rewrite.nested("target_true")),
         paraphrase_prompts=fields.texts("paraphrase_prompts"),
         neighborhood_prompts=fields.texts("neighborhood_prompts"),
         attribute_prompts=fields.texts("attribute_prompts", optional=True),
@@ -46,5 +51,5 @@ def _record(fields: Fields) -> Record:
     )
 
 
-def _target(fields: Fields) -> Target:
+def read_target(fields: Fields) -> Target:
     return Target(fields.text("str"), fields.optional_text("id"))

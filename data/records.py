@@ -59,6 +59,45 @@ class Record:
         """What an editor takes: :meth:`requested_rewrite` with the ``case_id``."""
         return {"case_id": self.case_id, **self.requested_rewrite()}
 
+    def worded_for_true(self) -> "Record | Variant":
+        """Where the prompts are that agree with ``target_true``."""
+        return self
+
+    def sentences(self) -> tuple[str, str]:
+        """The fact as it is edited to be and as it was, each as a sentence: prompt, subject and object."""
+        true = self.worded_for_true()
+        return (f"{self.prompt.replace('{}', self.subject)} {self.target_new.str}",
+                f"{true.prompt.replace('{}', true.subject)} {self.target_true.str}")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The prompts of a record, in the wording that one object asks for."""
+
+    subject: str
+    prompt: str
+    paraphrase_prompts: tuple[str, ...]
+    neighborhood_prompts: tuple[str, ...]
+    attribute_prompts: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantRecord(Record):
+    """A record whose prompts agree with ``target_new``, and the same prompts worded for ``target_true``.
+
+    The two have equally many paraphrase and neighborhood prompts; subjects may differ in form.
+    """
+
+    true_variant: Variant
+
+    def request(self) -> dict[str, Any]:
+        """With the wording for ``target_true`` as ``true_prompt`` and ``true_subject``."""
+        return {**super().request(), "true_prompt": self.true_variant.prompt, "true_subject": self.true_variant.subject}
+
+    def worded_for_true(self) -> Variant:
+        return self.true_variant
+
 
 def fingerprint(records: Iterable[Record]) -> str:
     """SHA-256 of the records' whole content, to tell one data set (or one selection of it) from another."""

@@ -24,6 +24,8 @@ _EDITORS = {
     "AlphaEdit": "editors.alphaedit:AlphaEdit",
     "EMMET": "editors.emmet:EMMET",
     "FT": "editors.ft:FT",
+    "ITI": "editors.iti:ITI",
+    "MEMAT": "editors.memat:MEMAT",
     "MEMIT": "editors.memit:MEMIT",
     "MEMIT_prune": "editors.memit:MEMITPrune",
     "MEMIT_rect": "editors.memit:MEMITRect",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .base import Task
 from .core import covariance, solve
-from .core.contexts import as_groups, context_templates
+from .core.contexts import as_groups, context_templates, contexts_fingerprint
 from .core.moment_store import Moment
 from .core.prompts import check_lengths
 from .core.sites import Sites, find_sites, longest_context, weight_of
@@ -39,8 +38,10 @@ class Prepared:
         return [template for group in self.groups for template in group]
 
 
-def prepare(task: Task, hparams: ValueHParams, kind: str, length_params: list | None = None) -> Prepared:
-    """Verified sites and the contexts (given, or sampled from the model with the seed of the hparams).
+def prepare(
+    task: Task, hparams: ValueHParams, kind: str, length_params: list | None = None, starts: list[str] | None = None
+) -> Prepared:
+    """Verified sites and the contexts (given, or of this kind, from the model with the seed of the hparams).
 
     Raises EditingError for what either finds wrong.
     """
@@ -51,7 +52,7 @@ def prepare(task: Task, hparams: ValueHParams, kind: str, length_params: list | 
     if hparams.v_loss_layer is not None and not 0 <= hparams.v_loss_layer < sites.layers:
         raise EditingError(f"v_loss_layer: block {hparams.v_loss_layer} does not exist, the model has blocks 0 to {sites.layers - 1}")
     if task.context_templates is None:
-        groups = context_templates(task.model, task.tok, kind, length_params=length_params, seed=hparams.context_seed)
+        groups = context_templates(task.model, task.tok, kind, length_params=length_params, seed=hparams.context_seed, starts=starts)
     else:
         groups = as_groups(task.context_templates)
     if groups[0][0] != "{}":
@@ -74,7 +75,7 @@ def second_moments(task: Task, hparams: ValueHParams, sites: Sites, info: dict[s
     """
     multiplier = hparams.dynamic_multiplier
     max_keys = None if multiplier is None else keys_for(multiplier, task.model, sites, hparams.layers[0])
-    gather = covariance.collect_now if hparams.dynamic else covariance.collect
+    gather = covariance.collect_now if hparams.dynamic else partial(covariance.collect, batch_tokens=hparams.mom2_tokens)
     moments = gather(
         task.model, task.tok, hparams.layers, hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, sites=sites,
         progress=task.progress, max_keys=max_keys,
@@ -121,8 +122,7 @@ def covariance_factors(
 
 def begun_with(prepared: Prepared, moments: dict[int, Moment]) -> dict[str, Any]:
     """What `Editor.begin` tells of contexts and statistics, JSON-ready."""
-    texts = hashlib.sha256(json.dumps(prepared.groups).encode()).hexdigest()[:16]
-    return {"contexts": texts, **{f"statistics of block {layer}": moment.summary() for layer, moment in moments.items()}}
+    return {"contexts": contexts_fingerprint(prepared.groups), **{f"statistics of block {layer}": moment.summary() for layer, moment in moments.items()}}
 
 
 def to_change(update_left: torch.Tensor, update_right: torch.Tensor, in_first: bool, dtype: torch.dtype) -> LowRank:

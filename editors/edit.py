@@ -23,8 +23,9 @@ from .errors import EditingError
 
 FORMAT = 1
 
-# Edits now in a model, oldest first, each with the exact weights it replaced. Keyed by the model, which it does not keep alive.
-_applied: WeakKeyDictionary[nn.Module, list[tuple["Edit", dict[str, Tensor]]]] = WeakKeyDictionary()
+# Edits now in a model, oldest first, each with the exact weights it replaced; None: a bias that was not there. Keyed by the model,
+# which it does not keep alive.
+_applied: WeakKeyDictionary[nn.Module, list[tuple["Edit", dict[str, Tensor | None]]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Dense:
 class Edit:
     """What an editor returns: one change for each edited parameter, and where it came from.
 
-    changes: parameter name -> LowRank or Dense, on the CPU, float32 or wider.
+    changes: parameter name -> LowRank or Dense, on the CPU, float32 or wider. A bias may be named that the model's linear map
+        lacks: `apply` makes it, beginning at 0, and `revert` takes it away again.
     info: JSON-ready provenance (algorithm, hyper-parameters, requests, seconds of each phase).
     """
 
@@ -79,6 +81,13 @@ class Edit:
         """{parameter name: change in the parameter's own shape}, on the CPU."""
         return {name: change.dense() for name, change in self.changes.items()}
 
+    def plus(self, other: Edit, info: Mapping[str, Any] | None = None) -> Edit:
+        """The sum of both edits, made of the same model; `info` is the sum's own, by default this edit's."""
+        changes = dict(self.changes)
+        for name, change in other.changes.items():
+            changes[name] = _sum(changes[name], change) if name in changes else change
+        return Edit(changes, self.info if info is None else info)
+
     def apply(self, model: nn.Module, originals_device: torch.device | str | None = None) -> None:
         """Add the change to the model in place. Only the edited weights are copied, for `revert`.
 
@@ -88,7 +97,8 @@ class Edit:
         stack = _applied.get(model, [])
         if any(edit is self for edit, _ in stack):
             raise EditingError("this edit is already applied to the model: revert it first")
-        parameters = {name: _parameter(model, name) for name in self.changes}
+        made = {name: bias for name in self.changes if (bias := _missing_bias(model, name)) is not None}
+        parameters = {name: made[name] if name in made else _parameter(model, name) for name in self.changes}
         for name, change in self.changes.items():
             shape = change.delta.shape if isinstance(change, Dense) else (len(change.left), len(change.right))
             if tuple(shape) != tuple(parameters[name].shape):
@@ -96,12 +106,16 @@ class Edit:
                     f"the edit of {name} has shape {tuple(shape)} but the model's parameter has "
                     f"{tuple(parameters[name].shape)}: it was made for another model"
                 )
-        originals = {name: p.detach().to(originals_device or p.device, copy=True) for name, p in parameters.items()}
+        originals = {
+            name: None if name in made else p.detach().to(originals_device or p.device, copy=True) for name, p in parameters.items()
+        }
         try:
             for name, change in self.changes.items():
                 add_to(parameters[name], change)
+            for name, bias in made.items():
+                _set_bias(model, name, bias)
         except BaseException:  # out of memory, or interrupted: all or nothing
-            _put_back(parameters, originals)
+            _put_back(model, originals)
             raise
         _applied.setdefault(model, []).append((self, originals))
 
@@ -114,7 +128,7 @@ class Edit:
         if any(set(edit.changes) & set(self.changes) for edit, _ in stack[position + 1 :]):
             raise EditingError("a later edit changed the same weights: revert the later one first")
         _, originals = stack[position]
-        _put_back({name: _parameter(model, name) for name in originals}, originals)
+        _put_back(model, originals)
         stack.pop(position)
 
     def keep(self, model: nn.Module) -> None:
@@ -175,10 +189,33 @@ def add_to(parameter: nn.Parameter, change: LowRank | Dense) -> None:
         parameter.add_(change.dense(parameter.device))  # rounded once, to the parameter's dtype
 
 
-def _put_back(parameters: Mapping[str, nn.Parameter], originals: Mapping[str, Tensor]) -> None:
+def _put_back(model: nn.Module, originals: Mapping[str, Tensor | None]) -> None:
     with torch.no_grad():
         for name, original in originals.items():
-            parameters[name].copy_(original)
+            if original is None:
+                _set_bias(model, name, None)
+            else:
+                _parameter(model, name).copy_(original)
+
+
+def _sum(one: LowRank | Dense, other: LowRank | Dense) -> LowRank | Dense:
+    if isinstance(one, LowRank) and isinstance(other, LowRank):
+        return one.plus(other).smaller()
+    return Dense(one.dense() + other.dense())
+
+
+def _missing_bias(model: nn.Module, name: str) -> nn.Parameter | None:
+    """A bias of zeros where `name` is one that a linear map has room for and lacks; None where it is anything else."""
+    module_name, _, attribute = name.rpartition(".")
+    module = dict(model.named_modules()).get(module_name)
+    weight = getattr(module, "weight", None)
+    if attribute != "bias" or getattr(module, "bias", 0) is not None or not isinstance(weight, nn.Parameter):
+        return None
+    return nn.Parameter(weight.detach().new_zeros(len(weight)), requires_grad=weight.requires_grad)  # a Conv1D always has its bias
+
+
+def _set_bias(model: nn.Module, name: str, bias: nn.Parameter | None) -> None:
+    get_module(model, name.rpartition(".")[0]).bias = bias
 
 
 def _parameter(model: nn.Module, name: str) -> nn.Parameter:

@@ -18,7 +18,7 @@ import typing
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from .errors import EditingError
 
@@ -87,13 +87,19 @@ class ValueHParams(HParams):
     clamp_norm_factor: float
     """|delta| is kept at most this many times |z_0|; higher edits harder and harms neighbours more."""
     kl_factor: float
-    """Weight of the KL term that holds "{subject} is a" in place."""
+    """Weight of the KL term that holds `kl_prompt` in place."""
+    kl_prompt: str = "{} is a"
+    """What is said of the subject where it shall stay as it is; in the language of the prompts."""
+    target_tokens: Literal["ids", "text"] = "ids"
+    """How a target of several tokens is put behind a prompt: as tokens, or as text that is tokenised anew (published)."""
 
     mom2_dataset: str
     """Corpus of the second moments: a Hugging Face data set, or the path of a .jsonl (field `text`) or .txt file."""
     mom2_n_samples: int
     """Documents read from it."""
     mom2_dtype: str = "float32"
+    mom2_tokens: int | None = None
+    """Tokens read of a document, at most; None: as many as the model has positions for."""
     dynamic_multiplier: float | None = None
     """FastMEMIT's m: the second moment is that of the first ceil(m * d_in) tokens of the documents; None: of all their tokens."""
     dynamic: bool = False
@@ -109,6 +115,10 @@ class ValueHParams(HParams):
 
         if self.fact_token not in FACT_TOKENS:
             raise EditingError(f"fact_token: {self.fact_token!r} is none of {', '.join(FACT_TOKENS)}")
+        if self.kl_prompt.count("{}") != 1:
+            raise EditingError(f"kl_prompt: {self.kl_prompt!r} needs exactly one '{{}}', where the subject stands")
+        if self.mom2_tokens is not None and (self.mom2_tokens < 1 or self.dynamic):
+            raise EditingError(f"mom2_tokens: {self.mom2_tokens} must be at least 1, and does not go with dynamic")
         if self.v_num_grad_steps < 1:
             raise EditingError(f"v_num_grad_steps: {self.v_num_grad_steps} must be at least 1")
         if self.dynamic_multiplier is not None and not 0 < self.dynamic_multiplier < math.inf:

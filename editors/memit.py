@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from .base import Task
-from .closed_form import covariance_factors, second_moments
+from .closed_form import Prepared, covariance_factors, prepare, second_moments
 from .core import solve
 from .core.sites import Sites
 from .edit import Dense, LowRank
@@ -32,6 +32,15 @@ class MEMITHParams(SpreadHParams):
     """Relative to |weight| + 1e-8; false, as published: to |weight + 1e-8|."""
     prune: bool = False
     """At the end of a sequence, dampen the singular values of its whole change (PRUNE, Ma et al. 2024)."""
+    residual: Literal["refresh", "stale"] = "refresh"
+    """What is left to write after a layer: measured on the model edited so far, or on the unedited one, as MEMAT's published code
+    does on a GPU. Of n layers stale writes 1/n + ... + 1/1 of the distance: 137/60 of it with five."""
+    contexts: Literal["sampled", "greedy"] = "sampled"
+    """How context_starts go on: sampled, ten tokens in all (MEMIT), or ten likeliest tokens more (MEMAT)."""
+    context_starts: list[str] | None = None
+    """Words that contexts begin with, in the language of the prompts; None: the published English ones."""
+    context_groups: Literal["two", "each"] = "two"
+    """Weights of a key's contexts: half for the bare prompt and half for all others (MEMIT), or the same for each (MEMAT)."""
 
     ignored: ClassVar[Mapping[str, str]] = SpreadHParams.ignored | {
         "emmet_lambda": "EMMET's",
@@ -46,10 +55,21 @@ class MEMITHParams(SpreadHParams):
             raise EditingError(f"update_norm_lambda: {self.update_norm_lambda} must be a finite number, not below 0")
         if self.edited_key_memory and self.dynamic:
             raise EditingError("dynamic: edited_key_memory adds up on the first statistics; set one of the two false")
+        if self.context_starts is not None and not all(self.context_starts):
+            raise EditingError(f"context_starts: {self.context_starts} must be texts, none of them empty")
         if self.rect_share is not None and not 0 < self.rect_share <= 1:
             raise EditingError(f"rect_share: {self.rect_share} must be above 0, at most 1")
         if self.rect_absolute and self.rect_share is None:
             raise EditingError("rect_absolute: without effect unless rect_share is set")
+
+
+def regrouped(prepared: Prepared, hp: MEMITHParams, given: bool) -> Prepared:
+    """With the contexts in the groups that context_groups asks for; those that were given stay in their own."""
+    if given:
+        return prepared
+    bare, *others = prepared.templates
+    groups = [[bare], others] if hp.context_groups == "two" else [[template] for template in prepared.templates]
+    return replace(prepared, groups=groups)
 
 
 class MEMIT(SpreadEditor):
@@ -57,6 +77,15 @@ class MEMIT(SpreadEditor):
 
     name = "MEMIT"
     hparams_class = MEMITHParams
+
+    @property
+    def refreshes(self) -> bool:
+        return self.hparams.residual == "refresh"
+
+    def contexts(self, task: Task) -> Prepared:
+        hp = self.hparams
+        kind = "memit" if hp.contexts == "sampled" else "greedy"
+        return regrouped(prepare(task, hp, kind, starts=hp.context_starts), hp, given=task.context_templates is not None)
 
     def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
         weight = self.hparams.mom2_update_weight

@@ -51,9 +51,14 @@ class EditSequence:
     def edit(self, requests: Sequence[Mapping | Request]) -> Edit:
         """Edit a batch into the model for good. After an error the model is as it was before."""
         edit = self.editor.edit(self.model, self.tok, requests, memory=self._memory, **self._options)
+        known = dict(self.model.named_parameters())
+        made = [name for name in edit.changes if name not in known]
+        if made:
+            raise EditingError(f"{made[0]}: the model has no such bias, and a sequence can't make one: edit batches one by one, or give "
+                               "the model biases of zeros first")
         for name in edit.changes:
             if name not in self._originals:
-                weight = self.model.get_parameter(name).detach()
+                weight = known[name].detach()
                 self._originals[name] = weight.to(self._originals_device or weight.device, copy=True)
         edit.apply(self.model, self._originals_device)
         edit.keep(self.model)

@@ -12,9 +12,10 @@ everything is computed in groups that only the data and ``num_edits`` decide.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import data
+import data.languages
 import editors
 from data.download import data_folder
 from data.records import Record
-from experiments import results
+from experiments import language_job, results
+from experiments import languages as in_languages
 from experiments.cli import HelpFormatter, Parser, a_seed, add_model_flags, at_least_one, run_program
 from experiments.downstream import add_downstream_flags
 from experiments.job import Job, prepare
@@ -77,6 +80,22 @@ def main(
     gen_len: int = 3,
     legacy_rte_labels: bool = False,
     downstream_data: str | None = None,
+    language: str | None = None,
+    language_eval: str | None = None,
+    languages_measured: str | None = None,
+    pairing: str | None = None,
+    profile: str | None = None,
+    bilingual: str | None = None,
+    add_attention: bool = False,
+    top_num_heads: Sequence[int] | None = None,
+    alpha: Sequence[float] | None = None,
+    head_ind: str | None = None,
+    load_attention: str | None = None,
+    save_attention_heads: str | None = None,
+    load_delta: str | None = None,
+    save_delta_matrix: str | None = None,
+    save_figure: str | None = None,
+    eval_on_others: bool = False,
 ) -> Path:
     """Evaluates an editor as the command line does (whose help explains the arguments); returns the run's folder.
 
@@ -87,15 +106,16 @@ def main(
     if not isinstance(model_name, str):
         loaded, flags["model_name"] = model_name, model_name[0].config._name_or_path
     flags["dir_name"] = dir_name or alg_name
+    language_job.complete(flags)
     flags["ds_name"] = str(ds_name or ("world" if flags["model_name"] == "world" else "mcf"))
     folder = Path(results_dir) / flags["dir_name"]
     continued = None if continue_from_run is None else results.existing_run(folder, continue_from_run)
 
     with _folders(data_dir, stats_dir):
-        job = prepare(flags, loaded)
+        job = (language_job.prepare if flags["language"] else prepare)(flags, loaded)
         run = open_run(folder, job, continued)
         try:
-            (run_sequence if sequential else evaluate)(job, run)
+            (in_languages.evaluate if job.languages else run_sequence if sequential else evaluate)(job, run)
         except (editors.EditingError, data.DataError):
             if continued is None:
                 results.remove_unused(run)
@@ -111,8 +131,10 @@ def open_run(folder: Path, job: Job, continued: Path | None) -> Path:
         results.check_same(continued, results.read_about(continued)["settings"], settings)
         return continued
     flags = {key: str(value) if isinstance(value, Path) else value for key, value in job.flags.items()}
-    about = {"settings": settings, "flags": flags, "cases": len(job.records), **results.provenance()}
-    return results.new_run(folder, {results.PARAMS: job.hparams, results.RUN: about})
+    cases = len(job.records) - (job.flags["num_edits"] if job.flags["eval_on_others"] else 0)
+    about = {"settings": settings, "flags": flags, "cases": cases, **results.provenance()}
+    stages = in_languages.run_files(job, about) if job.languages else {}
+    return results.new_run(folder, {results.PARAMS: job.hparams, results.RUN: about, **stages})
 
 
 def evaluate(job: Job, run: Path) -> None:
@@ -201,13 +223,54 @@ def _interval(text: str) -> int:
     return int(text)
 
 
+def _numbers(kind: type, check: Callable[[Any], bool], what: str) -> Callable[[str], list]:
+    """The type of a flag that takes one number or several, with commas between."""
+
+    def parse(text: str) -> list:
+        try:
+            numbers = [kind(part) for part in text.split(",")]
+        except ValueError:
+            numbers = []
+        if not numbers or not all(map(check, numbers)) or len(set(numbers)) < len(numbers):
+            raise argparse.ArgumentTypeError(f"{text!r} should be {what}, or several different ones with commas between")
+        return numbers
+
+    return parse
+
+
+def _add_language_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--language", help="edit in this language and tell languages apart; ds_name is then a data set in it: "
+                                           f"{', '.join(data.languages.names())}")
+    parser.add_argument("--language_eval", help="language that heads are chosen and corrected in; by default --language")
+    parser.add_argument("--languages_measured", help="languages to measure in, comma-separated; by default all that the data is in")
+    parser.add_argument("--pairing", choices=("matched", "legacy"), help="how prompts in two wordings are scored: each with its own "
+                        "object, or crossed as published; by default legacy with the profile paper, else matched")
+    parser.add_argument("--profile", choices=("default", "paper"), help="MEMAT as its paper says, or as its published code computes")
+    parser.add_argument("--bilingual", choices=("sum", "joint"), help="edit in both languages: the sum of two edits, or one edit that "
+                                                                     "is sought for both")
+    parser.add_argument("--add_attention", action="store_true", help="after MEMIT's edit correct attention heads: MEMAT")
+    parser.add_argument("--top_num_heads", type=_numbers(int, lambda n: n > 0, "a whole number from 1"),
+                        help=f"heads to correct, or several numbers, 8,16,32; by default {language_job.DEFAULT_HEADS}")
+    parser.add_argument("--alpha", type=_numbers(float, math.isfinite, "a number"),
+                        help=f"ITI: strength, or several, 1,5,15; by default {language_job.DEFAULT_ALPHA:g}")
+    parser.add_argument("--head_ind", help="correct the heads of this .npy file; {} in its name is the number of the batch")
+    parser.add_argument("--load_attention", help="with these vectors, of this toolkit or the original; {} as above")
+    parser.add_argument("--save_attention_heads", metavar="PREFIX", help="save vectors and heads of every batch")
+    parser.add_argument("--load_delta", help="instead of MEMIT's edit this one, of this toolkit or the original ({} as above); "
+                                             "original_model: none")
+    parser.add_argument("--save_delta_matrix", metavar="PREFIX", help="save MEMIT's edit of every batch")
+    parser.add_argument("--save_figure", metavar="PATH", help="draw how well every head tells new facts from old ones")
+    parser.add_argument("--eval_on_others", action="store_true", help="leave out the first batch, which heads were chosen on")
+
+
 def command() -> None:
     parser = Parser(prog="python -m experiments.evaluate", description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
     parser.add_argument("--alg_name", required=True, help=f"editor: {', '.join(editors.names())}")
     parser.add_argument("--model_name", default="world", help="Hugging Face hub id, local folder, or the built-in world")
-    parser.add_argument("--hparams_fname", help="file in hparams/<alg_name>/, or a path; by default <model_name>.json")
-    parser.add_argument("--ds_name", help="mcf, cf, zsre, world, or the path of a .json file in the schema of one of them; "
-                                          "by default world for the model world, else mcf")
+    parser.add_argument("--hparams_fname", "--hparams", help="file in hparams/<alg_name>/, or a path; by default <model_name>.json")
+    parser.add_argument("--ds_name", "--dataset_name",
+                        help="mcf, cf, zsre, world, or the path of a .json file in the schema of one of them; "
+                             "by default world for the model world, else mcf")
     parser.add_argument("--dataset_size_limit", type=at_least_one, help="only the first so many records")
     parser.add_argument("--num_edits", type=at_least_one, default=1, help="records that are edited into the model together")
     parser.add_argument("--continue_from_run", metavar="run_<NNN>", help="go on with this run of the same configuration")
@@ -243,6 +306,7 @@ def command() -> None:
     _add_switch(parser, "--do_downstream_eval", "measure downstream tasks on the unedited and the edited model")
     parser.add_argument("--downstream_eval_steps", type=at_least_one, default=100, help="batches from one time to the next")
     add_downstream_flags(parser)
+    _add_language_flags(parser)
     parser.add_argument("--dir_name", help="folder of the run in the results folder; by default the editor's name")
     parser.add_argument("--results_dir", default="results", help="the results folder")
     parser.add_argument("--data_dir",

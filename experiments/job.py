@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import data
 import editors
-from data import orders
+from data import languages, orders
 from data.download import Unavailable
 from data.files import read_json
 from data.records import Prompt, Record, fingerprint
@@ -22,13 +23,31 @@ from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.core.prompts import encode_target, fill, parse_requests
 from editors.errors import EditingError
-from experiments import downstream, results
+from experiments import downstream, head_files, results
 from experiments.downstream import TaskRun
 from experiments.metrics.incremental import check_length, longest_row, shortened
 from experiments.metrics.scoring import prompt_ids
 from experiments.models import identity, load_model, name_hint
 
 HPARAMS = Path(__file__).resolve().parent.parent / "hparams"
+ATTENTION = ("ITI", "MEMAT")
+"""Editors that correct attention heads after MEMIT's edit."""
+ATTENTION_FLAGS = ("top_num_heads", "alpha", "save_attention_heads", "load_attention", "head_ind", "save_figure", "eval_on_others")
+LANGUAGE_FLAGS = (
+    "language_eval", "languages_measured", "pairing", "bilingual", "profile", "load_delta", "save_delta_matrix", *ATTENTION_FLAGS)
+
+
+@dataclass(frozen=True)
+class Languages:
+    """Of a run that tells languages apart."""
+
+    edit: str
+    """That MEMIT edits in."""
+    heads: str
+    """That heads are chosen and corrected in."""
+    measured: list[str]
+    records: Mapping[str, list[Record]]
+    """Those of each language: the same facts in the same order."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,16 @@ class Job:
     perplexity_corpus: str | None
     texts: Mapping[str, Any] | None
     """Where the generation metrics' reference texts come from."""
+    languages: Languages | None = None
+    editors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """With two languages edited at once: the editor of each."""
+    head_shape: tuple[int, int, int] | None = None
+    """(layers, heads a layer, head size) of the model, where heads are corrected."""
+
+    def given_heads(self, chunk: int) -> list[tuple[int, int]] | None:
+        """The heads that --head_ind names for a chunk."""
+        path = self.flags["head_ind"]
+        return head_files.read_heads(head_files.of_chunk(path, chunk)) if path else None
 
     def settings(self) -> dict[str, Any]:
         """Whatever changes a run's numbers, beside the hyper-parameters: only a run with the same can be continued."""
@@ -59,6 +88,8 @@ class Job:
             **{key: flags[key] for key in
                ("alg_name", "num_edits", "seed", "generation_test_interval", "skip_generation_tests", "sequential",
                 "history_eval_steps", "history_sample", "perplexity_corpus")},
+            **{key: flags[key] or None for key in ("language", *LANGUAGE_FLAGS) if not key.startswith("save_")},
+            "profile": getattr(self.editor.hparams, "profile", None),
             "model": f"{Path(flags['model_name']).name}, {identity(self.model)}",
             "tokenizer": tokenizer_fingerprint(self.tok),
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -78,7 +109,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
 
     Raises EditingError or DataError for whatever does not fit.
     """
-    _check_flags(flags)
+    check_flags(flags)
     hparams, editor = load_editor(flags)
     model, tok = loaded or load_model(flags["model_name"], flags["dtype"], flags["device"])
     model.eval()  # without dropout
@@ -101,7 +132,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
         limits += " within --max_edits" if flags["max_edits"] else ""
         raise EditingError(f"--num_edits {num_edits}: {ds_name} has only {len(records)} records{limits}")
     parse_requests([record.request() for record in records], tok)
-    _check_lengths(model, tok, records)
+    check_lengths(model, tok, records)
     sampled = [record for record in records if is_sampled(record, flags)]
     generate, texts = _generation(model, tok, flags, sampled) if sampled else (None, None)
     runs = downstream.prepare(flags["downstream_tasks"], flags["number_of_few_shots"], flags["number_of_tests"], flags["gen_len"],
@@ -113,7 +144,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     return Job(model, tok, editor, records, flags, hparams, generate, runs, _contexts(flags), corpus, texts)
 
 
-def _check_flags(flags: Mapping[str, Any]) -> None:
+def check_flags(flags: Mapping[str, Any]) -> None:
     """Raises EditingError for flags that would have no effect, and for models that would be overwritten."""
     sequential, checked = flags["sequential"], flags["history_eval_steps"] > 0
     for flag, needs, there in (
@@ -121,6 +152,9 @@ def _check_flags(flags: Mapping[str, Any]) -> None:
         ("perplexity_corpus", "--sequential and --history_eval_steps", sequential and checked),
         ("save_model_location", "--save_model", flags["save_model"]),
         ("downstream_tasks", "--do_downstream_eval", flags["do_downstream_eval"]),
+        *((flag, "--add_attention, or --alg_name MEMAT", flags["add_attention"]) for flag in ATTENTION_FLAGS),
+        *((flag, "--language", flags["language"]) for flag in LANGUAGE_FLAGS),
+        ("load_attention", "--head_ind, which says whose vectors they are", flags["head_ind"]),
     ):
         if flags[flag] and not there:
             raise EditingError(f"--{flag} has no effect without {needs}")
@@ -148,13 +182,23 @@ def _contexts(flags: Mapping[str, Any]) -> list[list[str]] | None:
         raise EditingError(f"--context_templates {path}: {error}") from error
 
 
-def _world_corpus(flags: Mapping[str, Any]) -> str:
+def _language_settings(flags: Mapping[str, Any], hparams: Any, language: str, contexts: str | None) -> dict[str, Any]:
+    spec, heads = languages.spec(language), languages.spec(language if flags["bilingual"] else flags["language_eval"])
+    shared = getattr(hparams, "head_contexts", "own") == "edits" and contexts
+    return {
+        "kl_prompt": spec.kl_prompt, "context_starts": list((languages.spec(contexts) if shared else spec).context_starts),
+        "head_kl_prompt": heads.kl_prompt, "head_context_starts": list(heads.context_starts),
+    }
+
+
+def _world_corpus(flags: Mapping[str, Any], language: str | None = None) -> str:
+    """The corpus of both languages, or of one."""
     from data import world
 
-    return str(world.corpus_path(flags["data_dir"]))
+    return str(world.corpus_path(flags["data_dir"], language=language))
 
 
-def _check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> None:
+def check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> None:
     """Raises EditingError for the first case with a prompt that, with its target, is longer than the model's positions."""
     limit = longest_row(model)
     for record in records if limit else ():
@@ -170,8 +214,11 @@ def _check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records
             check_length(model, row, f"case {record.case_id}: the prompt {shortened(prompt)} with its target")
 
 
-def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+def load_editor(flags: Mapping[str, Any], language: str | None = None, contexts: str | None = None) -> tuple[dict[str, Any], Any]:
     """(hyper-parameters as in their file, the editor).
+
+    language: whose KL prompt, context starts and corpus it edits with, where the file does not set them (profile "paper": with the
+    starts of the language ``contexts``, which the published program keeps for both).
 
     ``hparams_fname`` is looked for in hparams/<alg_name>/, then as a path; the default is <model_name>.json. ``mom2_dataset``
     "world" stands for the built-in world's corpus; ``context_seed``, where the file does not set it, is ``seed``.
@@ -189,10 +236,20 @@ def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     editor = editors.load(alg_name, path)
     hparams = results.read_json(path)
     changed = {}
+    if flags.get("profile") or flags.get("top_num_heads"):
+        asked = {"profile": flags["profile"], "top_num_heads": max(flags["top_num_heads"] or [0])}
+        with warnings.catch_warnings():  # given above
+            warnings.simplefilter("ignore")
+            editor = editors.load(alg_name, hparams | {key: value for key, value in asked.items() if value and key in fields})
+    if language:
+        of_language = _language_settings(flags, editor.hparams, language, contexts)
+        changed |= {key: value for key, value in of_language.items() if key in fields - hparams.keys()}
+        if "mom2_dataset" in hparams:
+            changed["mom2_dataset"] = languages.spec(language).corpus(hparams["mom2_dataset"])
     if "context_seed" in fields - hparams.keys():
         changed["context_seed"] = flags["seed"]
     if hparams.get("mom2_dataset") == "world":
-        changed["mom2_dataset"] = _world_corpus(flags)
+        changed["mom2_dataset"] = _world_corpus(flags, language and languages.spec(language).code)
     return hparams, editors.load(alg_name, dataclasses.replace(editor.hparams, **changed))
 
 

@@ -25,5 +25,8 @@ def measure(job: Job, records: Sequence[Record]) -> dict[int, dict[str, Any]]:
 
 def metrics_of(job: Job, records: Sequence[Record]) -> Iterator[tuple[Record, dict[str, Any]]]:
     """(record, its metrics without generated texts) for each record."""
-    options = {"contains_length": length} if (length := job.flags["contains_length"]) else {}
-    return zip(records, METRICS[records[0].schema](job.model, job.tok, records, **options))
+    schema, wanted = records[0].schema, {"contains_length": job.flags["contains_length"] or None}
+    if schema == "counterfact":
+        wanted["pairing"] = job.flags["pairing"]
+    options = {name: value for name, value in wanted.items() if value is not None}
+    return zip(records, METRICS[schema](job.model, job.tok, records, **options))

@@ -53,6 +53,15 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
     return model.eval(), tok
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model alone. Raises as :func:`load_model`."""
+    source, local = _source(name)
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=local)
+    except (OSError, ValueError) as error:
+        raise EditingError(_why(name, source, local, error)) from error
+
+
 def check_in_memory(name: str, model: PreTrainedModel) -> None:
     """Raises EditingError if accelerate has offloaded weights: those can be neither told apart from others nor edited."""
     offloaded = [weight for weight, parameter in model.named_parameters() if parameter.is_meta]

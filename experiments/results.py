@@ -59,7 +59,7 @@ def new_run(folder: Path, files: Mapping[str, Any]) -> Path:
 
 def remove_unused(run: Path) -> None:
     """Removes a run that has no case yet."""
-    if not case_files(run):
+    if not any(case_files(part) for part in _parts(run)):
         shutil.rmtree(run)
 
 
@@ -115,13 +115,20 @@ def case_files(run: Path) -> list[tuple[int, Path]]:
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
-    """The run folders in ``folder``, or the folder itself if it is one, by name."""
+    """The run folders in ``folder``, or the folder itself if it is one, by name; of a run in several languages
+    (:mod:`experiments.languages`) its stages."""
     if not folder.is_dir():
         raise EditingError(f"{folder}: no such folder of results")
     if case_files(folder) or (folder / RUN).exists():
-        yield folder
+        yield from _parts(folder)
     else:
-        yield from sorted(path for path in folder.iterdir() if path.is_dir() and _RUN_NAME.fullmatch(path.name))
+        for path in sorted(path for path in folder.iterdir() if path.is_dir() and _RUN_NAME.fullmatch(path.name)):
+            yield from _parts(path)
+
+
+def _parts(run: Path) -> list[Path]:
+    """The stages of a run, in each language; the run itself where it has none."""
+    return sorted(path.parent for path in run.glob(f"*/*/{RUN}")) or [run]
 
 
 def write_json(path: Path, content: Any) -> None:

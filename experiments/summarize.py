@@ -134,7 +134,9 @@ def _model_values(run: Path, sequential: bool) -> dict[str, list[float]]:
 
 def describe(about: dict[str, Any]) -> str:
     """A run in a few words, for the head of a column or a legend."""
-    where = "/".join(Path(about["run_dir"]).parts[-2:])
+    parts = Path(about["run_dir"]).parts
+    number = next((i for i, part in enumerate(parts) if part.startswith("run_")), len(parts) - 1)
+    where = "/".join(parts[max(0, number - 1):])
     if "alg_name" not in about:
         return where
     names = [Path(about[key]).name for key in ("alg_name", "model_name", "ds_name")]

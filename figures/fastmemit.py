@@ -9,8 +9,6 @@ over cases: jackknife, as both figures are of the same cases. Tables: <out>.md, 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 
-from data.files import write_atomically
 from editors.errors import EditingError
-from experiments import results
+from experiments import results, tables
 from experiments.cli import Parser, run_program
 from experiments.summarize import read_run
 from figures import lines
@@ -153,7 +150,7 @@ def rows(points: Mapping[Key, Point]) -> list[dict[str, Any]]:
     return found
 
 
-def tables(found: Sequence[Mapping[str, Any]]) -> str:
+def text_of(found: Sequence[Mapping[str, Any]]) -> str:
     """Two Markdown tables of :func:`rows`: what the statistics are made of, and the scores in percent of the full statistics'."""
     of_statistics: dict[tuple, list[str]] = {}
     for row in found:
@@ -165,9 +162,9 @@ def tables(found: Sequence[Mapping[str, Any]]) -> str:
         of_scores.setdefault((row["editor"], str(row["num_edits"]), str(row["cases"])), {})[row["m"]] = cell
     heads = ["keys", "% of all", "documents", "rank (least of the layers)", "condition (largest)", "ridge (largest)", "seconds"]
     return "\n".join([
-        *_markdown(["editor", "m", *heads], [[*key, *cells] for key, cells in of_statistics.items()]),
+        *tables.markdown(["editor", "m", *heads], [[*key, *cells] for key, cells in of_statistics.items()]),
         "", "Score in percent of that with the full statistics; \"full\": the score itself.", "",
-        *_markdown(["editor", "edits in a batch", "cases", *(m if m == "full" else f"m = {m}" for m in ms)],
+        *tables.markdown(["editor", "edits in a batch", "cases", *(m if m == "full" else f"m = {m}" for m in ms)],
                    [[*key, *(cells.get(m, "") for m in ms)] for key, cells in of_scores.items()]), ""])
 
 
@@ -175,10 +172,6 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-
-
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] + ["---:"] * (len(head) - 1), *body)]
 
 
 def _name(key: Key) -> str:
@@ -190,15 +183,8 @@ def main(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
     """Draws the figure of the runs in these folders and writes the tables; returns the files written."""
     points = read(folders)
     found = rows(points)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, found[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
     written = lines.save(draw(points), out)
-    for suffix, content in ((".md", tables(found)), (".csv", text.getvalue())):
-        written.append(Path(f"{out}{suffix}"))
-        write_atomically(written[-1], lambda file, content=content: file.write(content.encode()))
-    return written
+    return [*written, *tables.write(out, text_of(found), found)]
 
 
 def command() -> None:

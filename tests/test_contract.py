@@ -17,12 +17,16 @@ HPARAMS = {
     "AlphaEdit": dict(layers=[1, 2], L2=10, **VALUES),
     "EMMET": dict(layers=[1, 2], mom2_update_weight=150, **VALUES),
     "FT": dict(layers=[1], num_steps=3, lr=5e-3, weight_decay=0, norm_constraint=False),
+    "ITI": dict(MEMIT, heads=[[1, 0], [3, 2]], voters="all", alpha=0.5),
+    "MEMAT": dict(MEMIT, heads=[[1, 0], [3, 2], [3, 1]]),
     **dict.fromkeys(("MEMIT", "MEMIT_prune", "MEMIT_rect", "MEMIT_seq"), MEMIT),
     "ROME": dict(layers=[2], mom2_adjustment=True, context_template_length_params=[[5, 2]], **VALUES),
 }
 REQUESTS = [
-    {"case_id": 0, "prompt": "{} lives in the city of", "subject": "Orla Venn", "target_new": {"str": "Castavel"}},
-    {"case_id": 1, "prompt": "The native language of {} is", "subject": "Mira O'Dalvey", "target_new": {"str": "Nyvian"}},
+    {"case_id": 0, "prompt": "{} lives in the city of", "subject": "Orla Venn", "target_new": {"str": "Castavel"},
+     "target_true": {"str": "Lutmere"}},
+    {"case_id": 1, "prompt": "The native language of {} is", "subject": "Mira O'Dalvey", "target_new": {"str": "Nyvian"},
+     "target_true": {"str": "Lutmeran"}},
 ]
 
 
@@ -125,7 +129,8 @@ def of_length(tok, tokens, fed):
 def test_prompts_may_be_as_long_as_the_model_and_no_longer(editor, tiny_gpt2):
     model, tok = tiny_gpt2
     before, fed = bits(model), len(tok(" Nyvian").input_ids) - 1
-    longest = of_length(tok, 128, fed)
+    # ITI reads the target's last token, too.
+    longest = of_length(tok, 128 - (editor.name == "ITI"), fed)
     templates = None if editor.name == "FT" else ["{}"]
     deltas = editor.edit(model, tok, [REQUESTS[0], longest], context_templates=templates).deltas()
     assert all(delta.abs().max() > 0 for delta in deltas.values())

@@ -11,12 +11,12 @@ from pathlib import Path
 from ..download import cache_folder
 from ..errors import DataError
 from ..files import write_atomically
-from . import corpus, records
+from . import corpus, records, variants
 from .generate import BASE_FACTS, SEED, Entity, Fact, World, generate
 from .relations import LANGUAGES, RELATIONS
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-SCHEMAS = {"counterfact": records.counterfact, "zsre": records.zsre}
+SCHEMAS = {"counterfact": records.counterfact, "bilingual": variants.bilingual, "zsre": records.zsre}
 
 __all__ = ["BASE_FACTS", "CHECKPOINT", "LANGUAGES", "RELATIONS", "SCHEMAS", "SEED", "Entity", "Fact", "World",
            "corpus_path", "generate", "load", "snippets", "world"]
@@ -40,7 +40,7 @@ def _one_of(value: str, known, what: str) -> None:
 def load(language: str = "en", schema: str = "counterfact", facts: int | None = None, seed: int = SEED) -> list[dict]:
     """All records, one for each fact, as the JSON files of their schema hold them.
 
-    language: "en" or "ca". schema: "counterfact" or "zsre". facts: the size of the world (default: the one that the
+    language: "en" or "ca". schema: "counterfact", "zsre", or "bilingual" (two variants in Catalan, :mod:`.variants`). facts: the size of the world (default: the one that the
     checkpoint knows). Raises DataError for an unknown language or schema, or a world too small for counterfacts.
     """
     _one_of(language, LANGUAGES, "language")
@@ -59,14 +59,18 @@ def snippets(language: str = "en", facts: int | None = None, seed: int = SEED) -
     return records.snippets(world(facts, seed), language)
 
 
-def corpus_path(data_dir: str | Path | None = None, facts: int | None = None, seed: int = SEED) -> Path:
-    """A .jsonl file (field "text") of the corpus in both languages, for second moments; written unless it is there.
+def corpus_path(data_dir: str | Path | None = None, facts: int | None = None, seed: int = SEED,
+                language: str | None = None) -> Path:
+    """A .jsonl file (field "text") of the corpus, for second moments; written unless it is there. Of both languages, or of one.
 
     Its place is the cache of the data folder; the content is a function of the arguments.
     """
     this = world(facts, seed)
-    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in corpus.documents(this)).encode()
-    path = cache_folder(data_dir) / f"world-{len(this.facts)}-{seed}.jsonl"
+    if language is not None:
+        _one_of(language, LANGUAGES, "language")
+    texts = corpus.documents(this, languages=LANGUAGES if language is None else (language,))
+    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
+    path = cache_folder(data_dir) / f"world-{len(this.facts)}-{seed}{f'-{language}' if language else ''}.jsonl"
     if not path.exists() or path.read_bytes() != content:
         write_atomically(path, lambda file: file.write(content))
     return path

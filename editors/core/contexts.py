@@ -6,6 +6,8 @@ the global random state alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -21,6 +23,8 @@ from .sites import evaluating, input_device, longest_context
 
 MEMIT_STARTS = ("The", "Therefore", "Because", "I", "You")
 MEMIT_LENGTH = 10
+GREEDY_STARTS = ("The", "Therefore", "Because", "She", "I love")
+GREEDY_NEW_TOKENS = 10
 ROME_LENGTH_PARAMS = ((5, 10), (10, 10))
 TOP_K = 5
 
@@ -28,37 +32,51 @@ _CACHE: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 
 
 def context_templates(
-    model: nn.Module, tok, kind: Literal["memit", "rome"], length_params: Sequence[Sequence[int]] | None = None, seed: int = 0
+    model: nn.Module, tok, kind: Literal["memit", "rome", "greedy"], length_params: Sequence[Sequence[int]] | None = None,
+    seed: int = 0, starts: Sequence[str] | None = None,
 ) -> list[list[str]]:
     """Groups of templates with one ``{}`` each, sampled from ``model`` (top-k 5) and kept, by tokenizer, for as long as it lives.
 
-    * "memit": [["{}"], [5 texts]], one of 10 tokens (start and BOS included) from each of The, Therefore, Because, I, You.
+    * "memit": [["{}"], [5 texts]], one of 10 tokens (start and BOS included) from each of ``starts``, by default The, Therefore,
+      Because, I, You.
+    * "greedy": [["{}"], [text], [text], ...], each of ``starts`` (by default MEMAT's The, Therefore, Because, She, I love)
+      followed by the 10 likeliest tokens: MEMAT's, in the language of the starts.
     * "rome": [["{}" + texts]]: for each [length, n] of ``length_params`` n texts of ``length`` tokens, BOS included
       (default [[5, 10], [10, 10]]: 21 templates).
     Special tokens are left out, braces and line breaks become spaces, ". {}" is appended. The same seed, model and
     tokenizer give the same texts. Raises EditingError for lengths that the model has no positions for, and for a model
     whose logits are not finite.
     """
-    if kind not in ("memit", "rome"):
-        raise EditingError(f"unknown kind of context templates {kind!r}; known: memit, rome")
+    if kind not in ("memit", "rome", "greedy"):
+        raise EditingError(f"unknown kind of context templates {kind!r}; known: memit, rome, greedy")
     lengths = tuple(tuple(pair) for pair in (ROME_LENGTH_PARAMS if length_params is None else length_params))
     if kind == "rome" and any(len(pair) != 2 or min(pair) < 1 for pair in lengths):
         raise EditingError(f"length_params must be pairs [length, number], both at least 1, not {length_params}")
     positions, longest = longest_context(model), max((length for length, _ in lengths), default=0)
     if kind == "rome" and positions is not None and longest > positions:
         raise EditingError(f"contexts of {longest} tokens can't be sampled: the model has {positions} positions")
-    start = None if kind == "memit" else _bos(tok)
-    key = (kind, seed, None if kind == "memit" else lengths, tokenizer_fingerprint(tok), start)
+    start = _bos(tok) if kind == "rome" else None
+    texts = tuple(starts or (GREEDY_STARTS if kind == "greedy" else MEMIT_STARTS)) if kind != "rome" else lengths
+    key = (kind, 0 if kind == "greedy" else seed, texts, tokenizer_fingerprint(tok), start)
     known = _CACHE.setdefault(model, {})
     if key not in known:
         generator = torch.Generator().manual_seed(seed)
+        rows = [ids for ids, _ in tokenize(tok, texts)] if kind != "rome" else []
         if kind == "memit":
-            starts = [ids for ids, _ in tokenize(tok, MEMIT_STARTS)]
-            known[key] = [["{}"], _templates(tok, _sample(model, starts, MEMIT_LENGTH, generator))]
+            known[key] = [["{}"], _templates(tok, _sample(model, rows, MEMIT_LENGTH, generator))]
+        elif kind == "greedy":
+            ids = _sample(model, rows, max(map(len, rows)) + GREEDY_NEW_TOKENS, generator, top_k=1)
+            continued = [_until_end(tok, row[: len(start) + GREEDY_NEW_TOKENS], len(start)) for start, row in zip(rows, ids.tolist())]
+            known[key] = [["{}"], *([template] for template in _templates(tok, continued))]
         else:
             sampled = [_templates(tok, _sample(model, [[start]] * n, length, generator)) for length, n in lengths]
             known[key] = [["{}", *(template for templates in sampled for template in templates)]]
     return [list(group) for group in known[key]]
+
+
+def contexts_fingerprint(groups: Sequence) -> str:
+    """Sixteen hexadecimal digits that tell groups of templates (or a list of them) from others."""
+    return hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:16]
 
 
 def as_groups(templates: Sequence) -> list[list[str]]:
@@ -84,7 +102,7 @@ def _bos(tok) -> int:
 
 
 def _sample(
-    model: nn.Module, starts: Sequence[Sequence[int]], length: int, generator: torch.Generator
+    model: nn.Module, starts: Sequence[Sequence[int]], length: int, generator: torch.Generator, top_k: int = TOP_K
 ) -> Int[Tensor, "starts length"]:
     """Token ids that begin with the starts and go on by top-k sampling to ``length`` in all.
 
@@ -101,7 +119,7 @@ def _sample(
             mask = torch.ones_like(ids)
             output = model(input_ids=fresh.to(device), attention_mask=mask.to(device), past_key_values=cache, use_cache=True)
             cache = output.past_key_values
-            logits, tokens = output.logits[:, -1].float().cpu().topk(TOP_K)
+            logits, tokens = output.logits[:, -1].float().cpu().topk(top_k)
             if not logits.isfinite().all():
                 raise EditingError("no contexts can be sampled: the model's logits are not finite; check its weights or dtype")
             drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
@@ -111,6 +129,12 @@ def _sample(
     return ids
 
 
-def _templates(tok, ids: Int[Tensor, "texts length"]) -> list[str]:
+def _until_end(tok, row: list[int], start: int) -> list[int]:
+    """The row up to an end-of-sequence token that was generated, behind `start`."""
+    end = next((i for i in range(start, len(row)) if row[i] == tok.eos_token_id), len(row))
+    return row[:end]
+
+
+def _templates(tok, ids: Int[Tensor, "texts length"] | list[list[int]]) -> list[str]:
     texts = (text.replace("{", " ").replace("}", " ") for text in tok.batch_decode(ids, skip_special_tokens=True))
     return [" ".join(text.split()) + ". {}" for text in texts]

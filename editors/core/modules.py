@@ -109,5 +109,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no gradient goes to the model's parameters."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in trained:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
 def _gelu(x: Tensor) -> Tensor:
     return nn.functional.gelu(x, approximate="tanh")

@@ -6,7 +6,7 @@ User text is split and joined, never formatted: braces in a subject are ordinary
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from ..errors import EditingError
 
 _Row = TypeVar("_Row", bound=Sequence[int])
-FACT_TOKENS = ("subject_first", "subject_last", "subject_first_after_last", "last")
+FACT_TOKENS = ("subject_first", "subject_last", "subject_first_after_last", "last", "subject_last_separate")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Request:
     """Starts with a space, as the continuation of the prompt does."""
     case_id: int | str | None = None
     target_true: str | None = None
+    true_prompt: str | None = None
+    """The prompt that target_true continues, where it has to agree with its object ("{}, la"); None: `prompt`."""
+    true_subject: str | None = None
+    """The subject as it stands in true_prompt; None: `subject`."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def locate(tok, template: str, subject: str, fact_token: str) -> Located:
       (published: the subject is looked up together with that space).
     * "subject_first_after_last": the token behind subject_last; subject_last itself if the prompt ends with the subject.
     * "last": the prompt's last token.
+    * "subject_last_separate": as published, where subject_last would be if the text before the subject and the subject were tokenised
+      by themselves. Off by some tokens where they are not ("d'{}").
     Raises EditingError for an unknown fact_token, a slow tokenizer, or a subject that no token covers.
     """
     return locate_all(tok, [(template, subject)], fact_token)[0]
@@ -91,6 +97,8 @@ def locate_all(tok, prompts: Sequence[tuple[str, str]], fact_token: str) -> list
         raise EditingError(f"unknown fact_token {fact_token!r}; known: {', '.join(FACT_TOKENS)}")
     if not prompts:
         return []
+    if fact_token == "subject_last_separate":
+        return _located_separately(tok, prompts)
     spans, texts = [], []
     for template, subject in prompts:
         before, after = split_template(template)
@@ -104,6 +112,30 @@ def locate_all(tok, prompts: Sequence[tuple[str, str]], fact_token: str) -> list
             raise EditingError(f"no token of {text!r} covers the subject {subject!r}")
         located.append(Located(ids, index))
     return located
+
+
+def _located_separately(tok, prompts: Sequence[tuple[str, str]]) -> list[Located]:
+    whole, before, subjects = [], [], []
+    for template, subject in prompts:
+        start, end = split_template(template)
+        whole.append(start + subject + end)
+        before.append(start.removesuffix(" "))
+        subjects.append(" " + subject.strip() if start else subject)
+    lengths = [len(ids) for ids, _ in tokenize(tok, before)]
+    own = [len(ids) for ids, _ in tokenize(tok, subjects, add_special_tokens=False)]
+    return [Located(ids, min(a + b, len(ids)) - 1) for (ids, _), a, b in zip(tokenize(tok, whole), lengths, own)]
+
+
+def continued(tok, text: str, ids: list[int], target: list[int], target_tokens: str) -> list[int]:
+    """What a model is fed for a target behind a text: the text's `ids` and all but the last of the target's tokens.
+
+    target_tokens: "ids" appends them; "text" appends what they decode to and tokenises all anew, as published. That differs where
+    a token ends within a character.
+    """
+    if target_tokens == "ids" or len(target) == 1:
+        return ids + target[:-1]
+    (again, _), = tokenize(tok, [text + tok.decode(target[:-1])])
+    return again
 
 
 def split_template(template: str) -> tuple[str, str]:
@@ -216,7 +248,7 @@ def _parse(request: Mapping | Request, number: int, tok) -> Request:
             raise EditingError(f"{_name(number, request.get('case_id'))} lacks {', '.join(missing)}")
         request = Request(
             request["prompt"], request["subject"], _target(request["target_new"]), request.get("case_id"),
-            _target(request.get("target_true")),
+            _target(request.get("target_true")), request.get("true_prompt"), request.get("true_subject"),
         )
     where = _name(number, request.case_id)
     for name in ("prompt", "subject", "target_new"):
@@ -238,7 +270,9 @@ def _parse(request: Mapping | Request, number: int, tok) -> Request:
             locate(tok, request.prompt, request.subject, "subject_last")
         except EditingError as error:
             raise EditingError(f"{where}: {error}") from None
-    return Request(request.prompt, request.subject, target, request.case_id, request.target_true)
+    if request.true_prompt is not None and request.true_prompt.count("{}") != 1:
+        raise EditingError(f"{where}: true_prompt {request.true_prompt!r} needs exactly one '{{}}', where the subject stands")
+    return replace(request, target_new=target)
 
 
 def _target(value):

@@ -21,7 +21,10 @@ from .prompts import Request
 from .sites import Sites
 from .values import Values, ValueSettings, optimise
 
-SETTINGS = ("fact_token", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay", "clamp_norm_factor", "kl_factor")
+SETTINGS = (
+    "fact_token", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay", "clamp_norm_factor", "kl_factor", "kl_prompt",
+    "target_tokens",
+)
 
 
 def cached_optimise(

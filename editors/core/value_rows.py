@@ -10,11 +10,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from .memory import total_bytes
-from .prompts import Request, encode_target, fill, locate
+from .prompts import Request, continued, encode_target, fill, locate
 from .replay import Replay
 from .sites import Sites, get_module
-
-KL_PROMPT = "{} is a"
 
 
 @dataclass(frozen=True)
@@ -29,13 +27,17 @@ class Job:
     kl_lookup: int
 
     @staticmethod
-    def build(tok, number: int, request: Request, fact_token: str, templates: Sequence[str]) -> Job:
+    def build(
+        tok, number: int, request: Request, fact_token: str, templates: Sequence[str], kl_prompt: str, target_tokens: str = "ids"
+    ) -> Job:
         target = encode_target(tok, request.target_new)
-        located = [locate(tok, fill(t, request.prompt), request.subject, fact_token) for t in templates]
-        kl = locate(tok, KL_PROMPT, request.subject, fact_token)
+        prompts = [fill(t, request.prompt) for t in templates]
+        located = [locate(tok, prompt, request.subject, fact_token) for prompt in prompts]
+        rows = [continued(tok, fill(p, request.subject), x.ids, target, target_tokens) for p, x in zip(prompts, located)]
+        kl = locate(tok, kl_prompt, request.subject, fact_token)
         # Nothing after the looked-up token can reach the KL term.
         return Job(
-            number, [x.ids + target[:-1] for x in located], [x.index for x in located], target, kl.ids[: kl.index + 1], kl.index
+            number, rows, [x.index for x in located], target, kl.ids[: kl.index + 1], kl.index
         )
 
     @property

@@ -4,7 +4,7 @@ MEMIT's z is sought at a block's output (MEMIT eq. 16), ROME's v at the output o
 the same:
 
     NLL of the target, averaged over the contexts
-    + kl_factor * KL(now || unedited) of the next token after the subject in "{subject} is a"
+    + kl_factor * KL(now || unedited) of the next token after the subject in kl_prompt ("{subject} is a")
     + v_weight_decay * |delta| / |z_0|^2
 
 All requests of a batch are optimised together. Their losses do not touch each other and Adam works element by element, so
@@ -14,7 +14,7 @@ the rows of one [n, d] delta move exactly as n separate optimisations would. A r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ..errors import EditingError
 from .prompts import Request, pad_id
 from .replay import Replay, only_at
+from .modules import frozen
 from .sites import Sites, by_row, evaluating, first, get_module, head_logits, input_device
 from .value_losses import target_losses
 from .value_rows import Job, Rows, alike, chunks
@@ -44,6 +45,8 @@ class ValueSettings(Protocol):
     v_weight_decay: float
     clamp_norm_factor: float
     kl_factor: float
+    kl_prompt: str
+    target_tokens: str
 
 
 @dataclass(frozen=True)
@@ -80,34 +83,98 @@ def optimise(
     The model is left as it was; results are float32 at least, on the CPU.
     Raises EditingError for a target without tokens or a subject that cannot be located.
     """
-    jobs = [Job.build(tok, number, request, settings.fact_token, templates) for number, request in enumerate(requests)]
-    jobs.sort(key=lambda job: (job.columns, job.width))  # alike rows together: little padding
-    done: dict[int, tuple[Tensor, Tensor]] = {}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    bar = tqdm(total=len(jobs), desc=f"values at block {layer}", unit="request", leave=False, disable=None if progress else True)
-    try:
-        for p in trained:  # no gradients for weights: only delta moves
-            p.requires_grad_(False)
-        with evaluating(model):
-            for chunk in chunks(jobs, model, sites):
-                for number, initial, delta in _Optimiser(model, tok, chunk, layer, settings, sites, site).run(watch):
-                    done[number] = (initial.cpu(), delta.cpu())
-                    bar.update()
-    finally:
-        bar.close()
-        for p in trained:
-            p.requires_grad_(True)
-    initial, delta = (torch.stack([done[i][part] for i in range(len(jobs))]) for part in (0, 1))
-    for request, row in zip(requests, initial + delta):
-        if not torch.isfinite(row).all():
-            raise EditingError(
-                f"the target state of {request.subject!r} ({request.prompt!r}) is not finite: load the model in a wider dtype"
-            )
-    return Values(initial, delta)
+    return optimise_jointly(model, tok, [requests], layer, [settings], sites, [templates], site, watch, progress)[0]
 
 
-class _Optimiser:
-    """The optimisation of one chunk: state is one row a still active request, group after group."""
+def optimise_jointly(
+    model: nn.Module,
+    tok,
+    requests: Sequence[Sequence[Request]],
+    layer: int,
+    settings: Sequence[ValueSettings],
+    sites: Sites,
+    templates: Sequence[Sequence[str]],
+    site: Literal["block", "down_proj"],
+    watch: Watcher | None = None,
+    progress: bool = True,
+) -> list[Values]:
+    """One delta for each fact that is told in several ways (languages): `requests` has a list for each, the same facts in the same
+    order, with settings and templates of their own. The loss is the mean of theirs, and delta is clamped by the smallest |z_0|.
+
+    Step size, number of steps and clamp are those of the first settings. Gives the Values of each way; for the rest see `optimise`.
+    """
+    ways = [
+        [
+            Job.build(tok, number, request, own.fact_token, contexts, own.kl_prompt, own.target_tokens)
+            for number, request in enumerate(facts)
+        ]
+        for facts, own, contexts in zip(requests, settings, templates, strict=True)
+    ]
+    order = sorted(ways[0], key=lambda job: (job.columns, job.width))  # alike rows together: little padding
+    done: dict[int, tuple[list[Tensor], Tensor]] = {}
+    bar = tqdm(total=len(order), desc=f"values at block {layer}", unit="request", leave=False, disable=None if progress else True)
+    with bar, frozen(model), evaluating(model):  # only delta moves
+        for chunk in chunks(order, model, sites):
+            parts = [
+                _Objective(model, tok, [jobs[job.number] for job in chunk], layer, own, sites, site)
+                for jobs, own in zip(ways, settings)
+            ]
+            for number, initials, delta in _descend(parts, watch):
+                done[number] = ([initial.cpu() for initial in initials], delta.cpu())
+                bar.update()
+    delta = torch.stack([done[i][1] for i in range(len(order))])
+    found = [Values(torch.stack([done[i][0][way] for i in range(len(order))]), delta) for way in range(len(ways))]
+    for values, facts in zip(found, requests):
+        for request, row in zip(facts, values.target):
+            if not torch.isfinite(row).all():
+                raise EditingError(
+                    f"the target state of {request.subject!r} ({request.prompt!r}) is not finite: load the model in a wider dtype"
+                )
+    return found
+
+
+def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tuple[int, list[Tensor], Tensor]]:
+    """Adam on the mean of the objectives; yields (number, initial state for each objective, delta) of each request as it is done."""
+    first_part, settings = parts[0], parts[0].settings
+    device = next(get_module(first_part.model, first_part.sites.name("block", first_part.layer)).parameters()).device
+    dtype = torch.promote_types(first_part.model.dtype, torch.float32)
+    delta = torch.zeros(len(first_part.numbers), first_part.sites.d_model, device=device, dtype=dtype)
+    moment1, moment2 = torch.zeros_like(delta), torch.zeros_like(delta)
+    with ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(part.observed())
+        for step in range(settings.v_num_grad_steps):
+            delta.requires_grad_(True)
+            terms = [part.losses(delta) for part in parts]
+            loss = sum(sum(own.values()) for own in terms) / len(parts)
+            if watch:
+                watch(step, list(first_part.numbers), delta.detach().clone(), {k: v.detach() for k, v in terms[0].items()})
+            finished = (loss.detach() < LOSS_GOAL) | (step == settings.v_num_grad_steps - 1)
+            if not finished.all():
+                (gradient,) = torch.autograd.grad(loss.sum(), delta)
+            delta = delta.detach()
+            for i in finished.nonzero()[:, 0].tolist():
+                yield first_part.numbers[i], [part.initial[i] for part in parts], delta[i]
+            if finished.all():
+                return
+            if finished.any():
+                active = (~finished).nonzero()[:, 0]
+                for part in parts:
+                    part.keep(active)
+                delta, moment1, moment2, gradient = (x[active] for x in (delta, moment1, moment2, gradient))
+
+            moment1 = BETA1 * moment1 + (1 - BETA1) * gradient
+            moment2 = BETA2 * moment2 + (1 - BETA2) * gradient**2
+            scale = (moment2 / (1 - BETA2 ** (step + 1))).sqrt() + EPSILON
+            delta = delta - settings.v_lr / (1 - BETA1 ** (step + 1)) * moment1 / scale
+            smallest = torch.stack([part.initial.norm(dim=1, keepdim=True) for part in parts]).amin(0)
+            radius = settings.clamp_norm_factor * smallest
+            norm = delta.norm(dim=1, keepdim=True)
+            delta = torch.where(norm > radius, delta * (radius / norm), delta)
+
+
+class _Objective:
+    """The loss of one chunk: state is one row a still active request, group after group."""
 
     def __init__(self, model, tok, jobs: list[Job], layer: int, settings: ValueSettings, sites: Sites, site: str):
         self.model, self.sites, self.settings, self.layer, self.site = model, sites, settings, layer, site
@@ -120,42 +187,7 @@ class _Optimiser:
         self.loss_layer = max(last if settings.v_loss_layer is None else settings.v_loss_layer, layer)
         self.looks_ahead = site == "block" and self.loss_layer < last  # scored at an inner block, as published; ROME never does
 
-    def run(self, watch: Watcher | None) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yields (number, initial, delta) of each request as it is done."""
-        settings = self.settings
-        device = next(get_module(self.model, self.sites.name("block", self.layer)).parameters()).device
-        dtype = torch.promote_types(self.model.dtype, torch.float32)
-        delta = torch.zeros(len(self.numbers), self.sites.d_model, device=device, dtype=dtype)
-        moment1, moment2 = torch.zeros_like(delta), torch.zeros_like(delta)
-        with self._observed():
-            for step in range(settings.v_num_grad_steps):
-                delta.requires_grad_(True)
-                terms = self._losses(delta)
-                loss = sum(terms.values())
-                if watch:
-                    watch(step, list(self.numbers), delta.detach().clone(), {k: v.detach() for k, v in terms.items()})
-                finished = (loss.detach() < LOSS_GOAL) | (step == settings.v_num_grad_steps - 1)
-                if not finished.all():
-                    (gradient,) = torch.autograd.grad(loss.sum(), delta)
-                delta = delta.detach()
-                for i in finished.nonzero()[:, 0].tolist():
-                    yield self.numbers[i], self.initial[i], delta[i]
-                if finished.all():
-                    return
-                if finished.any():
-                    active = (~finished).nonzero()[:, 0]
-                    self._keep(active)
-                    delta, moment1, moment2, gradient = (x[active] for x in (delta, moment1, moment2, gradient))
-
-                moment1 = BETA1 * moment1 + (1 - BETA1) * gradient
-                moment2 = BETA2 * moment2 + (1 - BETA2) * gradient**2
-                scale = (moment2 / (1 - BETA2 ** (step + 1))).sqrt() + EPSILON
-                delta = delta - settings.v_lr / (1 - BETA1 ** (step + 1)) * moment1 / scale
-                radius = settings.clamp_norm_factor * self.initial.norm(dim=1, keepdim=True)
-                norm = delta.norm(dim=1, keepdim=True)
-                delta = torch.where(norm > radius, delta * (radius / norm), delta)
-
-    def _losses(self, delta: Float[Tensor, "n d_model"]) -> dict[str, Float[Tensor, " n"]]:
+    def losses(self, delta: Float[Tensor, "n d_model"]) -> dict[str, Float[Tensor, " n"]]:
         targets, subjects, initial = [], [], []
         for group, part in zip(self.groups, delta.split([group.requests for group in self.groups])):
             read = group.read.to(delta.device)
@@ -214,7 +246,7 @@ class _Optimiser:
         with only_at(attention, places), only_at(mlp, places):
             yield
 
-    def _keep(self, active: Int[Tensor, " kept"]) -> None:
+    def keep(self, active: Int[Tensor, " kept"]) -> None:
         """Let the rows of finished requests go."""
         index = active.cpu()
         end = 0
@@ -228,7 +260,7 @@ class _Optimiser:
         self.numbers = [self.numbers[i] for i in index.tolist()]
 
     @contextmanager
-    def _observed(self) -> Iterator[None]:
+    def observed(self) -> Iterator[None]:
         """Inside, the output of the loss layer is noted when the loss is read there."""
         if not self.looks_ahead:
             yield

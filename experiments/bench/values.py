@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from editors.core.prompts import Request, encode_target, fill, locate, pad_batch, pad_id
 from editors.core.sites import find_sites, first, get_module
-from editors.core.value_rows import KL_PROMPT
 from editors.core.values import LOSS_GOAL, optimise
 
 from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
@@ -25,7 +24,7 @@ from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
 TOLERANCE = 1e-4
 SETTINGS = SimpleNamespace(
     fact_token="subject_last", v_num_grad_steps=25, v_lr=0.5, v_loss_layer=None, v_weight_decay=0.5,
-    clamp_norm_factor=0.75, kl_factor=0.0625,
+    clamp_norm_factor=0.75, kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids",
 )
 
 
@@ -88,7 +87,7 @@ def _plain(model, tok, request: Request, layer: int, sites, templates: Sequence[
     """The target state of one request, as the published code finds it."""
     target = encode_target(tok, request.target_new)
     located = [locate(tok, fill(t, request.prompt), request.subject, SETTINGS.fact_token) for t in templates]
-    kl = locate(tok, KL_PROMPT, request.subject, SETTINGS.fact_token)
+    kl = locate(tok, SETTINGS.kl_prompt, request.subject, SETTINGS.fact_token)
     rows = [x.ids + target[:-1] for x in located] + [kl.ids]
     lookups = torch.tensor([x.index for x in located] + [kl.index])
     batch = pad_batch(rows, pad_id(tok), model.device)

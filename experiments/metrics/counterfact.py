@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.records import Record
+from data.records import Record, Variant, VariantRecord
 from editors.core.prompts import encode_target, fill
 
-from .scoring import Plan, ask, generated_metrics, prompt_ids
+from .scoring import Ids, Plan, ask, generated_metrics, prompt_ids
+
+Pairing = Literal["matched", "legacy"]
 
 
 def counterfact_metrics(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record], generated: bool = True,
-    contains_length: int = 0,
+    contains_length: int = 0, pairing: Pairing = "matched",
 ) -> list[dict[str, Any]]:
     """For each record, for the groups ``rewrite``, ``paraphrase``, ``neighborhood`` and ``attribute``, one entry a prompt:
 
@@ -32,44 +34,65 @@ def counterfact_metrics(
 
     Definitions: Meng et al. 2022, ROME, section 4 and appendix; as the evaluation of MEMIT computes them, except that
     attribute prompts are scored too (as in ROME), and that generation is an addition.
+
+    Prompts in two variants (:class:`VariantRecord`) are asked with ``target_new`` in the wording for it, and with
+    ``target_true`` in the other. ``pairing`` "legacy" replays MEMAT's published evaluation: the variants for ``target_true``,
+    then those for ``target_new``, in one list whose even places are asked with ``target_new`` and whose odd ones with
+    ``target_true``; neighbours in the list are compared, so that each wording meets the other's object, and one paraphrase or
+    neighbour another.
     """
     target = cache(lambda text: tuple(encode_target(tok, " " + text)))
     prompt = cache(lambda text: prompt_ids(tok, text))
+    asked = [{group: [(prompt(new), prompt(true)) for new, true in pairs] for group, pairs in _groups(record, pairing).items()}
+             for record in records]
     plan = Plan(length=contains_length)
-    for record in records:
-        for group, texts in _groups(record).items():
-            for text in texts:
-                plan.score(prompt(text), target(record.target_new.str))
-                plan.score(prompt(text), target(record.target_true.str))
+    for record, groups in zip(records, asked):
+        for group, pairs in groups.items():
+            for for_new, for_true in pairs:
+                plan.score(for_new, target(record.target_new.str))
+                plan.score(for_true, target(record.target_true.str))
                 if generated:
-                    plan.generate(prompt(text), target(_expected(record, group)))
+                    row, expected = _expected(record, group, for_new, for_true)
+                    plan.generate(row, target(expected))
     answers = ask(model, tok, plan)
 
     results = []
-    for record in records:
+    for record, groups in zip(records, asked):
         new, true = target(record.target_new.str), target(record.target_true.str)
         metrics: dict[str, Any] = {}
-        for group, texts in _groups(record).items():
-            expected = target(_expected(record, group))
-            rows = [prompt(text) for text in texts]
+        for group, pairs in groups.items():
+            wanted = [_expected(record, group, *pair) for pair in pairs]
             metrics[f"{group}_prompts_probs"] = [
-                {"target_new": answers.scores[row, new].nll, "target_true": answers.scores[row, true].nll} for row in rows]
-            metrics[f"{group}_prompts_correct"] = [answers.scores[row, expected].predicted == expected for row in rows]
+                {"target_new": answers.scores[for_new, new].nll, "target_true": answers.scores[for_true, true].nll}
+                for for_new, for_true in pairs]
+            metrics[f"{group}_prompts_correct"] = [
+                answers.scores[row, target(expected)].predicted == target(expected) for row, expected in wanted]
             if generated:
-                texts = [answers.texts[row] for row in rows]
-                metrics |= generated_metrics(group, texts, [_expected(record, group)] * len(rows))
+                texts, targets = [answers.texts[row] for row, _ in wanted], [expected for _, expected in wanted]
+                metrics |= generated_metrics(group, texts, targets)
                 if contains_length:
                     metrics[f"{group}_prompts_generated_contains"] = [
-                        _expected(record, group).strip() in answers.long_texts[row] for row in rows]
+                        expected.strip() in answers.long_texts[row] for row, expected in wanted]
         results.append(metrics)
     return results
 
 
-def _groups(record: Record) -> dict[str, Sequence[str]]:
-    groups = {"rewrite": [fill(record.prompt, record.subject)], "paraphrase": record.paraphrase_prompts,
-              "neighborhood": record.neighborhood_prompts, "attribute": record.attribute_prompts}
-    return {name: prompts for name, prompts in groups.items() if prompts or name != "attribute"}
+def _groups(record: Record, pairing: Pairing) -> dict[str, list[tuple[str, str]]]:
+    """(prompt asked with target_new, prompt asked with target_true), by group."""
+    for_new, for_true = _prompts(record), _prompts(record.worded_for_true())
+    if pairing == "legacy" and isinstance(record, VariantRecord):
+        lists = {group: [*for_true[group], *for_new[group]] for group in for_new}
+        paired = {group: list(zip(prompts[::2], prompts[1::2])) for group, prompts in lists.items()}
+    else:
+        paired = {group: list(zip(for_new[group], for_true[group])) for group in for_new}
+    return {group: pairs for group, pairs in paired.items() if pairs or group != "attribute"}
 
 
-def _expected(record: Record, group: str) -> str:
-    return (record.target_true if group == "neighborhood" else record.target_new).str
+def _prompts(wording: Record | Variant) -> dict[str, Sequence[str]]:
+    return {"rewrite": [fill(wording.prompt, wording.subject)], "paraphrase": wording.paraphrase_prompts,
+            "neighborhood": wording.neighborhood_prompts, "attribute": wording.attribute_prompts}
+
+
+def _expected(record: Record, group: str, for_new: Ids, for_true: Ids) -> tuple[Ids, str]:
+    """Of a pair of prompts the one that should be followed by the expected target, and this target."""
+    return (for_true, record.target_true.str) if group == "neighborhood" else (for_new, record.target_new.str)

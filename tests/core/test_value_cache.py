@@ -19,7 +19,7 @@ REQUESTS = [Request("{} lives in", "Orla Venn", " Lutmere"), Request("{} works a
 TEMPLATES = ["{}", "The ferry was late. {}"]
 HPARAMS = dict(
     fact_token="subject_last", v_num_grad_steps=3, v_lr=0.5, v_loss_layer=None, v_weight_decay=0.5, clamp_norm_factor=0.75,
-    kl_factor=0.0625,
+    kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids",
 )
 
 
@@ -72,6 +72,8 @@ CHANGES = {
     "v_weight_decay": lambda: {"v_weight_decay": 0.4},
     "clamp_norm_factor": lambda: {"clamp_norm_factor": 1.0},
     "kl_factor": lambda: {"kl_factor": 0.0},
+    "target_tokens": lambda: {"target_tokens": "text"},
+    "kl_prompt": lambda: {"kl_prompt": "{} és"},
 }
 
 

@@ -15,6 +15,8 @@ from tests.models import ARCHITECTURES, tiny_model
 
 
 class Settings:
+    kl_prompt, target_tokens = "{} is a", "ids"
+
     def __init__(self, hparams):
         self.__dict__.update(hparams)
 

@@ -21,7 +21,7 @@ REQUESTS = [
 TOLERANCE = 1e-4
 SETTINGS = dict(
     fact_token="subject_last", v_num_grad_steps=5, v_lr=0.5, v_loss_layer=None, v_weight_decay=0.5, clamp_norm_factor=0.75,
-    kl_factor=0.5,
+    kl_factor=0.5, kl_prompt="{} is a", target_tokens="ids",
 )
 
 
@@ -30,7 +30,7 @@ def plainly(model, tok, request, settings, site):
     sites = find_sites(model)
     target = torch.tensor(encode_target(tok, request.target_new))
     rows = [locate(tok, fill(t, request.prompt), request.subject, settings.fact_token) for t in TEMPLATES]
-    kl_row = locate(tok, "{} is a", request.subject, settings.fact_token)
+    kl_row = locate(tok, settings.kl_prompt, request.subject, settings.fact_token)
     delta = torch.zeros(sites.d_model, dtype=model.dtype, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=settings.v_lr)
     seen = {}
@@ -109,3 +109,4 @@ def test_every_fact_token(fact_token):
 
 def test_without_the_kl_term():
     check("gpt2", "byte_level_bos", "block", kl_factor=0.0)
+    check("gpt2", "byte_level_bos", "block", kl_prompt="Avui, {} és")

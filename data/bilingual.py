@@ -1,0 +1,51 @@
+"""The same facts in two languages: which file is the other language's, and which of its records is the same fact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from data import languages
+from data.errors import DataError
+from data.records import Record
+
+SHOWN = 5
+"""Case ids that a message lists, at most."""
+
+
+def counterpart(ds_name: str, language: str, other: str) -> str:
+    """The data set ``ds_name`` of ``language`` in the language ``other``: catalan_CF.json for english_CF.json,
+    data_cat_dif_subj.json for data_eng_dif_subj.json. One whose name names no language is of both ("world",
+    combined_data.json)."""
+    here, there = languages.spec(language), languages.spec(other)
+    path = Path(ds_name)
+    for old, new in ((here.name, there.name), (here.tag, there.tag)):
+        name, found = re.subn(rf"(?<![a-z]){old}(?![a-z])", new, path.name)
+        if found:
+            return str(path.with_name(name))
+    return ds_name
+
+
+def align(records: Sequence[Record], others: Sequence[Record], source: str, other_source: str) -> list[Record]:
+    """Of ``others`` the record of the same ``case_id``, for each of ``records``, in their order.
+
+    Raises DataError, which calls the two by their sources, where case ids are missing, or name another fact (relation or ids of
+    the objects, where both records have them).
+    """
+    by_id = {record.case_id: record for record in others}
+    missing = [record.case_id for record in records if record.case_id not in by_id]
+    if missing:
+        shown = ", ".join(map(str, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
+        raise DataError(f"{other_source} and {source} are not aligned: it lacks {len(missing)} of the {len(records)} case ids "
+                        f"asked for: {shown}")
+    for record in records:
+        other = by_id[record.case_id]
+        for what, a, b in (("relation", record.relation_id, other.relation_id),
+                           ("new object", record.target_new.id, other.target_new.id),
+                           ("true object", record.target_true and record.target_true.id,
+                            other.target_true and other.target_true.id)):
+            if a and b and a != b:
+                raise DataError(f"{other_source} and {source} are not aligned: case {record.case_id} has the {what} {b} there "
+                                f"and {a} here")
+    return [by_id[record.case_id] for record in records]

@@ -1,0 +1,86 @@
+"""The same facts edited in several languages at once.
+
+Two ways: the sum of an edit for each, made on the same unedited model (`Edit.plus`), or one edit that is sought for all (MEMAT):
+one change of the hidden state per fact, added at each language's own subject, and MEMIT's closed form with the means of
+the languages' keys and second moments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .base import Task
+from .closed_form import second_moments, trial
+from .core import solve
+from .core.covariance import pin
+from .core.fingerprint import model_fingerprint
+from .core.keys import compute_hidden, compute_keys
+from .core.prompts import Request, check_lengths, parse_requests
+from .core.sites import evaluating, longest_context, weight_of
+from .core.values import optimise_jointly
+from .edit import Edit
+from .errors import EditingError
+from .memit import MEMIT
+from .spread import spread
+
+
+def joint_edit(
+    languages: Sequence[tuple[MEMIT, Sequence[Mapping | Request]]], model: nn.Module, tok, progress: bool = False
+) -> Edit:
+    """One edit for all languages; the model is left as it was.
+
+    languages: an editor (its hparams say the language's contexts, KL prompt and corpus; layers, lambda and step size are the first
+    one's) and the facts, in the same order in each. With a fresh residual what is missing is measured as the mean over the languages;
+    published is a stale one.
+    Raises EditingError for different numbers of facts, and for what MEMIT finds wrong.
+    """
+    started = time.perf_counter()
+    first = languages[0][0].hparams
+    tasks = [Task(model, tok, parse_requests(facts, tok), None, None, progress) for _, facts in languages]
+    if len({len(task.requests) for task in tasks}) > 1 or not tasks[0].requests:
+        counts = ", ".join(str(len(task.requests)) for task in tasks)
+        raise EditingError(f"the languages have {counts} facts; give the same ones in each")
+    for task in tasks:
+        check_lengths(tok, task.requests, ["{}"], longest_context(model))
+    pin(model)
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        prepared = [editor.contexts(task) for (editor, _), task in zip(languages, tasks)]
+        sites, z_layer, weight = prepared[0].sites, first.layers[-1], first.mom2_update_weight
+        info: dict[str, Any] = {}
+        moments = [second_moments(task, editor.hparams, sites, info) for (editor, _), task in zip(languages, tasks)]
+        factors = {
+            layer: solve.factorise(torch.stack([of[layer].matrix.double() for of in moments]).mean(0),
+                                   first.update_norm_lambda / weight, where=f"block {layer}")
+            for layer in first.layers
+        }
+        values = optimise_jointly(
+            model, tok, [task.requests for task in tasks], z_layer, [editor.hparams for editor, _ in languages], sites,
+            [one.templates for one in prepared], "block", progress=progress,
+        )
+
+        def keys(layer: int) -> Float[Tensor, "n d_in"]:
+            found = [compute_keys(model, tok, task.requests, [layer], one.groups, sites, first.fact_token)[layer]
+                     for task, one in zip(tasks, prepared)]
+            return torch.stack(found).mean(0)
+
+        def missing() -> Float[Tensor, "n d_model"]:
+            left = [of.target.to(now) - now for task, of in zip(tasks, values)
+                    for now in [compute_hidden(model, tok, task.requests, z_layer, sites, first.fact_token)]]
+            return torch.stack(left).mean(0)
+
+        with trial(model, sites) as change:
+            steps = spread(
+                model, sites, first.layers, keys, missing, lambda layer, k: solve.memit(factors[layer], weight, k),
+                change if languages[0][0].refreshes else None, progress,
+            )
+    about = {"editor": languages[0][0].name, "languages": len(languages), "hparams": asdict(first), "requests": len(tasks[0].requests),
+             "model": model_fingerprint(model), **info, "seconds": {"total": time.perf_counter() - started}}
+    changes = {weight_of(model, sites, layer)[0]: step.update.smaller() for layer, step in steps.items()}
+    return Edit(changes, about)

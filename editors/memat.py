@@ -1,0 +1,252 @@
+"""MEMAT: MEMIT, then corrections of the attention heads that know about it (Tamayo et al., Findings of ACL 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from . import attention
+from .attention import Corrections, Relevance
+from .base import Task
+from .core import corrections
+from .core.contexts import as_groups, context_templates, contexts_fingerprint
+from .core.heads import Head, check_heads, head_shape
+from .core.key_memory import KeyMemory
+from .core.prompts import Request, check_lengths, parse_requests
+from .core.sites import find_sites, longest_context
+from .edit import Edit
+from .errors import EditingError
+from .memit import MEMIT, MEMITHParams
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "default": dict(
+        residual="refresh", lookup="offsets", target_tokens="ids", mom2_dtype="float32", same_layer="sum", head_contexts="own",
+        train_position="last_real", head_norm="per_head", short_batch="own",
+    ),
+    "paper": dict(
+        residual="stale", lookup="separate", target_tokens="text", mom2_dtype="float16", same_layer="last", head_contexts="edits",
+        train_position="legacy", head_norm="shared", short_batch="full", correction_kl_factor=0.0,
+        mom2_tokens=1000,
+    ),
+}
+"""What a setting that is left open is in each profile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MEMATHParams(MEMITHParams):
+    profile: Literal["default", "paper"] = "default"
+    """default: the method as the paper says it. paper: what the published code computes. Decides the settings below that are left
+    open (null); each can be set alone."""
+
+    residual: Literal["refresh", "stale"] | None = None
+    mom2_dtype: str | None = None
+    target_tokens: Literal["ids", "text"] | None = None
+    lookup: Literal["offsets", "separate"] | None = None
+    """How the subject's last token is found: by character offsets, or by tokenising what stands before it and it by themselves."""
+    contexts: Literal["sampled", "greedy"] = "greedy"
+    context_groups: Literal["two", "each"] = "each"
+
+    top_num_heads: int = 16
+    """K: heads that are corrected. More spread the correction thinner; the paper's best is 16 of 2,272."""
+    heads: list[list[int]] | None = None
+    """(layer, head) pairs to correct, best first; None: the K whose probes do best."""
+    voters: Literal["correct", "all"] = "correct"
+    """Facts that the probes learn from: those whose edit took, or all."""
+    val_share: float = 0.3
+    """Share of the voting facts that the heads' accuracy is measured on."""
+    probe_seed: int | None = 123
+    """Of the order in which voting facts are split; None: as they stand."""
+
+    same_layer: Literal["sum", "last"] | None = None
+    """Corrections of one layer's heads add up, or only the last counts."""
+    head_contexts: Literal["own", "edits"] | None = None
+    """Contexts for training corrections: in their own language, or those of MEMIT's edits (with "{} is a" as KL prompt)."""
+    head_context_starts: list[str] | None = None
+    """As context_starts, in the language of the corrections; None: context_starts."""
+    head_kl_prompt: str | None = None
+    """As kl_prompt, in the language of the corrections; None: kl_prompt."""
+    train_position: Literal["last_real", "all", "legacy"] | None = None
+    """Where corrections stand while they are trained, see core/corrections.py; once trained they are added at every token."""
+    head_norm: Literal["per_head", "shared"] | None = None
+    """What clamp and weight decay are relative to: the size of each head's output, or of one head's for all."""
+    short_batch: Literal["own", "full"] | None = None
+    """A last, shorter batch is divided by its own size, or by correction_batch."""
+    correction_kl_factor: float | None = None
+    """Weight of the KL term; None: kl_factor."""
+    correction_lr: float | None = None
+    """Step of Adam; None: v_lr."""
+    correction_clamp: float | None = None
+    """None: clamp_norm_factor."""
+    correction_weight_decay: float | None = None
+    """None: v_weight_decay."""
+    correction_batch: int = 32
+    """Facts a step."""
+    correction_epochs: int = 1
+    """Passes over the facts."""
+
+    ignored: ClassVar[Mapping[str, str]] = MEMITHParams.ignored
+
+    def __post_init__(self):
+        for name, value in PROFILES[self.profile].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.lookup == "separate" and self.fact_token == "subject_last":
+            object.__setattr__(self, "fact_token", "subject_last_separate")
+        followed = {
+            "correction_kl_factor": "kl_factor", "correction_lr": "v_lr", "correction_clamp": "clamp_norm_factor",
+            "correction_weight_decay": "v_weight_decay",
+        }
+        for name, other in followed.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self, other))
+            if not 0 <= getattr(self, name) < math.inf:
+                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
+        super().__post_init__()
+        for name in ("top_num_heads", "correction_batch", "correction_epochs"):
+            if getattr(self, name) < 1:
+                raise EditingError(f"{name}: {getattr(self, name)} must be at least 1")
+        if not 0 < self.val_share < 1:
+            raise EditingError(f"val_share: {self.val_share} must be above 0 and below 1")
+        if self.heads is not None and not self.heads:
+            raise EditingError("heads: an empty list; leave it out to have them chosen")
+        if self.head_kl_prompt is not None and self.head_kl_prompt.count("{}") != 1:
+            raise EditingError(f"head_kl_prompt: {self.head_kl_prompt!r} needs exactly one '{{}}', where the subject stands")
+
+
+class MEMAT(MEMIT):
+    """MEMIT's edit of the MLPs, and biases of the attention's output projections that correct the heads which tell the new facts from
+    the old ones best. `edit` does all; a program that measures in between takes the steps one by one:
+
+        with editor.memit(...).applied(model):
+            found = editor.relevance(model, tok, requests)
+            edit = editor.correct(model, tok, requests, found.best(16))
+    """
+
+    name = "MEMAT"
+    hparams_class: ClassVar[type[MEMATHParams]] = MEMATHParams
+    hparams: MEMATHParams
+
+    def edit(
+        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], context_templates: Sequence | None = None,
+        z_cache: str | os.PathLike | None = None, progress: bool = True, memory: KeyMemory | None = None,
+        *, heads_requests: Sequence[Mapping | Request] | None = None, heads_templates: Sequence | None = None,
+    ) -> Edit:
+        """As `Editor.edit`. heads_requests: facts that heads are chosen and corrected for, the same ones in another language, say;
+        by default `requests`. They need a `target_true` unless the hparams name the heads. heads_templates: their contexts, by
+        default context_templates or what the hparams say.
+        """
+        heads_requests = requests if heads_requests is None else heads_requests
+        parsed = self._parsed(model, tok, heads_requests)
+        templates = self.head_templates(model, tok, heads_templates or context_templates)
+        check_lengths(tok, parsed, templates[1:], longest_context(model))
+        self.check(model, tok, parsed)
+        memit = self.memit(model, tok, requests, context_templates, z_cache, progress, memory)
+        started = time.perf_counter()
+        with memit.applied(model):
+            found = None if self.hparams.heads is not None else self.relevance(model, tok, parsed, progress=progress)
+            heads = self.hparams.heads or found.best(self.hparams.top_num_heads)
+            made = self.correct(model, tok, parsed, heads, templates, progress)
+            biases = self.fold(model, made)
+        seconds = memit.info["seconds"] | {"heads": time.perf_counter() - started}
+        seconds["total"] += seconds["heads"]
+        info = memit.info | {"seconds": seconds, **biases.info}
+        if found is not None:
+            info |= {"voters": len(found.voters), "probe_accuracy": found.accuracy.tolist()}
+        return memit.plus(biases, info)
+
+    def memit(
+        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], context_templates: Sequence | None = None,
+        z_cache: str | os.PathLike | None = None, progress: bool = True, memory: KeyMemory | None = None,
+    ) -> Edit:
+        """MEMIT's part alone."""
+        return super().edit(model, tok, requests, context_templates, z_cache, progress, memory)
+
+    def prepare(self, task: Task) -> dict[str, Any]:
+        templates = self.head_templates(task.model, task.tok, task.context_templates)
+        return super().prepare(task) | {"contexts of corrections": contexts_fingerprint(templates)}
+
+    def head_templates(self, model: nn.Module, tok, given: Sequence | None = None) -> list[str]:
+        """Contexts for training corrections. Ask for them before the model is edited: they are the unedited model's, and kept."""
+        if given is not None:
+            return [template for group in as_groups(given) for template in group]
+        hp = self.hparams
+        own = hp.head_contexts == "own" and hp.head_context_starts is not None
+        kind = "memit" if hp.contexts == "sampled" else "greedy"
+        groups = context_templates(
+            model, tok, kind, seed=hp.context_seed, starts=hp.head_context_starts if own else hp.context_starts
+        )
+        return [template for group in groups for template in group]
+
+    def relevance(
+        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], voters: Sequence[int] | None = None, progress: bool = True
+    ) -> Relevance:
+        """How well each head of the model, edited as it is, tells the new facts from the old ones.
+
+        voters: positions of the requests that the probes learn from; by default as the hparams say.
+        Raises EditingError for a request without target_true, or too few voters.
+        """
+        parsed, sites = self._parsed(model, tok, requests), find_sites(model)
+        attention.sentence_rows(model, tok, parsed)  # whatever is wrong with them, before the work
+        if voters is None:
+            voters = self._voters(model, tok, parsed)
+        found = attention.features(model, tok, parsed, sites, progress)
+        return attention.relevance(found, voters, self.hparams.val_share, self.hparams.probe_seed)
+
+    def correct(
+        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], heads: Sequence[Head], templates: Sequence[str] | None = None,
+        progress: bool = True,
+    ) -> Corrections:
+        """Trained correction vectors for these heads, of the model as it is. templates: as `head_templates` gives them."""
+        hp, parsed, sites = self.hparams, self._parsed(model, tok, requests), find_sites(model)
+        pairs = check_heads(heads, model, sites)
+        vectors = corrections.train(
+            model, tok, parsed, pairs, self.head_templates(model, tok) if templates is None else templates, sites,
+            self.correction_settings(), progress=progress,
+        )
+        return Corrections(pairs, vectors)
+
+    def correction_settings(self) -> corrections.Settings:
+        hp = self.hparams
+        own = hp.head_contexts == "own"
+        return corrections.Settings(
+            lr=hp.correction_lr, clamp=hp.correction_clamp, weight_decay=hp.correction_weight_decay, kl_factor=hp.correction_kl_factor,
+            kl_prompt=(hp.head_kl_prompt or hp.kl_prompt) if own else "{} is a", fact_token=hp.fact_token,
+            target_tokens=hp.target_tokens, batch=hp.correction_batch, epochs=hp.correction_epochs, position=hp.train_position,
+            norm=hp.head_norm, divide_by_full_batch=hp.short_batch == "full",
+        )
+
+    def check(self, model: nn.Module, tok, requests: Sequence[Request]) -> None:
+        """Raises EditingError, before the work, for heads that the model lacks and facts that can't be probed."""
+        sites = find_sites(model)
+        if self.hparams.heads is None:
+            count, _ = head_shape(model, sites)
+            if self.hparams.top_num_heads > sites.layers * count:
+                raise EditingError(
+                    f"top_num_heads: {self.hparams.top_num_heads} heads can't be chosen, the model has {sites.layers * count}"
+                )
+            attention.sentence_rows(model, tok, requests)
+        else:
+            check_heads(self.hparams.heads, model, sites)
+
+    def fold(self, model: nn.Module, made: Corrections) -> Edit:
+        """The corrections as an edit of biases alone."""
+        return attention.folded(model, made, self.hparams.same_layer == "last", {"heads": [list(head) for head in made.heads]})
+
+    def _voters(self, model: nn.Module, tok, requests: Sequence[Request]) -> list[int]:
+        if self.hparams.voters == "all":
+            return list(range(len(requests)))
+        return attention.said(model, tok, requests).nonzero()[:, 0].tolist()
+
+    def _parsed(self, model: nn.Module, tok, requests: Sequence[Mapping | Request]) -> list[Request]:
+        parsed = parse_requests(requests, tok)
+        if not parsed:
+            raise EditingError("no requests: give at least one")
+        check_lengths(tok, parsed, ["{}"], longest_context(model))
+        return parsed

@@ -1,0 +1,206 @@
+"""``python -m experiments.memat_results``: MEMIT against MEMAT (and ITI) in two languages, as Markdown and CSV.
+
+    python -m experiments.memat_results results/MEMAT --out results/memat_table
+
+Reads every stage (MEMIT alone; corrections of K heads; measured in a language) of the runs in the folders. A value is the mean over
+chunks, the facts that were edited together, with the standard error over chunks; the gain is a stage's difference from MEMIT
+alone on the same chunks. Published values, of another model and other data, are marked as such.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from editors.errors import EditingError
+from experiments import memat_published, results, tables
+from experiments.cli import Parser, run_program
+from experiments.metrics import summary
+
+COLUMNS = memat_published.COLUMNS
+_GROUPS = {"E": "rewrite", "P": "paraphrase", "N": "neighborhood"}
+_MEASURES = {"S": "success", "A": "acc", "M": "diff"}
+METRICS = {g + m: f"post_{group}_{measure}" for g, group in _GROUPS.items() for m, measure in _MEASURES.items()}
+"""The papers' names -> keys of :func:`summary.case_values`."""
+NAMES = {"memit": "MEMIT", "memat": "MEMAT", "ported": "MEMAT, given heads", "iti": "ITI"}
+"""Of methods; "ported": heads and corrections come from a file (--head_ind)."""
+
+Key = tuple[str, str, str, str, int, float]
+"""(profile, pair, measured in, method, heads, alpha); pair: first letters of the language of the edits and that of the heads, "C+E" for
+the sum of edits in two, "(C+E)" for a joint one."""
+Value = tuple[float, float | None]
+"""(mean over chunks, its standard error; None for a single chunk)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One way of changing the model, measured in one language."""
+
+    path: Path
+    model: str
+    key: Key
+    chunks: Mapping[tuple[int, ...], Mapping[str, float]]
+    """Case ids that were edited together -> each metric of COLUMNS, percent."""
+
+    @property
+    def heads(self) -> int:
+        return self.key[4]
+
+    @property
+    def alpha(self) -> float:
+        return self.key[5]
+
+    @property
+    def cases(self) -> int:
+        return sum(map(len, self.chunks))
+
+    @cached_property
+    def values(self) -> Float[np.ndarray, "chunks metrics"]:
+        return np.array([[self.chunks[chunk][metric] for metric in COLUMNS] for chunk in sorted(self.chunks)])
+
+    def value(self, metric: str) -> Value:
+        return _mean(self.values[:, COLUMNS.index(metric)])
+
+    def gain(self, base: Stage, metric: str) -> Value:
+        """Over ``base``, which has the same chunks (:func:`base_of` sees to it)."""
+        return _mean((self.values - base.values)[:, COLUMNS.index(metric)])
+
+
+def _mean(values: Float[np.ndarray, " chunks"]) -> Value:
+    n = len(values)
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+
+
+def read(folders: Sequence[str | Path]) -> dict[Key, Stage]:
+    """All stages in these folders, however deep. Raises EditingError for none, for two of a kind, and for unfinished ones."""
+    stages: dict[Key, Stage] = {}
+    for path in sorted(file.parent for folder in folders for file in Path(folder).rglob(results.RUN)):
+        about = results.read_about(path)
+        if "stage" not in about:
+            continue
+        stage = _read_stage(path, about)
+        if stage.key in stages:
+            raise EditingError(f"{path} and {stages[stage.key].path} are both of {name(stage.key)}: give only one of them")
+        stages[stage.key] = stage
+    if not stages:
+        raise EditingError(f"no stages of runs in two languages in {', '.join(map(str, folders))}")
+    return dict(sorted(stages.items(), key=lambda item: (*item[0][:3], *item[0][4:])))  # MEMIT alone, 0 heads, before the others
+
+
+def _read_stage(path: Path, about: Mapping[str, Any]) -> Stage:
+    of = about["stage"]
+    chunks: dict[tuple[int, ...], list[Mapping[str, float]]] = {}
+    for _, file in results.case_files(path):
+        case = results.read_json(file)
+        chunks.setdefault(tuple(case["grouped_case_ids"]), []).append(summary.case_values(case))
+    found = sum(map(len, chunks.values()))
+    if found < about["cases"]:
+        raise EditingError(f"{path} has {found} of {about['cases']} cases; finish its run with --continue_from_run")
+    first, second = of["language"][0].upper(), of["language_eval"][0].upper()
+    pair = {"sum": f"{first}+{second}", "joint": f"({first}+{second})"}.get(of.get("bilingual"), first + second)
+    method = "ported" if of["name"] == "memat" and about["flags"].get("head_ind") else of["name"]
+    key = (of["profile"] or "default", pair, of["measured"], method, of["heads"], of["alpha"] or 0.0)
+    return Stage(path, Path(about["flags"]["model_name"]).name, key, {chunk: _percent(cases) for chunk, cases in chunks.items()})
+
+
+def _percent(cases: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    values = {metric: 100 * float(np.mean([case[key] for case in cases])) for metric, key in METRICS.items()}
+    successes = [values[metric] for metric in ("ES", "PS", "NS")]
+    return values | {"Score": 0.0 if min(successes) <= 0 else 3 / sum(1 / value for value in successes)}
+
+
+def base_of(stages: Mapping[Key, Stage], stage: Stage) -> Stage:
+    """MEMIT alone, on the same chunks, measured in the same language. Raises EditingError if it is not there."""
+    profile, pair, measured = stage.key[:3]
+    base = stages.get((profile, pair, measured, "memit", 0, 0.0))
+    if base is None or base.chunks.keys() != stage.chunks.keys():
+        why = "there is none" if base is None else f"{base.path} has other chunks"
+        raise EditingError(f"{stage.path} can't be compared with MEMIT alone: {why}")
+    return base
+
+
+def name(key: Key) -> str:
+    profile, pair, measured, method, heads, alpha = key
+    what = NAMES[method] + (f", {heads} heads" if heads else "") + (f", alpha {alpha:g}" if method == "iti" else "")
+    return f"{what} ({pair}, measured in {measured}, profile {profile})"
+
+
+def rows(stages: Mapping[Key, Stage]) -> list[dict[str, Any]]:
+    """A row a stage: each metric with standard error, gain over MEMIT alone with its standard error, and the published value."""
+    found = []
+    for (profile, pair, measured, method, heads, alpha), stage in stages.items():
+        row: dict[str, Any] = {"model": stage.model, "profile": profile, "pair": pair, "measured": measured, "method": NAMES[method],
+                               "heads": heads, "alpha": alpha or None, "chunks": len(stage.chunks), "cases": stage.cases}
+        published = memat_published.values(method, measured, pair, heads, alpha)
+        for metric in COLUMNS:
+            row[metric], row[f"{metric}_se"] = stage.value(metric)
+            if method != "memit":
+                row[f"{metric}_gain"], row[f"{metric}_gain_se"] = stage.gain(base_of(stages, stage), metric)
+            else:
+                row[f"{metric}_gain"] = row[f"{metric}_gain_se"] = None
+            row[f"{metric}_published"] = published and published.get(metric)
+        found.append(row)
+    return found
+
+
+def text_of(found: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of :func:`rows`: a table of values for each profile, with the published rows, and one of the gains."""
+    text = []
+    for profile in dict.fromkeys(row["profile"] for row in found):
+        of = [row for row in found if row["profile"] == profile]
+        counts = sorted({(row["chunks"], row["cases"] // row["chunks"]) for row in of})
+        sizes = "; ".join(f"{chunks} chunks of {size} facts" for chunks, size in counts)
+        head = ["edits, heads", "measured in", "method", *COLUMNS]
+        values, gains = [], []
+        for row in of:
+            label = [row["pair"], row["measured"], method_name(row)]
+            values.append([*label, *(_cell(row[metric], row[f"{metric}_se"]) for metric in COLUMNS)])
+            if row["ES_published"] is not None:
+                values.append(["", "", "*published*", *(_published(row[f"{metric}_published"]) for metric in COLUMNS)])
+            if row["ES_gain"] is not None:
+                gains.append([*label, *(_cell(row[f"{metric}_gain"], row[f"{metric}_gain_se"], "+") for metric in COLUMNS)])
+        text += [f"Profile {profile}, {of[0]['model']}, {sizes}: mean ± standard error over chunks, %. *published*: Aguila-7b, chunks of "
+                 "1,000 facts.", "", *tables.markdown(head, values, labels=3), ""]
+        if gains:
+            text += [f"Profile {profile}: gain over MEMIT alone on the same chunks, points.", "", *tables.markdown(head, gains, labels=3), ""]
+    return "\n".join(text)
+
+
+def _published(value: float | None) -> str:
+    return "" if value is None else f"*{value:.1f}*"
+
+
+def method_name(row: Mapping[str, Any]) -> str:
+    heads = f" K={row['heads']}" if row["heads"] else ""
+    return row["method"] + heads + (f" α={row['alpha']:g}" if row["alpha"] else "")
+
+
+def _cell(value: float, error: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+
+def main(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
+    """Writes <out>.md and <out>.csv of the runs in these folders; returns the files written."""
+    found = rows(read(folders))
+    return tables.write(out, text_of(found), found)
+
+
+def command() -> None:
+    parser = Parser(prog="python -m experiments.memat_results", description=__doc__.split("\n\n")[0])
+    parser.add_argument("folders", nargs="+", help="run folders, or folders with runs somewhere in them")
+    parser.add_argument("--out", default="results/memat_table", help="path of the files without ending (default: %(default)s)")
+    args = parser.parse_args()
+    files = main(args.folders, args.out)
+    print(files[0].read_text())
+    print("written:", *files)
+
+
+if __name__ == "__main__":
+    run_program(command)
