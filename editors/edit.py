@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from .core.files import write_tensors
 from .core.sites import get_module
 from .errors import EditingError
+
+if TYPE_CHECKING:
+    from .adapter import Lora
 
 FORMAT = 1
 
@@ -147,6 +150,28 @@ class Edit:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, {"edit": json.dumps(header)})
 
+    def save_adapter(
+        self, folder: str | os.PathLike, model: nn.Module, max_rank: int | None = 512, base_model: str | None = None
+    ) -> dict[str, Lora]:
+        """Write a LoRA adapter that peft loads beside the unedited `model`; see adapter.py, also for what it returns and raises."""
+        from . import adapter
+
+        return adapter.save(Path(folder), self.changes, self.info, model, max_rank, base_model)
+
+    def rounding(self, model: nn.Module) -> dict[str, float]:
+        """{parameter name: |change that `apply` makes - exact change| / |exact change|} of a model that the edit is not in.
+
+        What a weight's dtype takes from the edit, whose factors are wider: about 1e-7 |W| / |change| in float32, much in 16 bits.
+        """
+        lost = {}
+        for name, change in self.changes.items():
+            parameter = _parameter(model, name).detach()
+            delta = _on(change, parameter.device)
+            delta = delta.to(torch.promote_types(delta.dtype, parameter.dtype))
+            made = (parameter + delta).to(parameter.dtype).to(delta.dtype) - parameter.to(delta.dtype)
+            lost[name] = float((made - delta).norm() / delta.norm().clamp_min(torch.finfo(delta.dtype).tiny))
+        return lost
+
     @staticmethod
     def load(path: str | os.PathLike) -> Edit:
         """Read what `save` wrote. Raises EditingError for a missing, truncated or foreign file."""
@@ -170,13 +195,15 @@ class Edit:
 
 def add_to(parameter: nn.Parameter, change: LowRank | Dense) -> None:
     """parameter += change in place; the product is formed in the factors' dtype on the parameter's device."""
-    device = parameter.device
-    if isinstance(change, LowRank):
-        delta = change.left.to(device) @ change.right.to(device).T
-    else:
-        delta = change.delta.to(device)
     with torch.no_grad():
-        parameter.add_(delta)  # rounded once, to the parameter's dtype
+        parameter.add_(_on(change, parameter.device))  # rounded once, to the parameter's dtype
+
+
+def _on(change: LowRank | Dense, device: torch.device) -> Tensor:
+    """The change in full, formed on `device`."""
+    if isinstance(change, LowRank):
+        return change.left.to(device) @ change.right.to(device).T
+    return change.delta.to(device)
 
 
 def _put_back(parameters: Mapping[str, nn.Parameter], originals: Mapping[str, Tensor]) -> None:

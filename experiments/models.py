@@ -67,6 +67,11 @@ def identity(model: PreTrainedModel) -> str:
     return (f"commit {commit}, " if commit else "") + f"weights {model_fingerprint(model)}"
 
 
+def source_of(name: str) -> str:
+    """The hub id or folder that transformers loads the model called ``name`` from."""
+    return _source(name)[0]
+
+
 def _source(name: str) -> tuple[str, bool]:
     """(folder or hub id, whether only this machine's files are to be used)."""
     if name == "world":
