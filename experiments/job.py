@@ -20,7 +20,7 @@ from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.core.prompts import encode_target, fill, parse_requests
 from editors.errors import EditingError
-from experiments import downstream, results
+from experiments import auto_hparams, downstream, results
 from experiments.downstream import TaskRun
 from experiments.metrics.incremental import check_length, longest_row, shortened
 from experiments.metrics.scoring import prompt_ids
@@ -47,6 +47,8 @@ class Job:
     perplexity_corpus: str | None
     texts: Mapping[str, Any] | None
     """Where the generation metrics' reference texts come from."""
+    traced: Mapping[str, Any] | None = None
+    """What the layers follow from, where ``hparams_fname`` is auto."""
 
     def settings(self) -> dict[str, Any]:
         """Whatever changes a run's numbers, beside the hyper-parameters: only a run with the same can be continued."""
@@ -73,9 +75,14 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     Raises EditingError or DataError for whatever does not fit.
     """
     _check_flags(flags)
-    hparams, editor = load_editor(flags)
+    automatic, traced = auto_hparams.is_automatic(flags["hparams_fname"]), None
+    if not automatic:
+        hparams, editor = load_editor(flags)
     model, tok = loaded or load_model(flags["model_name"], flags["dtype"], flags["device"])
     model.eval()  # without dropout
+    if automatic:
+        hparams, traced = auto_hparams.make(flags, model, tok)
+        editor = _configured(flags, hparams)
     ds_name, num_edits = flags["ds_name"], flags["num_edits"]
     ordered = flags["sample_num"] is not None or flags["index_file"]
     if ds_name == "cf" and num_edits > 1 and not ordered:
@@ -102,7 +109,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     corpus = flags["perplexity_corpus"]
     if corpus == "world":
         corpus = _world_corpus(flags)
-    return Job(model, tok, editor, records, flags, hparams, generate, runs, corpus, texts)
+    return Job(model, tok, editor, records, flags, hparams, generate, runs, corpus, texts, traced)
 
 
 def _check_flags(flags: Mapping[str, Any]) -> None:
@@ -162,7 +169,6 @@ def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """
     alg_name = flags["alg_name"]
     kind = editors.editor_class(alg_name)
-    fields = {field.name for field in dataclasses.fields(kind.hparams_class)}
     name = Path(flags["hparams_fname"] or flags["model_name"].replace("/", "_") + ".json")
     shipped = HPARAMS / (kind.hparams_folder or alg_name) / name
     path = name if name.is_file() and not shipped.is_file() else shipped
@@ -172,12 +178,19 @@ def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
                            f"{name_hint(flags['model_name'])}; name a file with --hparams_fname (there is {there})")
     editor = editors.load(alg_name, path)
     hparams = results.read_json(path)
+    return hparams, _configured(flags, hparams, editor)
+
+
+def _configured(flags: Mapping[str, Any], hparams: Mapping[str, Any], editor: Any = None) -> Any:
+    """The editor of these hyper-parameters, with the built-in world's corpus and the seed of the contexts where they belong."""
+    editor = editor or editors.load(flags["alg_name"], hparams)
+    fields = {field.name for field in dataclasses.fields(editor.hparams)}
     changed = {}
     if "context_seed" in fields - hparams.keys():
         changed["context_seed"] = flags["seed"]
     if hparams.get("mom2_dataset") == "world":
         changed["mom2_dataset"] = _world_corpus(flags)
-    return hparams, editors.load(alg_name, dataclasses.replace(editor.hparams, **changed))
+    return editors.load(flags["alg_name"], dataclasses.replace(editor.hparams, **changed))
 
 
 def is_sampled(record: Record, flags: Mapping[str, Any]) -> bool:
