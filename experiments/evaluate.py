@@ -110,6 +110,8 @@ def open_run(folder: Path, job: Job, continued: Path | None) -> Path:
         return continued
     flags = {key: str(value) if isinstance(value, Path) else value for key, value in job.flags.items()}
     about = {"settings": settings, "flags": flags, "cases": len(job.records), **results.provenance()}
+    if job.traced:
+        about["traced"] = job.traced
     return results.new_run(folder, {results.PARAMS: job.hparams, results.RUN: about})
 
 
@@ -203,7 +205,9 @@ def command() -> None:
     parser = Parser(prog="python -m experiments.evaluate", description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
     parser.add_argument("--alg_name", required=True, help=f"editor: {', '.join(editors.names())}")
     parser.add_argument("--model_name", default="world", help="Hugging Face hub id, local folder, or the built-in world")
-    parser.add_argument("--hparams_fname", help="file in hparams/<alg_name>/, or a path; by default <model_name>.json")
+    parser.add_argument("--hparams_fname", help="file in hparams/<alg_name>/, or a path; by default <model_name>.json. "
+                        "auto: the values of hparams/auto.json, and layers from a causal trace of 100 facts of the data set; "
+                        "auto:FOLDER: layers from a trace of experiments.causal_trace")
     parser.add_argument("--ds_name", help="mcf, cf, zsre, world, or the path of a .json file in the schema of one of them; "
                                           "by default world for the model world, else mcf")
     parser.add_argument("--dataset_size_limit", type=at_least_one, help="only the first so many records")
