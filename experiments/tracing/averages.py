@@ -56,7 +56,7 @@ def averages(facts: Sequence[FactScores]) -> dict[str, Any]:
     total = np.array([fact.high - fact.low for fact in facts])[:, None]
     result: dict[str, Any] = {
         "facts": len(facts), "high": float(np.mean([fact.high for fact in facts])),
-        "low": float(np.mean([fact.low for fact in facts])), "total_effect": {k: v[0] for k, v in _mean(total).items()},
+        "low": float(np.mean([fact.low for fact in facts])), "total_effect": {part: value and value[0] for part, value in _mean(total).items()},
         "classes": list(CLASSES), "facts_of_class": [], "indirect_effect": {}}
     for kind in (kind for kind in KINDS if kind in facts[0].scores):
         by_class: list[list[np.ndarray]] = [[] for _ in CLASSES]

@@ -102,16 +102,16 @@ class Passes:
                 place = (slice(i * self.rows + 1, (i + 1) * self.rows), slice(prompt.start, prompt.end))
                 drawn = noise.draw(prompt.end - prompt.start, output.shape[-1]).to(output.device)
                 self.embedded[place] = drawn.to(output) if replace else (output[place] + drawn).to(output)
-            return self.embedded
+            return self.embedded.clone()
 
         def keep_block(module, args, output):
             if isinstance(output, tuple):
                 self.companions = (None,) * (len(output) - 1)
-            self.blocks.append(first(output))
+            self.blocks.append(first(output).clone())  # some blocks add to their input or their MLP's output in place
 
         def keep_clean(site):
             return lambda module, args, output: self.clean[site].append(
-                by_row(output, self.rows * len(self.prompts))[::self.rows])
+                by_row(output, self.rows * len(self.prompts))[::self.rows].clone())
 
         yield get_module(self.model, self.sites.embed).register_forward_hook(corrupt)
         for layer in range(self.sites.layers):
@@ -142,7 +142,8 @@ class Continuation(Replay):
         self.hidden = None
         if self.start:
             self.hidden = self._corrupted(passes.blocks[self.start - 1])
-            self._restore(self.hidden, [i for i, cell in enumerate(cells) if cell.site == "block"], passes.blocks[self.start - 1][::passes.rows])
+            states = [i for i, cell in enumerate(cells) if cell.site == "block"]
+            self._restore(self.hidden, states, passes.blocks[self.start - 1][::passes.rows])
 
     def last_column(self) -> Float[Tensor, "rows d_model"]:
         """The decoder's output at the prompts' last token, from where the answer is read."""

@@ -41,6 +41,8 @@ def trace_prompts(tok, facts: Sequence[KnownFact], positions: int | None) -> lis
             raise EditingError(f"{where}: no token of {fact.prompt!r} covers the subject {fact.subject!r}")
         if positions is not None and len(ids) > positions:
             raise EditingError(f"{where}: its prompt takes {len(ids)} tokens, but the model has {positions} positions")
+        if not fact.attribute.strip():
+            raise EditingError(f"{where}: its attribute is empty")
         try:
             expected = encode_target(tok, " " + fact.attribute.strip())[0]
         except EditingError as error:
