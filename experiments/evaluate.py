@@ -6,7 +6,8 @@
 Consecutive batches of ``num_edits`` records are edited into the unmodified model, one batch after another (each is taken out
 again, bit by bit, before the next). Results: see :mod:`experiments.results`. A run that was killed at any moment goes on with
 ``--continue_from_run run_<NNN>`` and ends with the same numbers: a batch is done anew unless all its files are there, and
-everything is computed in groups that only the data and ``num_edits`` decide.
+everything is computed in groups that only the data and ``num_edits`` decide. So several processes
+(``torchrun --nproc_per_node=4 -m experiments.evaluate ...``) end with the same numbers, too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import argparse
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import data
 import editors
 from data.download import data_folder
 from data.records import Record
+from editors.core import ranks
 from experiments import results
 from experiments.cli import HelpFormatter, Parser, a_seed, add_model_flags, at_least_one, run_program
 from experiments.downstream import add_downstream_flags
@@ -87,15 +90,18 @@ def main(
     flags["dir_name"] = dir_name or alg_name
     flags["ds_name"] = str(ds_name or ("world" if flags["model_name"] == "world" else "mcf"))
     folder = Path(results_dir) / flags["dir_name"]
-    continued = None if continue_from_run is None else results.existing_run(folder, continue_from_run)
+    continued = None if continue_from_run is None else ranks.from_first(lambda: results.existing_run(folder, continue_from_run))
 
     with _folders(data_dir, stats_dir):
-        job = prepare(flags, loaded)
-        run = open_run(folder, job, continued)
+        job = ranks.in_turn(lambda: prepare(flags, loaded))
+        run = ranks.from_first(lambda: open_run(folder, job, continued))
         try:
             (run_sequence if sequential else evaluate)(job, run)
+        except ranks.RankLost as error:
+            error.args = (f"{error}, with --continue_from_run {run.name}",)
+            raise
         except (editors.EditingError, data.DataError):
-            if continued is None:
+            if continued is None and ranks.process() == 0:
                 results.remove_unused(run)
             raise
     return run
@@ -116,32 +122,48 @@ def open_run(folder: Path, job: Job, continued: Path | None) -> Path:
 
 
 def evaluate(job: Job, run: Path) -> None:
-    """Edits and measures every batch whose files are not all there, and writes them."""
+    """Edits and measures every batch whose files are not all there, and writes them.
+
+    Of several processes each takes batches of its own; all work at the same one where there are fewer batches than processes.
+    """
     num_edits = job.flags["num_edits"]
     checkups = Checkups(job, run)
-    if checkups.wanted and not checkups.path(0).exists():
-        checkups.unedited()
-
-    with tqdm(total=len(job.records), desc=job.flags["alg_name"], unit="case") as bar:
+    checkups.unedited_once()
+    prepared = ranks.world_size() == 1
+    with tqdm(total=len(job.records), desc=job.flags["alg_name"], unit="case", disable=ranks.rank() > 0) as bar:
         for start, block in _blocks(job.records, num_edits):
-            todo = [(number, chunk) for number, chunk in enumerate(block, start + 1)
-                    if not all(results.case_path(run, num_edits, record.case_id).exists() for record in chunk)]
-            bar.update(sum(map(len, block)) - sum(len(chunk) for _, chunk in todo))
+            todo = ranks.from_first(partial(_unfinished, run, num_edits, block))
+            bar.update(sum(map(len, block)) - sum(len(block[i]) for i in todo))
             if not todo:
                 continue
+            if not prepared:  # all together: statistics and contexts, which each would else collect by itself
+                job.editor.begin(job.model, job.tok)
+                prepared = True
             # Measured in one go; the whole block, also when part of it is done, for the same numbers to the last digit.
             before = measure(job, [record for chunk in block for record in chunk])
-            for number, chunk in todo:
-                seconds, after = _edit_and_measure(job, chunk, number, checkups)
-                for record in chunk:
-                    results.write_case(run, num_edits, record, chunk, seconds, before[record.case_id], after[record.case_id])
-                bar.update(len(chunk))
+            apart = len(todo) >= ranks.world_size()
+            mine = todo[ranks.rank()::ranks.world_size()] if apart else todo
+            with ranks.alone() if apart else nullcontext():
+                for i in mine:
+                    chunk = block[i]
+                    about, after = _edit_and_measure(job, chunk, start + i + 1, checkups)
+                    for record in chunk if ranks.rank() == 0 else ():
+                        results.write_case(run, num_edits, record, chunk, about, before[record.case_id], after[record.case_id])
+                    bar.update(len(chunk))
+            bar.update(sum(len(block[i]) for i in set(todo) - set(mine)))
+    ranks.barrier()
+
+
+def _unfinished(run: Path, num_edits: int, block: Sequence[Sequence[Record]]) -> list[int]:
+    """Which batches of a block do not have all their files."""
+    return [i for i, chunk in enumerate(block)
+            if not all(results.case_path(run, num_edits, record.case_id).exists() for record in chunk)]
 
 
 def _edit_and_measure(
     job: Job, chunk: Sequence[Record], number: int, checkups: Checkups
-) -> tuple[float, dict[int, dict[str, Any]]]:
-    """(seconds that the edit took, metrics of each record under it). The model is afterwards what it was, bit by bit."""
+) -> tuple[dict[str, float], dict[int, dict[str, Any]]]:
+    """(what the edit took and lost, metrics of each record under it). The model is afterwards what it was, bit by bit."""
     started = time.perf_counter()
     cache = data_folder(job.flags["data_dir"]) / "z_cache" if job.flags["use_cache"] else None
     edit = job.editor.edit(job.model, job.tok, [record.request() for record in chunk], z_cache=cache)
@@ -149,7 +171,7 @@ def _edit_and_measure(
     seconds = time.perf_counter() - started
     try:
         checkups.edited_once(number, chunk, edit.info, number == -(-len(job.records) // job.flags["num_edits"]))
-        return seconds, measure(job, chunk)
+        return results.about_edit(seconds, edit.info), measure(job, chunk)
     finally:
         edit.revert(job.model)
 
@@ -251,4 +273,4 @@ def command() -> None:
 
 
 if __name__ == "__main__":
-    run_program(command)
+    run_program(command, several=True)

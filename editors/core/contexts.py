@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..errors import EditingError
+from . import ranks
 from .fingerprint import tokenizer_fingerprint
 from .prompts import split_template, tokenize
 from .sites import evaluating, input_device, longest_context
@@ -54,10 +55,11 @@ def context_templates(
         generator = torch.Generator().manual_seed(seed)
         if kind == "memit":
             starts = [ids for ids, _ in tokenize(tok, MEMIT_STARTS)]
-            known[key] = [["{}"], _templates(tok, _sample(model, starts, MEMIT_LENGTH, generator))]
+            sampled = [["{}"], _templates(tok, _sample(model, starts, MEMIT_LENGTH, generator))]
         else:
-            sampled = [_templates(tok, _sample(model, [[start]] * n, length, generator)) for length, n in lengths]
-            known[key] = [["{}", *(template for templates in sampled for template in templates)]]
+            texts = [_templates(tok, _sample(model, [[start]] * n, length, generator)) for length, n in lengths]
+            sampled = [["{}", *(template for templates in texts for template in templates)]]
+        known[key] = ranks.same(sampled)
     return [list(group) for group in known[key]]
 
 

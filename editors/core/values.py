@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import EditingError
+from . import ranks
 from .prompts import Request, pad_id
 from .replay import Replay, only_at
 from .sites import Sites, by_row, evaluating, first, get_module, head_logits, input_device
@@ -85,14 +86,20 @@ def optimise(
     done: dict[int, tuple[Tensor, Tensor]] = {}
     trained = [p for p in model.parameters() if p.requires_grad]
     bar = tqdm(total=len(jobs), desc=f"values at block {layer}", unit="request", leave=False, disable=None if progress else True)
+
+    def found(chunk: list[Job]) -> list[tuple[int, Tensor, Tensor]]:
+        rows = []
+        for number, initial, delta in _Optimiser(model, tok, chunk, layer, settings, sites, site).run(watch):
+            rows.append((number, initial.cpu(), delta.cpu()))
+            bar.update()
+        return rows
+
     try:
         for p in trained:  # no gradients for weights: only delta moves
             p.requires_grad_(False)
         with evaluating(model):
-            for chunk in chunks(jobs, model, sites):
-                for number, initial, delta in _Optimiser(model, tok, chunk, layer, settings, sites, site).run(watch):
-                    done[number] = (initial.cpu(), delta.cpu())
-                    bar.update()
+            for rows in ranks.each(found, list(chunks(jobs, model, sites))):
+                done |= {number: (initial, delta) for number, initial, delta in rows}
     finally:
         bar.close()
         for p in trained:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from editors.core import ranks
 from editors.core.prompts import pad_id
 
 from .incremental import Prefix, batches, check_length, continue_rows, extend, logit_rows, longest_row, read, shortened
@@ -75,12 +76,17 @@ def ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, plan: Plan) -> Ans
     scores: dict[tuple[Ids, Ids], Score] = {}
     texts: dict[Ids, str] = {}
     with tqdm(total=len(prompts), desc="evaluate", unit="prompt", leave=False, disable=None) as bar:
-        for group in batches(model, prompts):
+
+        def answer(group: list[int]) -> tuple[dict[tuple[Ids, Ids], Score], dict[Ids, str]]:
             rows = [prompts[i] for i in group]
             prefix, logits = read(model, rows, pad_id(tok))
-            scores.update(score_targets(model, prefix, logits, rows, plan.targets, pad_id(tok)))
-            texts.update(_generate(model, tok, prefix, logits, rows, plan.budgets))
+            found = score_targets(model, prefix, logits, rows, plan.targets, pad_id(tok))
             bar.update(len(rows))
+            return found, _generate(model, tok, prefix, logits, rows, plan.budgets)
+
+        for found, continued in ranks.each(answer, batches(model, prompts)):
+            scores.update(found)
+            texts.update(continued)
     return Answers(scores, texts)
 
 
