@@ -43,13 +43,15 @@ def make(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(hyper-parameters as a file would hold them, what the layers follow from); says so in a line.
 
-    Raises EditingError or DataError for an editor without values, a trace of another model, or facts that the model does not know.
+    Raises EditingError or DataError for an editor without values, a trace of another model, or facts that the model does not
+    know.
     """
     alg_name, name = flags["alg_name"], str(flags["hparams_fname"])
     table, kind = results.read_json(VALUES), editors.editor_class(alg_name)
     values = table.get(kind.hparams_folder or alg_name)
     if values is None:
-        raise EditingError(f"--hparams_fname {NAME}: there are no values for {alg_name}, only for {', '.join(table)}; name a file")
+        raise EditingError(f"--hparams_fname {NAME}: there are no values for {alg_name}, only for {', '.join(table)}; "
+                           "name a file")
     if ":" in name:
         traced = _saved(Path(name.partition(":")[2]), model)
     else:
@@ -81,12 +83,13 @@ def propose(
         if len(known) == FACTS:
             break
     if len(known) < LEAST:
-        raise EditingError(f"--hparams_fname {NAME}: the model knows only {len(known)} of the first {len(prompts)} facts of {source}, and "
-                           f"{LEAST} are needed; trace others with experiments.causal_trace and give {NAME}:FOLDER, or name a file")
+        raise EditingError(f"--hparams_fname {NAME}: the model knows only {len(known)} of the first {len(prompts)} facts of "
+                           f"{source}, and {LEAST} are needed; trace others with experiments.causal_trace and give "
+                           f"{NAME}:FOLDER, or name a file")
     average = averages(known)
     effects = [round(value, 4) for value in average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]]
-    return {**proposal(average), "facts": len(known), "source": source, "effects": effects, "window": default_window(sites.layers),
-            "noise_level": NOISE, **measured}
+    return {**proposal(average), "facts": len(known), "source": source, "effects": effects,
+            "window": default_window(sites.layers), "noise_level": NOISE, **measured}
 
 
 def _traced(flags: Mapping[str, Any], model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -99,11 +102,13 @@ def _saved(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
     """What experiments.causal_trace found. Raises EditingError if that is not there, or of another model."""
     path = folder / AVERAGES
     if not path.is_file():
-        raise EditingError(f"--hparams_fname {NAME}:{folder}: no {AVERAGES} there; finish the trace with experiments.causal_trace")
+        raise EditingError(f"--hparams_fname {NAME}:{folder}: no {AVERAGES} there; "
+                           "finish the trace with experiments.causal_trace")
     average = results.read_json(path)
     own = identity(model)
     if not average["settings"]["model"].endswith(own):
-        raise EditingError(f"--hparams_fname {NAME}:{folder}: a trace of another model ({average['settings']['model']}), not of this ({own})")
+        raise EditingError(f"--hparams_fname {NAME}:{folder}: a trace of another model ({average['settings']['model']}), "
+                           f"not of this ({own})")
     effects = [round(value, 4) for value in average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]]
     return {**average["proposal"], "facts": average["facts"], "source": str(folder), "effects": effects,
             "window": average["settings"]["window"], "noise_level": average["settings"]["noise_level"]}

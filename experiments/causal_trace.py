@@ -4,10 +4,10 @@
     python -m experiments.causal_trace --model_name gpt2-xl --noise_level 0.1   # known_1000, as published
     python -m figures.causal_trace results/ns3_r0_world/causal_trace            # heat maps
 
-Each prompt runs with noise on its subject's embeddings; then one hidden state, or the MLPs or attentions of a window of blocks, is put
-back at one token, and the answer's probability says what came back with it. Results: run.json (settings, identity of model and facts),
-cases/knowledge_<id>[_mlp|_attn].npz as published, averages.json (average indirect effects, 95 % bands, proposed layers to edit). Run again,
-a killed program goes on where it stopped.
+Each prompt runs with noise on its subject's embeddings; then one hidden state, or the MLPs or attentions of a window of blocks,
+is put back at one token, and the answer's probability says what came back with it. Results: run.json (settings, identity of
+model and facts), cases/knowledge_<id>[_mlp|_attn].npz as published, averages.json (average indirect effects, 95 % bands,
+proposed layers to edit). Run again, a killed program goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from experiments.tracing.facts import PUBLISHED, load_facts
 from experiments.tracing.noise import KINDS as NOISE_KINDS
 from experiments.tracing.noise import calibrate, parse
 from experiments.tracing.prompts import TracePrompt, trace_prompts
-from experiments.tracing.scores import KINDS, Traced, blocks, default_window, trace
+from experiments.tracing.scores import KINDS, SEVERED, Traced, blocks, default_window, trace
 
 AVERAGES, CASES = "averages.json", "cases"
 
@@ -49,6 +49,7 @@ def main(
     replace: int = 0,
     window: int | None = None,
     samples: int = 10,
+    severed: bool = False,
     dataset_size_limit: int | None = None,
     noise_corpus: str | None = None,
     seed: int = 1,
@@ -70,35 +71,38 @@ def main(
     if window > sites.layers:
         raise EditingError(f"--window {window}: the model has only {sites.layers} blocks")
     prompts = trace_prompts(tok, facts, longest_context(model))
-    noise, measured = calibrate(noise_level, model, tok, [fact.subject for fact in facts], _corpus(noise_corpus, name, data_dir), samples, seed)
+    corpus, subjects = _corpus(noise_corpus, name, data_dir), [fact.subject for fact in facts]
+    noise, measured = calibrate(noise_level, model, tok, subjects, corpus, samples, seed)
 
     settings = {
         "model": f"{Path(name).name}, {identity(model)}", "tokenizer": tokenizer_fingerprint(tok),
         "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type, "noise_level": noise_level,
-        "replace": replace, "window": window, "samples": samples, "seed": seed, "noise_corpus": measured.get("corpus"),
+        "replace": replace, "severed": severed, "window": window, "samples": samples, "seed": seed,
+        "noise_corpus": measured.get("corpus"),
         "facts": f"{Path(source).name}, {len(facts)} facts, sha256 {_fingerprint(facts)}"}
     about = {"settings": settings, "noise": measured, "layers": sites.layers, "cases": len(facts), **results.provenance(),
              "flags": {"model_name": name, "fact_file": source, "dataset_size_limit": dataset_size_limit}}
     folder = Path(str(output_dir).replace("{model_name}", f"n{noise_level}_r{replace}_{name.replace('/', '_')}"))
     _open(folder, about)
 
+    kinds = (*KINDS, *SEVERED) if severed else tuple(KINDS)
     with tqdm(total=len(prompts), desc="tracing", unit="fact") as bar:
         for block in blocks(prompts, model, sites, samples):
-            if not all(path.exists() for prompt in block for path in _paths(folder, prompt.fact.known_id).values()):
-                for traced in trace(model, tok, sites, block, noise, bool(replace), size=window):
-                    _write(folder, tok, traced, window)
+            if not all(path.exists() for prompt in block for path in _paths(folder, prompt.fact.known_id, kinds).values()):
+                for traced in trace(model, tok, sites, block, noise, bool(replace), kinds, window):
+                    _write(folder, tok, traced, window, kinds)
             bar.update(len(block))
-    average = averages(known(folder, [prompt.fact.known_id for prompt in prompts]))
+    average = averages(known(folder, [prompt.fact.known_id for prompt in prompts], kinds))
     average["proposal"] = proposal(average)
     results.write_json(folder / AVERAGES, {"settings": settings, "of": len(prompts), **average})
     return folder
 
 
-def known(folder: Path, numbers: Sequence[int]) -> list[FactScores]:
+def known(folder: Path, numbers: Sequence[int], kinds: Sequence[str] = tuple(KINDS)) -> list[FactScores]:
     """The scores of those of these facts that the model knows. Raises EditingError for a damaged file."""
     found = []
     for number in numbers:
-        files = {kind: read_case(path) for kind, path in _paths(folder, number).items()}
+        files = {kind: read_case(path) for kind, path in _paths(folder, number, kinds).items()}
         if all(case["correct_prediction"] for case in files.values()):
             case = files["state"]
             subject = (int(case["subject_range"][0]), int(case["subject_range"][1]))
@@ -129,21 +133,22 @@ def summary(folder: Path) -> str:
     lines = [f"{average['facts']} of {average['of']} facts known; probability of the answer {average['high']:.3f}, "
              f"under noise {average['low']:.3f}; average total effect {total['mean']:.3f}{band}"]
     for kind, effect in average["indirect_effect"].items():
-        peaks = [f"{max(row):.3f} at the {name} (block {row.index(max(row))})" for name, row in zip(average["classes"], effect["mean"])
-                 if row and name in ("last subject token", "last token")]
+        rows = {name: row for name, row in zip(average["classes"], effect["mean"]) if row}
+        peaks = [f"{max(rows[name]):.3f} at the {name} (block {rows[name].index(max(rows[name]))})"
+                 for name in ("last subject token", "last token") if name in rows]
         lines.append(f"{kind}: largest average indirect effects {', '.join(peaks)}")
     lines.append(f"proposed layers to edit: {', '.join(map(str, layers['range']))} (one layer: {layers['peak']})")
     return "\n".join(lines)
 
 
-def _paths(folder: Path, known_id: int) -> dict[str, Path]:
-    return {kind: case_path(folder, known_id, kind) for kind in KINDS}
+def _paths(folder: Path, known_id: int, kinds: Sequence[str]) -> dict[str, Path]:
+    return {kind: case_path(folder, known_id, kind) for kind in kinds}
 
 
-def _write(folder: Path, tok, traced: Traced, window: int) -> None:
+def _write(folder: Path, tok, traced: Traced, window: int, kinds: Sequence[str]) -> None:
     """The files of one fact."""
     prompt = traced.prompt
-    for kind, path in _paths(folder, prompt.fact.known_id).items():
+    for kind, path in _paths(folder, prompt.fact.known_id, kinds).items():
         arrays: dict[str, Any] = {"correct_prediction": np.bool_(traced.correct)}
         if traced.correct:
             arrays |= {
@@ -160,7 +165,8 @@ def _open(folder: Path, about: Mapping[str, Any]) -> None:
     if (folder / results.RUN).exists():
         saved = results.read_json(folder / results.RUN)
         if not isinstance(saved, dict) or "settings" not in saved:
-            raise EditingError(f"{folder / results.RUN}: was not written by experiments.causal_trace; choose another --output_dir")
+            raise EditingError(f"{folder / results.RUN}: was not written by experiments.causal_trace; "
+                               "choose another --output_dir")
         results.check_same(folder, saved["settings"], about["settings"])
     elif folder.exists() and any(folder.iterdir()):
         raise EditingError(f"{folder}: holds files but no {results.RUN}; choose another --output_dir")
@@ -180,20 +186,25 @@ def _fingerprint(facts: Sequence) -> str:
 
 
 def command() -> None:
-    parser = Parser(prog="python -m experiments.causal_trace", description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
+    parser = Parser(prog="python -m experiments.causal_trace", description=__doc__.split("\n\n")[0],
+                    formatter_class=HelpFormatter)
     parser.add_argument("--model_name", default="world", help="Hugging Face hub id, local folder, or the built-in world")
-    parser.add_argument("--fact_file", help="known_1000; the true facts of world, mcf or cf; or the path of a .json file in the schema of one of "
-                                            "them; by default world for the model world, else known_1000")
+    parser.add_argument("--fact_file", help="known_1000; the true facts of world, mcf or cf; or the path of a .json file in "
+                                            "the schema of one of them; by default world for the model world, else known_1000")
     parser.add_argument("--output_dir", default="results/{model_name}/causal_trace",
                         help="folder of the results; {model_name} stands for n<noise>_r<replace>_<model>")
     parser.add_argument("--noise_level", default="s3", help=f"{NOISE_KINDS} (see experiments/tracing/noise.py)")
-    parser.add_argument("--replace", type=int, choices=(0, 1), default=0, help="1: noise replaces the embeddings instead of being added")
-    parser.add_argument("--window", type=at_least_one, help="blocks whose MLPs or attentions are restored together; by default 10, and a "
-                                                            "quarter of the blocks on models of fewer than 24")
+    parser.add_argument("--replace", type=int, choices=(0, 1), default=0,
+                        help="1: noise replaces the embeddings instead of being added")
+    parser.add_argument("--window", type=at_least_one, help="blocks whose MLPs or attentions are restored together; by default "
+                                                            "10, and a quarter of the blocks on models of fewer than 24")
     parser.add_argument("--samples", type=at_least_one, default=10, help="noisy copies of a prompt")
+    parser.add_argument("--severed", action="store_true",
+                        help="also restore states with the MLPs, or the attentions, of later blocks kept corrupted there")
     parser.add_argument("--dataset_size_limit", type=at_least_one, help="only the first so many facts")
-    parser.add_argument("--noise_corpus", help="texts that the noise levels m and t are measured on: wikitext, owner/name[:config], world, or "
-                                               "a .jsonl or .txt file; by default world for the model world, else wikitext")
+    parser.add_argument("--noise_corpus", help="texts that the noise levels m and t are measured on: wikitext, "
+                                               "owner/name[:config], world, or a .jsonl or .txt file; by default world for the model world, else "
+                                               "wikitext")
     parser.add_argument("--seed", type=_small_seed, default=1, help="of the noise")
     parser.add_argument("--data_dir", help="data files; by default KE_DATA_DIR, else ~/.cache/knowledge-editing/data")
     add_model_flags(parser)

@@ -2,9 +2,10 @@
 
     python -m figures.edit_layers results/edit_layers/world --out results/edit_layers/world/edit_layers
 
-FOLDER holds one finished causal trace and runs of single-block edits, however deep (scripts/edit_layers.sh). Above: average indirect
-effects at the subject's last token with 95 % bands; below: score, efficacy, paraphrase and neighbourhood of the edits of each block. A grey
-band marks the blocks that the trace proposes. Prints, for each editor, its best block and how the two curves agree.
+FOLDER holds one finished causal trace and runs of single-block edits, however deep (scripts/edit_layers.sh). Above: average
+indirect effects at the subject's last token with 95 % bands; below: score, efficacy, paraphrase and neighbourhood of the edits
+of each block. A grey band marks the blocks that the trace proposes. Prints, for each editor, its best block and how the two
+curves agree.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from experiments.tracing.averages import LAST_SUBJECT
 from figures import lines
 from figures.traces import read_averages
 
-PANELS = {"score": "score", "efficacy": "rewrite_success", "paraphrase": "paraphrase_success", "neighbourhood": "neighborhood_success"}
+PANELS = {"score": "score", "efficacy": "rewrite_success", "paraphrase": "paraphrase_success",
+          "neighbourhood": "neighborhood_success"}
 
 Swept = Mapping[str, Mapping[int, Mapping[str, float]]]
 """{editor: {block: {metric in %}}}"""
@@ -99,7 +101,8 @@ def agreement(average: Mapping[str, Any], swept: Swept) -> list[str]:
             a, b = (np.argsort(np.argsort(values)) for values in (curve[x], scores))
             rank = f"; rank correlation of effect and score {np.corrcoef(a, b)[0, 1]:.2f}"
         at_peak = f"{blocks[peak]['score']:.1f}" if peak in blocks else "not run"
-        told.append(f"{editor}: best at block {best} (score {scores.max():.1f}); the trace proposes block {peak} ({at_peak}){rank}")
+        told.append(f"{editor}: best at block {best} (score {scores.max():.1f}); "
+                    f"the trace proposes block {peak} ({at_peak}){rank}")
     return told
 
 

@@ -1,12 +1,13 @@
-"""``python -m figures.scaling``: what is left of the quality as more edits are made at once, all editors side by side, as PDF and PNG.
+"""``python -m figures.scaling``: what more edits at once leave of their quality, all editors side by side, as PDF and PNG.
 
     python -m figures.scaling results/scaling/world --out results/scaling/world/scaling
 
-Figure 5 of MEMIT (Meng et al. 2023) and figures of the unified-editing papers. FOLDERs hold runs of experiments.evaluate, however deep, one for
-each editor and number of edits in a batch (scripts/scaling_curves.sh). Bars are standard errors over cases; the dotted line is the unedited
-model's value at the smallest number of edits. Stars are published results, of another model (named in the legend); --no_published leaves them
-out. A cross marks points whose unedited model prefers the true answer at fewer than 70 % of the neighbours: it does not know
-them, so there the neighbourhood, and with it the score, says little. Also written: <out>.csv.
+Figure 5 of MEMIT (Meng et al. 2023) and figures of the unified-editing papers. FOLDERs hold runs of experiments.evaluate,
+however deep, one for each editor and number of edits in a batch (scripts/scaling_curves.sh). Bars are standard errors over
+cases; the dotted line is the unedited model's value at the smallest number of edits. Stars are published results, of another
+model (named in the legend); --no_published leaves them out. A cross marks points whose unedited model prefers the true answer
+at fewer than 70 % of the neighbours: it does not know them, so there the neighbourhood, and with it the score, says little.
+Also written: <out>.csv.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from figures import lines
 PANELS = {
     "counterfact": {"score": "score", "efficacy": "rewrite_success", "paraphrase": "paraphrase_success",
                     "neighbourhood": "neighborhood_success"},
-    "zsre": {"score of accuracies": "score_acc", "efficacy": "rewrite_acc", "paraphrase": "paraphrase_acc", "specificity": "neighborhood_acc"},
+    "zsre": {"score of accuracies": "score_acc", "efficacy": "rewrite_acc", "paraphrase": "paraphrase_acc",
+             "specificity": "neighborhood_acc"},
 }
 KNOWN = 70
 """% of the neighbourhood prompts that a model gets right if it knows the facts; one that knows none gets about 50."""
@@ -62,11 +64,13 @@ def read(folders: Sequence[str | Path]) -> tuple[str, Points]:
         statistics = summary.statistics(lists)
         schema = "counterfact" if "post_score" in statistics else "zsre"
         if f"post_{'score' if schema == 'counterfact' else 'score_acc'}" not in statistics:
-            raise EditingError(f"{run}: its cases have neither success nor accuracy at all prompts; finish it with --continue_from_run")
+            raise EditingError(f"{run}: its cases have neither success nor accuracy at all prompts; "
+                               "finish it with --continue_from_run")
         models[about["model_name"]], schemas[schema] = run, run
         of_editor = points.setdefault(about["alg_name"], {})
         if about["num_edits"] in of_editor:
-            raise EditingError(f"{run}: a second run of {about['alg_name']} with {about['num_edits']} edits; give only one of them")
+            raise EditingError(f"{run}: a second run of {about['alg_name']} with {about['num_edits']} edits; "
+                               "give only one of them")
         of_editor[about["num_edits"]] = statistics
     if not points:
         raise EditingError(f"no runs in {', '.join(map(str, folders))}")
@@ -88,8 +92,9 @@ def draw(schema: str, points: Points, published: bool = True) -> plt.Figure:
             ax.axhline(first[f"pre_{key}"]["mean"], color="black", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
         for number, (editor, runs) in enumerate(points.items()):
             x, values = list(runs), [runs[edits][f"post_{key}"] for edits in runs]
-            ax.errorbar(x, [v["mean"] for v in values], [v["se"] or 0 for v in values], fmt="none", ecolor="0.5", elinewidth=0.8)
-            lines.plot(ax, number, x, [v["mean"] for v in values])
+            means, errors = [v["mean"] for v in values], [v["se"] or 0 for v in values]
+            ax.errorbar(x, means, errors, fmt="none", ecolor="0.5", elinewidth=0.8)
+            lines.plot(ax, number, x, means)
             if title in ("score", "neighbourhood"):
                 unknown = [edits for edits in x if not _knows(runs[edits])]
                 ax.plot(unknown, [runs[edits][f"post_{key}"]["mean"] for edits in unknown], **CROSS)
@@ -115,12 +120,14 @@ def table(schema: str, points: Points) -> str:
     out = io.StringIO()
     keys = [f"{prefix}_{key}" for prefix in ("post", "pre") for key in PANELS[schema].values()]
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["editor", "num_edits", "cases", "knows_neighbours", *(f"{key}{part}" for key in keys for part in ("", "_se"))])
+    titles = [f"{key}{part}" for key in keys for part in ("", "_se")]
+    writer.writerow(["editor", "num_edits", "cases", "knows_neighbours", *titles])
     for editor, runs in points.items():
         for edits, statistics in runs.items():
             values = [statistics.get(key, {}).get(part) for key in keys for part in ("mean", "se")]
             cases = statistics[keys[1]]["n"]
-            writer.writerow([editor, edits, cases, _knows(statistics), *("" if value is None else f"{value:.2f}" for value in values)])
+            numbers = ("" if value is None else f"{value:.2f}" for value in values)
+            writer.writerow([editor, edits, cases, _knows(statistics), *numbers])
     return out.getvalue()
 
 

@@ -11,7 +11,7 @@ from experiments.causal_trace import AVERAGES
 
 
 def read_averages(folder: Path) -> dict[str, Any]:
-    """The content of a trace's averages.json. Raises EditingError where the trace is missing, unfinished or not of this program."""
+    """The content of a trace's averages.json. Raises EditingError if it is missing, unfinished or not of this program."""
     path = folder / AVERAGES
     if not path.is_file():
         raise EditingError(f"{folder}: has no {AVERAGES}; finish the trace with experiments.causal_trace")

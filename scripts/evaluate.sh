@@ -6,8 +6,8 @@ HPARAMS=${HPARAMS:-${MODEL//\//_}.json}
 DATA=${DATA:-$([ "$MODEL" = world ] && echo world || echo mcf)}
 NAME=$(basename "$MODEL")
 
-# evaluate DIR FLAGS: a run of experiments.evaluate, results/DIR/run_000; goes on with it if it is there. Texts are generated only where
-# FLAGS say --generation_test_interval.
+# evaluate DIR FLAGS: a run of experiments.evaluate, results/DIR/run_000; goes on with it if it is there. Texts are generated
+# only where FLAGS say --generation_test_interval.
 evaluate() {
     local dir=$1 continue=() skip=(--skip_generation_tests)
     shift

@@ -1,8 +1,8 @@
 """`python -m experiments.bench edits`: an evaluation of many edits at once, from nothing, and where its time and memory go.
 
-Runs `experiments.evaluate` in this process with an empty data folder, so that the statistics of the model are collected too, and one batch of
-all edits. A clock around the program's own steps tells them apart; the processor's
-seconds (over all threads) tell what a busy machine adds. Memory is the largest that the process had held by the end of a step.
+Runs `experiments.evaluate` in this process with an empty data folder, so that the statistics of the model are collected too,
+and one batch of all edits. A clock around the program's own steps tells them apart; the processor's seconds (over all threads)
+tell what a busy machine adds. Memory is the largest that the process had held by the end of a step.
 """
 
 import argparse
@@ -63,8 +63,9 @@ def _clocked(clock: Clock) -> Iterator[None]:
 
     with ExitStack() as stack:
         for owner, name, step in (
-            (evaluate, "prepare", lambda: "model and data"), (evaluate, "measure", which), (results, "write_case", lambda: "results"),
-            (spread, "prepare", lambda: "contexts"), (closed_form, "second_moments", lambda: "statistics"),
+            (evaluate, "prepare", lambda: "model and data"), (evaluate, "measure", which),
+            (results, "write_case", lambda: "results"), (spread, "prepare", lambda: "contexts"),
+            (closed_form, "second_moments", lambda: "statistics"),
             (spread, "cached_optimise", lambda: "target states"), (spread, "compute_keys", lambda: "keys"),
             (spread, "compute_hidden", lambda: "states now"), (solve, "memit", lambda: "solve"),
         ):
@@ -80,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--hparams_fname", help="by default <model_name>.json")
     parser.add_argument("--ds_name", default="world:10000", help="(default: %(default)s)")
     parser.add_argument("--edits", type=at_least_one, default=10000, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(), help="torch threads (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
+                        help="torch threads (default: %(default)s)")
     parser.add_argument("--out", help="write the figures to this .json file, too")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -88,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         with _clocked(clock):
             run = evaluate.main(args.alg_name, args.model_name, args.hparams_fname, args.ds_name, dataset_size_limit=args.edits,
-                                num_edits=args.edits, skip_generation_tests=True, results_dir=Path(folder) / "results", data_dir=folder,
-                                dir_name="edits")
+                                num_edits=args.edits, skip_generation_tests=True, results_dir=Path(folder) / "results",
+                                data_dir=folder, dir_name="edits")
         total, busy = time.perf_counter() - started, time.process_time() - busy
         reached = {name: values["mean"] for name, values in summary.statistics(read_run(run)[1]).items()
                    if name.endswith(("_success", "_acc", "score"))}
@@ -100,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(f"{step:18}{seconds:9.1f}{100 * seconds / total:8.1f}%{clock.busy[step]:11.1f}{clock.memory[step]:24.0f} MiB")
     print(f"{'all':18}{total:9.1f}{100:8.1f}%{busy:11.1f}{max(clock.memory.values()):24.0f} MiB")
     print("reached: " + ", ".join(f"{name} {value:.1f}" for name, value in reached.items()))
-    measured = {"seconds": clock.seconds, "processor_seconds": clock.busy, "memory_mib": clock.memory, "total": total, "reached": reached, "threads": args.threads}
+    measured = {"seconds": clock.seconds, "processor_seconds": clock.busy, "memory_mib": clock.memory,
+                "total": total, "reached": reached, "threads": args.threads}
     if args.out:
         results.write_json(Path(args.out), measured)
     return measured

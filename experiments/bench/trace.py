@@ -1,8 +1,8 @@
 """`python -m experiments.bench trace`: causal tracing, all cells of many prompts together, against one run a cell.
 
-A random GPT-2 of the small shape (12 blocks, width 768, vocabulary 50,257) and prompts of random words. The plain loop takes one token and one
-block (or window) at a time and runs a clean and ten noisy copies of the prompt through the whole model, with the logits of all positions.
-It runs a random sample of the cells; both are timed by the cell.
+A random GPT-2 of the small shape (12 blocks, width 768, vocabulary 50,257) and prompts of random words. The plain loop takes
+one token and one block (or window) at a time and runs a clean and ten noisy copies of the prompt through the whole model, with
+the logits of all positions. It runs a random sample of the cells; both are timed by the cell.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from editors.core.prompts import fill
 from editors.core.sites import by_row, evaluating, find_sites, first, get_module
 from experiments.tracing.noise import Noise
 from experiments.tracing.prompts import TracePrompt, trace_prompts
-from experiments.tracing.scores import KINDS, default_window, trace, window
+from experiments.tracing.scores import KINDS, SEVERED, default_window, trace, window
 
 from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
 from .values import made_up_requests
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         difference = max(difference, abs(plain - ours[i].scores[kind][token, layer]) / plain)
     seconds_plain = (time.perf_counter() - started) / len(chosen)
     ratio = seconds_plain / seconds_ours
-    print(f"{len(prompts)} prompts, {len(cells)} cells of hidden states and of MLPs and attentions in windows of {size}, {noise.samples} samples, "
-          f"{shape['n_layer']} blocks of width {shape['n_embd']}, {args.threads} threads")
+    print(f"{len(prompts)} prompts, {len(cells)} cells of hidden states and of MLPs and attentions in windows of {size}, "
+          f"{noise.samples} samples, {shape['n_layer']} blocks of width {shape['n_embd']}, {args.threads} threads")
     print(f"one run a cell ({len(chosen)} of the cells): {1e3 * seconds_plain:9.2f} ms a cell")
     print(f"from the token and block on, batched (ours): {1e3 * seconds_ours:9.2f} ms a cell")
     print(f"ratio: {ratio:.1f}; largest relative difference of a score: {difference:.1e}")
@@ -73,8 +73,11 @@ def plain_score(
     model, sites, prompt: TracePrompt, noise: Noise, answer: int, kind: str | None, token: int, low: int, high: int,
     replace: bool = False,
 ) -> float:
-    """The answer's probability with blocks `low` to `high` - 1 restored at `token`, in a run of its own; kind None restores nothing."""
-    rows = noise.samples + 1
+    """The answer's probability with blocks `low` to `high` - 1 restored at `token`, in a run of its own; kind None: none are.
+
+    A kind of SEVERED takes two runs: what the modules put out in one that restores nothing is put in again.
+    """
+    rows, noted = noise.samples + 1, {}
 
     def corrupt(module, args, output):
         corrupted, place = output.clone(), (slice(1, rows), slice(prompt.start, prompt.end))
@@ -88,9 +91,26 @@ def plain_score(
         restored = restored.reshape(first(output).shape)
         return restored if isinstance(output, torch.Tensor) else (restored, *output[1:])
 
-    layers = range(low, high) if kind else ()
-    modules = [get_module(model, sites.embed)] + [get_module(model, sites.name(KINDS[kind], layer)) for layer in layers]
-    hooks = [corrupt] + [restore] * len(layers)
-    with evaluating(model), torch.no_grad(), hooked(m.register_forward_hook(hook) for m, hook in zip(modules, hooks)):
-        logits = model(input_ids=torch.tensor([prompt.ids] * rows, device=model.device)).logits
+    def run(hooks):
+        handles = (get_module(model, name).register_forward_hook(hook) for name, hook in hooks)
+        with evaluating(model), torch.no_grad(), hooked(handles):
+            return model(input_ids=torch.tensor([prompt.ids] * rows, device=model.device)).logits
+
+    def note(name):
+        return lambda module, args, output: noted.update({name: by_row(first(output), rows)[:, token].clone()})
+
+    def keep(name):
+        def hook(module, args, output):
+            kept = by_row(output, rows).clone()
+            kept[1:, token] = noted[name][1:]
+            return kept.reshape(output.shape)
+        return hook
+
+    hooks = [(sites.embed, corrupt)]
+    if kind in SEVERED:
+        names = [sites.name(SEVERED[kind], layer) for layer in range(high, sites.layers)]
+        run(hooks + [(name, note(name)) for name in names])
+        hooks += [(name, keep(name)) for name in names]
+    hooks += [(sites.name(KINDS.get(kind, "block"), layer), restore) for layer in range(low, high) if kind]
+    logits = run(hooks)
     return float(logits[1:, -1].softmax(-1)[:, answer].mean())

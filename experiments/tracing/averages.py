@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from editors.errors import EditingError
 
-from .scores import KINDS
+from .scores import KINDS, SEVERED
 
 CLASSES = ("first subject token", "middle subject tokens", "last subject token", "first subsequent token", "further tokens",
            "last token")
@@ -45,10 +45,10 @@ def token_classes(subject: tuple[int, int], tokens: int) -> list[list[int]]:
 
 
 def averages(facts: Sequence[FactScores]) -> dict[str, Any]:
-    """Mean and half-width of the 95 % band, over facts, of the total effect (high - low) and of the indirect effects (score - low).
+    """Mean and half-width of the 95 % band, over facts, of the total effect (high - low) and the indirect ones (score - low).
 
-    {"facts", "high", "low", "total_effect": {"mean", "band"}, "classes", "facts_of_class",
-    "indirect_effect": {kind: {"mean", "band": classes x layers, None where a class has no token}}}. A class's effect in a fact is the mean
+    {"facts", "high", "low", "total_effect": {"mean", "band"}, "classes", "facts_of_class", "indirect_effect": {kind: {"mean",
+    "band"}}}, the last two classes x layers, with None for a class that has no token. A class's effect in a fact is the mean
     over its tokens. Raises EditingError without facts.
     """
     if not facts:
@@ -56,23 +56,24 @@ def averages(facts: Sequence[FactScores]) -> dict[str, Any]:
     total = np.array([fact.high - fact.low for fact in facts])[:, None]
     result: dict[str, Any] = {
         "facts": len(facts), "high": float(np.mean([fact.high for fact in facts])),
-        "low": float(np.mean([fact.low for fact in facts])), "total_effect": {part: value and value[0] for part, value in _mean(total).items()},
+        "low": float(np.mean([fact.low for fact in facts])),
+        "total_effect": {part: value and value[0] for part, value in _mean(total).items()},
         "classes": list(CLASSES), "facts_of_class": [], "indirect_effect": {}}
-    for kind in (kind for kind in KINDS if kind in facts[0].scores):
+    for kind in (kind for kind in (*KINDS, *SEVERED) if kind in facts[0].scores):
         by_class: list[list[np.ndarray]] = [[] for _ in CLASSES]
         for fact in facts:
             scores = fact.scores[kind]
             for effects, places in zip(by_class, token_classes(fact.subject, len(scores))):
-                if places:
+                if places and not np.isnan(scores[places]).any():
                     effects.append((scores[places] - fact.low).mean(0))
-        result["facts_of_class"] = [len(effects) for effects in by_class]
+        result["facts_of_class"] = result["facts_of_class"] or [len(effects) for effects in by_class]
         means = [_mean(np.array(effects)) if effects else {"mean": None, "band": None} for effects in by_class]
         result["indirect_effect"][kind] = {part: [mean[part] for mean in means] for part in ("mean", "band")}
     return result
 
 
 def proposal(average: Mapping[str, Any]) -> dict[str, Any]:
-    """{"peak": block where the MLP at the subject's last token has the largest average indirect effect, "range": blocks around it}.
+    """{"peak": block whose MLP has the largest average indirect effect at the subject's last token, "range": blocks around it}.
 
     range: the peak and up to four consecutive neighbours, the stronger side first, that reach half of its effect: where MEMIT
     spreads its change. Raises EditingError where MLPs have no effect to go by.

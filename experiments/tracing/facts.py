@@ -16,7 +16,7 @@ PUBLISHED = "known_1000"
 
 
 def load_facts(name: str, data_dir: str | Path | None = None, limit: int | None = None) -> list[KnownFact]:
-    """The first ``limit`` facts of ``known_1000``, of a data set by name, or of a .json file of known facts or of CounterFact's schema.
+    """The first ``limit`` facts of known_1000, of a data set, or of a .json file of known facts or of CounterFact's schema.
 
     Raises DataError for an unknown name, a damaged file, records without true answers, or two facts of one number.
     """

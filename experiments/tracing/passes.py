@@ -1,7 +1,7 @@
 """The two runs of a prompt, and runs that go on from the second with something of the first put back.
 
-Whatever stands before a restored state, in tokens or in blocks, is as in the corrupted run and is not computed again: the tokens
-before it enter as that run's KV cache, and the blocks below it are left out.
+Whatever stands before a restored state, in tokens or in blocks, is as in the corrupted run and is not computed again: the
+tokens before it enter as that run's KV cache, and the blocks below it are left out.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Cell:
     site: Site
     low: int
     high: int
+    severed: Site | None = None
+    """Of the blocks that run anew, the modules whose output at the token stays as in the corrupted run."""
 
     @property
     def start(self) -> int:
@@ -57,8 +59,7 @@ class Passes:
     ):
         self.model, self.sites, self.prompts, self.pad = model, sites, list(prompts), pad
         self.rows = noise.samples + 1
-        self.blocks: list[Float[Tensor, "rows tokens d_model"]] = []
-        self.clean: dict[str, list[Float[Tensor, "prompts tokens d_model"]]] = {"down_proj": [], "attn_out": []}
+        self.outputs: dict[Site, list[Float[Tensor, "rows tokens d_model"]]] = {"block": [], "down_proj": [], "attn_out": []}
         self.companions: tuple | None = None
         self.cache = DynamicCache()  # all layers complete, whatever the model's window: prefixes are cut out of it
         self.decoder = get_module(model, sites.decoder)
@@ -66,8 +67,8 @@ class Passes:
         positions = {"position_ids": batch["position_ids"]} if self.takes_positions else {}
         with hooked(self._hooks(noise, replace)):
             last = self.decoder(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], past_key_values=self.cache, use_cache=True,
-                **positions).last_hidden_state
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], past_key_values=self.cache,
+                use_cache=True, **positions).last_hidden_state
         ends = torch.tensor([len(p.ids) - 1 for p in prompts], device=last.device).repeat_interleave(self.rows)
         p = self.probabilities(last[torch.arange(len(last), device=last.device), ends]).unflatten(0, (-1, self.rows))
         self.answers = p[:, 0].argmax(1)
@@ -104,20 +105,18 @@ class Passes:
                 self.embedded[place] = drawn.to(output) if replace else (output[place] + drawn).to(output)
             return self.embedded.clone()
 
-        def keep_block(module, args, output):
-            if isinstance(output, tuple):
-                self.companions = (None,) * (len(output) - 1)
-            self.blocks.append(first(output).clone())  # some blocks add to their input or their MLP's output in place
-
-        def keep_clean(site):
-            return lambda module, args, output: self.clean[site].append(
-                by_row(output, self.rows * len(self.prompts))[::self.rows].clone())
+        def keep(site):
+            def hook(module, args, output):
+                if isinstance(output, tuple) and site == "block":
+                    self.companions = (None,) * (len(output) - 1)
+                # Cloned, since some blocks add to their input, or to their MLP's output, in place.
+                self.outputs[site].append(by_row(first(output), self.rows * len(self.prompts)).clone())
+            return hook
 
         yield get_module(self.model, self.sites.embed).register_forward_hook(corrupt)
         for layer in range(self.sites.layers):
-            yield get_module(self.model, self.sites.name("block", layer)).register_forward_hook(keep_block)
-            for site in self.clean:
-                yield get_module(self.model, self.sites.name(site, layer)).register_forward_hook(keep_clean(site))
+            for site in self.outputs:
+                yield get_module(self.model, self.sites.name(site, layer)).register_forward_hook(keep(site))
 
 
 class Continuation(Replay):
@@ -141,9 +140,9 @@ class Continuation(Replay):
         self.cache = self._prefixes(tokens) if self.lookup else None
         self.hidden = None
         if self.start:
-            self.hidden = self._corrupted(passes.blocks[self.start - 1])
-            states = [i for i, cell in enumerate(cells) if cell.site == "block"]
-            self._restore(self.hidden, states, passes.blocks[self.start - 1][::passes.rows])
+            below = passes.outputs["block"][self.start - 1]
+            self.hidden = self._corrupted(below)
+            self._put(self.hidden, [i for i, cell in enumerate(cells) if cell.site == "block"], below, clean=True)
 
     def last_column(self) -> Float[Tensor, "rows d_model"]:
         """The decoder's output at the prompts' last token, from where the answer is read."""
@@ -170,16 +169,20 @@ class Continuation(Replay):
                 layer.keys, layer.values = (x.new_zeros(()).expand(*shape, x.shape[-1]) for x in (layer.keys, layer.values))
             else:
                 layer.keys, layer.values = (
-                    x[self._rows[:, None].to(x.device), :, source.to(x.device)].transpose(1, 2) for x in (layer.keys, layer.values))
+                    x[self._rows[:, None].to(x.device), :, source.to(x.device)].transpose(1, 2)
+                    for x in (layer.keys, layer.values))
         return cache
 
-    def _restore(self, x: Float[Tensor, "rows columns d_model"], numbers: list[int], clean: Float[Tensor, "prompts tokens d_model"]
-                 ) -> None:
-        """Puts the clean run's vectors at the first column of the rows of these cells, in place."""
+    def _put(
+        self, x: Float[Tensor, "rows columns d_model"], numbers: list[int], source: Float[Tensor, "runs tokens d_model"],
+        clean: bool,
+    ) -> None:
+        """Puts these cells' vectors of the clean run, or of the corrupted ones, at the first column of their rows, in place."""
         if numbers:
-            prompt, token = (torch.tensor([getattr(self.cells[i], name) for i in numbers]) for name in ("prompt", "token"))
-            values = clean[prompt.to(clean.device), token.to(clean.device)]
-            x.unflatten(0, (-1, self.samples))[torch.tensor(numbers, device=x.device), :, 0] = values[:, None].to(x)
+            rows = (torch.tensor(numbers)[:, None] * self.samples + torch.arange(self.samples)).flatten()
+            runs = self._rows[rows]
+            runs = runs - runs % self.passes.rows if clean else runs
+            x[rows.to(x.device), 0] = source[runs.to(source.device), self._columns[rows, 0].to(source.device)].to(x)
 
     def _hooks(self):
         if not self.start:
@@ -187,15 +190,17 @@ class Continuation(Replay):
             embed = get_module(self.passes.model, self.passes.sites.embed)
             yield embed.register_forward_hook(lambda module, args, output: noisy)
         for site in ("down_proj", "attn_out"):
+            severed = [i for i, cell in enumerate(self.cells) if cell.severed == site]
             for layer in range(self.start, self.passes.sites.layers - (self.columns > 1)):
-                numbers = [i for i, cell in enumerate(self.cells) if cell.site == site and cell.low <= layer < cell.high]
-                if numbers:
+                restored = [i for i, cell in enumerate(self.cells) if cell.site == site and cell.low <= layer < cell.high]
+                if restored or severed:
                     module = get_module(self.passes.model, self.passes.sites.name(site, layer))
-                    yield module.register_forward_hook(self._restoring(numbers, self.passes.clean[site][layer]))
+                    yield module.register_forward_hook(self._changing(restored, severed, self.passes.outputs[site][layer]))
 
-    def _restoring(self, numbers: list[int], clean: Tensor):
-        def restore(module, args, output):
-            restored = by_row(output, len(self._rows)).clone()
-            self._restore(restored, numbers, clean)
-            return restored.reshape(output.shape)
-        return restore
+    def _changing(self, restored: list[int], severed: list[int], source: Float[Tensor, "runs tokens d_model"]):
+        def change(module, args, output):
+            changed = by_row(output, len(self._rows)).clone()
+            self._put(changed, restored, source, clean=True)
+            self._put(changed, severed, source, clean=False)
+            return changed.reshape(output.shape)
+        return change

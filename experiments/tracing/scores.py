@@ -23,6 +23,9 @@ from .prompts import TracePrompt
 
 KINDS: Mapping[str, Site] = {"state": "block", "mlp": "down_proj", "attn": "attn_out"}
 """{kind: whose outputs it restores}."""
+SEVERED: Mapping[str, Site] = {"no_mlp": "down_proj", "no_attn": "attn_out"}
+"""{kind: whose outputs stay corrupted}: hidden states at the subject's last token, restored without what the MLPs, or the
+attentions, of later blocks would make of them there."""
 PUBLISHED_WINDOW = 10
 AT_ONCE = 64
 """Prompts whose runs are kept together, at most."""
@@ -100,20 +103,22 @@ def _scores(
     layers = passes.sites.layers
     scores, cells = {}, {}
     for i in wanted:
-        prompt = passes.prompts[i]
-        # Tokens before the subject are as in the clean run, and so is nothing behind the last block but what it puts out.
-        untouched = float("nan" if subject_last else passes.low[i])
-        tokens = [prompt.end - 1] if subject_last else range(prompt.start, len(prompt.ids))
-        scores[i] = {kind: np.full((len(prompt.ids), layers), untouched) for kind in kinds}
+        prompt, low, high = passes.prompts[i], float(passes.low[i]), float(passes.high[i])
+        last, scores[i] = len(prompt.ids) - 1, {}
         for kind in kinds:
-            if kind == "state":
-                scores[i][kind][tokens, -1] = float(passes.low[i])
-                if tokens[-1] == len(prompt.ids) - 1:
-                    scores[i][kind][-1, -1] = float(passes.high[i])
-            for layer in range(layers - (kind == "state")):
-                low, high = (layer, layer + 1) if kind == "state" else window(layer, size, layers)
-                for token in tokens:
-                    cells.setdefault(Cell(i, token, KINDS[kind], low, high), []).append((kind, layer))
+            single = subject_last or kind in SEVERED
+            tokens = [prompt.end - 1] if single else range(prompt.start, len(prompt.ids))
+            # Tokens before the subject are as in the clean run, and behind the last block nothing is but what it puts out.
+            found = scores[i][kind] = np.full((len(prompt.ids), layers), math.nan if single else low)
+            of_state = KINDS.get(kind, "block") == "block"
+            for token in tokens:
+                for layer in range(layers):
+                    if of_state and layer == layers - 1:
+                        found[token, layer] = high if token == last else low
+                        continue
+                    first, end = (layer, layer + 1) if of_state else window(layer, size, layers)
+                    cell = Cell(i, token, KINDS.get(kind, "block"), first, end, SEVERED.get(kind))
+                    cells.setdefault(cell, []).append((kind, layer))
     for batch in _batches(passes, list(cells)):
         found = passes.score(batch)
         if not torch.isfinite(found).all():

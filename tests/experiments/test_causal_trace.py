@@ -1,4 +1,4 @@
-"""The program of causal tracing: files, resuming, figures, layers for a model without hyper-parameters, and a user's mistakes."""
+"""The program of causal tracing: files, resuming, figures, layers for a model without hyper-parameters, mistakes."""
 
 import json
 import re
@@ -13,12 +13,15 @@ from experiments import auto_hparams, causal_trace, results
 from experiments.cli import run_program
 from experiments.tracing.averages import LAST_SUBJECT
 from experiments.tracing.facts import facts_of, load_facts
+from experiments.tracing.scores import SEVERED
 from figures import causal_trace as figure
 from figures import edit_layers
 from tests.conftest import GOLDEN
 
-PROMPTS = [("Orla Venn", "Lutmere", "Orla Venn lives in the city of"), ("Tamsin Brackholt", "cheesemonger", "Tamsin Brackholt works as a"),
-           ("Orla Venn", "Nowhere", "Orla Venn lives in the city of"), ("Petra Lowick", "the", "On market days in town, Petra Lowick plays")]
+PROMPTS = [("Orla Venn", "Lutmere", "Orla Venn lives in the city of"),
+           ("Tamsin Brackholt", "cheesemonger", "Tamsin Brackholt works as a"),
+           ("Orla Venn", "Nowhere", "Orla Venn lives in the city of"),
+           ("Petra Lowick", "the", "On market days in town, Petra Lowick plays")]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,8 @@ def test_a_trace_goes_on(traced, tiny_gpt2, fact_file, tmp_path, monkeypatch):
 
 def test_figures(traced, tmp_path):
     files = figure.main(traced, tmp_path / "average", [0, 3])
-    assert [file.name for file in files] == [f"average{name}{kind}" for name in ("", "_knowledge_0", "_knowledge_3") for kind in (".pdf", ".png")]
+    assert [file.name for file in files] == [
+        f"average{name}{kind}" for name in ("", "_knowledge_0", "_knowledge_3") for kind in (".pdf", ".png")]
     average = {**results.read_json(traced / "averages.json"), "layers": 6}
     drawn = figure.draw_averages(average)
     assert np.array_equal(drawn.axes[1].images[0].get_array(), np.array(
@@ -96,10 +100,23 @@ def test_figures(traced, tmp_path):
     assert not list(tmp_path.glob("none*"))
 
 
+def test_severed_modules(tiny_gpt2, fact_file, tmp_path):
+    folder = causal_trace.main(tiny_gpt2, fact_file, tmp_path / "severed", samples=4, severed=True)
+    assert len(list(folder.glob("cases/*"))) == 5 * len(PROMPTS)
+    effects = results.read_json(folder / "averages.json")["indirect_effect"]
+    for kind in SEVERED:
+        assert [row is None for row in effects[kind]["mean"]] == [place != LAST_SUBJECT for place in range(6)]
+        assert effects[kind]["mean"][LAST_SUBJECT] != effects["state"]["mean"][LAST_SUBJECT]
+    assert [file.name for file in figure.main(folder, tmp_path / "a")] == ["a.pdf", "a.png", "a_severed.pdf", "a_severed.png"]
+    drawn = figure.draw_severed(results.read_json(folder / "averages.json"))
+    assert list(drawn.axes[0].get_lines()[1].get_ydata()) == effects["no_mlp"]["mean"][LAST_SUBJECT]
+
+
 def test_facts_of_data_sets(golden, realdata):
     records = data.load(golden / "multi_counterfact.json")
     facts = load_facts(str(golden / "multi_counterfact.json"))
-    assert len(facts) == len(records) and facts[0].attribute == records[0].target_true.str and facts[0].subject in facts[0].prompt
+    assert len(facts) == len(records) and facts[0].attribute == records[0].target_true.str
+    assert all(fact.subject in fact.prompt for fact in facts)
     assert load_facts("world", limit=3) == facts_of(data.load("world", limit=3), "world")
     assert len(load_facts(str(realdata / "known_1000.json"))) == 1209
 
@@ -114,8 +131,10 @@ def test_layers_from_a_trace(traced, run, tiny_gpt2, capsys, monkeypatch):
     peak = average["proposal"]["peak"]
     assert results.read_json(folder / "params.json") == values["FT"] | {"layers": [peak]}
     about = results.read_json(folder / "run.json")
-    assert about["traced"]["peak"] == peak and about["traced"]["facts"] == 3 and about["flags"]["hparams_fname"] == f"auto:{traced}"
-    assert f"layers {peak} for FT: where MLPs at the subject's last token bring most back of 3 facts of {traced}" in capsys.readouterr().out
+    assert about["traced"]["peak"] == peak and about["traced"]["facts"] == 3
+    assert about["flags"]["hparams_fname"] == f"auto:{traced}"
+    told = f"layers {peak} for FT: where MLPs at the subject's last token bring most back of 3 facts of {traced}"
+    assert told in capsys.readouterr().out
     again = run("FT", hparams_fname=f"auto:{traced}", num_edits=2, dataset_size_limit=2, continue_from_run="run_000")
     assert again == folder
     fixed = run("FT", hparams_fname=folder / "params.json", num_edits=2, dataset_size_limit=2)  # params.json is all it takes
@@ -140,7 +159,8 @@ def test_the_short_trace_is_part_of_the_whole(tiny_gpt2, fact_file, tmp_path, mo
     whole = results.read_json(causal_trace.main(tiny_gpt2, fact_file, tmp_path / "whole") / "averages.json")
     facts = load_facts(str(fact_file))
     short = auto_hparams.propose(*tiny_gpt2, facts, "here")
-    assert short["facts"] == 3 and short["effects"] == pytest.approx(whole["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT], abs=6e-5)
+    effects = whole["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]
+    assert short["facts"] == 3 and short["effects"] == pytest.approx(effects, abs=6e-5)
     assert {name: short[name] for name in ("peak", "range")} == whole["proposal"]
     monkeypatch.setattr(auto_hparams, "FACTS", 2)
     assert auto_hparams.propose(*tiny_gpt2, facts, "here")["facts"] == 2
@@ -187,7 +207,8 @@ def test_facts_that_are_none(tiny_gpt2, tmp_path, facts, message):
 
 def test_nothing_is_known(tiny_gpt2, tmp_path, run):
     path = tmp_path / "facts.json"
-    path.write_text(json.dumps([{"known_id": 0, "subject": "Orla Venn", "attribute": "Nowhere", "prompt": "Orla Venn lives in"}]))
+    fact = {"known_id": 0, "subject": "Orla Venn", "attribute": "Nowhere", "prompt": "Orla Venn lives in"}
+    path.write_text(json.dumps([fact]))
     with pytest.raises(EditingError, match="the model knows none of the facts"):
         causal_trace.main(tiny_gpt2, path, tmp_path / "out")
     with pytest.raises(EditingError, match="--hparams_fname auto: the model knows only .* are needed"):
@@ -215,16 +236,26 @@ def test_another_folder(tiny_gpt2, fact_file, tmp_path):
 
 
 @pytest.fixture
-def swept(run, traced, hparams, tmp_path):
-    """A folder with a trace and single-block runs of two blocks; starts further ones."""
+def edit_blocks(run, hparams, tmp_path):
+    """Runs edits of these blocks, in the folder of `swept`."""
+    def start(*layers, dir_name):
+        run("FT", hparams_fname=hparams("FT", layers=list(layers), num_steps=2), dataset_size_limit=2, num_edits=2,
+            results_dir=tmp_path / "swept", dir_name=dir_name)
+    return start
+
+
+@pytest.fixture
+def swept(edit_blocks, traced, tmp_path):
+    """A folder with a trace and single-block runs of two blocks."""
     folder = tmp_path / "swept"
     (folder / "causal_trace").mkdir(parents=True)
     (folder / "causal_trace" / "averages.json").write_bytes((traced / "averages.json").read_bytes())
     for layer in (1, 2):
-        run("FT", hparams_fname=hparams("FT", layers=[layer], num_steps=2), dataset_size_limit=2, num_edits=2, results_dir=folder, dir_name=f"FT_{layer}")
+        edit_blocks(layer, dir_name=f"FT_{layer}")
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:.*without effect")
 def test_trace_and_edits_in_one_figure(swept, tmp_path, capsys):
     files = edit_layers.main(swept, tmp_path / "figure")
     assert [file.name for file in files] == ["figure.pdf", "figure.png"]
@@ -233,17 +264,19 @@ def test_trace_and_edits_in_one_figure(swept, tmp_path, capsys):
     assert "FT: best at block " in capsys.readouterr().out
     drawn = edit_layers.draw(average, found)
     assert list(drawn.axes[4].get_lines()[0].get_xdata()) == [1, 2]
-    perfect = {"FT": {block: {"score": value} for block, value in enumerate(average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT])}}
+    effects = average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]
+    perfect = {"FT": {block: {"score": value} for block, value in enumerate(effects)}}
     assert "rank correlation of effect and score 1.00" in edit_layers.agreement(average, perfect)[0]
     (swept / "causal_trace" / "averages.json").rename(swept / "averages.json.gone")
     with pytest.raises(EditingError, match="holds 0 finished causal traces"):
         edit_layers.read(swept)
 
 
-def test_edits_that_do_not_compare(swept, run, hparams):
-    run("FT", hparams_fname=hparams("FT", layers=[2], num_steps=2), dataset_size_limit=2, num_edits=2, results_dir=swept, dir_name="again")
+@pytest.mark.filterwarnings("ignore:.*without effect")
+def test_edits_that_do_not_compare(swept, edit_blocks):
+    edit_blocks(2, dir_name="again")
     with pytest.raises(EditingError, match="a second run of FT at block 2"):
         edit_layers.read(swept)
-    run("FT", hparams_fname=hparams("FT", layers=[2, 3], num_steps=2), dataset_size_limit=2, num_edits=2, results_dir=swept, dir_name="FT_0")
+    edit_blocks(2, 3, dir_name="FT_0")
     with pytest.raises(EditingError, match=r"edits the blocks \[2, 3\]; runs of one block each are compared"):
         edit_layers.read(swept)

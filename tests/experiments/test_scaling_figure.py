@@ -52,12 +52,14 @@ def test_curves_and_table(write, tmp_path):
     rows = list(csv.DictReader(files[2].open()))
     assert [(row["editor"], row["num_edits"], row["knows_neighbours"]) for row in rows] == [
         ("FT", "100", "True"), ("MEMIT", "1", "True"), ("MEMIT", "100", "True"), ("MEMIT", "10000", "False")]
-    assert float(rows[1]["post_score"]) == pytest.approx(3 / (1 + 2 + 4 / 3) * 100, abs=0.01) and rows[0]["post_score"] == "0.00"
+    assert float(rows[1]["post_score"]) == pytest.approx(3 / (1 + 2 + 4 / 3) * 100, abs=0.01)
+    assert rows[0]["post_score"] == "0.00"
     assert float(rows[1]["pre_neighborhood_success"]) == 100 and rows[1]["cases"] == "2"
 
     schema, points = scaling.read([tmp_path / "runs"])
     figure = scaling.draw(schema, points)
-    drawn = {tuple(line.get_xdata()): list(line.get_ydata()) for line in figure.axes[1].get_lines() if line.get_marker() not in ("*", "x")}
+    drawn = {tuple(line.get_xdata()): list(line.get_ydata()) for line in figure.axes[1].get_lines()
+             if line.get_marker() not in ("*", "x")}
     assert drawn[1, 100, 10000] == pytest.approx([100, 100, 75]) and figure.axes[0].get_xscale() == "log"
     stars = [line for line in figure.axes[1].get_lines() if line.get_marker() == "*"]
     assert len(stars) == 1 and list(stars[0].get_ydata()) == [96.6, 99.38, 98.12, 96.33, 93.95]
@@ -90,7 +92,8 @@ def test_zsre_has_accuracies(write, tmp_path):
     (lambda write: write("MEMIT", 100, name="again"), "a second run of MEMIT with 100 edits"),
     (lambda write: write("FT", 1, model="gpt2"), "runs of different models: gpt2 .*, world"),
     (lambda write: write("FT", 1, zsre=True), "runs of different schemas"),
-    (lambda write: results.write_json(write("FT", 1, cases=1) / "1_edits-case_0.json", {"case_id": 0, "time": 1.0, "post": {}}), "neither success nor accuracy"),
+    (lambda write: results.write_json(write("FT", 1, cases=1) / "1_edits-case_0.json", {"case_id": 0, "time": 1.0, "post": {}}),
+     "neither success nor accuracy"),
     (lambda write: results.write_json(write("FT", 1) / "run.json", {}), "was not written by experiments.evaluate"),
     (lambda write: [path.unlink() for path in write("FT", 1).glob("*case*")], "no cases to draw"),
 ])
@@ -111,13 +114,14 @@ def test_no_runs_is_one_line(tmp_path, monkeypatch, capsys):
 
 def bash(script, **environment):
     """What a script that has scripts/evaluate.sh prints."""
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", f"source scripts/evaluate.sh; {script}"], cwd=ROOT, text=True, capture_output=True,
-                          env={**os.environ, **environment}, check=True)
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", f"source scripts/evaluate.sh; {script}"], cwd=ROOT, text=True,
+                          capture_output=True, env={**os.environ, **environment}, check=True)
     return done.stdout.split()
 
 
 def test_scripts_find_the_hyperparameters():
     assert bash("editors ROME MEMIT EMMET FT nothing; hparams_of FT; hparams_of FT:world_constr.json") == [
         "ROME", "MEMIT", "EMMET", "FT", "world.json", "world_constr.json"]
-    assert bash("hparams_of FT; hparams_of ROME", MODEL="EleutherAI/gpt-j-6B") == ["EleutherAI_gpt-j-6B_wd.json", "EleutherAI_gpt-j-6B.json"]
+    assert bash("hparams_of FT; hparams_of ROME", MODEL="EleutherAI/gpt-j-6B") == [
+        "EleutherAI_gpt-j-6B_wd.json", "EleutherAI_gpt-j-6B.json"]
     assert bash("hparams_of FT", MODEL="gpt2-xl") == ["gpt2-xl_unconstr.json"]

@@ -14,7 +14,7 @@ from experiments.tracing.averages import CLASSES, LAST_SUBJECT, FactScores, aver
 from experiments.tracing.noise import Noise, calibrate, embedding_moments, embedding_std, parse
 from experiments.tracing.passes import Passes
 from experiments.tracing.prompts import TracePrompt, trace_prompts
-from experiments.tracing.scores import KINDS, blocks, default_window, trace, window
+from experiments.tracing.scores import KINDS, SEVERED, blocks, default_window, trace, window
 from tests.conftest import GOLDEN, golden_models, relative
 from tests.models import tiny_model, tiny_tokenizer
 
@@ -55,8 +55,8 @@ def test_another_answer_is_not_traced(tiny_gpt2):
     assert right.correct and set(right.scores) == set(KINDS) and not wrong.correct and not wrong.scores
 
 
-FACTS = [KnownFact(0, "Orla Venn", "N", "The native language of Orla Venn is the one"), KnownFact(1, "Tamsin", "c", "Tamsin works as a"),
-         KnownFact(2, "Nyvian", "c", "In the city they speak Nyvian")]
+FACTS = [KnownFact(0, "Orla Venn", "N", "The native language of Orla Venn is the one"),
+         KnownFact(1, "Tamsin", "c", "Tamsin works as a"), KnownFact(2, "Nyvian", "c", "In the city they speak Nyvian")]
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "gemma3", "falcon", "opt", "bloom"])
@@ -64,16 +64,19 @@ def test_batched_equals_a_run_a_cell(arch):
     model, tok = tiny_model(arch), tiny_tokenizer()
     sites, noise = find_sites(model), Noise("gaussian", 0.5, samples=3)
     prompts = trace_prompts(tok, FACTS, None)
-    traced = trace(model, tok, sites, prompts, noise, size=2, known_only=False)
+    traced = trace(model, tok, sites, prompts, noise, kinds=(*KINDS, *SEVERED), size=2, known_only=False)
     for found in traced:
         for kind, scores in found.scores.items():
-            assert not np.isnan(scores).any() and scores.shape == (len(found.prompt.ids), sites.layers)
-            for token in {0, found.prompt.start, found.prompt.end - 1, len(scores) - 1}:
+            last = found.prompt.end - 1
+            assert scores.shape == (len(found.prompt.ids), sites.layers)
+            assert np.isnan(scores).any(1).tolist() == [kind in SEVERED and token != last for token in range(len(scores))]
+            for token in {last} if kind in SEVERED else {0, found.prompt.start, last, len(scores) - 1}:
                 for layer in range(sites.layers):
-                    low, high = (layer, layer + 1) if kind == "state" else window(layer, 2, sites.layers)
+                    low, high = window(layer, 2, sites.layers) if kind in ("mlp", "attn") else (layer, layer + 1)
                     plain = bench.plain_score(model, sites, found.prompt, noise, found.answer, kind, token, low, high)
                     assert scores[token, layer] == pytest.approx(plain, rel=2e-5), (kind, token, layer)
-        assert found.low == pytest.approx(bench.plain_score(model, sites, found.prompt, noise, found.answer, None, 0, 0, 0), rel=1e-5)
+        plain = bench.plain_score(model, sites, found.prompt, noise, found.answer, None, 0, 0, 0)
+        assert found.low == pytest.approx(plain, rel=1e-5)
 
 
 def test_noise_that_replaces(tiny_gpt2):
@@ -83,7 +86,8 @@ def test_noise_that_replaces(tiny_gpt2):
     place = traced.prompt.end - 1
     plain = bench.plain_score(model, sites, traced.prompt, noise, traced.answer, "mlp", place, 0, 1, replace=True)
     assert traced.scores["mlp"][place, 0] == pytest.approx(plain, rel=1e-5)
-    assert traced.low == pytest.approx(bench.plain_score(model, sites, traced.prompt, noise, traced.answer, None, 0, 0, 0, True), rel=1e-5)
+    plain = bench.plain_score(model, sites, traced.prompt, noise, traced.answer, None, 0, 0, 0, replace=True)
+    assert traced.low == pytest.approx(plain, rel=1e-5)
 
 
 def test_one_token_alone(tiny_gpt2):
@@ -193,8 +197,8 @@ def test_averages_and_their_bands():
     ([0.5, 0.1, 0.4], 0, [0]),
 ])
 def test_proposed_layers(curve, peak, around):
-    average = {"indirect_effect": {"mlp": {"mean": [None] * LAST_SUBJECT + [curve] + [None] * (len(CLASSES) - LAST_SUBJECT - 1)}}}
-    assert proposal(average) == {"peak": peak, "range": around}
+    mean = [curve if place == LAST_SUBJECT else None for place in range(len(CLASSES))]
+    assert proposal({"indirect_effect": {"mlp": {"mean": mean}}}) == {"peak": peak, "range": around}
 
 
 @pytest.mark.parametrize("fact, message", [
@@ -213,7 +217,8 @@ def test_facts_that_cannot_be_traced(fact, message):
 def test_not_finite(tiny_gpt2):
     model, tok = tiny_gpt2
     with pytest.raises(EditingError, match="not finite under noise"):
-        trace(model, tok, find_sites(model), trace_prompts(tok, FACTS[:1], None), Noise("gaussian", float("inf")), known_only=False)
+        prompts = trace_prompts(tok, FACTS[:1], None)
+        trace(model, tok, find_sites(model), prompts, Noise("gaussian", float("inf")), known_only=False)
 
 
 def test_benchmark_compares_what_it_says(capsys, monkeypatch):
