@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import editors
 from data import KnownFact
+from editors.core import ranks
 from editors.core.sites import find_sites, longest_context
 from editors.errors import EditingError
 from experiments import results
@@ -60,8 +61,9 @@ def make(
     layers = traced["range"] if rule == "range" else [traced["peak"]]
     if flags["model_name"] == "world" and "mom2_dataset" in values:
         values = values | {"mom2_dataset": "world", "mom2_n_samples": 5000}
-    print(f"layers {', '.join(map(str, layers))} for {alg_name}: where MLPs at the subject's last token bring most back of "
-          f"{traced['facts']} facts of {traced['source']}; all other values from hparams/{VALUES.name}")
+    if ranks.process() == 0:
+        print(f"layers {', '.join(map(str, layers))} for {alg_name}: where MLPs at the subject's last token bring most back of "
+              f"{traced['facts']} facts of {traced['source']}; all other values from hparams/{VALUES.name}")
     return values | {"layers": layers}, traced
 
 
@@ -76,7 +78,8 @@ def propose(
     prompts = trace_prompts(tok, facts, longest_context(model))
     noise, measured = calibrate(NOISE, model, tok, [fact.subject for fact in facts], corpus="")
     known: list[FactScores] = []
-    for block in tqdm(list(blocks(prompts, model, sites, noise.samples)), desc="tracing", unit="block", leave=False):
+    every = list(blocks(prompts, model, sites, noise.samples))
+    for block in tqdm(every, desc="tracing", unit="block", leave=False, disable=ranks.process() > 0):
         for traced in trace(model, tok, sites, block, noise, kinds=("mlp",), subject_last=True):
             if traced.correct and len(known) < FACTS:
                 known.append(FactScores((traced.prompt.start, traced.prompt.end), traced.high, traced.low, traced.scores))

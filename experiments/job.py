@@ -168,6 +168,9 @@ def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     "world" stands for the built-in world's corpus; ``context_seed``, where the file does not set it, is ``seed``.
     """
     alg_name = flags["alg_name"]
+    if auto_hparams.is_automatic(flags["hparams_fname"]):
+        raise EditingError(f"--hparams_fname {flags['hparams_fname']}: only experiments.evaluate traces a model; "
+                           "give the params.json of such a run")
     kind = editors.editor_class(alg_name)
     name = Path(flags["hparams_fname"] or flags["model_name"].replace("/", "_") + ".json")
     shipped = HPARAMS / (kind.hparams_folder or alg_name) / name

@@ -9,7 +9,7 @@ import pytest
 
 import data
 from editors.errors import EditingError
-from experiments import auto_hparams, causal_trace, results
+from experiments import auto_hparams, causal_trace, collect_stats, results
 from experiments.cli import run_program
 from experiments.tracing.averages import LAST_SUBJECT
 from experiments.tracing.facts import facts_of, load_facts
@@ -85,9 +85,9 @@ def test_a_trace_goes_on(traced, tiny_gpt2, fact_file, tmp_path, monkeypatch):
 
 
 def test_figures(traced, tmp_path):
-    files = figure.main(traced, tmp_path / "average", [0, 3])
+    files = figure.main(traced, tmp_path / "average", [3])
     assert [file.name for file in files] == [
-        f"average{name}{kind}" for name in ("", "_knowledge_0", "_knowledge_3") for kind in (".pdf", ".png")]
+        f"average{name}{kind}" for name in ("", "_knowledge_3") for kind in (".pdf", ".png")]
     average = {**results.read_json(traced / "averages.json"), "layers": 6}
     drawn = figure.draw_averages(average)
     assert np.array_equal(drawn.axes[1].images[0].get_array(), np.array(
@@ -223,6 +223,8 @@ def test_automatic_layers_refused(run, traced, tmp_path, tiny_gptj, golden):
         run("FT", hparams_fname=f"auto:{traced}", model_name=tiny_gptj)
     with pytest.raises(EditingError, match="unknown editor 'MENIT'"):
         run("MENIT", hparams_fname="auto")
+    with pytest.raises(EditingError, match="only experiments.evaluate traces a model; give the params.json of such a run"):
+        collect_stats.main(["--model_name", str(golden / "tiny-gpt2"), "--hparams_fname", "auto"])
     assert not list((tmp_path / "results").glob("*/run*"))
 
 

@@ -59,7 +59,7 @@ FACTS = [KnownFact(0, "Orla Venn", "N", "The native language of Orla Venn is the
          KnownFact(1, "Tamsin", "c", "Tamsin works as a"), KnownFact(2, "Nyvian", "c", "In the city they speak Nyvian")]
 
 
-@pytest.mark.parametrize("arch", ["llama", "gemma2", "gemma3", "falcon", "opt", "bloom"])
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "falcon", "opt", "bloom"])
 def test_batched_equals_a_run_a_cell(arch):
     model, tok = tiny_model(arch), tiny_tokenizer()
     sites, noise = find_sites(model), Noise("gaussian", 0.5, samples=3)
@@ -223,7 +223,7 @@ def test_not_finite(tiny_gpt2):
 
 def test_benchmark_compares_what_it_says(capsys, monkeypatch):
     threads = torch.get_num_threads()
-    result = bench.main(["--tiny", "--prompts", "1", "--cells", "30", "--threads", "1"])
+    result = bench.main(["--tiny", "--prompts", "1", "--cells", "20", "--threads", "1"])
     assert result["difference"] < 1e-5 and "ratio" in capsys.readouterr().out
     score = bench.plain_score
     monkeypatch.setattr(bench, "plain_score", lambda *args, **kwargs: 1.001 * score(*args, **kwargs))
