@@ -203,8 +203,8 @@ def command() -> None:
                         help="also restore states with the MLPs, or the attentions, of later blocks kept corrupted there")
     parser.add_argument("--dataset_size_limit", type=at_least_one, help="only the first so many facts")
     parser.add_argument("--noise_corpus", help="texts that the noise levels m and t are measured on: wikitext, "
-                                               "owner/name[:config], world, or a .jsonl or .txt file; by default world for the model "
-                                               "world, else wikitext")
+                                               "owner/name[:config], world, or a .jsonl or .txt file; by default world for the "
+                                               "model world, else wikitext")
     parser.add_argument("--seed", type=_small_seed, default=1, help="of the noise")
     parser.add_argument("--data_dir", help="data files; by default KE_DATA_DIR, else ~/.cache/knowledge-editing/data")
     add_model_flags(parser)

@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2TokenizerFast
 
 from data.known import KnownFact
 from editors.core.sites import find_sites
 from editors.errors import EditingError
 from experiments.bench import trace as bench
 from experiments.tracing.averages import CLASSES, LAST_SUBJECT, FactScores, averages, proposal, token_classes
+from experiments.tracing.facts import load_facts
 from experiments.tracing.noise import Noise, calibrate, embedding_moments, embedding_std, parse
 from experiments.tracing.passes import Passes
 from experiments.tracing.prompts import TracePrompt, trace_prompts
@@ -199,6 +201,19 @@ def test_averages_and_their_bands():
 def test_proposed_layers(curve, peak, around):
     mean = [curve if place == LAST_SUBJECT else None for place in range(len(CLASSES))]
     assert proposal({"indirect_effect": {"mlp": {"mean": mean}}}) == {"peak": peak, "range": around}
+
+
+def test_subjects_of_the_published_facts(realdata):
+    """The published program decodes token by token and looks for the subject in what that gives."""
+    folder = realdata / "gpt2_tokenizer"
+    tok = GPT2TokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    facts = load_facts(str(realdata / "known_1000.json"))
+    for fact, prompt in zip(facts, trace_prompts(tok, facts, 1024)):
+        ends = np.cumsum([len(tok.decode([i])) for i in prompt.ids])
+        if ends[-1] == len(fact.prompt):  # a character of several tokens is not decoded alone
+            first = fact.prompt.index(fact.subject)
+            assert prompt.start == int(np.argmax(ends > first))
+            assert prompt.end == int(np.argmax(ends >= first + len(fact.subject))) + 1
 
 
 @pytest.mark.parametrize("fact, message", [
