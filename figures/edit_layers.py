@@ -29,9 +29,10 @@ from figures.traces import read_averages
 
 PANELS = {"score": "score", "efficacy": "rewrite_success", "paraphrase": "paraphrase_success",
           "neighbourhood": "neighborhood_success"}
+USUAL_TOKEN = "subject_last"
 
 Swept = Mapping[str, Mapping[int, Mapping[str, float]]]
-"""{editor: {block: {metric in %}}}"""
+"""{editor, with the token where it edits if that is unusual: {block: {metric in %}}}"""
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Swept]:
@@ -44,16 +45,18 @@ def read(folder: Path) -> tuple[dict[str, Any], Swept]:
     for path in sorted(folder.rglob(results.PARAMS)):
         run = path.parent
         about, lists = read_run(run)
-        layers = results.read_json(path).get("layers", [])
+        hparams = results.read_json(path)
+        layers, token = hparams.get("layers", []), hparams.get("fact_token", USUAL_TOKEN)
+        label = about["alg_name"] + ("" if token == USUAL_TOKEN else f", {token}")
         if len(layers) != 1:
             raise EditingError(f"{run}: edits the blocks {layers}; runs of one block each are compared")
         model = results.read_about(run)["settings"]["model"]
         if model != average["settings"]["model"]:
             raise EditingError(f"{run} is of the model {model}, the trace of {average['settings']['model']}")
         statistics = summary.statistics(lists)
-        of_block = swept.setdefault(about["alg_name"], {})
+        of_block = swept.setdefault(label, {})
         if layers[0] in of_block:
-            raise EditingError(f"{run}: a second run of {about['alg_name']} at block {layers[0]}; give only one of them")
+            raise EditingError(f"{run}: a second run of {label} at block {layers[0]}; give only one of them")
         try:
             of_block[layers[0]] = {name: statistics[f"post_{key}"]["mean"] for name, key in PANELS.items()}
         except KeyError as error:

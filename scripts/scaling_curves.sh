@@ -2,10 +2,12 @@
 # Scaling curves (MEMIT, Meng et al. 2023, figure 5): 1 to 10,000 edits at once, log-spaced as published, by ROME, MEMIT, EMMET,
 # FT and MEND. On the built-in world up to 3,162 edits are of the facts that its model knows; more than that come from the world
 # of 10,000 facts, which the model does not know, so that there efficacy and paraphrase count and the figure marks the rest.
-# Hours on two cores in full; POINTS="1:50 100:100 1000:1000" bash scripts/scaling_curves.sh takes half an hour. As published (a
-# GPU): MODEL=EleutherAI/gpt-j-6B bash scripts/scaling_curves.sh Goes on where it stopped. From the environment: MODEL, DATA,
-# HPARAMS (file in hparams/<ALG>/), ALGS (<ALG>, or <ALG>:<another file>), POINTS (edits in a batch:cases), INTERVAL (texts are
-# generated for cases whose id is a multiple; -1: never).
+# Hours on two cores in full, half an hour with
+#     POINTS="1:50 100:100 1000:1000" bash scripts/scaling_curves.sh
+# and as published (a GPU)
+#     MODEL=EleutherAI/gpt-j-6B bash scripts/scaling_curves.sh
+# Goes on where it stopped. From the environment: MODEL, DATA, HPARAMS (file in hparams/<ALG>/), ALGS (<ALG>, or <ALG>:<another
+# file>), POINTS (edits in a batch:cases), INTERVAL (texts are generated for cases whose id is a multiple; -1: never).
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/evaluate.sh
 if [ "$MODEL" = world ]; then

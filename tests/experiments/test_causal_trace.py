@@ -269,6 +269,9 @@ def test_trace_and_edits_in_one_figure(swept, tmp_path, capsys):
     effects = average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]
     perfect = {"FT": {block: {"score": value} for block, value in enumerate(effects)}}
     assert "rank correlation of effect and score 1.00" in edit_layers.agreement(average, perfect)[0]
+    params = swept / "FT_2" / "run_000" / "params.json"
+    results.write_json(params, results.read_json(params) | {"fact_token": "last"})
+    assert list(edit_layers.read(swept)[1]) == ["FT", "FT, last"]
     (swept / "causal_trace" / "averages.json").rename(swept / "averages.json.gone")
     with pytest.raises(EditingError, match="holds 0 finished causal traces"):
         edit_layers.read(swept)
