@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Causal tracing (ROME, Meng et al. 2022, figures 2 and 3): average indirect effects of hidden states, MLPs and attentions, states
-# with severed MLPs or attentions, heat maps of the first facts. On the built-in world 200 of its facts, five minutes on two cores;
-# as published on known_1000:
+# Causal tracing (ROME, Meng et al. 2022, figures 2 and 3): average indirect effects of hidden states, MLPs and attentions,
+# states with severed MLPs or attentions, heat maps of single facts. On the built-in world 200 of its facts, five minutes on two
+# cores; as published on known_1000:
 #     MODEL=gpt2-xl bash scripts/causal_trace.sh
-# Goes on where it stopped. From the environment: MODEL, NOISE, FACTS (so many), SHOWN (numbers of facts with a heat map of their
-# own; the model must know them).
+# Goes on where it stopped. From the environment: MODEL, NOISE, FACTS (so many), SHOWN (numbers of facts with a heat map of
+# their own; the model must know them).
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 MODEL=${MODEL:-world}
 case $MODEL in # as published, where it was
