@@ -101,8 +101,9 @@ class Passes:
             self.embedded = output.clone()
             for i, prompt in enumerate(self.prompts):
                 place = (slice(i * self.rows + 1, (i + 1) * self.rows), slice(prompt.start, prompt.end))
-                drawn = noise.draw(prompt.end - prompt.start, output.shape[-1]).to(output.device)
-                self.embedded[place] = drawn.to(output) if replace else (output[place] + drawn).to(output)
+                drawn = noise.draw(prompt.end - prompt.start, output.shape[-1])
+                changed = drawn if replace else output[place].cpu() + drawn  # in float64, which not every device has
+                self.embedded[place] = changed.to(output.dtype).to(output.device)
             return self.embedded.clone()
 
         def keep(site):
