@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import editors
 from data import KnownFact
+from editors.closed_form import keys_for
 from editors.core import ranks
 from editors.core.sites import find_sites, longest_context
 from editors.errors import EditingError
@@ -28,7 +29,8 @@ from experiments.tracing.prompts import trace_prompts
 from experiments.tracing.scores import blocks, default_window, trace
 
 VALUES = Path(__file__).resolve().parent.parent / "hparams" / "auto.json"
-"""{editor: its values; as layers "peak", one block, or "range", those around it}."""
+"""{editor: its values}; as layers "peak", one block, or "range", those around it; <key>_per_width: times the width of the keys."""
+PER_WIDTH = "_per_width"
 NAME = "auto"
 NOISE = "s3"
 FACTS, TRIED, LEAST = 100, 400, 10
@@ -64,7 +66,11 @@ def make(
     if ranks.process() == 0:
         print(f"layers {', '.join(map(str, layers))} for {alg_name}: where MLPs at the subject's last token bring most back of "
               f"{traced['facts']} facts of {traced['source']}; all other values from hparams/{VALUES.name}")
-    return values | {"layers": layers}, traced
+    sites, made = find_sites(model), {"layers": layers}
+    for key, value in values.items():
+        if key.endswith(PER_WIDTH):
+            made[key.removesuffix(PER_WIDTH)] = keys_for(value, model, sites, layers[0])
+    return {key: value for key, value in values.items() if not key.endswith(PER_WIDTH)} | made, traced
 
 
 def propose(

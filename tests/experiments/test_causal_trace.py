@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import data
+import editors
 from editors.errors import EditingError
 from experiments import auto_hparams, causal_trace, collect_stats, results
 from experiments.cli import run_program
@@ -152,6 +153,19 @@ def test_layers_from_the_data_set(run, hparams, golden, monkeypatch):
     traced = results.read_json(folder / "run.json")["traced"]
     assert results.read_json(folder / "params.json")["layers"] == traced["range"] and traced["facts"] >= 2
     assert len(traced["effects"]) == 6 and traced["effects"][traced["peak"]] == max(traced["effects"])
+
+
+def test_values_of_every_editor(tiny_gpt2, traced):
+    model, tok = tiny_gpt2
+    for alg_name in (*results.read_json(auto_hparams.VALUES), "MEMIT_seq"):
+        flags = {"alg_name": alg_name, "hparams_fname": f"auto:{traced}", "model_name": "tiny", "ds_name": "mcf", "data_dir": None}
+        values, about = auto_hparams.make(flags, model, tok)
+        hparams = editors.load(alg_name, values).hparams
+        assert hparams.layers == (about["range"] if alg_name.startswith(("MEMIT", "Alpha")) else [about["peak"]])
+        if alg_name == "MEMIT":
+            assert hparams.mom2_update_weight == 235  # 256 * 15000 / 16384
+            world, _ = auto_hparams.make({**flags, "model_name": "world"}, model, tok)
+            assert world["mom2_dataset"] == "world" and values["mom2_dataset"] == "wikipedia"
 
 
 def test_the_short_trace_is_part_of_the_whole(tiny_gpt2, fact_file, tmp_path, monkeypatch):
