@@ -29,7 +29,7 @@ from experiments.tracing.prompts import trace_prompts
 from experiments.tracing.scores import blocks, default_window, trace
 
 VALUES = Path(__file__).resolve().parent.parent / "hparams" / "auto.json"
-"""{editor: its values}; as layers "peak", one block, or "range", those around it; <key>_per_width: times the width of the keys."""
+"""{editor: its values}; as layers "peak", one block, or "range", those around it; <key>_per_width: times the keys' width."""
 PER_WIDTH = "_per_width"
 NAME = "auto"
 NOISE = "s3"
