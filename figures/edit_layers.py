@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float
 
 from editors.errors import EditingError
 from experiments import results
@@ -100,13 +101,18 @@ def agreement(average: Mapping[str, Any], swept: Swept) -> list[str]:
         scores = np.array([blocks[block]["score"] for block in x])
         best = x[int(scores.argmax())]
         rank = ""
-        if len(x) > 2:
-            a, b = (np.argsort(np.argsort(values)) for values in (curve[x], scores))
-            rank = f"; rank correlation of effect and score {np.corrcoef(a, b)[0, 1]:.2f}"
+        if len(x) > 2 and np.ptp(scores) > 0:
+            correlation = np.corrcoef(_ranks(curve[x]), _ranks(scores))[0, 1]
+            rank = f"; rank correlation of effect and score {correlation:.2f}"
         at_peak = f"{blocks[peak]['score']:.1f}" if peak in blocks else "not run"
         told.append(f"{editor}: best at block {best} (score {scores.max():.1f}); "
                     f"the trace proposes block {peak} ({at_peak}){rank}")
     return told
+
+
+def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Equal values share the mean of their ranks."""
+    return (values[:, None] > values).sum(1) + (values[:, None] == values).sum(1) / 2
 
 
 def main(folder: str | Path, out: str | Path) -> list[Path]:

@@ -283,6 +283,7 @@ def test_trace_and_edits_in_one_figure(swept, tmp_path, capsys):
     effects = average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]
     perfect = {"FT": {block: {"score": value} for block, value in enumerate(effects)}}
     assert "rank correlation of effect and score 1.00" in edit_layers.agreement(average, perfect)[0]
+    assert edit_layers._ranks(np.array([3.0, 0.0, 0.0, 5.0])).tolist() == [2.5, 1, 1, 3.5]
     params = swept / "FT_2" / "run_000" / "params.json"
     results.write_json(params, results.read_json(params) | {"fact_token": "last"})
     assert list(edit_layers.read(swept)[1]) == ["FT", "FT, last"]
