@@ -223,7 +223,8 @@ def _interval(text: str) -> int:
     return int(text)
 
 
-def command() -> None:
+def command_line() -> Parser:
+    """Every flag of the program."""
     parser = Parser(prog="python -m experiments.evaluate", description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
     parser.add_argument("--alg_name", required=True, help=f"editor: {', '.join(editors.names())}")
     parser.add_argument("--model_name", default="world", help="Hugging Face hub id, local folder, or the built-in world")
@@ -268,7 +269,11 @@ def command() -> None:
     parser.add_argument("--stats_dir", help="second moments; by default KE_STATS_DIR, else stats in the data folder")
     parser.add_argument("--seed", type=a_seed, default=0, help="of everything that is sampled: contexts and texts")
     add_model_flags(parser)
-    run = main(**vars(parser.parse_args()))
+    return parser
+
+
+def command() -> None:
+    run = main(**vars(command_line().parse_args()))
     print(f"results: {run}")
 
 
