@@ -76,7 +76,8 @@ def _rank(text: str) -> int | None:
     return None if text == "any" else int(text)
 
 
-def command() -> None:
+def command_line() -> Parser:
+    """Every flag of the program."""
     parser = Parser(prog="python -m experiments.export", description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[-1],
                     formatter_class=HelpFormatter)
     parser.add_argument("edit", help="file of an edit (Edit.save)")
@@ -86,7 +87,11 @@ def command() -> None:
     parser.add_argument("--max_rank", type=_rank, default=RANKS[-1],
                         help=f"of an adapter: {', '.join(map(str, RANKS))} (vLLM's), or any: exact whatever the rank")
     add_model_flags(parser)
-    print(f"written: {main(**vars(parser.parse_args()))}")
+    return parser
+
+
+def command() -> None:
+    print(f"written: {main(**vars(command_line().parse_args()))}")
 
 
 if __name__ == "__main__":
