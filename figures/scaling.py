@@ -4,10 +4,10 @@
 
 Figure 5 of MEMIT (Meng et al. 2023) and figures of the unified-editing papers. FOLDERs hold runs of experiments.evaluate,
 however deep, one for each editor and number of edits in a batch (scripts/scaling_curves.sh). Bars are standard errors over
-cases; the dotted line is the unedited model's value at the smallest number of edits. Stars are published results, of another
-model (named in the legend); --no_published leaves them out. A cross marks points whose unedited model prefers the true answer
-at fewer than 70 % of the neighbours: it does not know them, so there the neighbourhood, and with it the score, says little.
-Also written: <out>.csv.
+cases; the dotted line is the unedited model's value at the smallest number of edits. Black marks are published results, of
+another model (named in the legend); --no_published leaves them out. A cross marks points whose unedited model prefers the true
+answer at fewer than 70 % of the neighbours: it does not know them, so there the neighbourhood, and with it the score, says
+little. Also written: <out>.csv.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PUBLISHED = {  # {editor: {edits in a batch: efficacy, paraphrase, neighbourhood
     "MEMIT": {1: (96.6, 89.4, 60.82, 78.98), 16: (99.38, 99.38, 65.12, 84.55), 64: (98.12, 97.03, 61.09, 81.37),
               256: (96.33, 93.59, 56.85, 77.60), 1024: (93.95, 90.45, 60.17, 78.28)},
 }
-STAR = {"marker": "*", "linestyle": "none", "markersize": 7, "markeredgewidth": 0.7, "markeredgecolor": "black"}
+MARK = {"linestyle": "none", "markersize": 4, "color": "black"}
 CROSS = {"marker": "x", "linestyle": "none", "markersize": 10, "markeredgewidth": 1.2, "color": "black"}
 
 Statistics = Mapping[str, Mapping[str, float | None]]
@@ -84,7 +84,7 @@ def draw(schema: str, points: Points, published: bool = True) -> plt.Figure:
     """A panel for each metric, a line for each editor over the number of edits."""
     panels = PANELS[schema]
     shown = [editor for editor in points if editor in PUBLISHED] if published and schema == "counterfact" else []
-    figure, axes = lines.panels(1, len(panels), width=2.6, height=2.2, legend=len(points) + 2, sharey=True)
+    figure, axes = lines.panels(1, len(panels), width=2.6, height=2.2, legend=len(points) + len(shown) + 2, sharey=True)
     smallest = min(((min(runs), editor) for editor, runs in points.items()), default=None)
     first = points[smallest[1]][smallest[0]]
     for ax, (title, key) in zip(axes[0], panels.items()):
@@ -100,15 +100,16 @@ def draw(schema: str, points: Points, published: bool = True) -> plt.Figure:
                 ax.plot(unknown, [runs[edits][f"post_{key}"]["mean"] for edits in unknown], **CROSS)
             if editor in shown:
                 place = ("efficacy", "paraphrase", "neighbourhood", "score").index(title)
-                ax.plot(list(PUBLISHED[editor]), [values[place] for values in PUBLISHED[editor].values()],
-                        markerfacecolor=lines.style(number)["color"], zorder=4, **STAR)
+                ax.plot(list(PUBLISHED[editor]), [values[place] for values in PUBLISHED[editor].values()], zorder=4,
+                        marker=lines.style(number)["marker"], **MARK)
         lines.label_axes(ax, x="edits at once", y="% (mean over cases)" if title == next(iter(panels)) else "", title=title)
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_ylim(0, 105)
     more = [Line2D([], [], color="black", linewidth=0.8, linestyle=(0, (1, 2)), label="unedited model")]
     if shown:
-        more.append(Line2D([], [], markerfacecolor="0.5", label=f"{PUBLISHED_NAME}: {', '.join(shown)}", **STAR))
+        shapes = {editor: lines.style(number)["marker"] for number, editor in enumerate(points)}
+        more += [Line2D([], [], label=f"{editor}, {PUBLISHED_NAME}", marker=shapes[editor], **MARK) for editor in shown]
     if any(not _knows(statistics) for runs in points.values() for statistics in runs.values()):
         more.append(Line2D([], [], label="facts that the model does not know", **CROSS))
     lines.legend(figure, list(points), None, *more)
