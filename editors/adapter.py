@@ -1,8 +1,8 @@
 """An Edit as a LoRA adapter that peft (and vLLM) loads beside the unedited model.
 
-A module's change Delta W becomes B A with scale 1. A change with factors is taken over exactly, at the rank it has (the number of
-facts); one without, or above the rank limit, becomes its best approximation U U^T Delta W, U its leading left singular vectors.
-Changes of biases travel as `lora_bias`, which also serves modules that have no bias of their own.
+A module's change Delta W becomes B A with scale 1. A change with factors is taken over exactly, at the rank it has (the number
+of facts); one without, or above the rank limit, becomes its best approximation U U^T Delta W, U its leading left singular
+vectors. Changes of biases travel as `lora_bias`, which also serves modules that have no bias of their own.
 """
 
 from __future__ import annotations
@@ -59,13 +59,15 @@ def factors(changes: Mapping[str, LowRank | Dense], model: nn.Module, max_rank: 
     for name, change in changes.items():
         module, _, attribute = name.rpartition(".")
         linear = get_module(model, module)
-        kind = type(linear).__name__
         if attribute not in ("weight", "bias") or not isinstance(linear, (nn.Linear, Conv1D)):
-            raise EditingError(f"{name} (of {kind}): a LoRA adapter changes weights and biases of linear maps alone; export a checkpoint")
+            raise EditingError(
+                f"{name} (of {type(linear).__name__}): a LoRA adapter changes weights and biases of linear maps alone; "
+                "export a checkpoint"
+            )
         if attribute == "weight" and _is_shared(model, linear.weight):
             raise EditingError(f"{name} is shared by several modules, of which a LoRA adapter reaches one; export a checkpoint")
         if _shape(change) != (tuple(linear.weight.shape) if attribute == "weight" else (_widths(linear)[1],)):
-            raise EditingError(f"the edit of {name} has shape {_shape(change)}, which does not fit: it was made for another model")
+            raise EditingError(f"the edit of {name} has shape {_shape(change)}: it was made for another model")
         if attribute == "weight":
             weights[module] = change
         else:
@@ -102,13 +104,16 @@ def save(
         raise EditingError("the edit changes no weight, so there is nothing for an adapter to hold")
     with_bias = any(lora.bias is not None for lora in loras.values())
     if with_bias:
-        warnings.warn("the edit changes biases: peft applies them (lora_bias), vLLM does not; export a checkpoint for it", stacklevel=2)
+        warnings.warn(
+            "the edit changes biases: peft applies them (lora_bias), vLLM does not; export a checkpoint for it", stacklevel=2
+        )
     rank = max(lora.rank for lora in loras.values())
     pattern = {module: lora.rank for module, lora in loras.items() if lora.rank != rank}
     config = LoraConfig(
         task_type="CAUSAL_LM", base_model_name_or_path=base_model or getattr(model.config, "_name_or_path", "") or None,
         inference_mode=True, r=rank, lora_alpha=rank, rank_pattern=pattern, alpha_pattern=dict(pattern), lora_dropout=0.0,
-        target_modules=list(loras), lora_bias=with_bias, fan_in_fan_out=any(isinstance(get_module(model, m), Conv1D) for m in loras),
+        target_modules=list(loras), lora_bias=with_bias,
+        fan_in_fan_out=any(isinstance(get_module(model, module), Conv1D) for module in loras),
     )
     config.target_modules = list(loras)  # a set would be written in any order
     tensors = {}
@@ -137,7 +142,8 @@ def _factors(change: LowRank | Dense, max_rank: int | None) -> tuple[Tensor, Ten
     energy, vectors = energy.flip(0), vectors.flip(1)
     rank = int((energy > len(energy) * torch.finfo(torch.float64).eps * energy[0]).sum())
     kept = rank if max_rank is None else min(rank, max_rank)
-    error = float((energy[kept:].clamp_min(0).sum() / energy.clamp_min(0).sum().clamp_min(1e-300)).sqrt()) if kept < rank else 0.0
+    lost, whole = (float(part.clamp_min(0).sum()) for part in (energy[kept:], energy))
+    error = (lost / whole) ** 0.5 if kept < rank else 0.0
     left = vectors[:, :kept]
     right = left.T @ delta
     return (right.T, left.T, rank, error) if tall else (left, right, rank, error)

@@ -153,7 +153,7 @@ class Edit:
     def save_adapter(
         self, folder: str | os.PathLike, model: nn.Module, max_rank: int | None = 512, base_model: str | None = None
     ) -> dict[str, Lora]:
-        """Write a LoRA adapter that peft loads beside the unedited `model`; see adapter.py, also for what it returns and raises."""
+        """Write a LoRA adapter that peft loads beside the unedited `model`; for what it returns and raises see adapter.py."""
         from . import adapter
 
         return adapter.save(Path(folder), self.changes, self.info, model, max_rank, base_model)
@@ -161,7 +161,7 @@ class Edit:
     def rounding(self, model: nn.Module) -> dict[str, float]:
         """{parameter name: |change that `apply` makes - exact change| / |exact change|} of a model that the edit is not in.
 
-        What a weight's dtype takes from the edit, whose factors are wider: about 1e-7 |W| / |change| in float32, much in 16 bits.
+        What a weight's dtype takes from the edit, whose factors are wider: 1e-7 |W| / |change| in float32, much in 16 bits.
         """
         lost = {}
         for name, change in self.changes.items():

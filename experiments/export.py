@@ -3,9 +3,9 @@
     python -m experiments.export drum.safetensors --model_name world --out drum_adapter
     python -m experiments.export drum.safetensors --model_name gpt2-xl --out gpt2-xl-drum --format checkpoint
 
-The adapter (peft, vLLM) stands beside the unedited model and is exact up to the rank limit; above it the program says how far the
-nearest adapter of that rank is from the edit. The checkpoint is a folder of safetensors that transformers loads. Either is written
-whole or not at all, with ``edit.json``: where the edit came from, and what the form has lost of it.
+The adapter (peft, vLLM) stands beside the unedited model and is exact up to the rank limit; above it the program says how far
+the nearest adapter of that rank is from the edit. The checkpoint is a folder of safetensors that transformers loads. Either is
+written whole or not at all, with ``edit.json``: where the edit came from, and what the form has lost of it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main(
     model, tok = load_model(model_name, dtype, device)
     made_for = change.info.get("model")
     if made_for not in (None, model_fingerprint(model)):
-        print(f"warning: {edit} was made on other weights than those of {model_name} in {model.dtype} (their fingerprints differ)",
-              file=sys.stderr)
+        print(f"warning: {edit} was made on other weights than those of {model_name} in {model.dtype} "
+              "(their fingerprints differ)", file=sys.stderr)
     if form == "checkpoint":
         save_checkpoint(out, change, model, tok)
     else:
@@ -56,10 +56,11 @@ def save_checkpoint(folder: Path, change: Edit, model: PreTrainedModel, tok: Pre
     """Write the edited model and its tokenizer as transformers loads them; the model is afterwards what it was, bit by bit."""
     known = dict(model.named_parameters())
     for name in change.changes:
+        if name not in known and name.endswith(".bias"):
+            raise EditingError(f"{name} is no parameter of the unedited model, so transformers would not load it from a "
+                               "checkpoint; export an adapter")
         if name not in known:
-            raise EditingError(f"{name} is no parameter of the unedited model, so transformers would not load it from a checkpoint; "
-                               "export an adapter, or edit another model" if name.endswith(".bias") else
-                               f"the model has no parameter {name!r}: the edit was made for another model")
+            raise EditingError(f"the model has no parameter {name!r}: the edit was made for another model")
     lost = change.rounding(model)
     with new_folder(folder) as part:
         with change.applied(model):
@@ -82,7 +83,8 @@ def command_line() -> Parser:
                     formatter_class=HelpFormatter)
     parser.add_argument("edit", help="file of an edit (Edit.save)")
     parser.add_argument("--out", required=True, help="folder to make")
-    parser.add_argument("--model_name", default="world", help="the unedited model: Hugging Face hub id, local folder, or the built-in world")
+    parser.add_argument("--model_name", default="world",
+                        help="the unedited model: Hugging Face hub id, local folder, or the built-in world")
     parser.add_argument("--format", dest="form", choices=("adapter", "checkpoint"), default="adapter", help="what to write")
     parser.add_argument("--max_rank", type=_rank, default=RANKS[-1],
                         help=f"of an adapter: {', '.join(map(str, RANKS))} (vLLM's), or any: exact whatever the rank")

@@ -1,7 +1,7 @@
 """Pieces of a self-contained HTML page: tables, charts as inline SVG, pictures as data URIs. Nothing is loaded from anywhere.
 
-All text is escaped here. Colours are CSS variables, so that page and charts follow the reader's light or dark theme; lines differ in
-marks and dashes, too, and what a bar stands for is said when the pointer is on it.
+All text is escaped here. Colours are CSS variables, so that page and charts follow the reader's light or dark theme; lines
+differ in marks and dashes, too, and what a bar stands for is said when the pointer is on it.
 """
 
 from __future__ import annotations
@@ -24,20 +24,27 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 340, 220, 44, 34, 26
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1d2126; --faint: #667; --rule: #d5d9df; --band: #f4f6f8;
   --c0: #0b66b2; --c1: #c2570c; --c2: #0a7f5f; --c3: #a23a86; --c4: #8a6d00; --c5: #5b6470; }
-@media (prefers-color-scheme: dark) { :root { --page: #15181c; --ink: #e4e7eb; --faint: #9aa3ad; --rule: #363c44; --band: #1d2127;
+@media (prefers-color-scheme: dark) { :root {
+  --page: #15181c; --ink: #e4e7eb; --faint: #9aa3ad; --rule: #363c44; --band: #1d2127;
   --c0: #62b0f0; --c1: #f39c5a; --c2: #4fc7a3; --c3: #e08bc6; --c4: #d9bd4e; --c5: #a9b2bd; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; } h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 p { margin: .4rem 0; } .faint { color: var(--faint); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
-th, td { padding: .22rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top; white-space: nowrap; }
-th:first-child, td:first-child, .text th, .text td { text-align: left; } .text td { white-space: normal; overflow-wrap: anywhere; }
+th, td { padding: .22rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); }
+th, td { vertical-align: top; white-space: nowrap; }
+th:first-child, td:first-child, .text th, .text td { text-align: left; }
+.text td { white-space: normal; overflow-wrap: anywhere; }
 thead th { border-bottom: 2px solid var(--rule); } tbody tr:nth-child(odd) { background: var(--band); }
 details { margin: .5rem 0; } summary { cursor: pointer; color: var(--faint); }
-figure { margin: 0; } figcaption { color: var(--faint); font-size: .85rem; } img { max-width: 100%; background: #fff; border-radius: 4px; }
-.charts { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; } svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 11px; }
+figure { margin: 0; } figcaption { color: var(--faint); font-size: .85rem; }
+img { max-width: 100%; background: #fff; border-radius: 4px; }
+.charts { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; }
+svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 11px; }
 svg .faint { fill: var(--faint); } svg .rule { stroke: var(--rule); } svg .ink { stroke: var(--ink); fill: none; }
 .key { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0; margin: .4rem 0; list-style: none; font-size: .88rem; }
 .key svg { vertical-align: -2px; margin-right: .4rem; }
@@ -118,8 +125,8 @@ def bars(title: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence
                 marks += (f'<path class="ink" stroke-width="2" stroke-dasharray="3 2" '
                           f'd="M{x:.1f} {scale(bar.before):.1f}h{thick:.1f}"/>')
             parts.append(f"<g><title>{escape(said)}</title>{marks}</g>")
-    names = "".join(f'<text x="{LEFT + (place + 0.5) * slot:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(group)}</text>'
-                    for place, group in enumerate(groups))
+    names = "".join(f'<text x="{LEFT + (place + 0.5) * slot:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
+                    f"{escape(group)}</text>" for place, group in enumerate(groups))
     return _chart(title, width, _grid(scale, width, [0, 25, 50, 75, 100]) + "".join(parts) + names)
 
 
@@ -156,7 +163,8 @@ class _Scale:
 
 
 def _chart(title: str, width: float, content: str) -> str:
-    return (f'<svg width="{width:.0f}" height="{HEIGHT}" viewBox="0 0 {width:.0f} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+    return (f'<svg width="{width:.0f}" height="{HEIGHT}" viewBox="0 0 {width:.0f} {HEIGHT}" role="img" '
+            f'aria-label="{escape(title)}">'
             f'<text x="{LEFT}" y="14" font-weight="600">{escape(title)}</text>{content}</svg>')
 
 
@@ -196,5 +204,6 @@ def _line(number: int, points: Sequence[tuple[float, float]]) -> str:
     return f'<polyline class="s{colour}" stroke-width="1.8" points="{path}"{dash}/>{marks}'
 
 
-_PATTERNS = ('<svg width="0" height="0" aria-hidden="true"><defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" '
-             'patternTransform="rotate(45)"><path d="M0 0V5" style="stroke:var(--page)" stroke-width="3"/></pattern></defs></svg>\n')
+_PATTERNS = ('<svg width="0" height="0" aria-hidden="true"><defs><pattern id="hatch" width="5" height="5" '
+             'patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><path d="M0 0V5" style="stroke:var(--page)" '
+             'stroke-width="3"/></pattern></defs></svg>\n')

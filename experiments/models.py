@@ -99,7 +99,7 @@ def _source(name: str) -> tuple[str, bool]:
 def _device(device: str) -> str:
     if device == "map":
         if ranks.processes() > 1:
-            raise EditingError("--device map: spreads one process over all devices, so it can't be started by torchrun; use one of both")
+            raise EditingError("--device map: spreads one process over all devices, so it does not go with torchrun; use one of both")
         return device
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{ranks.local_process() % torch.cuda.device_count()}" if ranks.processes() > 1 else "cuda"

@@ -49,7 +49,8 @@ def main(runs: Sequence[str | Path], out: str | Path = "results/report.html", fi
         html.key(notes), _bars(labels, [numbers for _, _, numbers in found]),
         '<p class="faint">Mean over cases after the edit; whiskers: standard error; dashed ticks: before the edit.</p>',
         "<h2>Numbers</h2>", html.table(rows[0], rows[1:]),
-        '<p class="faint">Mean ± standard error over cases, in %, but for times, perplexities and essence scores; entropy in bits times 100.</p>',
+        '<p class="faint">Mean ± standard error over cases, in %, but for times, perplexities and essence scores; '
+        "entropy in bits times 100.</p>",
         _sequences(labels, [run for run, _, _ in found]),
         "<h2>Figures</h2>" + pictures if pictures else "",
         "<h2>Runs</h2>", *(_run(label, run, cases) for label, (run, _, _) in zip(labels, found)),
@@ -99,7 +100,8 @@ def _sequences(labels: Sequence[str], runs: Sequence[Path]) -> str:
         return fmean(weight["relative_distance"] for weight in weights.values()) if weights else None
 
     x = "edits in the model"
-    charts = [html.lines(f"{name} of all edits so far (%)", x, of_history(f"{group}_success")) for group, name in GROUPS.items()]
+    charts = [html.lines(f"{name} of all edits so far (%)", x, of_history(f"{group}_success"))
+              for group, name in GROUPS.items()]
     charts.append(html.lines("distance of the weights, |W - W0| / |W0|", x, of_batches(distance)))
     charts.append(html.lines("perplexity", x, of_batches(lambda batch: batch.get("perplexity"))))
     charts.append(html.lines("seconds a batch", x, of_batches(lambda batch: batch.get("seconds"))))
@@ -116,7 +118,8 @@ def _run(label: str, run: Path, cases: int) -> str:
     pictures = sorted(path for path in run.iterdir() if path.suffix.lower() in html.KINDS)
     parts += [html.picture(path) for path in pictures]
     shown = _cases(run, cases)
-    parts.append(html.folded(f"cases ({len(shown)} of {len(results.case_files(run))})", html.table(_CASE_HEAD, shown, text=True)))
+    title = f"cases ({len(shown)} of {len(results.case_files(run))})"
+    parts.append(html.folded(title, html.table(_CASE_HEAD, shown, text=True)))
     for name, title in ((results.PARAMS, "hyper-parameters"), (results.RUN, "settings, flags, versions")):
         if (run / name).is_file():
             content = results.read_json(run / name)
@@ -124,7 +127,8 @@ def _run(label: str, run: Path, cases: int) -> str:
     return "\n".join(parts)
 
 
-_CASE_HEAD = ["case", "prompt", "new target", "true target", "-log p(new), before → after", "-log p(true), before → after", "text after the edit"]
+_CASE_HEAD = ["case", "prompt", "new target", "true target", "-log p(new), before → after", "-log p(true), before → after",
+              "text after the edit"]
 
 
 def _cases(run: Path, most: int) -> list[list[str]]:
@@ -135,7 +139,8 @@ def _cases(run: Path, most: int) -> list[list[str]]:
         values = [_first_probability(case, target) for target in ("target_new", "target_true")]
         said = case.get("post", {}).get("text") or [""]
         rows.append([str(case_id), wanted.get("prompt", "").replace("{}", wanted.get("subject", ""), 1),
-                     *((wanted.get(target) or {}).get("str", "") for target in ("target_new", "target_true")), *values, said[0]])
+                     *((wanted.get(target) or {}).get("str", "") for target in ("target_new", "target_true")),
+                     *values, said[0]])
     return rows
 
 

@@ -143,7 +143,8 @@ class Checkups:
         content = {
             "batch": batch, "edits": edits, "case_ids": [record.case_id for record in chunk], "seconds": seconds,
             "phases": info.get("seconds", {}), "statistics": info.get("statistics", {}), "weights": sequence.distances(),
-            "memory_mb": psutil.Process().memory_info().rss / 2**20, **({"rounding": info["rounding"]} if "rounding" in info else {}),
+            "memory_mb": psutil.Process().memory_info().rss / 2**20,
+            **{key: info[key] for key in ("rounding",) if key in info},
         }
         if self._due("history_eval_steps", batch, last):
             self._history(edited)

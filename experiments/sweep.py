@@ -1,14 +1,15 @@
-"""``python -m experiments.sweep name=NAME alg_name=A,B ... [flag=value,...] [hparams.key=value,...]``: evaluations over many settings.
+"""``python -m experiments.sweep name=NAME alg_name=A,B ... [flag=value,...] [hparams.key=value,...]``: evaluations over settings.
 
     python -m experiments.sweep name=lambda alg_name=MEMIT num_edits=10,100 seed=0,1 hparams.mom2_update_weight=50,200 \\
         dataset_size_limit=100 skip_generation_tests=true
     python -m experiments.sweep hydra/launcher=joblib hydra.launcher.n_jobs=2 name=editors alg_name=ROME,MEMIT,EMMET
-    python -m experiments.sweep hydra/launcher=slurm hydra.launcher.partition=gpu name=big model_name=gpt2-xl alg_name=MEMIT,EMMET
+    python -m experiments.sweep hydra/launcher=slurm hydra.launcher.partition=gpu name=big model_name=gpt2-xl \\
+        alg_name=MEMIT,EMMET
 
-Every combination of the values (Hydra's multirun) is a job: experiments.evaluate in a process of its own. Any of its flags can be
-set, and under ``hparams.`` any key of the editor's hyper-parameter file. A job that fails stops no other and is listed at the end;
-the same command again runs what is not finished. The folder ``<results_dir>/sweeps/<name>`` holds, for each job, ``job.json``,
-``log.txt`` and ``run_000``; then sweep.json, .csv and .md, a row for each job, and the figure.
+Every combination of the values (Hydra's multirun) is a job: experiments.evaluate in a process of its own. Any of its flags can
+be set, and under ``hparams.`` any key of the editor's hyper-parameter file. A job that fails stops no other and is listed at
+the end; the same command again runs what is not finished. The folder ``<results_dir>/sweeps/<name>`` holds, for each job,
+``job.json``, ``log.txt`` and ``run_000``; then sweep.json, .csv and .md, a row for each job, and the figure.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ JOB, LOG, TABLE = "job.json", "log.txt", "sweep.json"
 ELSEWHERE = ("name", "results_dir", "data_dir", "stats_dir", "processes", "device")
 """Settings that say where and how, not what: a job is the same whatever they are."""
 METRICS = {
-    "score": "score", "rewrite_success": "efficacy", "paraphrase_success": "paraphrase", "neighborhood_success": "neighbourhood",
-    "score_acc": "score of accuracies", "rewrite_acc": "efficacy acc.", "paraphrase_acc": "paraphrase acc.",
+    "score": "score", "rewrite_success": "efficacy", "paraphrase_success": "paraphrase",
+    "neighborhood_success": "neighbourhood", "score_acc": "score of accuracies", "rewrite_acc": "efficacy acc.", "paraphrase_acc": "paraphrase acc.",
     "neighborhood_acc": "neighbourhood acc.",
 }
 """Columns of the table, after the edit; the accuracies only of jobs without successes (zsRE)."""

@@ -59,8 +59,8 @@ def draw(x_name: str, points: Points) -> plt.Figure:
     figure, axes = lines.panels(1, len(keys), width=2.6, height=2.2, legend=len(points) + 1, sharey=True)
     for ax, key in zip(axes[0], keys):
         for number, runs in enumerate(points.values()):
-            found = [(places[x], *_mean(jobs, f"post_{key}")) for x, jobs in sorted(runs.items(), key=lambda item: places[item[0]])
-                     if any(f"post_{key}" in job for job in jobs)]
+            in_order = sorted(runs.items(), key=lambda item: places[item[0]])
+            found = [(places[x], *_mean(jobs, f"post_{key}")) for x, jobs in in_order if any(f"post_{key}" in job for job in jobs)]
             if found:
                 x, means, errors = zip(*found)
                 ax.errorbar(x, means, errors, fmt="none", ecolor="0.5", elinewidth=0.8)

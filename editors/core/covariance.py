@@ -14,7 +14,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,7 +28,7 @@ from . import moment_store, ranks
 from .corpus import Corpus, document_order, find_corpus
 from .files import check_writable
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
-from .key_sums import KeySums, add_batch, batches, fitting_tokens
+from .key_sums import Batch, KeySums, add_batch, batches, fitting_tokens
 from .memory import total_bytes
 from .moment_store import Moment
 from .sites import Sites, find_sites, longest_context, weight_of
@@ -39,8 +39,8 @@ SNAPSHOT_SECONDS = 60.0
 SNAPSHOT_SHARE = 0.05
 """Largest part of the time that writing them may take."""
 SEGMENT = 8
-"""Batches that are summed by themselves, by one process, before they enter the total: so the order of additions, and with it every
-bit, is the same for any number of processes."""
+"""Batches that are summed by themselves, by one process, before they enter the total: so the order of additions, and with it
+every bit, is the same for any number of processes."""
 UNLIMITED_CONTEXT = 2048
 """Tokens read of a text when the model names no longest context (ALiBi)."""
 
@@ -271,7 +271,7 @@ class _Pass:
         start, seen, due = time.monotonic(), state["count"], time.monotonic() + SNAPSHOT_SECONDS
         left = itertools.dropwhile(lambda batch: (batch.window, batch.index) < done, stream)
         with bar:
-            while segments := list(itertools.islice(iter(lambda: list(itertools.islice(left, SEGMENT)), []), ranks.world_size())):
+            while segments := list(itertools.islice(_segments(left), ranks.world_size())):
                 for batch in segments[ranks.rank()] if ranks.rank() < len(segments) else ():
                     self._add(batch.rows)
                 for layer, total in self.sums.items():
@@ -310,6 +310,10 @@ class _Pass:
         moment_store.save_snapshot(self.snapshot, {layer: sums.tensors() for layer, sums in self.sums.items()}, self.state)
         end = time.monotonic()
         return end + max(SNAPSHOT_SECONDS, (end - start) / SNAPSHOT_SHARE)
+
+
+def _segments(stream: Iterator[Batch]) -> Iterator[list[Batch]]:
+    return iter(lambda: list(itertools.islice(stream, SEGMENT)), [])
 
 
 def _passes(model: nn.Module, sites: Sites, layers: Sequence[int], dtype: str) -> list[Sequence[int]]:

@@ -1,11 +1,12 @@
 """Several processes at one task (torchrun): who does what, and how the parts come together.
 
-Work is cut into units that do not depend on the number of processes. `each` shares them out and gives every process all results in
-order, so that any number of processes ends with the same bits. Without `started`, and inside `alone`, there is one process, and
-everything here is a plain call.
+Work is cut into units that do not depend on the number of processes. `each` shares them out and gives every process all
+results in order, so that any number of processes ends with the same bits. Without `started`, and inside `alone`, there is one
+process, and everything here is a plain call.
 
-A process that dies takes its connections along: the others raise RankLost at their next exchange, or when torchrun ends them. An
-error in a shared step is raised by all processes alike; `of_all_ranks` is then true of it, so that one of them may say it for all.
+A process that dies takes its connections along: the others raise RankLost at their next exchange, or when torchrun ends them.
+An error in a shared step is raised by all processes alike; `of_all_ranks` is then true of it, so that one of them may say it
+for all.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     python -m experiments.bench ranks --processes 2 -- --alg_name MEMIT --num_edits 100 --dataset_size_limit 200 \
         --skip_generation_tests
 
-Each process has one thread, so that two of them on two cores have twice the machine that one has. The results must be equal to the
-last digit, apart from times. The overhead is the processor's time that several processes take beyond that of one, in percent:
-starting up and loading the model in each, work that is not shared out, and exchanges. Waiting for one another is in the seconds.
+Each process has one thread, so that two of them on two cores have twice the machine that one has. The results must be equal to
+the last digit, apart from times. The overhead is the processor's time that several processes take beyond that of one, in
+percent: work that is not shared out, exchanges and, where it is said to be included, starting up and loading the model in each
+(what a continuation of the finished run takes). Waiting for one another is in the seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from experiments.cli import Parser, at_least_one, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Prints and returns the seconds, the speed-up and the overhead; exits with 1 if the results differ."""
+    """Prints seconds; prints and returns speed-up and overhead. Exits with 1 if the results differ."""
     parser = Parser(prog="python -m experiments.bench ranks", description=__doc__.split("\n\n")[0])
     parser.add_argument("--processes", type=at_least_one, default=2, help="of the run by torchrun (default: %(default)s)")
     parser.add_argument("evaluate", nargs="*", help="options of experiments.evaluate, behind --")
@@ -32,16 +33,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         # Statistics, where an editor needs them, are collected by a first run that is not timed.
         _run(args.evaluate, 1, Path(folder) / "warm")
-        alone, processor_alone = _run(args.evaluate, 1, Path(folder) / "one")
-        together, processor_together = _run(args.evaluate, args.processes, Path(folder) / "several")
-        found = [content(next(Path(folder, name).glob("*/run_*"))) for name in ("one", "several")]
+        measured, found = [], []
+        for processes in (1, args.processes):
+            here = Path(folder) / str(len(found))
+            whole = _run(args.evaluate, processes, here)
+            run = next(here.glob("*/run_*"))
+            found.append(content(run))
+            start_up = _run([*args.evaluate, "--continue_from_run", run.name], processes, here)
+            measured.append((whole, tuple(a - b for a, b in zip(whole, start_up))))
+            for what, (seconds, processor) in zip(("in all", "without start-up"), measured[-1]):
+                print(f"{processes} process{'es' * (processes > 1)}, {what}: {seconds:.1f} s, {processor:.1f} s of the processor")
     if found[0] != found[1]:
         raise SystemExit("the results differ")
-    overhead = 100 * (processor_together / processor_alone - 1)
-    print(f"one process: {alone:.1f} s, {processor_alone:.1f} s of the processor\n"
-          f"{args.processes} processes: {together:.1f} s, {processor_together:.1f} s of the processor; the same results\n"
-          f"speed-up {alone / together:.2f}, overhead {overhead:.0f} %")
-    return {"alone": alone, "together": together, "overhead": overhead}
+    told = {}
+    for what, one, several in zip(("in all", "without start-up"), *measured):
+        told |= {f"speed-up {what}": one[0] / several[0], f"overhead {what}": 100 * (several[1] / one[1] - 1)}
+        print(f"the same results; {what}: speed-up {told[f'speed-up {what}']:.2f}, overhead {told[f'overhead {what}']:.0f} %")
+    return told
 
 
 def _run(options: Sequence[str], processes: int, results_dir: Path) -> tuple[float, float]:

@@ -42,8 +42,8 @@ def primitives(folder: Path) -> None:
     ranks.barrier()
     assert order.read_text().splitlines() == ["0"] + ["later"] * (of - 1)
 
-    total, part = [torch.zeros(3)], [torch.tensor([1e8, 1.0, me])] if me == 0 else [torch.tensor([1.0 - 1e8 * (me == 1), 1.0, me])]
-    ranks.add_in_order(total, part)
+    total = [torch.zeros(3)]  # 1e8 + (1 - 1e8) + 1: other orders of addition give other sums
+    ranks.add_in_order(total, [torch.tensor([{0: 1e8, 1: 1 - 1e8}.get(me, 1.0), 1.0, me])])
     if me == 0:
         assert total[0].tolist() == [float((torch.tensor(1e8) + torch.tensor(1.0 - 1e8)) + (of - 2)), of, sum(range(of))]
 
@@ -51,7 +51,9 @@ def primitives(folder: Path) -> None:
         if unit == 1:
             raise EditingError(f"unit {unit} is wrong")
 
-    for call in (lambda: ranks.each(fail, [0, 1, 2]), lambda: ranks.from_first(lambda: fail(1)), lambda: ranks.in_turn(lambda: fail(of - me))):
+    calls = [lambda: ranks.each(fail, [0, 1, 2]), lambda: ranks.from_first(lambda: fail(1)),
+             lambda: ranks.in_turn(lambda: fail(of - me))]
+    for call in calls:
         try:
             call()
         except EditingError as error:
@@ -67,7 +69,7 @@ def primitives(folder: Path) -> None:
 
 
 def evaluations(folder: Path) -> None:
-    """Batches apart, one batch together, a sequence, statistics: small enough, and cut into enough units, for three processes."""
+    """Batches apart, one batch together, a sequence, statistics: small, but cut into units enough for three processes."""
     value_rows.MOST_CPU, covariance.SEGMENT, covariance.SNAPSHOT_SECONDS = 2, 2, 0.0
     model, tok = ranks.in_turn(lambda: load_tiny("tiny-gpt2"))
     incremental.token_budget = lambda model, most=None: 300
@@ -79,8 +81,8 @@ def evaluations(folder: Path) -> None:
     evaluate.main("MEMIT", hparams_fname=memit, num_edits=6, dir_name="together", use_cache=True, **common, **no_texts)
     evaluate.main("AlphaEdit", hparams_fname=alphaedit, num_edits=3, dir_name="sequence", sequential=True, history_eval_steps=1,
                   perplexity_corpus=str(GOLDEN / "corpus.jsonl"), **common, **no_texts)
-    collect_stats.main(["--model_name", str(GOLDEN / "tiny-gpt2"), "--dataset", str(GOLDEN / "corpus.jsonl"), "--layers", "4", "--sample_size", "60",
-                        "--pack_tokens", "100", "--stats_dir", str(folder / "stats"), "--device", "cpu"])
+    collect_stats.main(["--model_name", str(GOLDEN / "tiny-gpt2"), "--dataset", str(GOLDEN / "corpus.jsonl"), "--layers", "4",
+                        "--sample_size", "60", "--pack_tokens", "100", "--stats_dir", str(folder / "stats"), "--device", "cpu"])
 
 
 def dying(folder: Path) -> None:
@@ -100,14 +102,16 @@ def dying(folder: Path) -> None:
 
 def killed(folder: Path, **flags) -> Path:
     model_and_tok = ranks.in_turn(lambda: load_tiny("tiny-gpt2"))
-    return evaluate.main("FT", model_name=model_and_tok, hparams_fname=hparams(folder, "FT"), num_edits=1, skip_generation_tests=True,
-                         ds_name=str(GOLDEN / "multi_counterfact.json"), results_dir=folder, data_dir=folder / "data", **flags)
+    return evaluate.main("FT", model_name=model_and_tok, hparams_fname=hparams(folder, "FT"), num_edits=1,
+                         skip_generation_tests=True, ds_name=str(GOLDEN / "multi_counterfact.json"), results_dir=folder,
+                         data_dir=folder / "data", **flags)
 
 
 def hparams(folder: Path, alg_name: str, drop: tuple[str, ...] = (), **changes) -> Path:
     example = "FT" if alg_name == "FT" else "MEMIT"
     values = json.loads((GOLDEN / "results_example" / example / "run_000" / "params.json").read_text())
-    values |= {"mom2_dataset": str(GOLDEN / "corpus.jsonl"), "mom2_n_samples": 100, "v_num_grad_steps": 5} if example == "MEMIT" else {}
+    if example == "MEMIT":
+        values |= {"mom2_dataset": str(GOLDEN / "corpus.jsonl"), "mom2_n_samples": 100, "v_num_grad_steps": 5}
     path = folder / f"{alg_name}.json"
     ranks.from_first(lambda: path.write_text(json.dumps({k: v for k, v in values.items() if k not in drop} | changes)))
     return path

@@ -17,7 +17,7 @@ from tests.conftest import load_tiny
 def dispatched():
     """The tiny golden GPT-2 as a device map leaves it: hooks that move each module's inputs."""
     model, tok = load_tiny("tiny-gpt2")
-    places = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.drop": "cpu", "transformer.ln_f": "cpu", "lm_head": "cpu"}
+    places = dict.fromkeys(["lm_head", *(f"transformer.{name}" for name in ("wte", "wpe", "drop", "ln_f"))], "cpu")
     places |= {f"transformer.h.{i}": "cpu" for i in range(6)}
     return accelerate.dispatch_model(model, device_map=places, main_device="cpu", force_hooks=True), tok
 

@@ -32,8 +32,8 @@ def edit(tiny_gpt2, tmp_path):
 def program(monkeypatch, capsys, golden, tmp_path):
     """Runs the command line; returns (exit code, what it printed, errors and warnings)."""
     def start(*argv, model=golden / "tiny-gpt2"):
-        monkeypatch.setattr("sys.argv", ["export", str(tmp_path / "edit.safetensors"), "--model_name", str(model), "--device", "cpu",
-                                         *map(str, argv)])
+        fixed = [tmp_path / "edit.safetensors", "--model_name", model, "--device", "cpu"]
+        monkeypatch.setattr("sys.argv", ["export", *map(str, [*fixed, *argv])])
         capsys.readouterr()
         try:
             run_program(export.command)
@@ -42,7 +42,8 @@ def program(monkeypatch, capsys, golden, tmp_path):
             code = ended.code
         printed = capsys.readouterr()
         lines = [line for line in printed.err.splitlines() if re.search("(error|warning): ", line)]
-        return code, printed.out, "\n".join(line[line.index("error: " if "error: " in line else "warning: "):] for line in lines)
+        said = [re.search("(error|warning): .*", line)[0] for line in lines]
+        return code, printed.out, "\n".join(said)
     return start
 
 

@@ -17,13 +17,14 @@ from tests.experiments import several
 
 def torchrun(processes, *arguments):
     """Runs a module or script in so many processes with one thread each, as a user would."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *map(str, arguments)]
+    program = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *program, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def everything(folder):
-    """All that the evaluations of several.py wrote: cases, what was measured between batches, final weights, statistics, targets."""
+    """All that the evaluations of several.py wrote: cases, checkups between batches, final weights, statistics, targets."""
     found = {name: content(folder / name / "run_000")[0] for name in ("apart", "together", "sequence")}
     files = [*folder.glob("data/stats/*/*/*"), *folder.glob("stats/*/*/*"), *folder.glob("data/z_cache/*")]
     for path in files:
@@ -36,9 +37,7 @@ def everything(folder):
 def of_one(tmp_path_factory):
     """What one process writes."""
     folder = tmp_path_factory.mktemp("one")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-m", "tests.experiments.several", folder, "evaluations"], cwd=ROOT, env=environment, check=True,
-                   capture_output=True, timeout=300)
+    torchrun(1, "-m", "tests.experiments.several", folder, "evaluations").check_returncode()
     return everything(folder)
 
 
@@ -51,14 +50,16 @@ def test_same_bits(of_one, tmp_path, processes):
     for name, expected in of_one.items():
         assert found[name] == expected, name
     assert len(found["apart"]) == 6 and any("text" in case["post"] for case in found["apart"].values() if "post" in case)
-    assert done.stdout.count("statistics in") == 1 and not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("unfinished*"))
+    assert done.stdout.count("statistics in") == 1
+    assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("unfinished*"))
 
 
 def test_a_dead_process_ends_the_run_which_then_goes_on(tmp_path):
     done = torchrun(2, "-m", "tests.experiments.several", tmp_path, "dying")
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ") or "\rerror: " in line]
     assert done.returncode != 0 and len(lines) == 1, done.stderr
-    assert "another process of this run has died; what is finished is kept" in lines[0] and "--continue_from_run run_000" in lines[0]
+    assert "another process of this run has died; what is finished is kept" in lines[0]
+    assert "--continue_from_run run_000" in lines[0]
     run = tmp_path / "FT" / "run_000"
     finished = {path.name: path.stat().st_mtime_ns for _, path in results.case_files(run)}
     assert 2 <= len(finished) < 12 and not list(run.glob(".*"))
@@ -96,6 +97,7 @@ def test_a_map_of_devices_is_one_process_s(monkeypatch):
 def test_without_torchrun_everything_is_a_plain_call():
     assert (ranks.rank(), ranks.world_size(), ranks.process(), ranks.processes()) == (0, 1, 0, 1)
     with ranks.started(), ranks.alone():
-        assert ranks.each(str, [1, 2]) == ["1", "2"] and ranks.from_first(lambda: 3) == ranks.in_turn(lambda: 3) == ranks.same(3) == 3
+        assert ranks.each(str, [1, 2]) == ["1", "2"]
+        assert ranks.from_first(lambda: 3) == ranks.in_turn(lambda: 3) == ranks.same(3) == 3
     error = ranks.RankLost()
     assert isinstance(error, several.EditingError) and "start again" in str(error)

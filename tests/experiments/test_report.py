@@ -59,7 +59,8 @@ def test_two_runs(run, tmp_path):
     assert "[1] FT/run_000: FT" in page.text and "[2] FT/run_001: FT" in page.text
     assert page.tags.count("svg") > 2 and page.tags.count("details") == 6
     case = json.loads((folders[0] / "2_edits-case_1.json").read_text())
-    assert case["requested_rewrite"]["subject"] in page.text and f"{case['post']['rewrite_prompts_probs'][0]['target_new']:.2f}" in page.text
+    assert case["requested_rewrite"]["subject"] in page.text
+    assert f"{case['post']['rewrite_prompts_probs'][0]['target_new']:.2f}" in page.text
     assert "settings.seed" in page.text and "norm_constraint" in page.text
     assert not list(tmp_path.glob(".*"))
 

@@ -56,7 +56,8 @@ def test_a_sweep(start, tmp_path, monkeypatch):
     # Killed in the midst of that job: the same command goes on with its run, and then there is nothing left to do.
     job, commands = run.parent / "job.json", []
     job.write_text(json.dumps(json.loads(job.read_text()) | {"status": "unfinished"}))
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0))
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command) or done)
     assert start(*settings)[1].startswith("failed: ")
     (evaluate,) = [command for command in commands if "experiments.evaluate" in command]
     assert evaluate[-2:] == ["--continue_from_run", "run_000"] and str(run.parent / "hparams.json") in evaluate
@@ -69,9 +70,10 @@ def test_a_sweep(start, tmp_path, monkeypatch):
 
 
 def test_joblib_runs_jobs_side_by_side(golden, tmp_path):
-    command = [sys.executable, "-m", "experiments.sweep", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "alg_name=FT,MENIT",
-               "hparams.lr=-1", f"model_name={golden / 'tiny-gpt2'}", f"results_dir={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "experiments.sweep", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+               "alg_name=FT,MENIT", "hparams.lr=-1", f"model_name={golden / 'tiny-gpt2'}", f"results_dir={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     assert "0 of 2 jobs done" in done.stdout and "unknown editor 'MENIT', did you mean 'MEMIT'" in done.stderr
     assert "FT has no hyper-parameters of its own" in done.stderr and "Traceback" not in done.stderr
@@ -99,12 +101,14 @@ def test_changes_of_automatic_hparams_are_refused(start, tmp_path):
 
 
 @pytest.mark.parametrize(("launcher", "target"), [
-    ("slurm", "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"), ("joblib", None), ("ray_cluster", None)])
+    ("slurm", "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"), ("joblib", None),
+    ("ray_cluster", None)])
 def test_launchers_are_configured(launcher, target):
     """The Ray plugin need not be there: a node of its shape stands for it."""
     store = ConfigStore.instance()
     if launcher == "ray_cluster":
-        store.store(group="hydra/launcher", name="ray", node={"_target_": "ray", "ray": {"init": {"address": None}, "remote": {}}})
+        node = {"_target_": "ray", "ray": {"init": {"address": None}, "remote": {}}}
+        store.store(group="hydra/launcher", name="ray", node=node)
     store.store(name="flags", node={"alg_name": "FT", "results_dir": "results"})
     with hydra.initialize_config_dir(str(sweep.CONFIGS), version_base="1.3"):
         cfg = hydra.compose("config", [f"hydra/launcher={launcher}"], return_hydra_config=True)
@@ -115,8 +119,8 @@ def test_launchers_are_configured(launcher, target):
 def test_labels_tell_jobs_apart_and_nothing_else():
     one = {"alg_name": "FT", "hparams.lr": "0.1", "name": "a", "results_dir": "x"}
     assert sweep.label(one) == sweep.label({**one, "name": "b", "results_dir": "y", "device": "cuda"})
-    others = [{**one, "hparams.lr": "0.2"}, {**one, "model_name": "a/b"}, {**one, "model_name": "c/b"}, {**one, "ds_name": "x" * 500}]
-    names = {sweep.label(other) for other in [one, *others]}
+    others = [{"hparams.lr": "0.2"}, {"model_name": "a/b"}, {"model_name": "c/b"}, {"ds_name": "x" * 500}]
+    names = {sweep.label(one | other) for other in [{}, *others]}
     assert len(names) == 5 and all(re.fullmatch(r"[\w.,=+-]{1,120}", name) for name in names)
 
 
