@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .core import ranks
 from .core.covariance import pin
 from .core.fingerprint import model_fingerprint
 from .core.key_memory import KeyMemory
@@ -72,12 +73,16 @@ class Editor(ABC):
         check_lengths(tok, parsed, ["{}"], longest_context(model))
         with evaluating(model), torch.inference_mode(False), torch.enable_grad():
             changes, info = self.changes(Task(model, tok, parsed, context_templates, z_cache, progress, memory))
-        changes = {name: change.smaller() for name, change in changes.items()}
+        # One process's, where several work: theirs may differ in the last bits, and the models must not.
+        changes, info = ranks.same(({name: change.smaller() for name, change in changes.items()}, info))
         for name, change in changes.items():
             if not all(torch.isfinite(part).all() for part in vars(change).values()):
                 raise EditingError(f"the change of {name} is not finite: load the model in a wider dtype, or lower the learning rate")
         about = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(parsed), "model": model_fingerprint(model), **info}
-        return Edit(changes, about | {"seconds": {**info.get("seconds", {}), "total": time.perf_counter() - started}})
+        edit = Edit(changes, about | {"seconds": {**info.get("seconds", {}), "total": time.perf_counter() - started}})
+        weights = dict(model.named_parameters())
+        rounded = {name: change for name, change in changes.items() if name in weights and weights[name].element_size() < 4}
+        return Edit(changes, edit.info | {"rounding": Edit(rounded).rounding(model)}) if rounded else edit
 
     @abstractmethod
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:

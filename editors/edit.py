@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from .core.files import write_tensors
 from .core.sites import get_module
 from .errors import EditingError
+
+if TYPE_CHECKING:
+    from .adapter import Lora
 
 FORMAT = 1
 
@@ -161,6 +164,29 @@ class Edit:
         header = {"format": FORMAT, "changes": kinds, "info": dict(self.info)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, {"edit": json.dumps(header)})
+
+    def save_adapter(
+        self, folder: str | os.PathLike, model: nn.Module, max_rank: int | None = 512, base_model: str | None = None
+    ) -> dict[str, Lora]:
+        """Write a LoRA adapter that peft loads beside the unedited `model`; for what it returns and raises see adapter.py."""
+        from . import adapter
+
+        return adapter.save(Path(folder), self.changes, self.info, model, max_rank, base_model)
+
+    def rounding(self, model: nn.Module) -> dict[str, float]:
+        """{parameter name: |change that `apply` makes - exact change| / |exact change|} of a model that the edit is not in.
+
+        What a weight's dtype takes from the edit, whose factors are wider: 1e-7 |W| / |change| in float32, much in 16 bits.
+        """
+        lost = {}
+        for name, change in self.changes.items():
+            missing = _missing_bias(model, name)
+            parameter = (_parameter(model, name) if missing is None else missing).detach()
+            delta = change.dense(parameter.device)
+            delta = delta.to(torch.promote_types(delta.dtype, parameter.dtype))
+            made = (parameter + delta).to(parameter.dtype).to(delta.dtype) - parameter.to(delta.dtype)
+            lost[name] = float((made - delta).norm() / delta.norm().clamp_min(torch.finfo(delta.dtype).tiny))
+        return lost
 
     @staticmethod
     def load(path: str | os.PathLike) -> Edit:

@@ -3,31 +3,46 @@
 import argparse
 import logging
 import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NoReturn
 
 from data.errors import DataError
+from editors.core import ranks
 from editors.errors import EditingError
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 
 
-def run_program(main: Callable[[], object]) -> None:
+PATIENCE = 5
+"""Seconds in which torchrun ends the other processes after one has said what is wrong."""
+
+
+def run_program(main: Callable[[], object], several: bool = False) -> None:
     """Run ``main`` and exit: 0 when it returns, 2 with one ``error:`` line on standard error for a user's mistake
     (:class:`EditingError`, :class:`DataError`) or a place that can't be read or written (``OSError``), 130 when interrupted.
 
     Any other exception is a defect of the program and keeps its traceback. Warnings, too, are one line each, and what the
     editors log is printed.
+    several: ``main`` knows how to share its work among the processes that torchrun starts; one of them speaks for all.
     """
     try:
-        with warnings.catch_warnings(), _logged():
-            warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
-            main()
+        if ranks.processes() > 1 and not several:
+            raise EditingError("this program runs in one process: start it with python -m, not with torchrun")
+        with warnings.catch_warnings(), ranks.started():
+            if ranks.rank() > 0:
+                warnings.simplefilter("ignore")
+                sys.stdout, sys.stderr = open(os.devnull, "w"), _NoTerminal(sys.stderr)
+            else:
+                warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
+            with _logged() if ranks.rank() == 0 else nullcontext():
+                main()
     except (EditingError, DataError) as error:
-        _fail(str(error))
+        _fail(str(error), of_all=getattr(error, "of_all_ranks", False))
     except BrokenPipeError:
         # The reader of our output (head, less) left. Nothing more can be printed, not even at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,16 +69,40 @@ def _logged() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _fail(message: str) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+def _fail(message: str, of_all: bool = False) -> NoReturn:
+    """of_all: all processes fail alike, and one says it."""
+    if ranks.processes() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if of_all else signal.SIG_IGN)
+        if of_all and not ranks.first_to_say():
+            time.sleep(PATIENCE)
+            sys.exit(2)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        message = message if of_all else f"process {ranks.process()}: {message}"
+    sys.stdout.flush()
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    if ranks.processes() > 1:
+        os._exit(2)  # at once: connections to processes that are gone may wait
     sys.exit(2)
+
+
+class _NoTerminal:
+    """A stream on which no progress is drawn."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        return False
 
 
 class Parser(argparse.ArgumentParser):
     """Its errors are one line, as those of :func:`run_program`."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        _fail(f"{message} (see {self.prog} --help)", of_all=True)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -88,10 +127,18 @@ def a_seed(text: str) -> int:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--dtype`` and ``--device``, as :func:`experiments.models.load_model` understands them."""
+    """Adds ``--dtype``, ``--device`` and ``--device_map``, as :func:`experiments.models.load_model` understands them."""
     parser.add_argument("--dtype", choices=DTYPES, default="auto",
                         help="of the model; auto: the checkpoint's own, but float32 where a CPU would compute in 16 bits")
     parser.add_argument("--device", default="auto",
                         help="auto (cuda, mps or cpu, the first there is), cpu, cuda, cuda:1, mps, "
                              "or map: spread a model over all devices (accelerate's device_map)")
+    parser.add_argument("--device_map", dest="device", type=_device_map, default=argparse.SUPPRESS, metavar="auto",
+                        help="auto: the same as --device map")
+
+
+def _device_map(text: str) -> str:
+    if text != "auto":
+        raise argparse.ArgumentTypeError(f"{text!r} should be auto")
+    return "map"
 

@@ -5,7 +5,8 @@
     python -m experiments.collect_stats --model_name ./my-model --layers all --dataset texts.jsonl --sample_size all
 
 Editors collect what they lack by themselves; this program does it ahead of time, for more layers, or with other options.
-A killed run goes on where it stopped when the same command is given again.
+A killed run goes on where it stopped when the same command is given again. Several processes share the texts:
+``torchrun --nproc_per_node=4 -m experiments.collect_stats ...``, with the same result to the last bit.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any
 
 from data.download import Unavailable, download
 from editors.closed_form import keys_for
-from editors.core import covariance, moment_store
+from editors.core import covariance, moment_store, ranks
 from editors.core.corpus import HUB, Corpus, find_corpus
 from editors.core.moment_store import Moment
-from editors.core.sites import find_sites
+from editors.core.sites import Sites, find_sites
 from editors.errors import EditingError
 from experiments.cli import HelpFormatter, Parser, add_model_flags, at_least_one, run_program
 from experiments.job import load_editor
@@ -33,11 +34,8 @@ ALWAYS_COLLECTED = ("mom2", "mean", "norm_mean")
 
 def main(argv: Sequence[str] | None = None) -> dict[int, Moment]:
     """Collects, prints a line a layer, and returns {layer: Moment}. Raises EditingError or DataError for a user's mistake."""
-    args = _parse(argv)
-    asked = _settings(args)
-    corpus = find_corpus(asked["dataset"])
-    model, tok = load_model(args.model_name, args.dtype, args.device)
-    sites = find_sites(model, asked["templates"])
+    args = ranks.in_turn(lambda: _parse(argv))
+    asked, corpus, model, tok, sites = ranks.in_turn(lambda: _prepare(args))
     layers = range(sites.layers) if asked["layers"] == "all" else asked["layers"]
     max_keys = args.max_keys
     if max_keys is None and asked["dynamic_multiplier"] is not None:
@@ -46,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> dict[int, Moment]:
     folder = covariance.folder_of(model, corpus, args.stats_dir)
     if args.download and not args.force:
         wanted = covariance.identities(model, tok, layers, corpus, asked["n_samples"], **options)
-        _download(wanted, folder, corpus)
+        ranks.from_first(lambda: _download(wanted, folder, corpus))
     moments = covariance.collect(
         model, tok, layers, asked["dataset"], asked["n_samples"], **options, stats_dir=args.stats_dir,
         pack_tokens=args.pack_tokens, force=args.force, resume=not args.no_resume,
@@ -94,6 +92,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise EditingError(f"--to_collect {unknown[0]!r} is not known: give {', '.join(ALWAYS_COLLECTED)}")
     args.batch_tokens = None if args.batch_tokens == "any" else args.batch_tokens
     return args
+
+
+def _prepare(args: argparse.Namespace) -> tuple[dict[str, Any], Corpus, Any, Any, Sites]:
+    """(what to collect, corpus, model, tokenizer, its sites)"""
+    asked = _settings(args)
+    corpus = find_corpus(asked["dataset"])
+    model, tok = load_model(args.model_name, args.dtype, args.device)
+    return asked, corpus, model, tok, find_sites(model, asked["templates"])
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -167,4 +173,4 @@ class _Formatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, several=True)

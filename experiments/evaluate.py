@@ -6,7 +6,8 @@
 Consecutive batches of ``num_edits`` records are edited into the unmodified model, one batch after another (each is taken out
 again, bit by bit, before the next). Results: see :mod:`experiments.results`. A run that was killed at any moment goes on with
 ``--continue_from_run run_<NNN>`` and ends with the same numbers: a batch is done anew unless all its files are there, and
-everything is computed in groups that only the data and ``num_edits`` decide.
+everything is computed in groups that only the data and ``num_edits`` decide. So several processes
+(``torchrun --nproc_per_node=4 -m experiments.evaluate ...``) end with the same numbers, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import data.languages
 import editors
 from data.download import data_folder
 from data.records import Record
+from editors.core import ranks
 from experiments import language_job, results
 from experiments import languages as in_languages
 from experiments.cli import HelpFormatter, Parser, a_seed, add_model_flags, at_least_one, run_program
@@ -107,17 +110,22 @@ def main(
         loaded, flags["model_name"] = model_name, model_name[0].config._name_or_path
     flags["dir_name"] = dir_name or alg_name
     language_job.complete(flags)
+    if flags["language"] and ranks.processes() > 1:
+        raise editors.EditingError("--language: such a run is not shared among processes; start it with python -m, not with torchrun")
     flags["ds_name"] = str(ds_name or ("world" if flags["model_name"] == "world" else "mcf"))
     folder = Path(results_dir) / flags["dir_name"]
-    continued = None if continue_from_run is None else results.existing_run(folder, continue_from_run)
+    continued = None if continue_from_run is None else ranks.from_first(lambda: results.existing_run(folder, continue_from_run))
 
     with _folders(data_dir, stats_dir):
-        job = (language_job.prepare if flags["language"] else prepare)(flags, loaded)
-        run = open_run(folder, job, continued)
+        job = ranks.in_turn(lambda: (language_job.prepare if flags["language"] else prepare)(flags, loaded))
+        run = ranks.from_first(lambda: open_run(folder, job, continued))
         try:
             (in_languages.evaluate if job.languages else run_sequence if sequential else evaluate)(job, run)
+        except ranks.RankLost as error:
+            error.args = (f"{error}, with --continue_from_run {run.name}",)
+            raise
         except (editors.EditingError, data.DataError):
-            if continued is None:
+            if continued is None and ranks.process() == 0:
                 results.remove_unused(run)
             raise
     return run
@@ -133,37 +141,55 @@ def open_run(folder: Path, job: Job, continued: Path | None) -> Path:
     flags = {key: str(value) if isinstance(value, Path) else value for key, value in job.flags.items()}
     cases = len(job.records) - (job.flags["num_edits"] if job.flags["eval_on_others"] else 0)
     about = {"settings": settings, "flags": flags, "cases": cases, **results.provenance()}
+    if job.traced:
+        about["traced"] = job.traced
     stages = in_languages.run_files(job, about) if job.languages else {}
     return results.new_run(folder, {results.PARAMS: job.hparams, results.RUN: about, **stages})
 
 
 def evaluate(job: Job, run: Path) -> None:
-    """Edits and measures every batch whose files are not all there, and writes them."""
+    """Edits and measures every batch whose files are not all there, and writes them.
+
+    Of several processes each takes batches of its own; all work at the same one where there are fewer batches than processes.
+    """
     num_edits = job.flags["num_edits"]
     checkups = Checkups(job, run)
-    if checkups.wanted and not checkups.path(0).exists():
-        checkups.unedited()
-
-    with tqdm(total=len(job.records), desc=job.flags["alg_name"], unit="case") as bar:
+    checkups.unedited_once()
+    prepared = ranks.world_size() == 1
+    with tqdm(total=len(job.records), desc=job.flags["alg_name"], unit="case", disable=ranks.rank() > 0) as bar:
         for start, block in _blocks(job.records, num_edits):
-            todo = [(number, chunk) for number, chunk in enumerate(block, start + 1)
-                    if not all(results.case_path(run, num_edits, record.case_id).exists() for record in chunk)]
-            bar.update(sum(map(len, block)) - sum(len(chunk) for _, chunk in todo))
+            todo = ranks.from_first(partial(_unfinished, run, num_edits, block))
+            bar.update(sum(map(len, block)) - sum(len(block[i]) for i in todo))
             if not todo:
                 continue
+            if not prepared:  # all together: statistics and contexts, which each would else collect by itself
+                job.editor.begin(job.model, job.tok)
+                prepared = True
             # Measured in one go; the whole block, also when part of it is done, for the same numbers to the last digit.
             before = measure(job, [record for chunk in block for record in chunk])
-            for number, chunk in todo:
-                seconds, after = _edit_and_measure(job, chunk, number, checkups)
-                for record in chunk:
-                    results.write_case(run, num_edits, record, chunk, seconds, before[record.case_id], after[record.case_id])
-                bar.update(len(chunk))
+            apart = len(todo) >= ranks.world_size()
+            mine = todo[ranks.rank()::ranks.world_size()] if apart else todo
+            with ranks.alone() if apart else nullcontext():
+                for i in mine:
+                    chunk = block[i]
+                    about, after = _edit_and_measure(job, chunk, start + i + 1, checkups)
+                    for record in chunk if ranks.rank() == 0 else ():
+                        results.write_case(run, num_edits, record, chunk, about, before[record.case_id], after[record.case_id])
+                    bar.update(len(chunk))
+            bar.update(sum(len(block[i]) for i in set(todo) - set(mine)))
+    ranks.barrier()
+
+
+def _unfinished(run: Path, num_edits: int, block: Sequence[Sequence[Record]]) -> list[int]:
+    """Which batches of a block do not have all their files."""
+    return [i for i, chunk in enumerate(block)
+            if not all(results.case_path(run, num_edits, record.case_id).exists() for record in chunk)]
 
 
 def _edit_and_measure(
     job: Job, chunk: Sequence[Record], number: int, checkups: Checkups
-) -> tuple[float, dict[int, dict[str, Any]]]:
-    """(seconds that the edit took, metrics of each record under it). The model is afterwards what it was, bit by bit."""
+) -> tuple[dict[str, float], dict[int, dict[str, Any]]]:
+    """(what the edit took and lost, metrics of each record under it). The model is afterwards what it was, bit by bit."""
     started = time.perf_counter()
     cache = data_folder(job.flags["data_dir"]) / "z_cache" if job.flags["use_cache"] else None
     edit = job.editor.edit(job.model, job.tok, [record.request() for record in chunk], job.context_templates, z_cache=cache)
@@ -171,7 +197,7 @@ def _edit_and_measure(
     seconds = time.perf_counter() - started
     try:
         checkups.edited_once(number, chunk, edit.info, number == -(-len(job.records) // job.flags["num_edits"]))
-        return seconds, measure(job, chunk)
+        return results.about_edit(seconds, edit.info), measure(job, chunk)
     finally:
         edit.revert(job.model)
 
@@ -263,11 +289,14 @@ def _add_language_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval_on_others", action="store_true", help="leave out the first batch, which heads were chosen on")
 
 
-def command() -> None:
+def command_line() -> Parser:
+    """Every flag of the program."""
     parser = Parser(prog="python -m experiments.evaluate", description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
     parser.add_argument("--alg_name", required=True, help=f"editor: {', '.join(editors.names())}")
     parser.add_argument("--model_name", default="world", help="Hugging Face hub id, local folder, or the built-in world")
-    parser.add_argument("--hparams_fname", "--hparams", help="file in hparams/<alg_name>/, or a path; by default <model_name>.json")
+    parser.add_argument("--hparams_fname", "--hparams", help="file in hparams/<alg_name>/, or a path; by default <model_name>.json. "
+                        "auto: the values of hparams/auto.json, and layers from a causal trace of 100 facts of the data set; "
+                        "auto:FOLDER: layers from a trace of experiments.causal_trace")
     parser.add_argument("--ds_name", "--dataset_name",
                         help="mcf, cf, zsre, world, or the path of a .json file in the schema of one of them; "
                              "by default world for the model world, else mcf")
@@ -314,9 +343,13 @@ def command() -> None:
     parser.add_argument("--stats_dir", help="second moments; by default KE_STATS_DIR, else stats in the data folder")
     parser.add_argument("--seed", type=a_seed, default=0, help="of everything that is sampled: contexts and texts")
     add_model_flags(parser)
-    run = main(**vars(parser.parse_args()))
+    return parser
+
+
+def command() -> None:
+    run = main(**vars(command_line().parse_args()))
     print(f"results: {run}")
 
 
 if __name__ == "__main__":
-    run_program(command)
+    run_program(command, several=True)

@@ -23,7 +23,7 @@ from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.core.prompts import encode_target, fill, parse_requests
 from editors.errors import EditingError
-from experiments import downstream, head_files, results
+from experiments import auto_hparams, downstream, head_files, results
 from experiments.downstream import TaskRun
 from experiments.metrics.incremental import check_length, longest_row, shortened
 from experiments.metrics.scoring import prompt_ids
@@ -70,6 +70,8 @@ class Job:
     perplexity_corpus: str | None
     texts: Mapping[str, Any] | None
     """Where the generation metrics' reference texts come from."""
+    traced: Mapping[str, Any] | None = None
+    """What the layers follow from, where ``hparams_fname`` is auto."""
     languages: Languages | None = None
     editors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """With two languages edited at once: the editor of each."""
@@ -110,9 +112,14 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     Raises EditingError or DataError for whatever does not fit.
     """
     check_flags(flags)
-    hparams, editor = load_editor(flags)
+    automatic, traced = auto_hparams.is_automatic(flags["hparams_fname"]), None
+    if not automatic:
+        hparams, editor = load_editor(flags)
     model, tok = loaded or load_model(flags["model_name"], flags["dtype"], flags["device"])
     model.eval()  # without dropout
+    if automatic:
+        hparams, traced = auto_hparams.make(flags, model, tok)
+        editor = _configured(flags, hparams)
     ds_name, num_edits = flags["ds_name"], flags["num_edits"]
     ordered = flags["sample_num"] is not None or flags["index_file"]
     if ds_name == "cf" and num_edits > 1 and not ordered:
@@ -141,7 +148,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     corpus = flags["perplexity_corpus"]
     if corpus == "world":
         corpus = _world_corpus(flags)
-    return Job(model, tok, editor, records, flags, hparams, generate, runs, _contexts(flags), corpus, texts)
+    return Job(model, tok, editor, records, flags, hparams, generate, runs, _contexts(flags), corpus, texts, traced)
 
 
 def check_flags(flags: Mapping[str, Any]) -> None:
@@ -224,8 +231,10 @@ def load_editor(flags: Mapping[str, Any], language: str | None = None, contexts:
     "world" stands for the built-in world's corpus; ``context_seed``, where the file does not set it, is ``seed``.
     """
     alg_name = flags["alg_name"]
+    if auto_hparams.is_automatic(flags["hparams_fname"]):
+        raise EditingError(f"--hparams_fname {flags['hparams_fname']}: only experiments.evaluate traces a model; "
+                           "give the params.json of such a run")
     kind = editors.editor_class(alg_name)
-    fields = {field.name for field in dataclasses.fields(kind.hparams_class)}
     name = Path(flags["hparams_fname"] or flags["model_name"].replace("/", "_") + ".json")
     shipped = HPARAMS / (kind.hparams_folder or alg_name) / name
     path = name if name.is_file() and not shipped.is_file() else shipped
@@ -235,12 +244,21 @@ def load_editor(flags: Mapping[str, Any], language: str | None = None, contexts:
                            f"{name_hint(flags['model_name'])}; name a file with --hparams_fname (there is {there})")
     editor = editors.load(alg_name, path)
     hparams = results.read_json(path)
+    return hparams, _configured(flags, hparams, editor, language, contexts)
+
+
+def _configured(
+    flags: Mapping[str, Any], hparams: Mapping[str, Any], editor: Any = None, language: str | None = None, contexts: str | None = None
+) -> Any:
+    """The editor of these hyper-parameters, with what flags and language add to them (see :func:`load_editor`)."""
+    editor = editor or editors.load(flags["alg_name"], hparams)
+    fields = {field.name for field in dataclasses.fields(editor.hparams)}
     changed = {}
     if flags.get("profile") or flags.get("top_num_heads"):
         asked = {"profile": flags["profile"], "top_num_heads": max(flags["top_num_heads"] or [0])}
         with warnings.catch_warnings():  # given above
             warnings.simplefilter("ignore")
-            editor = editors.load(alg_name, hparams | {key: value for key, value in asked.items() if value and key in fields})
+            editor = editors.load(flags["alg_name"], hparams | {key: value for key, value in asked.items() if value and key in fields})
     if language:
         of_language = _language_settings(flags, editor.hparams, language, contexts)
         changed |= {key: value for key, value in of_language.items() if key in fields - hparams.keys()}
@@ -250,7 +268,7 @@ def load_editor(flags: Mapping[str, Any], language: str | None = None, contexts:
         changed["context_seed"] = flags["seed"]
     if hparams.get("mom2_dataset") == "world":
         changed["mom2_dataset"] = _world_corpus(flags, language and languages.spec(language).code)
-    return hparams, editors.load(alg_name, dataclasses.replace(editor.hparams, **changed))
+    return editors.load(flags["alg_name"], dataclasses.replace(editor.hparams, **changed))
 
 
 def is_sampled(record: Record, flags: Mapping[str, Any]) -> bool:

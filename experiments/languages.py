@@ -191,7 +191,7 @@ class _Chunk:
             records = self.records[language]
             after[language] = measure(self.job, records)
             for record in records:
-                results.write_case(self.run / stage.folder / language, self.flags["num_edits"], record, records, seconds,
+                results.write_case(self.run / stage.folder / language, self.flags["num_edits"], record, records, results.about_edit(seconds, {}),
                                    self.before[language][record.case_id], after[language][record.case_id])
         return after
 

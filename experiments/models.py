@@ -9,6 +9,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFo
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from editors.core import ranks
 from editors.core.fingerprint import model_fingerprint
 from editors.errors import EditingError
 
@@ -76,6 +77,11 @@ def identity(model: PreTrainedModel) -> str:
     return (f"commit {commit}, " if commit else "") + f"weights {model_fingerprint(model)}"
 
 
+def source_of(name: str) -> str:
+    """The hub id or folder that transformers loads the model called ``name`` from."""
+    return _source(name)[0]
+
+
 def _source(name: str) -> tuple[str, bool]:
     """(folder or hub id, whether only this machine's files are to be used)."""
     if name == "world":
@@ -101,9 +107,13 @@ def _source(name: str) -> tuple[str, bool]:
 
 def _device(device: str) -> str:
     if device == "map":
+        if ranks.processes() > 1:
+            raise EditingError("--device map: spreads one process over all devices, so it does not go with torchrun; use one of both")
         return device
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{ranks.local_process() % torch.cuda.device_count()}" if ranks.processes() > 1 else "cuda"
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).item()  # also refuses "meta", which holds no numbers
     except (RuntimeError, AssertionError) as error:

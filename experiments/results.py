@@ -90,14 +90,21 @@ def case_path(run: Path, num_edits: int, case_id: int) -> Path:
 
 
 def write_case(
-    run: Path, num_edits: int, record: Record, chunk: Sequence[Record], seconds: float, pre: Mapping[str, Any],
+    run: Path, num_edits: int, record: Record, chunk: Sequence[Record], edit: Mapping[str, float], pre: Mapping[str, Any],
     post: Mapping[str, Any],
 ) -> None:
-    """Writes the file of one case. chunk: the records that were edited together; seconds: that their edit took."""
+    """Writes the file of one case. chunk: the records that were edited together; edit: see :func:`about_edit`."""
     write_json(case_path(run, num_edits, record.case_id), {
         "case_id": record.case_id, "grouped_case_ids": [r.case_id for r in chunk], "num_edits": num_edits,
-        "requested_rewrite": record.requested_rewrite(), "time": seconds, "post": post, "pre": pre,
+        "requested_rewrite": record.requested_rewrite(), **edit, "post": post, "pre": pre,
     })
+
+
+def about_edit(seconds: float, info: Mapping[str, Any]) -> dict[str, float]:
+    """``time``: the seconds of an edit; ``rounding``, of weights in 16 bits: the largest share of a weight's change that rounding
+    took. info: the Edit's."""
+    lost = info.get("rounding", {}).values()
+    return {"time": seconds, **({"rounding": max(lost)} if lost else {})}
 
 
 def replace_folder(part: Path, folder: Path) -> None:

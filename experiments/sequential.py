@@ -17,6 +17,7 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from data.download import data_folder
 from data.files import write_atomically
 from data.records import Record
+from editors.core import ranks
 from editors.core.corpus import find_corpus
 from editors.errors import EditingError
 from editors.sequence import EditSequence
@@ -39,7 +41,7 @@ PERPLEXITY_TEXTS = 20
 
 def evaluate(job: Job, run: Path) -> None:
     """Runs, or continues, the whole sequence in ``run``. The model is afterwards what it was, bit by bit."""
-    if (run / FINISHED).exists():
+    if ranks.from_first((run / FINISHED).exists):
         return
     flags, records, num_edits = job.flags, job.records, job.flags["num_edits"]
     chunks = [records[start:start + num_edits] for start in range(0, len(records), num_edits)]
@@ -56,32 +58,39 @@ def _run(job: Job, run: Path, sequence: EditSequence, chunks: Sequence[Sequence[
     flags, num_edits = job.flags, job.flags["num_edits"]
     identity = json.loads(json.dumps({"settings": job.settings(), "hparams": job.hparams}))
     checkups = Checkups(job, run)
-    for part in run.glob(f".{CHECKPOINT}.*.part"):  # left by a kill in the midst of writing one
-        part.unlink()
-    if (run / CHECKPOINT).exists():
+    if ranks.from_first(partial(_is_there, run / CHECKPOINT)):
         sequence.restore(run / CHECKPOINT, identity)
     else:
         checkups.unedited()
 
     edited = job.records[:sequence.batches * num_edits]
-    with tqdm(total=len(job.records), initial=len(edited), desc=flags["alg_name"], unit="case") as bar:
+    first = ranks.rank() == 0  # the one that writes
+    with tqdm(total=len(job.records), initial=len(edited), desc=flags["alg_name"], unit="case", disable=not first) as bar:
         for chunk in chunks[sequence.batches:]:
             before = measure(job, chunk)
             started = time.perf_counter()
             edit = sequence.edit([record.request() for record in chunk])
             seconds = time.perf_counter() - started
             after = measure(job, chunk)
-            for record in chunk:
-                results.write_case(run, num_edits, record, chunk, seconds, before[record.case_id], after[record.case_id])
+            for record in chunk if first else ():
+                about = results.about_edit(seconds, edit.info)
+                results.write_case(run, num_edits, record, chunk, about, before[record.case_id], after[record.case_id])
             edited = edited + chunk
             last = sequence.batches == len(chunks)
             if last:
                 sequence.close()
             checkups.after_batch(sequence, chunk, edited, seconds, edit.info, last)
-            if last or sequence.batches % flags["checkpoint_steps"] == 0:
+            if first and (last or sequence.batches % flags["checkpoint_steps"] == 0):
                 sequence.save(run / CHECKPOINT, identity)
             bar.update(len(chunk))
-    results.write_json(run / FINISHED, {"batches": sequence.batches, "edits": len(edited)})
+    if first:
+        results.write_json(run / FINISHED, {"batches": sequence.batches, "edits": len(edited)})
+
+
+def _is_there(checkpoint: Path) -> bool:
+    for part in checkpoint.parent.glob(f".{checkpoint.name}.*.part"):  # left by a kill in the midst of writing one
+        part.unlink()
+    return checkpoint.exists()
 
 
 class Checkups:
@@ -107,12 +116,17 @@ class Checkups:
     def unedited(self) -> None:
         """The unedited model, before the first batch."""
         downstream_figures = self._downstream(0) if self.job.downstream else {}
-        results.write_json(self.path(0), {"batch": 0, "edits": 0, **self._perplexity(), **downstream_figures})
+        self._write(self.path(0), {"batch": 0, "edits": 0, **self._perplexity(), **downstream_figures})
+
+    def unedited_once(self) -> None:
+        """The same where each batch is edited by itself: if it is wanted, and not there."""
+        if self.wanted and not ranks.from_first(self.path(0).exists):
+            self.unedited()
 
     def edited_once(self, batch: int, chunk: Sequence[Record], info: Mapping[str, Any], last: bool) -> None:
         """The model with this batch alone in it."""
         if "statistics" in info and not (self.run / results.STATISTICS).exists():  # the same for every batch
-            results.write_json(self.run / results.STATISTICS, info["statistics"])
+            self._write(self.run / results.STATISTICS, info["statistics"])
         edits = (batch - 1) * self.flags["num_edits"] + len(chunk)
         content = {}
         if self.job.hparams.get("calculate_objective_value"):
@@ -121,7 +135,7 @@ class Checkups:
             content |= self._downstream(edits)
         if content:
             about = {"batch": batch, "edits": edits, "case_ids": [record.case_id for record in chunk]}
-            results.write_json(self.path(edits), about | content)
+            self._write(self.path(edits), about | content)
         self._save(batch, edits, last)
 
     def after_batch(
@@ -135,14 +149,19 @@ class Checkups:
             "phases": info.get("seconds", {}), "statistics": info.get("statistics", {}), "weights": sequence.distances(),
             "objective_distances": info.get("objective_distances", {}),
             "memory_mb": psutil.Process().memory_info().rss / 2**20,
+            **{key: info[key] for key in ("rounding",) if key in info},
         }
         if self._due("history_eval_steps", batch, last):
             self._history(edited)
             content |= self._perplexity()
         if self.job.downstream and self._due("downstream_eval_steps", batch, last):
             content |= self._downstream(edits)
-        results.write_json(self.path(edits), content)
+        self._write(self.path(edits), content)
         self._save(batch, edits, last)
+
+    def _write(self, path: Path, content: Any) -> None:
+        if ranks.rank() == 0:
+            results.write_json(path, content)
 
     def _due(self, flag: str, batch: int, last: bool) -> bool:
         steps = self.flags[flag]
@@ -150,7 +169,7 @@ class Checkups:
 
     def _save(self, batch: int, edits: int, last: bool) -> None:
         """The model and its tokenizer as transformers loads them, in ``<save_model_location>/edits_<edits>``."""
-        if self.flags["save_model"] and self._due("save_model_interval", batch, last):
+        if ranks.rank() == 0 and self.flags["save_model"] and self._due("save_model_interval", batch, last):
             folder = Path(self.flags["save_model_location"] or self.run / "models") / f"edits_{edits}"
             part = folder.with_name(f".{folder.name}.part")
             self.job.model.save_pretrained(part)
@@ -165,7 +184,8 @@ class Checkups:
         lines = [json.dumps({"case_id": record.case_id, "post": post}, ensure_ascii=False)
                  for record, post in metrics_of(self.job, edited)]
         path = self.run / "history" / f"{edits:06d}.jsonl"
-        write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+        if ranks.rank() == 0:
+            write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
 
     def _perplexity(self) -> dict[str, Any]:
         if self.texts is None:
@@ -176,8 +196,11 @@ class Checkups:
         return {"perplexity": sum(values) / len(values)}
 
     def _downstream(self, edits: int) -> dict[str, Any]:
-        figures, outputs = downstream.evaluate_tasks(
-            self.job.model, self.job.tok, self.job.downstream, self.flags["gen_len"], self.flags["legacy_rte_labels"])
-        for task, output in outputs.items():
-            results.write_json(self.run / "downstream" / f"{edits:06d}_{task}_gen.json", output)
-        return {"downstream": figures}
+        def measure_and_write() -> dict[str, Any]:  # not shared out: the first process does it
+            figures, outputs = downstream.evaluate_tasks(
+                self.job.model, self.job.tok, self.job.downstream, self.flags["gen_len"], self.flags["legacy_rte_labels"])
+            for task, output in outputs.items():
+                results.write_json(self.run / "downstream" / f"{edits:06d}_{task}_gen.json", output)
+            return figures
+
+        return {"downstream": ranks.from_first(measure_and_write)}

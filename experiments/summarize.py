@@ -39,6 +39,8 @@ LABELS = {
     "perplexity": "perplexity", **{f"{task}_{name}": f"{task} {label}" for task in TASKS for name, label in DOWNSTREAM.items()},
 }
 """Rows of the table, in its order."""
+OF_EDITS = {"rounding": "change lost to rounding (16 bits)", "time": "seconds an edit batch"}
+"""Its last rows."""
 OF_UNIFIED = "by the unified-editing code: pre is what its files call post; no case was measured again later"
 OF_ALPHAEDIT = "by AlphaEdit's code: measured after the last batch, so it is retention; seconds are the last batch's"
 
@@ -152,8 +154,10 @@ def table(runs: Sequence[tuple[dict[str, Any], Statistics]]) -> list[list[str]]:
         cells = [_cell(statistics.get(f"{prefix}_{key}")) for prefix, statistics in columns]
         if any(cells):
             rows.append([label, *cells])
-    rows.append(["seconds an edit batch"] + [_cell(statistics.get("time")) if prefix == _edited(statistics) else ""
-                                             for prefix, statistics in columns])
+    for key, label in OF_EDITS.items():
+        cells = [_cell(statistics.get(key)) if prefix == _edited(statistics) else "" for prefix, statistics in columns]
+        if any(cells) or key == "time":
+            rows.append([label, *cells])
     filled = [any(cells[1:]) for cells in zip(*rows)]  # folders of the original code have nothing from before the edit
     return [[cell for cell, keep in zip(row, [True, *filled[1:]]) if keep] for row in rows]
 

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..errors import EditingError
+from . import ranks
 from .fingerprint import tokenizer_fingerprint
 from .prompts import split_template, tokenize
 from .sites import evaluating, input_device, longest_context
@@ -63,14 +64,15 @@ def context_templates(
         generator = torch.Generator().manual_seed(seed)
         rows = [ids for ids, _ in tokenize(tok, texts)] if kind != "rome" else []
         if kind == "memit":
-            known[key] = [["{}"], _templates(tok, _sample(model, rows, MEMIT_LENGTH, generator))]
+            sampled = [["{}"], _templates(tok, _sample(model, rows, MEMIT_LENGTH, generator))]
         elif kind == "greedy":
             ids = _sample(model, rows, max(map(len, rows)) + GREEDY_NEW_TOKENS, generator, top_k=1)
             continued = [_until_end(tok, row[: len(start) + GREEDY_NEW_TOKENS], len(start)) for start, row in zip(rows, ids.tolist())]
-            known[key] = [["{}"], *([template] for template in _templates(tok, continued))]
+            sampled = [["{}"], *([template] for template in _templates(tok, continued))]
         else:
-            sampled = [_templates(tok, _sample(model, [[start]] * n, length, generator)) for length, n in lengths]
-            known[key] = [["{}", *(template for templates in sampled for template in templates)]]
+            drawn = [_templates(tok, _sample(model, [[start]] * n, length, generator)) for length, n in lengths]
+            sampled = [["{}", *(template for templates in drawn for template in templates)]]
+        known[key] = ranks.same(sampled)
     return [list(group) for group in known[key]]
 
 

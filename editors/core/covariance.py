@@ -15,7 +15,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,11 +25,11 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import EditingError
-from . import moment_store
+from . import moment_store, ranks
 from .corpus import Corpus, document_order, find_corpus
 from .files import check_writable
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
-from .key_sums import KeySums, add_batch, batches, fitting_tokens
+from .key_sums import Batch, KeySums, add_batch, batches, fitting_tokens
 from .memory import total_bytes
 from .moment_store import Moment
 from .sites import Sites, find_sites, longest_context, weight_of
@@ -39,6 +39,9 @@ SNAPSHOT_SECONDS = 60.0
 """Time between snapshots, at least."""
 SNAPSHOT_SHARE = 0.05
 """Largest part of the time that writing them may take."""
+SEGMENT = 8
+"""Batches that are summed by themselves, by one process, before they enter the total: so the order of additions, and with it
+every bit, is the same for any number of processes."""
 UNLIMITED_CONTEXT = 2048
 """Tokens read of a text when the model names no longest context (ALiBi)."""
 
@@ -82,7 +85,7 @@ def collect(
     missing = {}
     for layer, identity in asked.items():
         if force or keys[layer] not in known:
-            moment = None if force else _from_disk(folder, identity, _d_in(model, sites, layer))
+            moment = None if force else ranks.from_first(lambda: _from_disk(folder, identity, _d_in(model, sites, layer)))
             if moment is None:
                 missing[layer] = identity
             else:
@@ -180,7 +183,7 @@ def _collect_missing(
     folder: None saves nothing.
     """
     if folder:
-        check_writable(folder, "statistics")
+        ranks.from_first(lambda: check_writable(folder, "statistics"))
     try:
         texts = corpus.texts()
     except EditingError as error:
@@ -199,7 +202,8 @@ def _collect_missing(
             "count": run.state["count"], "texts": run.state["texts"], "seconds": round(time.monotonic() - started, 3),
             "torch": torch.__version__,
         }
-        for layer in layers:
+
+        def finished(layer: int) -> Moment:
             tensors = run.sums.pop(layer).tensors()
             identity = {**missing[layer], **about}
             path = moment_store.file_of(folder or Path(), identity)
@@ -208,9 +212,12 @@ def _collect_missing(
                 identity |= spectrum(moment.matrix)
                 log.info("block %d: second moment of %d keys from %d documents in %.1f s, rank %d of %d, condition %.3g", layer,
                          *(identity[field] for field in ("count", "texts", "seconds", "rank")), len(moment.matrix), identity["condition"])
-            collected[layer] = moment
             if folder:
                 moment_store.save(path, tensors, identity)
+            return moment
+
+        for layer in layers:
+            collected[layer] = ranks.from_first(lambda layer=layer: finished(layer))
         if run.snapshot:
             run.snapshot.unlink(missing_ok=True)
     return collected
@@ -236,7 +243,10 @@ class _Pass:
         self.identity = next(iter(asked.values()))
         widths = {layer: _d_in(model, sites, layer) for layer in asked}
         dtype = DTYPES[self.identity["dtype"]]
-        self.sums = {layer: KeySums(width, dtype, _device(model, sites, layer)) for layer, width in widths.items()}
+        # The sums, which the first process alone has; and those of the segment at hand.
+        self.sums, self.part = (
+            {layer: KeySums(width, dtype, _device(model, sites, layer)) for layer, width in widths.items()} for _ in range(2)
+        )
         digest = hashlib.sha256(json.dumps(list(asked.values())).encode()).hexdigest()[:16]
         self.snapshot = folder and folder / f"unfinished-{digest}.safetensors"
         if pack_tokens is None:
@@ -246,10 +256,9 @@ class _Pass:
 
     def restore(self) -> None:
         """Continue from the snapshot, if there is one."""
-        try:
+        sums = {}
+        if ranks.from_first(self.snapshot.exists) if self.snapshot else False:
             sums, self.state = moment_store.load_snapshot(self.snapshot)
-        except FileNotFoundError:
-            return
         for layer, tensors in sums.items():
             self.sums[layer].restore(tensors)
 
@@ -265,16 +274,23 @@ class _Pass:
         bar = tqdm(total=None if max_keys else len(order), initial=state["texts"], unit="text",
                    desc=f"second moments, layers {','.join(map(str, self.sums))}", disable=None if progress else True)
         start, seen, due = time.monotonic(), state["count"], time.monotonic() + SNAPSHOT_SECONDS
+        left = itertools.dropwhile(lambda batch: (batch.window, batch.index) < done, stream)
         with bar:
-            for batch in itertools.dropwhile(lambda batch: (batch.window, batch.index) < done, stream):
-                self._add(batch.rows)
-                state.update(window=batch.window, index=batch.index + 1, tokens_before=batch.tokens_before)
-                state["count"] += sum(map(len, batch.rows))
-                state["texts"] += len(batch.rows)
-                bar.update(len(batch.rows))
+            while segments := list(itertools.islice(_segments(left), ranks.world_size())):
+                for batch in segments[ranks.rank()] if ranks.rank() < len(segments) else ():
+                    self._add(batch.rows)
+                for layer, total in self.sums.items():
+                    total.add_in_order(self.part[layer])
+                batches_done = [batch for segment in segments for batch in segment]
+                last = batches_done[-1]
+                state.update(window=last.window, index=last.index + 1, tokens_before=last.tokens_before)
+                state["count"] += sum(len(row) for batch in batches_done for row in batch.rows)
+                texts_done = sum(len(batch.rows) for batch in batches_done)
+                state["texts"] += texts_done
+                bar.update(texts_done)
                 rate = (state["count"] - seen) / (time.monotonic() - start)
                 bar.set_postfix_str(f"{state['count']} tokens, {rate:.0f}/s", refresh=False)
-                if self.snapshot and time.monotonic() >= due:
+                if self.snapshot and ranks.rank() == 0 and time.monotonic() >= due:
                     due = self._save_snapshot()
             if not max_keys:
                 bar.update(len(order) - bar.n)  # texts without tokens are in no batch
@@ -286,7 +302,7 @@ class _Pass:
 
     def _add(self, rows: Sequence[Sequence[int]]) -> None:
         try:
-            add_batch(self.model, self.sites, self.sums, rows)
+            add_batch(self.model, self.sites, self.part, rows)
         except torch.OutOfMemoryError as error:
             raise EditingError(
                 f"out of memory in a pass over {len(rows)} texts of up to {len(rows[0])} tokens: set pack_tokens (now "
@@ -301,8 +317,12 @@ class _Pass:
         return end + max(SNAPSHOT_SECONDS, (end - start) / SNAPSHOT_SHARE)
 
 
+def _segments(stream: Iterator[Batch]) -> Iterator[list[Batch]]:
+    return iter(lambda: list(itertools.islice(stream, SEGMENT)), [])
+
+
 def _passes(model: nn.Module, sites: Sites, layers: Sequence[int], dtype: str) -> list[Sequence[int]]:
-    """`layers` (ascending) in groups whose sums fit into a quarter of the memory together; usually all at once."""
+    """`layers` (ascending) in groups whose sums (twice) fit into half the memory together; usually all at once."""
     size = torch.promote_types(DTYPES[dtype], torch.float32).itemsize
     width = max(_d_in(model, sites, layer) for layer in layers)
     together = max(1, total_bytes(_device(model, sites, layers[0])) // 4 // (width * width * size))

@@ -1,10 +1,12 @@
-"""Writing files of tensors: whole or not at all, and refused before the work rather than after it."""
+"""Writing files of tensors and folders: whole or not at all, and refused before the work rather than after it."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -42,3 +44,21 @@ def check_writable(folder: Path, what: str) -> None:
         probe.unlink()
     except OSError as error:
         raise EditingError(f"{folder}: {what} can't be written there ({error.strerror}): choose another folder") from None
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Inside, an empty folder to fill, which appears as `folder` when all went well and not at all otherwise.
+
+    Raises EditingError if `folder` is there already, or can't be made.
+    """
+    if folder.exists():
+        raise EditingError(f"{folder}: is there already; choose another name, or delete it")
+    check_writable(folder.absolute().parent, "a folder")
+    part = folder.absolute().with_name(f".{folder.name}.{secrets.token_hex(6)}.part")
+    part.mkdir()
+    try:
+        yield part
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from . import ranks
 from .memory import total_bytes
 from .prompts import pack, pad_batch
 from .sites import LeaveForward, Sites, evaluating, get_module, hooked, input_device
@@ -47,6 +48,12 @@ class KeySums:
             self.mom2[start:stop, start:].addmm_(keys[:, start:stop].T, keys[:, start:])
         self.key_sum += keys.sum(0)
         self.norm_sum += keys.norm(dim=1).sum()
+
+    def add_in_order(self, part: KeySums) -> None:
+        """Add the partial sums of each process, in the order of the processes, to those of the first one; `part` is then 0."""
+        ranks.add_in_order(*([sums.mom2, sums.key_sum, sums.norm_sum] for sums in (self, part)))
+        for total in (part.mom2, part.key_sum, part.norm_sum):
+            total.zero_()
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums, as CPU tensors `mom2`, `key_sum` and `norm_sum`; `mom2` is exactly symmetric."""

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import ranks
 from .memory import total_bytes
 from .prompts import Located, Request, fill, locate_all, pack, pad_batch, pad_id
 from .sites import LeaveForward, Sites, by_row, evaluating, first, get_module, hooked, input_device
@@ -78,22 +79,28 @@ def _read(
     results = max((i for i, _ in shares), default=-1) + 1
     sums: dict[_Place, Tensor] = {}
     bar = tqdm(total=len(uses), desc="keys", unit="prompt", disable=None if progress else True)
+
+    def mixed(rows: list[tuple[int, ...]]) -> tuple[list[int], dict[_Place, Tensor]]:
+        # Which results the rows of this batch enter, and with what weight: a product adds them in a fixed order.
+        entries = [(i, row, weight) for row, ids in enumerate(rows) for i, weight in uses[ids]]
+        touched = sorted({i for i, _, _ in entries})
+        place_of = {i: n for n, i in enumerate(touched)}
+        mixing = torch.zeros(len(touched), len(rows), dtype=torch.float64)
+        for i, row, weight in entries:
+            mixing[place_of[i], row] += weight
+        states = _forward(model, rows, places, sites, pad_id(tok))
+        bar.update(len(rows))
+        return touched, {place: mixing.to(state) @ state for place, state in states.items()}
+
     with bar, torch.no_grad(), evaluating(model):
-        for rows in pack(list(uses), budget):
-            # Which results the rows of this batch enter, and with what weight: a product adds them in a fixed order.
-            entries = [(i, row, weight) for row, ids in enumerate(rows) for i, weight in uses[ids]]
-            touched = sorted({i for i, _, _ in entries})
-            place_of = {i: n for n, i in enumerate(touched)}
-            mixing = torch.zeros(len(touched), len(rows), dtype=torch.float64)
-            for i, row, weight in entries:
-                mixing[place_of[i], row] += weight
-            for place, states in _forward(model, rows, places, sites, pad_id(tok)).items():
+        for touched, states in ranks.each(mixed, list(pack(list(uses), budget))):
+            for place, state in states.items():
                 if place not in sums:
-                    sums[place] = states.new_zeros(results, states.shape[-1])
-                index = torch.tensor(touched, device=states.device)
-                sums[place][index] += mixing.to(states) @ states
-            bar.update(len(rows))
-    return sums
+                    sums[place] = state.new_zeros(results, state.shape[-1])
+                sums[place][torch.tensor(touched, device=state.device)] += state
+    if ranks.world_size() == 1:
+        return sums
+    return {place: total.to(_device(model, sites, place)) for place, total in sums.items()}
 
 
 def _forward(
@@ -122,6 +129,10 @@ def _forward(
         decoder = get_module(model, sites.decoder)
         decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     return seen
+
+
+def _device(model: nn.Module, sites: Sites, place: _Place) -> torch.device:
+    return next(get_module(model, sites.name(place[0], place[1])).parameters()).device
 
 
 def _batch_tokens(model: nn.Module, sites: Sites) -> int:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import EditingError
+from . import ranks
 from .files import check_writable, write_tensors
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 from .prompts import Request
@@ -56,14 +57,14 @@ def cached_optimise(
         "site": [site, layer, dataclasses.asdict(sites)],
     }
     paths = [Path(folder) / f"{_key(common, request)}.safetensors" for request in requests]
-    if all(path.exists() for path in paths):
+    if ranks.from_first(lambda: all(path.exists() for path in paths)):
         found = [_read(path) for path in paths]
         return Values(*(torch.stack([file[part] for file in found]) for part in ("initial", "delta")))
     check_writable(Path(folder), "target states")
     # All of them, also those that are there: which requests run together decides the last digits, so a killed and continued
     # run must find the same together again.
     values = optimise(model, tok, requests, **arguments)
-    for path, initial, delta in zip(paths, values.initial, values.delta):
+    for path, initial, delta in zip(paths, values.initial, values.delta) if ranks.rank() == 0 else ():
         write_tensors(path, {"initial": initial, "delta": delta})
     return values
 

@@ -14,6 +14,9 @@ from .prompts import Request, continued, encode_target, fill, locate
 from .replay import Replay
 from .sites import Sites, get_module
 
+MOST, MOST_CPU = 64, 16
+"""Jobs that run together at the most: more are hardly faster, and what runs together is one process's share."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -105,17 +108,18 @@ class Rows:
 
 
 def chunks(jobs: list[Job], model: nn.Module, sites: Sites) -> Iterator[list[Job]]:
-    """Consecutive jobs that fit into an eighth of the memory together.
+    """Consecutive jobs, not too many, that fit into an eighth of the memory together.
 
     Counted: some 40 floats a block, replayed token and channel, a quarter of that for a cached token, and the targets' logits.
     """
     vocabulary = model.config.get_text_config().vocab_size
-    budget = total_bytes(get_module(model, sites.lm_head).weight.device) / 8
+    device = get_module(model, sites.lm_head).weight.device
+    budget, most = total_bytes(device) / 8, MOST_CPU if device.type == "cpu" else MOST
     chunk, spent = [], 0.0
     for job in jobs:
         floats_a_row = 40 * sites.layers * sites.d_model * (job.columns + job.width / 4) + 4 * len(job.target) * vocabulary
         cost = 4 * len(job.rows) * floats_a_row
-        if chunk and spent + cost > budget:
+        if chunk and (spent + cost > budget or len(chunk) == most):
             yield chunk
             chunk, spent = [], 0.0
         chunk.append(job)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import EditingError
+from . import ranks
 from .prompts import Request, pad_id
 from .replay import Replay, only_at
 from .modules import frozen
@@ -113,24 +114,29 @@ def optimise_jointly(
     order = sorted(ways[0], key=lambda job: (job.columns, job.width))  # alike rows together: little padding
     done: dict[int, tuple[list[Tensor], Tensor]] = {}
     bar = tqdm(total=len(order), desc=f"values at block {layer}", unit="request", leave=False, disable=None if progress else True)
+
+    def found(chunk: list[Job]) -> list[tuple[int, list[Tensor], Tensor]]:
+        parts = [
+            _Objective(model, tok, [jobs[job.number] for job in chunk], layer, own, sites, site) for jobs, own in zip(ways, settings)
+        ]
+        rows = []
+        for number, initials, delta in _descend(parts, watch):
+            rows.append((number, [initial.cpu() for initial in initials], delta.cpu()))
+            bar.update()
+        return rows
+
     with bar, frozen(model), evaluating(model):  # only delta moves
-        for chunk in chunks(order, model, sites):
-            parts = [
-                _Objective(model, tok, [jobs[job.number] for job in chunk], layer, own, sites, site)
-                for jobs, own in zip(ways, settings)
-            ]
-            for number, initials, delta in _descend(parts, watch):
-                done[number] = ([initial.cpu() for initial in initials], delta.cpu())
-                bar.update()
+        for rows in ranks.each(found, list(chunks(order, model, sites))):
+            done |= {number: (initials, delta) for number, initials, delta in rows}
     delta = torch.stack([done[i][1] for i in range(len(order))])
-    found = [Values(torch.stack([done[i][0][way] for i in range(len(order))]), delta) for way in range(len(ways))]
-    for values, facts in zip(found, requests):
+    values_of = [Values(torch.stack([done[i][0][way] for i in range(len(order))]), delta) for way in range(len(ways))]
+    for values, facts in zip(values_of, requests):
         for request, row in zip(facts, values.target):
             if not torch.isfinite(row).all():
                 raise EditingError(
                     f"the target state of {request.subject!r} ({request.prompt!r}) is not finite: load the model in a wider dtype"
                 )
-    return found
+    return values_of
 
 
 def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tuple[int, list[Tensor], Tensor]]:

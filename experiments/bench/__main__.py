@@ -1,4 +1,4 @@
-"""`python -m experiments.bench values|stats|evaluate|solve|probes|kill [options of the part]`."""
+"""`python -m experiments.bench values|stats|evaluate|solve|probes|trace|edits|ranks|kill [options of the part]`."""
 
 import argparse
 import importlib
@@ -12,6 +12,9 @@ PARTS = {
     "evaluate": "metrics: batched across cases, against one case at a time",
     "solve": "closed forms: a factor that is kept, against LU of the full system each time",
     "probes": "probes of attention heads: one batched solve, against one scikit-learn fit a head",
+    "trace": "causal tracing: batched over tokens, layers and prompts, from the token and block on, against one run a cell",
+    "edits": "an evaluation of 10,000 edits at once, from nothing: time and memory, step by step",
+    "ranks": "several processes by torchrun, against one",
     "kill": "no race: an evaluation that is killed and continued, against one that is not",
 }
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if args.tiny:
         model.double()  # so small and random a model amplifies float32's rounding over the steps
     sites = find_sites(model)
-    requests, templates = _inputs(args.requests, shape["vocab_size"], args.seed)
+    requests, templates = made_up_requests(args.requests, shape["vocab_size"], args.seed)
 
     seconds = {"ours": [], "plain": []}
     for _ in range(args.repeats):
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     return {"ratio": ratio, "difference": difference, **each}
 
 
-def _inputs(number: int, vocabulary: int, seed: int) -> tuple[list[Request], list[str]]:
+def made_up_requests(number: int, vocabulary: int, seed: int) -> tuple[list[Request], list[str]]:
     """Requests of the shape of CounterFact's: a subject of 2 to 4 tokens, 3 to 7 tokens after it, a target of 1 or 2."""
     rng = random.Random(seed)
 

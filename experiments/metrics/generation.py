@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.records import Record
 from data.snippets import Snippets
+from editors.core import ranks
 from editors.core.prompts import pad_id
 
 from .incremental import check_length, continue_rows, longest_row, read, shortened, token_budget
@@ -101,8 +102,8 @@ def sample(
     ids = [list(row) for row in rows]
     order = sorted((i for i, row in enumerate(rows) if len(row) < max_length), key=lambda i: -len(rows[i]))
     group_size = max(1, token_budget(model, most=16384) // max_length)
-    for start in range(0, len(order), group_size):
-        group = order[start:start + group_size]
+
+    def texts_of(group: list[int]) -> list[list[int]]:
         prefix, logits = read(model, [rows[i] for i in group], pad_id(tok))
         uniform = torch.stack([draws[i] for i in group]).to(logits.device)
 
@@ -115,7 +116,11 @@ def sample(
         def finished(row, new):
             return len(rows[group[row]]) + len(new) >= max_length
 
-        for i, new in zip(group, continue_rows(model, prefix, logits, choose, finished)):
+        return continue_rows(model, prefix, logits, choose, finished)
+
+    groups = [order[start:start + group_size] for start in range(0, len(order), group_size)]
+    for group, found in zip(groups, ranks.each(texts_of, groups)):
+        for i, new in zip(group, found):
             ids[i] += new
     texts = iter([_clean(tok.decode(row, skip_special_tokens=True)) for row in ids])
     return [[next(texts) for _ in prompts] for _, prompts in cases]

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from editors.core import ranks
 from editors.core.prompts import pad_id
 
 from .incremental import Prefix, batches, check_length, continue_rows, extend, logit_rows, longest_row, read, shortened
@@ -80,13 +81,18 @@ def ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, plan: Plan) -> Ans
     texts: dict[Ids, str] = {}
     long_texts: dict[Ids, str] = {}
     with tqdm(total=len(prompts), desc="evaluate", unit="prompt", leave=False, disable=None) as bar:
-        for group in batches(model, prompts):
+
+        def answer(group: list[int]) -> tuple[dict[tuple[Ids, Ids], Score], list[tuple[Ids, str, str]]]:
             rows = [prompts[i] for i in group]
             prefix, logits = read(model, rows, pad_id(tok))
-            scores.update(score_targets(model, prefix, logits, rows, plan.targets, pad_id(tok)))
-            for prompt, text, long_text in _generate(model, tok, prefix, logits, rows, plan):
-                texts[prompt], long_texts[prompt] = text, long_text
+            found = score_targets(model, prefix, logits, rows, plan.targets, pad_id(tok))
             bar.update(len(rows))
+            return found, list(_generate(model, tok, prefix, logits, rows, plan))
+
+        for found, continued in ranks.each(answer, batches(model, prompts)):
+            scores.update(found)
+            for prompt, text, long_text in continued:
+                texts[prompt], long_texts[prompt] = text, long_text
     return Answers(scores, texts, long_texts)
 
 

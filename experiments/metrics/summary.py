@@ -29,9 +29,10 @@ def case_values(case: Mapping[str, Any]) -> dict[str, float]:
       ``_generated_contains`` (--contains_length, and old folders): the target is anywhere in a long greedy continuation.
     * ``<p>_ngram_entropy`` (bits), ``_reference_score``, ``_essence_score``.
 
-    ``time``: seconds that the edit of the case's whole batch took. What a case lacks is left out.
+    ``time``: seconds that the edit of the case's whole batch took. ``rounding``: share of the weights' change that rounding to 16
+    bits took. What a case lacks is left out.
     """
-    values = {"time": case["time"]} if "time" in case else {}
+    values = {key: case[key] for key in ("time", "rounding") if key in case}
     for prefix in PREFIXES:
         measured = case.get(prefix, {})
         for group in GROUPS:

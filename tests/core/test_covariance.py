@@ -457,7 +457,8 @@ class Killed(Exception):
 
 @pytest.fixture
 def often(monkeypatch):
-    """A snapshot after each batch, and more than one window."""
+    """A snapshot after each batch, which is a segment by itself, and more than one window."""
+    monkeypatch.setattr(covariance, "SEGMENT", 1)
     monkeypatch.setattr(covariance, "SNAPSHOT_SECONDS", 0.0)
     monkeypatch.setattr(covariance, "SNAPSHOT_SHARE", float("inf"))
     monkeypatch.setattr(key_sums, "WINDOW", 25)

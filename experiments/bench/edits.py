@@ -1,0 +1,111 @@
+"""`python -m experiments.bench edits`: an evaluation of many edits at once, from nothing, and where its time and memory go.
+
+Runs `experiments.evaluate` in this process with an empty data folder, so that the statistics of the model are collected too,
+and one batch of all edits. A clock around the program's own steps tells them apart; the processor's seconds (over all threads)
+tell what a busy machine adds. Memory is the largest that the process had held by the end of a step.
+"""
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from editors import closed_form, spread
+from editors.core import solve
+from experiments import evaluate, results
+from experiments.cli import at_least_one
+from experiments.metrics import summary
+from experiments.summarize import read_run
+
+MIB = 1 / 2**20 if sys.platform == "darwin" else 1 / 2**10  # of ru_maxrss: bytes there, kilobytes elsewhere
+
+
+class Clock:
+    """Of each step: seconds, the processor's seconds over all threads, and the largest memory (MiB) until its end."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.busy: dict[str, float] = {}
+        self.memory: dict[str, float] = {}
+
+    def add(self, step: str, seconds: float, busy: float) -> None:
+        self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+        self.busy[step] = self.busy.get(step, 0.0) + busy
+        self.memory[step] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MIB
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        started, busy = time.perf_counter(), time.process_time()
+        yield
+        self.add(name, time.perf_counter() - started, time.process_time() - busy)
+
+    def timed(self, step: Callable[[], str], function: Callable) -> Callable:
+        """`function`, its time added to the step that `step` names when it begins."""
+        def run(*args, **kwargs):
+            with self.step(step()):
+                return function(*args, **kwargs)
+        return run
+
+
+@contextmanager
+def _clocked(clock: Clock) -> Iterator[None]:
+    """Inside, the steps of an evaluation with a closed-form editor are timed."""
+    def which() -> str:
+        return "metrics after" if "target states" in clock.seconds else "metrics before"
+
+    with ExitStack() as stack:
+        for owner, name, step in (
+            (evaluate, "prepare", lambda: "model and data"), (evaluate, "measure", which),
+            (results, "write_case", lambda: "results"), (spread, "prepare", lambda: "contexts"),
+            (closed_form, "second_moments", lambda: "statistics"),
+            (spread, "cached_optimise", lambda: "target states"), (spread, "compute_keys", lambda: "keys"),
+            (spread, "compute_hidden", lambda: "states now"), (solve, "memit", lambda: "solve"),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, clock.timed(step, getattr(owner, name))))
+        yield
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Prints seconds and memory by step, and what the edits reached."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench edits", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--alg_name", default="MEMIT", help="MEMIT or a variant of it (default: %(default)s)")
+    parser.add_argument("--model_name", default="world", help="(default: %(default)s)")
+    parser.add_argument("--hparams_fname", help="by default <model_name>.json")
+    parser.add_argument("--ds_name", default="world:10000", help="(default: %(default)s)")
+    parser.add_argument("--edits", type=at_least_one, default=10000, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
+                        help="torch threads (default: %(default)s)")
+    parser.add_argument("--out", help="write the figures to this .json file, too")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    clock, started, busy = Clock(), time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        with _clocked(clock):
+            run = evaluate.main(args.alg_name, args.model_name, args.hparams_fname, args.ds_name, dataset_size_limit=args.edits,
+                                num_edits=args.edits, skip_generation_tests=True, results_dir=Path(folder) / "results",
+                                data_dir=folder, dir_name="edits")
+        total, busy = time.perf_counter() - started, time.process_time() - busy
+        reached = {name: values["mean"] for name, values in summary.statistics(read_run(run)[1]).items()
+                   if name.endswith(("_success", "_acc", "score"))}
+    clock.add("other", total - sum(clock.seconds.values()), busy - sum(clock.busy.values()))
+    print(f"{args.edits} edits of {args.ds_name} into {args.model_name} by {args.alg_name}, {args.threads} threads")
+    print(f"{'':18}{'seconds':>9}{'of all':>9}{'processor':>11}{'largest memory until then':>28}")
+    for step, seconds in clock.seconds.items():
+        print(f"{step:18}{seconds:9.1f}{100 * seconds / total:8.1f}%{clock.busy[step]:11.1f}{clock.memory[step]:24.0f} MiB")
+    print(f"{'all':18}{total:9.1f}{100:8.1f}%{busy:11.1f}{max(clock.memory.values()):24.0f} MiB")
+    print("reached: " + ", ".join(f"{name} {value:.1f}" for name, value in reached.items()))
+    measured = {"seconds": clock.seconds, "processor_seconds": clock.busy, "memory_mib": clock.memory,
+                "total": total, "reached": reached, "threads": args.threads}
+    if args.out:
+        results.write_json(Path(args.out), measured)
+    return measured
+
+

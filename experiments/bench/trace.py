@@ -1,0 +1,116 @@
+"""`python -m experiments.bench trace`: causal tracing, all cells of many prompts together, against one run a cell.
+
+A random GPT-2 of the small shape (12 blocks, width 768, vocabulary 50,257) and prompts of random words. The plain loop takes
+one token and one block (or window) at a time and runs a clean and ten noisy copies of the prompt through the whole model, with
+the logits of all positions. It runs a random sample of the cells; both are timed by the cell.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from data.known import KnownFact
+from editors.core.modules import hooked
+from editors.core.prompts import fill
+from editors.core.sites import by_row, evaluating, find_sites, first, get_module
+from experiments.tracing.noise import Noise
+from experiments.tracing.prompts import TracePrompt, trace_prompts
+from experiments.tracing.scores import KINDS, SEVERED, default_window, trace, window
+
+from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
+from .values import made_up_requests
+
+TOLERANCE = 1e-4
+STD = 0.1
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Prints milliseconds a cell of both ways, their ratio and the largest difference; exits with 1 if the scores differ."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench trace", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--prompts", type=int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--cells", type=int, default=40, help="that the plain loop runs (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tiny", action="store_true", help="a model of width 32: tests the program, its times mean nothing")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    shape = TINY if args.tiny else SMALL
+    model, tok = random_gpt2(shape, args.seed), word_tokenizer(shape["vocab_size"])
+    sites, noise = find_sites(model), Noise("gaussian", STD)
+    requests, _ = made_up_requests(args.prompts, shape["vocab_size"], args.seed)
+    facts = [KnownFact(i, r.subject, "w1", fill(r.prompt, r.subject)) for i, r in enumerate(requests)]
+    prompts, size = trace_prompts(tok, facts, None), default_window(sites.layers)
+
+    started = time.perf_counter()
+    ours = trace(model, tok, sites, prompts, noise, size=size, known_only=False)
+    cells = [(i, kind, token, layer) for i, traced in enumerate(ours) for kind, scores in traced.scores.items()
+             for token in range(scores.shape[0]) for layer in range(scores.shape[1])]
+    seconds_ours = (time.perf_counter() - started) / len(cells)
+
+    chosen, difference = random.Random(args.seed).sample(cells, min(args.cells, len(cells))), 0.0
+    started = time.perf_counter()
+    for i, kind, token, layer in tqdm(chosen, desc="plain", unit="cell"):
+        low, high = (layer, layer + 1) if kind == "state" else window(layer, size, sites.layers)
+        plain = plain_score(model, sites, prompts[i], noise, ours[i].answer, kind, token, low, high)
+        difference = max(difference, abs(plain - ours[i].scores[kind][token, layer]) / plain)
+    seconds_plain = (time.perf_counter() - started) / len(chosen)
+    ratio = seconds_plain / seconds_ours
+    print(f"{len(prompts)} prompts, {len(cells)} cells of hidden states and of MLPs and attentions in windows of {size}, "
+          f"{noise.samples} samples, {shape['n_layer']} blocks of width {shape['n_embd']}, {args.threads} threads")
+    print(f"one run a cell ({len(chosen)} of the cells): {1e3 * seconds_plain:9.2f} ms a cell")
+    print(f"from the token and block on, batched (ours): {1e3 * seconds_ours:9.2f} ms a cell")
+    print(f"ratio: {ratio:.1f}; largest relative difference of a score: {difference:.1e}")
+    if difference > TOLERANCE:
+        raise SystemExit(f"the scores differ by more than {TOLERANCE}")
+    return {"ratio": ratio, "difference": difference, "ours": seconds_ours, "plain": seconds_plain}
+
+
+def plain_score(
+    model, sites, prompt: TracePrompt, noise: Noise, answer: int, kind: str | None, token: int, low: int, high: int,
+    replace: bool = False,
+) -> float:
+    """The answer's probability with blocks `low` to `high` - 1 restored at `token`, in a run of its own; kind None: none are.
+
+    A kind of SEVERED takes two runs: what the modules put out in one that restores nothing is put in again.
+    """
+    rows, noted = noise.samples + 1, {}
+
+    def corrupt(module, args, output):
+        corrupted, place = output.clone(), (slice(1, rows), slice(prompt.start, prompt.end))
+        drawn = noise.draw(prompt.end - prompt.start, output.shape[-1])
+        corrupted[place] = (drawn if replace else corrupted[place] + drawn).to(output)
+        return corrupted
+
+    def restore(module, args, output):
+        restored = by_row(first(output), rows).clone()
+        restored[1:, token] = restored[0, token]
+        restored = restored.reshape(first(output).shape)
+        return restored if isinstance(output, torch.Tensor) else (restored, *output[1:])
+
+    def run(hooks):
+        handles = (get_module(model, name).register_forward_hook(hook) for name, hook in hooks)
+        with evaluating(model), torch.no_grad(), hooked(handles):
+            return model(input_ids=torch.tensor([prompt.ids] * rows, device=model.device)).logits
+
+    def note(name):
+        return lambda module, args, output: noted.update({name: by_row(first(output), rows)[:, token].clone()})
+
+    def keep(name):
+        def hook(module, args, output):
+            kept = by_row(output, rows).clone()
+            kept[1:, token] = noted[name][1:]
+            return kept.reshape(output.shape)
+        return hook
+
+    hooks = [(sites.embed, corrupt)]
+    if kind in SEVERED:
+        names = [sites.name(SEVERED[kind], layer) for layer in range(high, sites.layers)]
+        run(hooks + [(name, note(name)) for name in names])
+        hooks += [(name, keep(name)) for name in names]
+    hooks += [(sites.name(KINDS.get(kind, "block"), layer), restore) for layer in range(low, high) if kind]
+    logits = run(hooks)
+    return float(logits[1:, -1].softmax(-1)[:, answer].mean())

@@ -1,0 +1,223 @@
+"""``python -m experiments.causal_trace``: where a model keeps facts, by restoring hidden states under noise (causal tracing).
+
+    python -m experiments.causal_trace --dataset_size_limit 100                 # the built-in world and its facts
+    python -m experiments.causal_trace --model_name gpt2-xl --noise_level 0.1   # known_1000, as published
+    python -m figures.causal_trace results/ns3_r0_world/causal_trace            # heat maps
+
+Each prompt runs with noise on its subject's embeddings; then one hidden state, or the MLPs or attentions of a window of blocks,
+is put back at one token, and the answer's probability says what came back with it. Results: run.json (settings, identity of
+model and facts), cases/knowledge_<id>[_mlp|_attn].npz as published, averages.json (average indirect effects, 95 % bands,
+proposed layers to edit). Run again, a killed program goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from data.files import write_atomically
+from editors.core.fingerprint import tokenizer_fingerprint
+from editors.core.sites import find_sites, longest_context
+from editors.errors import EditingError
+from experiments import results
+from experiments.cli import HelpFormatter, Parser, a_seed, add_model_flags, at_least_one, run_program
+from experiments.models import identity, load_model
+from experiments.tracing.averages import FactScores, averages, proposal
+from experiments.tracing.facts import PUBLISHED, load_facts
+from experiments.tracing.noise import KINDS as NOISE_KINDS
+from experiments.tracing.noise import calibrate, parse
+from experiments.tracing.prompts import TracePrompt, trace_prompts
+from experiments.tracing.scores import KINDS, SEVERED, Traced, blocks, default_window, trace
+
+AVERAGES, CASES = "averages.json", "cases"
+
+
+def main(
+    model_name: str | tuple[PreTrainedModel, PreTrainedTokenizerBase] = "world",
+    fact_file: str | Path | None = None,
+    output_dir: str | Path = "results/{model_name}/causal_trace",
+    noise_level: str = "s3",
+    replace: int = 0,
+    window: int | None = None,
+    samples: int = 10,
+    severed: bool = False,
+    dataset_size_limit: int | None = None,
+    noise_corpus: str | None = None,
+    seed: int = 1,
+    dtype: str = "auto",
+    device: str = "auto",
+    data_dir: str | Path | None = None,
+) -> Path:
+    """Traces facts as the command line does (whose help explains the arguments); returns the folder of the results.
+
+    ``model_name`` may be a (model, tok) pair. Raises EditingError or DataError for a user's mistake.
+    """
+    parse(noise_level)
+    name = model_name if isinstance(model_name, str) else model_name[0].config._name_or_path
+    source = str(fact_file or ("world" if name == "world" else PUBLISHED))
+    facts = load_facts(source, data_dir, dataset_size_limit)
+    model, tok = load_model(model_name, dtype, device) if isinstance(model_name, str) else model_name
+    sites = find_sites(model)
+    window = window or default_window(sites.layers)
+    if window > sites.layers:
+        raise EditingError(f"--window {window}: the model has only {sites.layers} blocks")
+    prompts = trace_prompts(tok, facts, longest_context(model))
+    corpus, subjects = _corpus(noise_corpus, name, data_dir), [fact.subject for fact in facts]
+    noise, measured = calibrate(noise_level, model, tok, subjects, corpus, samples, seed)
+
+    settings = {
+        "model": f"{Path(name).name}, {identity(model)}", "tokenizer": tokenizer_fingerprint(tok),
+        "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type, "noise_level": noise_level,
+        "replace": replace, "severed": severed, "window": window, "samples": samples, "seed": seed,
+        "noise_corpus": measured.get("corpus"),
+        "facts": f"{Path(source).name}, {len(facts)} facts, sha256 {_fingerprint(facts)}"}
+    about = {"settings": settings, "noise": measured, "layers": sites.layers, "cases": len(facts), **results.provenance(),
+             "flags": {"model_name": name, "fact_file": source, "dataset_size_limit": dataset_size_limit}}
+    folder = Path(str(output_dir).replace("{model_name}", f"n{noise_level}_r{replace}_{name.replace('/', '_')}"))
+    _open(folder, about)
+
+    kinds = (*KINDS, *SEVERED) if severed else tuple(KINDS)
+    with tqdm(total=len(prompts), desc="tracing", unit="fact") as bar:
+        for block in blocks(prompts, model, sites, samples):
+            if not all(path.exists() for prompt in block for path in _paths(folder, prompt.fact.known_id, kinds).values()):
+                for traced in trace(model, tok, sites, block, noise, bool(replace), kinds, window):
+                    _write(folder, tok, traced, window, kinds)
+            bar.update(len(block))
+    average = averages(known(folder, [prompt.fact.known_id for prompt in prompts], kinds))
+    average["proposal"] = proposal(average)
+    results.write_json(folder / AVERAGES, {"settings": settings, "of": len(prompts), **average})
+    return folder
+
+
+def known(folder: Path, numbers: Sequence[int], kinds: Sequence[str] = tuple(KINDS)) -> list[FactScores]:
+    """The scores of those of these facts that the model knows. Raises EditingError for a damaged file."""
+    found = []
+    for number in numbers:
+        files = {kind: read_case(path) for kind, path in _paths(folder, number, kinds).items()}
+        if all(case["correct_prediction"] for case in files.values()):
+            case = files["state"]
+            subject = (int(case["subject_range"][0]), int(case["subject_range"][1]))
+            found.append(FactScores(subject, float(case["high_score"]), float(case["low_score"]),
+                                    {kind: case["scores"] for kind, case in files.items()}))
+    return found
+
+
+def read_case(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one traced fact and kind. Raises EditingError if the file is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise EditingError(f"{path}: not readable ({type(error).__name__}); delete it and run again") from None
+
+
+def case_path(folder: Path, known_id: int, kind: str) -> Path:
+    """As published: states have no suffix."""
+    return folder / CASES / f"knowledge_{known_id}{'' if kind == 'state' else '_' + kind}.npz"
+
+
+def summary(folder: Path) -> str:
+    """What averages.json says, in a few lines."""
+    average = results.read_json(folder / AVERAGES)
+    total, layers = average["total_effect"], average["proposal"]
+    band = f" ± {total['band']:.3f}" if total["band"] is not None else ""
+    lines = [f"{average['facts']} of {average['of']} facts known; probability of the answer {average['high']:.3f}, "
+             f"under noise {average['low']:.3f}; average total effect {total['mean']:.3f}{band}"]
+    for kind, effect in average["indirect_effect"].items():
+        rows = {name: row for name, row in zip(average["classes"], effect["mean"]) if row}
+        peaks = [f"{max(rows[name]):.3f} at the {name} (block {rows[name].index(max(rows[name]))})"
+                 for name in ("last subject token", "last token") if name in rows]
+        lines.append(f"{kind}: largest average indirect effects {', '.join(peaks)}")
+    lines.append(f"proposed layers to edit: {', '.join(map(str, layers['range']))} (one layer: {layers['peak']})")
+    return "\n".join(lines)
+
+
+def _paths(folder: Path, known_id: int, kinds: Sequence[str]) -> dict[str, Path]:
+    return {kind: case_path(folder, known_id, kind) for kind in kinds}
+
+
+def _write(folder: Path, tok, traced: Traced, window: int, kinds: Sequence[str]) -> None:
+    """The files of one fact."""
+    prompt = traced.prompt
+    for kind, path in _paths(folder, prompt.fact.known_id, kinds).items():
+        arrays: dict[str, Any] = {"correct_prediction": np.bool_(traced.correct)}
+        if traced.correct:
+            arrays |= {
+                "scores": traced.scores[kind].astype(np.float32), "low_score": np.float32(traced.low),
+                "high_score": np.float32(traced.high), "input_ids": np.array(prompt.ids),
+                "input_tokens": np.array([tok.decode([i]) for i in prompt.ids]),
+                "subject_range": np.array([prompt.start, prompt.end]), "answer": np.str_(tok.decode([traced.answer])),
+                "window": np.int64(window), "kind": np.str_("" if kind == "state" else kind)}
+        write_atomically(path, lambda file, arrays=arrays: np.savez(file, **arrays))
+
+
+def _open(folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes run.json; where there is one already, it must be of the same settings."""
+    if (folder / results.RUN).exists():
+        saved = results.read_json(folder / results.RUN)
+        if not isinstance(saved, dict) or "settings" not in saved:
+            raise EditingError(f"{folder / results.RUN}: was not written by experiments.causal_trace; "
+                               "choose another --output_dir")
+        results.check_same(folder, saved["settings"], about["settings"])
+    elif folder.exists() and any(folder.iterdir()):
+        raise EditingError(f"{folder}: holds files but no {results.RUN}; choose another --output_dir")
+    else:
+        results.write_json(folder / results.RUN, about)
+
+
+def _corpus(name: str | None, model_name: str, data_dir: str | Path | None) -> str:
+    if name == "world" or name is None and model_name == "world":
+        from data import world
+        return str(world.corpus_path(data_dir))
+    return name or "wikitext"
+
+
+def _fingerprint(facts: Sequence) -> str:
+    return hashlib.sha256(json.dumps([vars(fact) for fact in facts]).encode()).hexdigest()[:16]
+
+
+def command() -> None:
+    parser = Parser(prog="python -m experiments.causal_trace", description=__doc__.split("\n\n")[0],
+                    formatter_class=HelpFormatter)
+    parser.add_argument("--model_name", default="world", help="Hugging Face hub id, local folder, or the built-in world")
+    parser.add_argument("--fact_file", help="known_1000; the true facts of world, mcf or cf; or the path of a .json file in "
+                                            "the schema of one of them; by default world for the model world, else known_1000")
+    parser.add_argument("--output_dir", default="results/{model_name}/causal_trace",
+                        help="folder of the results; {model_name} stands for n<noise>_r<replace>_<model>")
+    parser.add_argument("--noise_level", default="s3", help=f"{NOISE_KINDS} (see experiments/tracing/noise.py)")
+    parser.add_argument("--replace", type=int, choices=(0, 1), default=0,
+                        help="1: noise replaces the embeddings instead of being added")
+    parser.add_argument("--window", type=at_least_one, help="blocks whose MLPs or attentions are restored together; by default "
+                                                            "10, and a quarter of the blocks on models of fewer than 24")
+    parser.add_argument("--samples", type=at_least_one, default=10, help="noisy copies of a prompt")
+    parser.add_argument("--severed", action="store_true",
+                        help="also restore states with the MLPs, or the attentions, of later blocks kept corrupted there")
+    parser.add_argument("--dataset_size_limit", type=at_least_one, help="only the first so many facts")
+    parser.add_argument("--noise_corpus", help="texts that the noise levels m and t are measured on: wikitext, "
+                                               "owner/name[:config], world, or a .jsonl or .txt file; by default world for the "
+                                               "model world, else wikitext")
+    parser.add_argument("--seed", type=_small_seed, default=1, help="of the noise")
+    parser.add_argument("--data_dir", help="data files; by default KE_DATA_DIR, else ~/.cache/knowledge-editing/data")
+    add_model_flags(parser)
+    folder = main(**vars(parser.parse_args()))
+    print(summary(folder))
+    print(f"results: {folder}")
+
+
+def _small_seed(text: str) -> int:
+    if a_seed(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} should be below 2^32")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_program(command)

@@ -1,0 +1,100 @@
+"""``python -m experiments.export``: an edit in a form that others load, a LoRA adapter or a whole edited model.
+
+    python -m experiments.export drum.safetensors --model_name world --out drum_adapter
+    python -m experiments.export drum.safetensors --model_name gpt2-xl --out gpt2-xl-drum --format checkpoint
+
+The adapter (peft, vLLM) stands beside the unedited model and is exact up to the rank limit; above it the program says how far
+the nearest adapter of that rank is from the edit. The checkpoint is a folder of safetensors that transformers loads. Either is
+written whole or not at all, with ``edit.json``: where the edit came from, and what the form has lost of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from editors.adapter import ABOUT, RANKS
+from editors.core.files import new_folder
+from editors.core.fingerprint import model_fingerprint
+from editors.edit import Edit
+from editors.errors import EditingError
+from experiments.cli import HelpFormatter, Parser, add_model_flags, run_program
+from experiments.models import load_model, source_of
+
+
+def main(
+    edit: str | Path, out: str | Path, model_name: str = "world", form: str = "adapter", max_rank: int | None = RANKS[-1],
+    dtype: str = "auto", device: str = "auto",
+) -> Path:
+    """Exports as the command line does (whose help explains the arguments); returns the folder.
+
+    Raises EditingError for an edit that does not fit the model or the form, and for a folder that is there already.
+    """
+    change, out = Edit.load(edit), Path(out)
+    if out.exists():
+        raise EditingError(f"--out {out}: is there already; choose another name, or delete it")
+    model, tok = load_model(model_name, dtype, device)
+    made_for = change.info.get("model")
+    if made_for not in (None, model_fingerprint(model)):
+        print(f"warning: {edit} was made on other weights than those of {model_name} in {model.dtype} "
+              "(their fingerprints differ)", file=sys.stderr)
+    if form == "checkpoint":
+        save_checkpoint(out, change, model, tok)
+    else:
+        loras = change.save_adapter(out, model, max_rank, source_of(model_name))
+        for module, lora in loras.items():
+            bias = "" if lora.bias is None else ", and a bias"
+            print(f"{module}: rank {lora.exact_rank}, stored as {lora.rank}{bias}; relative error {lora.error:.2g}")
+    return out
+
+
+def save_checkpoint(folder: Path, change: Edit, model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> None:
+    """Write the edited model and its tokenizer as transformers loads them; the model is afterwards what it was, bit by bit."""
+    known = dict(model.named_parameters())
+    for name in change.changes:
+        if name not in known and name.endswith(".bias"):
+            raise EditingError(f"{name} is no parameter of the unedited model, so transformers would not load it from a "
+                               "checkpoint; export an adapter")
+        if name not in known:
+            raise EditingError(f"the model has no parameter {name!r}: the edit was made for another model")
+    lost = change.rounding(model)
+    with new_folder(folder) as part:
+        with change.applied(model):
+            model.save_pretrained(part)
+        tok.save_pretrained(part)
+        (part / ABOUT).write_text(json.dumps({"info": dict(change.info), "rounding": lost}, indent=1) + "\n")
+    for name, error in lost.items():
+        print(f"{name}: relative error {error:.2g} from rounding to {known[name].dtype}")
+
+
+def _rank(text: str) -> int | None:
+    if text != "any" and text not in map(str, RANKS):
+        raise argparse.ArgumentTypeError(f"{text!r} should be one of {', '.join(map(str, RANKS))}, or any")
+    return None if text == "any" else int(text)
+
+
+def command_line() -> Parser:
+    """Every flag of the program."""
+    parser = Parser(prog="python -m experiments.export", description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[-1],
+                    formatter_class=HelpFormatter)
+    parser.add_argument("edit", help="file of an edit (Edit.save)")
+    parser.add_argument("--out", required=True, help="folder to make")
+    parser.add_argument("--model_name", default="world",
+                        help="the unedited model: Hugging Face hub id, local folder, or the built-in world")
+    parser.add_argument("--format", dest="form", choices=("adapter", "checkpoint"), default="adapter", help="what to write")
+    parser.add_argument("--max_rank", type=_rank, default=RANKS[-1],
+                        help=f"of an adapter: {', '.join(map(str, RANKS))} (vLLM's), or any: exact whatever the rank")
+    add_model_flags(parser)
+    return parser
+
+
+def command() -> None:
+    print(f"written: {main(**vars(command_line().parse_args()))}")
+
+
+if __name__ == "__main__":
+    run_program(command)

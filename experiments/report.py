@@ -1,0 +1,172 @@
+"""``python -m experiments.report RUN [RUN ...]``: runs as one self-contained HTML page: tables, charts, cases, settings.
+
+    python -m experiments.report results/MEMIT/run_000 results/ROME/run_000 --out results/report.html
+    python -m experiments.report results/MEMIT --figures results/comparison.png
+
+The page opens without a network and follows the reader's light or dark theme. Pictures (.png, .svg, .jpg) that lie in a run's
+folder are shown with it; others are named with --figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from data.files import write_atomically
+from editors.errors import EditingError
+from experiments import html, old_folders, results, sequences
+from experiments.cli import HelpFormatter, Parser, at_least_one, run_program
+from experiments.metrics import summary
+from experiments.metrics.retention import retention_curve
+from experiments.summarize import Statistics, describe, read_run, table
+
+PANELS = {"success": "success (%)", "acc": "accuracy, teacher-forced (%)", "generated": "generated exactly (%)"}
+GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
+
+
+def main(runs: Sequence[str | Path], out: str | Path = "results/report.html", figures: Sequence[str | Path] = (),
+         cases: int = 10, title: str = "Knowledge editing: results") -> Path:
+    """Writes the page; returns its path. ``cases``: so many cases of each run are shown one by one.
+
+    Raises EditingError for folders without runs or cases, and for pictures that are not there.
+    """
+    found = []
+    for run in (run for name in runs for run in results.runs_in(Path(name))):
+        about, lists = read_run(run)
+        if not about["num_cases"]:
+            raise EditingError(f"{run}: no cases to report")
+        found.append((run, about, summary.statistics(lists)))
+    if not found:
+        raise EditingError(f"no runs in {', '.join(map(str, runs))}")
+    labels = [f"[{number}] {describe(about)}" for number, (_, about, _) in enumerate(found, 1)]
+    notes = [f"{label}; {about['note']}" if "note" in about else label for label, (_, about, _) in zip(labels, found)]
+    rows = table([(about, numbers) for _, about, numbers in found])
+    pictures = "".join(html.picture(Path(name)) for name in figures)
+    body = "\n".join([
+        html.key(notes), _bars(labels, [numbers for _, _, numbers in found]),
+        '<p class="faint">Mean over cases after the edit; whiskers: standard error; dashed ticks: before the edit.</p>',
+        "<h2>Numbers</h2>", html.table(rows[0], rows[1:]),
+        '<p class="faint">Mean ± standard error over cases, in %, but for times, perplexities and essence scores; '
+        "entropy in bits times 100.</p>",
+        _sequences(labels, [run for run, _, _ in found]),
+        "<h2>Figures</h2>" + pictures if pictures else "",
+        "<h2>Runs</h2>", *(_run(label, run, cases) for label, (run, _, _) in zip(labels, found)),
+    ])
+    text = html.page(title, body).encode("utf-8", "replace")
+    write_atomically(out, lambda file: file.write(text))
+    return Path(out)
+
+
+def _bars(labels: Sequence[str], runs: Sequence[Statistics]) -> str:
+    """A chart for each of success, accuracy and generated exactness that any run has."""
+    def bar(numbers: Statistics, group: str, measure: str) -> html.Bar | None:
+        value = next((v for p in ("post", "retention") if (v := numbers.get(f"{p}_{group}_{measure}"))), None)
+        before = numbers.get(f"pre_{group}_{measure}")
+        return value and html.Bar(value["mean"], value["se"], before and before["mean"])
+
+    charts = []
+    for measure, title in PANELS.items():
+        series = [(label, [bar(numbers, group, measure) for group in GROUPS]) for label, numbers in zip(labels, runs)]
+        if any(value for _, values in series for value in values):
+            charts.append(html.bars(title, list(GROUPS.values()), series))
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _sequences(labels: Sequence[str], runs: Sequence[Path]) -> str:
+    """Charts over the number of edits of those runs that are sequences."""
+    sequential = [(number, sequences.read_sequence(run)) for number, run in enumerate(runs) if _is_sequence(run)]
+    if not sequential:
+        return ""
+
+    def of_batches(value) -> list:
+        series = []
+        for number, sequence in sequential:
+            points = [(batch["edits"], y) for batch in sequence.batches if (y := value(batch)) is not None]
+            series.append((number, labels[number], [x for x, _ in points], [y for _, y in points]))
+        return series
+
+    def of_history(measure: str) -> list:
+        series = []
+        for number, sequence in sequential:
+            points = retention_curve(sequence.history, measure)
+            series.append((number, labels[number], [edits for edits, _, _ in points], [mean for _, mean, _ in points]))
+        return series
+
+    def distance(batch: Mapping[str, Any]) -> float | None:
+        weights = batch.get("weights")
+        return fmean(weight["relative_distance"] for weight in weights.values()) if weights else None
+
+    x = "edits in the model"
+    charts = [html.lines(f"{name} of all edits so far (%)", x, of_history(f"{group}_success"))
+              for group, name in GROUPS.items()]
+    charts.append(html.lines("distance of the weights, |W - W0| / |W0|", x, of_batches(distance)))
+    charts.append(html.lines("perplexity", x, of_batches(lambda batch: batch.get("perplexity"))))
+    charts.append(html.lines("seconds a batch", x, of_batches(lambda batch: batch.get("seconds"))))
+    return f'<h2>Over the sequence</h2>{html.key(labels, lines=True)}<div class="charts">{"".join(charts)}</div>'
+
+
+def _is_sequence(run: Path) -> bool:
+    return bool(sequences.run_flags(run).get("sequential")) or (run / old_folders.GLUE).is_dir()
+
+
+def _run(label: str, run: Path, cases: int) -> str:
+    """Settings, cases and pictures of one run."""
+    parts = [f"<h3>{html.escape(label)}</h3>"]
+    pictures = sorted(path for path in run.iterdir() if path.suffix.lower() in html.KINDS)
+    parts += [html.picture(path) for path in pictures]
+    shown = _cases(run, cases)
+    title = f"cases ({len(shown)} of {len(results.case_files(run))})"
+    parts.append(html.folded(title, html.table(_CASE_HEAD, shown, text=True)))
+    for name, title in ((results.PARAMS, "hyper-parameters"), (results.RUN, "settings, flags, versions")):
+        if (run / name).is_file():
+            content = results.read_json(run / name)
+            parts.append(html.folded(title, html.table(["", ""], list(_flat(content)), text=True)))
+    return "\n".join(parts)
+
+
+_CASE_HEAD = ["case", "prompt", "new target", "true target", "-log p(new), before → after", "-log p(true), before → after",
+              "text after the edit"]
+
+
+def _cases(run: Path, most: int) -> list[list[str]]:
+    rows = []
+    for case_id, path in results.case_files(run)[:most]:
+        case = old_folders.read_case(path)
+        wanted = case.get("requested_rewrite", {})
+        values = [_first_probability(case, target) for target in ("target_new", "target_true")]
+        said = case.get("post", {}).get("text") or [""]
+        rows.append([str(case_id), wanted.get("prompt", "").replace("{}", wanted.get("subject", ""), 1),
+                     *((wanted.get(target) or {}).get("str", "") for target in ("target_new", "target_true")),
+                     *values, said[0]])
+    return rows
+
+
+def _first_probability(case: Mapping[str, Any], target: str) -> str:
+    """The target's mean negative log-probability behind the edited prompt, before and after."""
+    found = [(case.get(prefix, {}).get("rewrite_prompts_probs") or [{}])[0].get(target) for prefix in ("pre", "post")]
+    return " → ".join("" if value is None else f"{value:.2f}" for value in found) if any(v is not None for v in found) else ""
+
+
+def _flat(content: Any, prefix: str = "") -> list[list[str]]:
+    """(path, value) of every leaf of a JSON object."""
+    if not isinstance(content, Mapping):
+        return [[prefix, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)]]
+    return [row for key, value in content.items() for row in _flat(value, f"{prefix}.{key}" if prefix else key)]
+
+
+def command() -> None:
+    parser = Parser(prog="python -m experiments.report", description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[-1],
+                    formatter_class=HelpFormatter)
+    parser.add_argument("runs", nargs="+", help="run folders, or folders of runs")
+    parser.add_argument("--out", default="results/report.html", help="the page")
+    parser.add_argument("--figures", nargs="+", default=(), help="pictures to show")
+    parser.add_argument("--cases", type=at_least_one, default=10, help="show so many cases of each run one by one")
+    parser.add_argument("--title", default="Knowledge editing: results", help="of the page")
+    print(f"written: {main(**vars(parser.parse_args()))}")
+
+
+if __name__ == "__main__":
+    run_program(command)

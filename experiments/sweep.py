@@ -1,0 +1,234 @@
+"""``python -m experiments.sweep name=NAME alg_name=A,B ... [flag=value,...] [hparams.key=value,...]``: evaluations over settings.
+
+    python -m experiments.sweep name=lambda alg_name=MEMIT num_edits=10,100 seed=0,1 hparams.mom2_update_weight=50,200 \\
+        dataset_size_limit=100 skip_generation_tests=true
+    python -m experiments.sweep hydra/launcher=joblib hydra.launcher.n_jobs=2 name=editors alg_name=ROME,MEMIT,EMMET
+    python -m experiments.sweep hydra/launcher=slurm hydra.launcher.partition=gpu name=big model_name=gpt2-xl \\
+        alg_name=MEMIT,EMMET
+
+Every combination of the values (Hydra's multirun) is a job: experiments.evaluate in a process of its own. Any of its flags can
+be set, and under ``hparams.`` any key of the editor's hyper-parameter file. A job that fails stops no other and is listed at
+the end; the same command again runs what is not finished. The folder ``<results_dir>/sweeps/<name>`` holds, for each job,
+``job.json``, ``log.txt`` and ``run_000``; then sweep.json, .csv and .md, a row for each job, and the figure.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data.errors import DataError
+from data.files import write_atomically
+from editors.errors import EditingError
+from experiments import results
+from experiments.cli import run_program
+
+CONFIGS = Path(__file__).resolve().parent.parent / "hparams" / "sweep"
+ROOT = CONFIGS.parent.parent
+JOB, LOG, TABLE = "job.json", "log.txt", "sweep.json"
+ELSEWHERE = ("name", "results_dir", "data_dir", "stats_dir", "processes", "device")
+"""Settings that say where and how, not what: a job is the same whatever they are."""
+METRICS = {
+    "score": "score", "rewrite_success": "efficacy", "paraphrase_success": "paraphrase",
+    "neighborhood_success": "neighbourhood", "score_acc": "score of accuracies", "rewrite_acc": "efficacy acc.", "paraphrase_acc": "paraphrase acc.",
+    "neighborhood_acc": "neighbourhood acc.",
+}
+"""Columns of the table, after the edit; the accuracies only of jobs without successes (zsRE)."""
+
+
+def run_job(cfg: DictConfig) -> None:
+    """One job, unless it is done: its outcome is written, never raised."""
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    overrides = dict(word.lstrip("+").split("=", 1) for word in HydraConfig.get().overrides.task)
+    folder = Path(HydraConfig.get().sweep.dir) / label(overrides)
+    if (folder / JOB).exists() and results.read_json(folder / JOB)["status"] == "done":
+        print(f"done before: {folder.name}")
+        return
+    started = time.perf_counter()
+    about = {"overrides": overrides, "settings": {key: value for key, value in settings.items() if key != "hparams"} | {
+        f"hparams.{key}": value for key, value in settings["hparams"].items()}}
+    try:
+        results.write_json(folder / JOB, about | {"status": "unfinished"})
+        error = _evaluate(settings, folder)
+    except (EditingError, DataError, OSError) as caught:
+        error = str(caught)
+    outcome = {"status": "failed", "error": " ".join(error.split())} if error else {"status": "done"}
+    results.write_json(folder / JOB, about | outcome | {"seconds": time.perf_counter() - started})
+    print(f"{outcome['status']}: {folder.name}" + (f": {outcome['error']}" if error else ""), flush=True)
+
+
+def label(overrides: Mapping[str, str]) -> str:
+    """The folder of a job: readable, and different for different settings."""
+    what = {key: value for key, value in sorted(overrides.items()) if key not in ELSEWHERE}
+    paths_last = sorted(what.items(), key=lambda item: "/" in item[1])  # what is cut off is the least telling
+    text = ",".join(f"{key.removeprefix('hparams.')}={value.rpartition('/')[2]}" for key, value in paths_last)
+    digest = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_.,=+-]+', '-', text)[:100]}-{digest}"
+
+
+def _evaluate(settings: Mapping[str, Any], folder: Path) -> str | None:
+    """Runs experiments.evaluate in a process of its own; returns what went wrong, if anything."""
+    flags = {key: value for key, value in settings.items() if key not in ("name", "hparams", "processes")}
+    if settings["hparams"]:
+        flags["hparams_fname"] = _changed_hparams(flags, settings["hparams"], folder)
+    flags |= {"results_dir": folder.parent, "dir_name": folder.name}
+    if (folder / "run_000").is_dir():
+        flags["continue_from_run"] = "run_000"
+    command = [sys.executable, "-m"]
+    if settings["processes"] > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={settings['processes']}", "-m"]
+    command += ["experiments.evaluate"]
+    for key, value in flags.items():
+        if value is True:
+            command.append(f"--{key}")
+        elif value is not None and value is not False:
+            command += [f"--{key}", str(value)]
+    with open(folder / LOG, "w+") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        log.seek(0)
+        lines = [line.rpartition("\r")[2].strip() for line in log if line.strip()]
+    if done.returncode == 0:
+        return None
+    said = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "")
+    return said.removeprefix("error: ") or f"ended with code {done.returncode}"
+
+
+def _changed_hparams(flags: Mapping[str, Any], changes: Mapping[str, Any], folder: Path) -> Path:
+    """The file that the flags name, with changes, in the job's folder."""
+    from editors import load
+    from experiments.auto_hparams import is_automatic
+    from experiments.job import load_editor  # torch is slow to import, and jobs without changes don't need it here
+
+    if is_automatic(flags["hparams_fname"]):
+        raise EditingError(f"hparams.* changes a file, and hparams_fname is {flags['hparams_fname']}: name a file")
+    path = folder / "hparams.json"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the job says the same
+        values = {**load_editor(flags)[0], **changes}
+        load(flags["alg_name"], values)  # raises EditingError for a key that the editor doesn't have, or a wrong value
+    results.write_json(path, values)
+    return path.absolute()
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """Writes the table of all jobs in the folder as sweep.json, .csv and .md; returns sweep.json's content."""
+    from experiments.metrics import summary
+    from experiments.summarize import read_run
+
+    jobs = []
+    for path in sorted(folder.glob(f"*/{JOB}")):
+        job = {"folder": path.parent.name, "cases": 0, "statistics": {}, **results.read_json(path)}
+        if (path.parent / "run_000").is_dir():
+            about, lists = read_run(path.parent / "run_000")
+            job |= {"cases": about["num_cases"], "statistics": summary.statistics(lists)}
+        jobs.append(job)
+    keys = dict.fromkeys(key for job in jobs for key in job["settings"] if key not in ELSEWHERE)
+    varied = [key for key in keys if len({repr(job["settings"].get(key)) for job in jobs}) > 1]
+    jobs.sort(key=lambda job: [(isinstance(value, str), value or 0) for value in map(job["settings"].get, varied)])
+    content = {"varied": varied, "jobs": jobs}
+    results.write_json(folder / TABLE, content)
+    rows = table(content)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    markdown = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]) + "\n"
+    for name, written in (("sweep.csv", text.getvalue()), ("sweep.md", markdown)):
+        write_atomically(folder / name, lambda file, written=written: file.write(written.encode()))
+    return content
+
+
+def table(content: Mapping[str, Any]) -> list[list[str]]:
+    """A head, and a row for each job: the settings that vary, its outcome, and means ± standard errors over cases."""
+    jobs = content["jobs"]
+    shown = [key for key in METRICS if any(_shows(job["statistics"], key) for job in jobs)]
+    rows = [[*content["varied"], "status", "cases", *(METRICS[key] for key in shown), "seconds an edit batch"]]
+    for job in jobs:
+        cells = [str(job["settings"].get(key, "")) for key in content["varied"]]
+        numbers = [job["statistics"].get(f"post_{key}") if _shows(job["statistics"], key) else None for key in shown]
+        numbers.append(job["statistics"].get("time"))
+        rows.append([*cells, job["status"], str(job["cases"]), *map(_cell, numbers)])
+    return rows
+
+
+def _shows(statistics: Mapping[str, Any], key: str) -> bool:
+    return f"post_{key}" in statistics and (not key.endswith("acc") or "post_score" not in statistics)
+
+
+def _cell(value: Mapping[str, float | None] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value['mean']:.1f}" + ("" if value["se"] is None else f" ± {value['se']:.1f}")
+
+
+def _finish(folder: Path) -> None:
+    """Table, figure and failures. Raises SystemExit(1) if a job failed."""
+    content = summarise(folder)
+    print("\n" + (folder / "sweep.md").read_text())
+    jobs = content["jobs"]
+    unfinished = [job for job in jobs if job["status"] != "done"]
+    if any(job["statistics"] for job in jobs):
+        # Figures are drawn by a program of their own, which reads the results as everyone else does.
+        subprocess.run([sys.executable, "-m", "figures.sweep", str(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs done: {folder}")
+    for job in unfinished:
+        print(f"{job['status']}: {job['folder']}: {job.get('error', 'was interrupted')}", file=sys.stderr)
+    if unfinished:
+        print("the same command again runs these once more", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _arguments(words: Sequence[str]) -> list[str]:
+    """Keys of hyper-parameter files may be named without Hydra's plus."""
+    return [f"+{word}" if word.startswith("hparams.") else word for word in words]
+
+
+def command() -> None:
+    from experiments import evaluate
+
+    flags = {action.dest: "???" if action.required else action.default for action in evaluate.command_line()._actions
+             if action.dest not in ("help", "dir_name", "continue_from_run") and "--device_map" not in action.option_strings}
+    ConfigStore.instance().store(name="flags", node=flags)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_program as they are
+    sys.argv[1:] = _arguments(sys.argv[1:])
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
+    def main(cfg: DictConfig) -> None:
+        run_job(cfg)
+
+    try:
+        if any(word.startswith("-") for word in sys.argv[1:]):  # --help, --cfg job: Hydra answers
+            return main()
+        folder = _folder(sys.argv[1:])
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error  # Hydra tells the cause in the chained error, over several lines
+        raise EditingError(" ".join(f"{error} {cause if cause is not error else ''}".split())) from None
+    _finish(folder)
+
+
+def _folder(words: Sequence[str]) -> Path:
+    """The folder of the sweep that the command line asks for."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = hydra.compose("config", [word for word in words if word.startswith(("name=", "results_dir="))])
+    if not re.fullmatch(r"[\w.+-]+", str(cfg.name)):
+        raise EditingError(f"name={cfg.name}: give the name of a folder, of letters, digits and . _ + -")
+    return Path(cfg.results_dir) / "sweeps" / str(cfg.name)
+
+
+if __name__ == "__main__":
+    run_program(command)

@@ -1,0 +1,51 @@
+"""Known facts as token rows with the place of the subject."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data.known import KnownFact
+from editors.core.prompts import encode_target, tokenize
+from editors.errors import EditingError
+
+
+@dataclass(frozen=True)
+class TracePrompt:
+    """A fact's prompt, tokenised."""
+
+    fact: KnownFact
+    ids: list[int]
+    """With the special tokens that the tokenizer puts in front."""
+    start: int
+    """Position of the subject's first token; 0 <= start < end <= len(ids)."""
+    end: int
+    """Position behind the subject's last token."""
+    expected: int
+    """First token of the attribute: what a model that knows the fact says next."""
+
+
+def trace_prompts(tok, facts: Sequence[KnownFact], positions: int | None) -> list[TracePrompt]:
+    """The facts, tokenised; ``positions``: how many tokens the model takes (None: any number).
+
+    A token belongs to the subject if it holds one of the characters of its first appearance in the prompt. Raises EditingError
+    naming the fact for a subject that no token covers, an attribute without tokens, or a prompt that is too long.
+    """
+    prompts = []
+    for fact, (ids, offsets) in zip(facts, tokenize(tok, [fact.prompt for fact in facts])):
+        where = f"known fact {fact.known_id}"
+        first = fact.prompt.index(fact.subject)
+        last = first + len(fact.subject)
+        inside = [i for i, (begin, end) in enumerate(offsets) if max(begin, first) < min(end, last)]
+        if not inside:
+            raise EditingError(f"{where}: no token of {fact.prompt!r} covers the subject {fact.subject!r}")
+        if positions is not None and len(ids) > positions:
+            raise EditingError(f"{where}: its prompt takes {len(ids)} tokens, but the model has {positions} positions")
+        if not fact.attribute.strip():
+            raise EditingError(f"{where}: its attribute is empty")
+        try:
+            expected = encode_target(tok, " " + fact.attribute.strip())[0]
+        except EditingError as error:
+            raise EditingError(f"{where}: {error}") from None
+        prompts.append(TracePrompt(fact, ids, inside[0], inside[-1] + 1, expected))
+    return prompts

@@ -1,0 +1,146 @@
+"""Scores of all cells of a prompt: tokens x layers, for hidden states and for windows of MLPs and attentions."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from editors.core.memory import total_bytes
+from editors.core.prompts import pad_id
+from editors.core.sites import Sites, evaluating, input_device
+from editors.errors import EditingError
+
+from .noise import Noise
+from .passes import Cell, Passes, Site
+from .prompts import TracePrompt
+
+KINDS: Mapping[str, Site] = {"state": "block", "mlp": "down_proj", "attn": "attn_out"}
+"""{kind: whose outputs it restores}."""
+SEVERED: Mapping[str, Site] = {"no_mlp": "down_proj", "no_attn": "attn_out"}
+"""{kind: whose outputs stay corrupted}: hidden states at the subject's last token, restored without what the MLPs, or the
+attentions, of later blocks would make of them there."""
+PUBLISHED_WINDOW = 10
+AT_ONCE = 64
+"""Prompts whose runs are kept together, at most."""
+TOKENS = {"cpu": 2048}
+"""Tokens in a pass, about; elsewhere 32,768."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What the model does with a prompt."""
+
+    prompt: TracePrompt
+    answer: int
+    """The token that it says next, and whose probability all scores are."""
+    high: float
+    """Of the unchanged run."""
+    low: float
+    """Of the corrupted run, in the mean over the samples."""
+    scores: Mapping[str, Float[np.ndarray, "tokens layers"]]
+    """By kind: of the corrupted run with the cell restored. Empty where the model does not know the fact."""
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer begins the known attribute."""
+        return self.answer == self.prompt.expected
+
+
+def default_window(layers: int) -> int:
+    """Blocks in a window: the published 10 on models of their depth, a quarter of the blocks on shallower ones."""
+    return PUBLISHED_WINDOW if layers >= 24 else max(1, layers // 4)
+
+
+def window(layer: int, size: int, layers: int) -> tuple[int, int]:
+    """(first block, block behind the last) of the window around ``layer``."""
+    return max(0, layer - size // 2), min(layers, layer + math.ceil(size / 2))
+
+
+def trace(
+    model: nn.Module, tok, sites: Sites, prompts: Sequence[TracePrompt], noise: Noise, replace_embedding: bool = False,
+    kinds: Sequence[str] = tuple(KINDS), size: int | None = None, known_only: bool = True, subject_last: bool = False,
+) -> list[Traced]:
+    """Traces of the prompts, which are few enough to keep the runs of (see :func:`blocks`). The model is left as it was.
+
+    replace_embedding: noise replaces the embeddings instead of being added, in all corrupted runs. size: blocks in a window.
+    known_only: prompts that the model answers otherwise than by the fact's attribute are not traced. subject_last: only the
+    subject's last token is; the scores of all others are NaN. Raises EditingError if a probability is not finite.
+    """
+    with evaluating(model), torch.no_grad():
+        passes = Passes(model, sites, prompts, noise, replace_embedding, pad_id(tok))
+        found = [Traced(prompt, int(passes.answers[i]), float(passes.high[i]), float(passes.low[i]), {})
+                 for i, prompt in enumerate(prompts)]
+        wanted = [i for i, traced in enumerate(found) if traced.correct or not known_only]
+        scores = _scores(passes, wanted, kinds, size or default_window(sites.layers), subject_last)
+    return [replace(traced, scores=scores.get(i, {})) for i, traced in enumerate(found)]
+
+
+def blocks(prompts: Sequence[TracePrompt], model: nn.Module, sites: Sites, samples: int) -> Iterator[list[TracePrompt]]:
+    """Consecutive prompts whose runs fit into a sixteenth of the memory: some 6 numbers a block, token and channel."""
+    budget = total_bytes(input_device(model)) / 16
+    block: list[TracePrompt] = []
+    for prompt in prompts:
+        longest = max(len(p.ids) for p in (*block, prompt))
+        cost = (len(block) + 1) * (samples + 1) * longest * 6 * sites.layers * sites.d_model * model.dtype.itemsize
+        if block and (cost > budget or len(block) == AT_ONCE):
+            yield block
+            block = []
+        block.append(prompt)
+    if block:
+        yield block
+
+
+def _scores(
+    passes: Passes, wanted: Sequence[int], kinds: Sequence[str], size: int, subject_last: bool
+) -> dict[int, dict[str, Float[np.ndarray, "tokens layers"]]]:
+    layers = passes.sites.layers
+    scores, cells = {}, {}
+    for i in wanted:
+        prompt, low, high = passes.prompts[i], float(passes.low[i]), float(passes.high[i])
+        last, scores[i] = len(prompt.ids) - 1, {}
+        for kind in kinds:
+            single = subject_last or kind in SEVERED
+            tokens = [prompt.end - 1] if single else range(prompt.start, len(prompt.ids))
+            # Tokens before the subject are as in the clean run, and behind the last block nothing is but what it puts out.
+            found = scores[i][kind] = np.full((len(prompt.ids), layers), math.nan if single else low)
+            of_state = KINDS.get(kind, "block") == "block"
+            for token in tokens:
+                for layer in range(layers):
+                    if of_state and layer == layers - 1:
+                        found[token, layer] = high if token == last else low
+                        continue
+                    first, end = (layer, layer + 1) if of_state else window(layer, size, layers)
+                    cell = Cell(i, token, KINDS.get(kind, "block"), first, end, SEVERED.get(kind))
+                    cells.setdefault(cell, []).append((kind, layer))
+    for batch in _batches(passes, list(cells)):
+        found = passes.score(batch)
+        if not torch.isfinite(found).all():
+            raise EditingError("the model's probabilities are not finite under noise: load it in a wider dtype")
+        for cell, score in zip(batch, found.tolist()):
+            for kind, layer in cells[cell]:  # windows that the ends cut to the same blocks are one
+                scores[cell.prompt][kind][cell.token, layer] = score
+    return scores
+
+
+def _batches(passes: Passes, cells: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Cells that start at the same block with as many tokens left, together."""
+    groups = defaultdict(list)
+    for cell in cells:
+        groups[cell.start, len(passes.prompts[cell.prompt].ids) - cell.token].append(cell)
+    tokens = TOKENS.get(input_device(passes.model).type, 32768)
+    vocabulary = passes.model.config.get_text_config().vocab_size
+    memory = total_bytes(input_device(passes.model)) / 32
+    for (start, columns), group in groups.items():
+        group.sort(key=lambda cell: cell.token)  # prefixes of like length
+        blocks_run = passes.sites.layers - start
+        floats_a_row = passes.sites.d_model * (4 * group[-1].token * blocks_run + 40 * columns) + 4 * vocabulary
+        rows = max(1, int(min(tokens / columns, memory / (4 * floats_a_row))))
+        count = max(1, rows // (passes.rows - 1))
+        yield from (group[i:i + count] for i in range(0, len(group), count))

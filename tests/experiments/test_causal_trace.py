@@ -1,0 +1,302 @@
+"""The program of causal tracing: files, resuming, figures, layers for a model without hyper-parameters, mistakes."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+import data
+import editors
+from editors.errors import EditingError
+from experiments import auto_hparams, causal_trace, collect_stats, results
+from experiments.cli import run_program
+from experiments.tracing.averages import LAST_SUBJECT
+from experiments.tracing.facts import facts_of, load_facts
+from experiments.tracing.scores import SEVERED
+from figures import causal_trace as figure
+from figures import edit_layers
+from tests.conftest import GOLDEN
+
+PROMPTS = [("Orla Venn", "Lutmere", "Orla Venn lives in the city of"),
+           ("Tamsin Brackholt", "cheesemonger", "Tamsin Brackholt works as a"),
+           ("Orla Venn", "Nowhere", "Orla Venn lives in the city of"),
+           ("Petra Lowick", "the", "On market days in town, Petra Lowick plays")]
+
+
+@pytest.fixture(scope="module")
+def fact_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("facts") / "facts.json"
+    path.write_text(json.dumps([{"known_id": i, "subject": subject, "attribute": attribute, "prompt": prompt}
+                                for i, (subject, attribute, prompt) in enumerate(PROMPTS)]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_gpt2, fact_file, tmp_path_factory):
+    """A finished trace."""
+    return causal_trace.main(tiny_gpt2, fact_file, tmp_path_factory.mktemp("trace") / "here", samples=4)
+
+
+def test_files_of_a_trace(traced, tiny_gpt2):
+    assert sorted(path.name for path in traced.iterdir()) == ["averages.json", "cases", "run.json"]
+    assert len(list(traced.glob("cases/*"))) == 3 * len(PROMPTS)
+    with np.load(traced / "cases" / "knowledge_0.npz", allow_pickle=False) as case:
+        assert {"scores", "low_score", "high_score", "input_ids", "input_tokens", "subject_range", "answer", "window",
+                "correct_prediction", "kind"} == set(case.files)
+        assert case["scores"].shape == (7, 6) and str(case["answer"]) == " Lutmere" and case["input_tokens"][1] == " Venn"
+    with np.load(traced / "cases" / "knowledge_2_mlp.npz", allow_pickle=False) as case:
+        assert case.files == ["correct_prediction"] and not case["correct_prediction"]
+    average = results.read_json(traced / "averages.json")
+    assert average["facts"] == 3 and average["of"] == 4
+    facts = causal_trace.known(traced, range(4))
+    assert average["total_effect"]["mean"] == pytest.approx(np.mean([fact.high - fact.low for fact in facts]))
+    about = results.read_json(traced / "run.json")
+    assert about["settings"]["window"] == 1 and about["noise"]["std"] == pytest.approx(3 * about["noise"]["embedding_std"])
+    text = causal_trace.summary(traced)
+    assert "3 of 4 facts known" in text and "proposed layers to edit: " in text
+
+
+def test_a_trace_goes_on(traced, tiny_gpt2, fact_file, tmp_path, monkeypatch):
+    folder, before = tmp_path / "there", {path.name: path.read_bytes() for path in (traced / "cases").iterdir()}
+    write, written = causal_trace._write, []
+
+    def kill(*args):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(args)
+        write(*args)
+
+    monkeypatch.setattr(causal_trace, "_write", kill)
+    with pytest.raises(KeyboardInterrupt):
+        causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
+    assert not (folder / "averages.json").exists() and len(list(folder.glob("cases/*"))) == 6
+    monkeypatch.setattr(causal_trace, "_write", write)
+    causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
+    assert {path.name: path.read_bytes() for path in (folder / "cases").iterdir()} == before
+    assert (folder / "averages.json").read_bytes() == (traced / "averages.json").read_bytes()
+    monkeypatch.setattr(causal_trace, "trace", None)  # nothing is traced twice
+    causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
+    with pytest.raises(EditingError, match="noise_level was \"s3\" and is now \"0.2\""):
+        causal_trace.main(tiny_gpt2, fact_file, folder, samples=4, noise_level="0.2")
+    (folder / "cases" / "knowledge_1_mlp.npz").write_bytes(b"half")
+    with pytest.raises(EditingError, match="knowledge_1_mlp.npz: not readable .* delete it and run again"):
+        causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
+
+
+def test_figures(traced, tmp_path):
+    files = figure.main(traced, tmp_path / "average", [3])
+    assert [file.name for file in files] == [
+        f"average{name}{kind}" for name in ("", "_knowledge_3") for kind in (".pdf", ".png")]
+    average = {**results.read_json(traced / "averages.json"), "layers": 6}
+    drawn = figure.draw_averages(average)
+    assert np.array_equal(drawn.axes[1].images[0].get_array(), np.array(
+        [row or [np.nan] * 6 for row in average["indirect_effect"]["mlp"]["mean"]]), equal_nan=True)
+    for known_id, message in ((2, "does not know fact 2"), (9, "has no fact 9; the first is 0")):
+        with pytest.raises(EditingError, match=message):
+            figure.main(traced, tmp_path / "none", [known_id])
+    with pytest.raises(EditingError, match="has no averages.json; finish the trace"):
+        figure.main(tmp_path, tmp_path / "none")
+    assert not list(tmp_path.glob("none*"))
+
+
+def test_severed_modules(tiny_gpt2, fact_file, tmp_path):
+    folder = causal_trace.main(tiny_gpt2, fact_file, tmp_path / "severed", samples=4, severed=True)
+    assert len(list(folder.glob("cases/*"))) == 5 * len(PROMPTS)
+    effects = results.read_json(folder / "averages.json")["indirect_effect"]
+    for kind in SEVERED:
+        assert [row is None for row in effects[kind]["mean"]] == [place != LAST_SUBJECT for place in range(6)]
+        assert effects[kind]["mean"][LAST_SUBJECT] != effects["state"]["mean"][LAST_SUBJECT]
+    assert [file.name for file in figure.main(folder, tmp_path / "a")] == ["a.pdf", "a.png", "a_severed.pdf", "a_severed.png"]
+    drawn = figure.draw_severed(results.read_json(folder / "averages.json"))
+    assert list(drawn.axes[0].get_lines()[1].get_ydata()) == effects["no_mlp"]["mean"][LAST_SUBJECT]
+
+
+def test_facts_of_data_sets(golden, realdata):
+    records = data.load(golden / "multi_counterfact.json")
+    facts = load_facts(str(golden / "multi_counterfact.json"))
+    assert len(facts) == len(records) and facts[0].attribute == records[0].target_true.str
+    assert all(fact.subject in fact.prompt for fact in facts)
+    assert load_facts("world", limit=3) == facts_of(data.load("world", limit=3), "world")
+    assert len(load_facts(str(realdata / "known_1000.json"))) == 1209
+
+
+def test_layers_from_a_trace(traced, run, tiny_gpt2, capsys, monkeypatch):
+    average = results.read_json(traced / "averages.json")
+    values = results.read_json(auto_hparams.VALUES)
+    values["FT"]["num_steps"] = 2
+    monkeypatch.setattr(auto_hparams, "VALUES", traced.parent / "auto.json")
+    results.write_json(auto_hparams.VALUES, values)
+    folder = run("FT", hparams_fname=f"auto:{traced}", num_edits=2, dataset_size_limit=2)
+    peak = average["proposal"]["peak"]
+    assert results.read_json(folder / "params.json") == values["FT"] | {"layers": [peak]}
+    about = results.read_json(folder / "run.json")
+    assert about["traced"]["peak"] == peak and about["traced"]["facts"] == 3
+    assert about["flags"]["hparams_fname"] == f"auto:{traced}"
+    told = f"layers {peak} for FT: where MLPs at the subject's last token bring most back of 3 facts of {traced}"
+    assert told in capsys.readouterr().out
+    again = run("FT", hparams_fname=f"auto:{traced}", num_edits=2, dataset_size_limit=2, continue_from_run="run_000")
+    assert again == folder
+    fixed = run("FT", hparams_fname=folder / "params.json", num_edits=2, dataset_size_limit=2)  # params.json is all it takes
+    for path in folder.glob("*case*.json"):
+        ours, theirs = (results.read_json(f / path.name) for f in (folder, fixed))
+        assert ours["post"] == theirs["post"]
+
+
+def test_layers_from_the_data_set(run, hparams, golden, monkeypatch):
+    monkeypatch.setattr(auto_hparams, "LEAST", 2)
+    monkeypatch.setattr(auto_hparams, "VALUES", hparams("FT").parent / "auto.json")
+    results.write_json(auto_hparams.VALUES, {"FT": {"layers": "range", "num_steps": 2, "lr": 5e-4, "weight_decay": 0,
+                                                   "norm_constraint": False}})
+    folder = run("FT", hparams_fname="auto", num_edits=2, dataset_size_limit=2)
+    traced = results.read_json(folder / "run.json")["traced"]
+    assert results.read_json(folder / "params.json")["layers"] == traced["range"] and traced["facts"] >= 2
+    assert len(traced["effects"]) == 6 and traced["effects"][traced["peak"]] == max(traced["effects"])
+
+
+def test_values_of_every_editor(tiny_gpt2, traced):
+    model, tok = tiny_gpt2
+    for alg_name in (*results.read_json(auto_hparams.VALUES), "MEMIT_seq"):
+        flags = {"alg_name": alg_name, "hparams_fname": f"auto:{traced}", "model_name": "tiny", "ds_name": "mcf", "data_dir": None}
+        values, about = auto_hparams.make(flags, model, tok)
+        hparams = editors.load(alg_name, values).hparams
+        assert hparams.layers == (about["range"] if alg_name.startswith(("MEMIT", "Alpha")) else [about["peak"]])
+        if alg_name == "MEMIT":
+            assert hparams.mom2_update_weight == 235  # 256 * 15000 / 16384
+            world, _ = auto_hparams.make({**flags, "model_name": "world"}, model, tok)
+            assert world["mom2_dataset"] == "world" and values["mom2_dataset"] == "wikipedia"
+
+
+def test_the_short_trace_is_part_of_the_whole(tiny_gpt2, fact_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(auto_hparams, "LEAST", 1)
+    whole = results.read_json(causal_trace.main(tiny_gpt2, fact_file, tmp_path / "whole") / "averages.json")
+    facts = load_facts(str(fact_file))
+    short = auto_hparams.propose(*tiny_gpt2, facts, "here")
+    effects = whole["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]
+    assert short["facts"] == 3 and short["effects"] == pytest.approx(effects, abs=6e-5)
+    assert {name: short[name] for name in ("peak", "range")} == whole["proposal"]
+    monkeypatch.setattr(auto_hparams, "FACTS", 2)
+    assert auto_hparams.propose(*tiny_gpt2, facts, "here")["facts"] == 2
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--noise_level", "x3"], "noise level 'x3': should be a number"),
+    (["--noise_level", "t1"], "noise level 't1': .* degrees above 2"),
+    (["--window", "7"], "--window 7: the model has only 6 blocks"),
+    (["--window", "0"], "'0' should be a whole number from 1"),
+    (["--samples", "none"], "'none' should be a whole number from 1"),
+    (["--replace", "2"], "invalid choice: 2"),
+    (["--seed", "4294967296"], "should be below 2\\^32"),
+    (["--model_name", "./nowhere"], "no such folder"),
+    (["--fact_file", "nowhere.json"], "nowhere.json: no such file"),
+    (["--fact_file", "know_1000"], "unknown data set 'know_1000'"),
+    (["--fact_file", str(GOLDEN / "zsre_mend_eval.json")], "have no true answers to trace"),
+    (["--noise_level", "m", "--noise_corpus", "nowhere.txt"], "nowhere.txt: no such file"),
+    (["--device", "cuda:99"], "--device cuda:99: not available here"),
+])
+def test_mistakes(fact_file, tmp_path, monkeypatch, capsys, flags, message):
+    given = {"--model_name": str(GOLDEN / "tiny-gpt2"), "--fact_file": str(fact_file), "--output_dir": str(tmp_path / "out")}
+    given |= dict(zip(flags[::2], flags[1::2]))
+    monkeypatch.setattr(sys, "argv", ["causal_trace", *(part for pair in given.items() for part in pair)])
+    with pytest.raises(SystemExit, match="2"):
+        run_program(causal_trace.command)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert re.search(message, line) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("facts, message", [
+    ([{"known_id": 0, "subject": "Orla", "attribute": "x", "prompt": "Tamsin is"}], "does not contain the subject"),
+    ([{"known_id": 0, "subject": "Orla", "attribute": "x", "prompt": "Orla is"}] * 2, "two facts of the number 0"),
+    ([{"known_id": 0, "subject": "Orla", "attribute": "", "prompt": "Orla is"}], "attribute"),
+    ([], "expected a list of records, found an empty list"),
+])
+def test_facts_that_are_none(tiny_gpt2, tmp_path, facts, message):
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(facts))
+    with pytest.raises((EditingError, data.DataError), match=message):
+        causal_trace.main(tiny_gpt2, path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_known(tiny_gpt2, tmp_path, run):
+    path = tmp_path / "facts.json"
+    fact = {"known_id": 0, "subject": "Orla Venn", "attribute": "Nowhere", "prompt": "Orla Venn lives in"}
+    path.write_text(json.dumps([fact]))
+    with pytest.raises(EditingError, match="the model knows none of the facts"):
+        causal_trace.main(tiny_gpt2, path, tmp_path / "out")
+    with pytest.raises(EditingError, match="--hparams_fname auto: the model knows only .* are needed"):
+        run("FT", hparams_fname="auto")
+    assert not list((tmp_path / "results").glob("*/run*"))
+
+
+def test_automatic_layers_refused(run, traced, tmp_path, tiny_gptj, golden):
+    with pytest.raises(EditingError, match=f"auto:{tmp_path}: no averages.json there"):
+        run("FT", hparams_fname=f"auto:{tmp_path}")
+    with pytest.raises(EditingError, match="a trace of another model"):
+        run("FT", hparams_fname=f"auto:{traced}", model_name=tiny_gptj)
+    with pytest.raises(EditingError, match="unknown editor 'MENIT'"):
+        run("MENIT", hparams_fname="auto")
+    with pytest.raises(EditingError, match="only experiments.evaluate traces a model; give the params.json of such a run"):
+        collect_stats.main(["--model_name", str(golden / "tiny-gpt2"), "--hparams_fname", "auto"])
+    assert not list((tmp_path / "results").glob("*/run*"))
+
+
+def test_another_folder(tiny_gpt2, fact_file, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(EditingError, match="holds files but no run.json"):
+        causal_trace.main(tiny_gpt2, fact_file, tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(EditingError, match="was not written by experiments.causal_trace"):
+        causal_trace.main(tiny_gpt2, fact_file, tmp_path)
+
+
+@pytest.fixture
+def edit_blocks(run, hparams, tmp_path):
+    """Runs edits of these blocks, in the folder of `swept`."""
+    def start(*layers, dir_name):
+        run("FT", hparams_fname=hparams("FT", layers=list(layers), num_steps=2), dataset_size_limit=2, num_edits=2,
+            results_dir=tmp_path / "swept", dir_name=dir_name)
+    return start
+
+
+@pytest.fixture
+def swept(edit_blocks, traced, tmp_path):
+    """A folder with a trace and single-block runs of two blocks."""
+    folder = tmp_path / "swept"
+    (folder / "causal_trace").mkdir(parents=True)
+    (folder / "causal_trace" / "averages.json").write_bytes((traced / "averages.json").read_bytes())
+    for layer in (1, 2):
+        edit_blocks(layer, dir_name=f"FT_{layer}")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*without effect")
+def test_trace_and_edits_in_one_figure(swept, tmp_path, capsys):
+    files = edit_layers.main(swept, tmp_path / "figure")
+    assert [file.name for file in files] == ["figure.pdf", "figure.png"]
+    average, found = edit_layers.read(swept)
+    assert list(found) == ["FT"] and sorted(found["FT"]) == [1, 2]
+    assert "FT: best at block " in capsys.readouterr().out
+    drawn = edit_layers.draw(average, found)
+    assert list(drawn.axes[4].get_lines()[0].get_xdata()) == [1, 2]
+    effects = average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]
+    perfect = {"FT": {block: {"score": value} for block, value in enumerate(effects)}}
+    assert "rank correlation of effect and score 1.00" in edit_layers.agreement(average, perfect)[0]
+    assert edit_layers._ranks(np.array([3.0, 0.0, 0.0, 5.0])).tolist() == [2.5, 1, 1, 3.5]
+    params = swept / "FT_2" / "run_000" / "params.json"
+    results.write_json(params, results.read_json(params) | {"fact_token": "last"})
+    assert list(edit_layers.read(swept)[1]) == ["FT", "FT, last"]
+    (swept / "causal_trace" / "averages.json").rename(swept / "averages.json.gone")
+    with pytest.raises(EditingError, match="holds 0 finished causal traces"):
+        edit_layers.read(swept)
+
+
+@pytest.mark.filterwarnings("ignore:.*without effect")
+def test_edits_that_do_not_compare(swept, edit_blocks):
+    edit_blocks(2, dir_name="again")
+    with pytest.raises(EditingError, match="a second run of FT at block 2"):
+        edit_layers.read(swept)
+    edit_blocks(2, 3, dir_name="FT_0")
+    with pytest.raises(EditingError, match=r"edits the blocks \[2, 3\]; runs of one block each are compared"):
+        edit_layers.read(swept)

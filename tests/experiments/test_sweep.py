@@ -1,0 +1,155 @@
+"""Sweeps: failures stop nothing, a sweep goes on where it stopped, and one table and figure show it all."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import hydra
+import pytest
+from hydra.core.config_store import ConfigStore
+
+from editors.errors import EditingError
+from experiments import sweep
+from experiments.cli import run_program
+from figures import sweep as figure
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def start(monkeypatch, capfd, golden, tmp_path, hparams):
+    """Runs the program in this process (its jobs have their own); returns (exit code, output, errors)."""
+    flags = [f"model_name={golden / 'tiny-gpt2'}", f"ds_name={golden / 'multi_counterfact.json'}", f"results_dir={tmp_path}",
+             f"hparams_fname={hparams('FT')}", "skip_generation_tests=true", "dataset_size_limit=3"]
+
+    def program(*argv):
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        monkeypatch.setattr("sys.argv", ["sweep", *flags, *argv])
+        capfd.readouterr()
+        try:
+            run_program(sweep.command)
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capfd.readouterr()
+    return program
+
+
+def test_a_sweep(start, tmp_path, monkeypatch):
+    settings = ("name=mine", "alg_name=FT", "hparams.lr=-1,0.005")
+    code, out, err = start(*settings)
+    folder = tmp_path / "sweeps" / "mine"
+    assert code == 1 and "1 of 2 jobs done" in out  # the failure came first
+    failure, = [line for line in err.splitlines() if line.startswith("failed: ")]
+    assert "lr=-1" in failure and "lr above 0" in failure
+    for suffix in (".json", ".csv", ".md", ".pdf", ".png"):
+        assert (folder / f"sweep{suffix}").stat().st_size > 0
+    content = json.loads((folder / "sweep.json").read_text())
+    assert content["varied"] == ["hparams.lr"] and len(content["jobs"]) == 2
+    rows = [line.split(" | ") for line in (folder / "sweep.md").read_text().splitlines()]
+    assert [row[:3] for row in rows[2:]] == [["| -1", "failed", "0"], ["| 0.005", "done", "3"]]
+    assert re.fullmatch(r"\d+\.\d ± \d+\.\d", rows[3][3])
+    run = next(folder.glob("*lr=0.005*/run_000"))
+    assert json.loads((run / "params.json").read_text())["lr"] == 0.005
+
+    # Killed in the midst of that job: the same command goes on with its run, and then there is nothing left to do.
+    job, commands = run.parent / "job.json", []
+    job.write_text(json.dumps(json.loads(job.read_text()) | {"status": "unfinished"}))
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command) or done)
+    assert start(*settings)[1].startswith("failed: ")
+    (evaluate,) = [command for command in commands if "experiments.evaluate" in command]
+    assert evaluate[-2:] == ["--continue_from_run", "run_000"] and str(run.parent / "hparams.json") in evaluate
+    assert json.loads(job.read_text())["status"] == "done"
+    commands.clear()
+    assert "done before: " in start(*settings)[1] and not [command for command in commands if "experiments.evaluate" in command]
+    start("name=mine", "alg_name=FT", "processes=2")
+    torchrun = next(command for command in commands if "experiments.evaluate" in command)
+    assert torchrun[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+
+
+def test_joblib_runs_jobs_side_by_side(golden, tmp_path):
+    command = [sys.executable, "-m", "experiments.sweep", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+               "alg_name=FT,MENIT", "hparams.lr=-1", f"model_name={golden / 'tiny-gpt2'}", f"results_dir={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "0 of 2 jobs done" in done.stdout and "unknown editor 'MENIT', did you mean 'MEMIT'" in done.stderr
+    assert "FT has no hyper-parameters of its own" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["alg_nmae=FT"], "alg_nmae"),
+    ([], "alg_name"),
+    (["alg_name=FT", "dir_name=x"], "dir_name"),
+    (["alg_name=FT", "name=a/b"], "name=a/b: give the name of a folder"),
+    (["alg_name=FT", "name=a,b"], "name=a,b"),
+    (["alg_name=FT", "num_edits=[1"], "at input '[1'"),
+    (["alg_name=FT", "hydra/launcher=nowhere"], "hydra/launcher/nowhere"),
+])
+def test_mistakes(start, tmp_path, argv, message):
+    code, out, err = start(*argv)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and message in lines[0] and "Traceback" not in err
+    assert not list(tmp_path.glob("sweeps/*/*/job.json"))
+
+
+def test_changes_of_automatic_hparams_are_refused(start, tmp_path):
+    code, _, err = start("alg_name=MEMIT", "hparams_fname=auto", "hparams.v_lr=1")
+    assert code == 1 and "hparams.* changes a file, and hparams_fname is auto" in err
+
+
+@pytest.mark.parametrize(("launcher", "target"), [
+    ("slurm", "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"), ("joblib", None),
+    ("ray_cluster", None)])
+def test_launchers_are_configured(launcher, target):
+    """The Ray plugin need not be there: a node of its shape stands for it."""
+    store = ConfigStore.instance()
+    if launcher == "ray_cluster":
+        node = {"_target_": "ray", "ray": {"init": {"address": None}, "remote": {}}}
+        store.store(group="hydra/launcher", name="ray", node=node)
+    store.store(name="flags", node={"alg_name": "FT", "results_dir": "results"})
+    with hydra.initialize_config_dir(str(sweep.CONFIGS), version_base="1.3"):
+        cfg = hydra.compose("config", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+    assert target is None or (cfg.hydra.launcher._target_ == target and cfg.hydra.launcher.gpus_per_node == 1)
+    assert launcher != "ray_cluster" or cfg.hydra.launcher.ray.init.address == "auto"
+
+
+def test_labels_tell_jobs_apart_and_nothing_else():
+    one = {"alg_name": "FT", "hparams.lr": "0.1", "name": "a", "results_dir": "x"}
+    assert sweep.label(one) == sweep.label({**one, "name": "b", "results_dir": "y", "device": "cuda"})
+    others = [{"hparams.lr": "0.2"}, {"model_name": "a/b"}, {"model_name": "c/b"}, {"ds_name": "x" * 500}]
+    names = {sweep.label(one | other) for other in [{}, *others]}
+    assert len(names) == 5 and all(re.fullmatch(r"[\w.,=+-]{1,120}", name) for name in names)
+
+
+def jobs(settings, score=50.0, keys=("score", "rewrite_success", "paraphrase_success", "neighborhood_success")):
+    statistics = {f"post_{key}": {"mean": score, "se": 2.0, "n": 9} for key in keys}
+    return [{"settings": values, "status": "done", "statistics": statistics, "folder": "x", "cases": 9} for values in settings]
+
+
+def write(folder, varied, content):
+    folder.mkdir(exist_ok=True)
+    (folder / "sweep.json").write_text(json.dumps({"varied": varied, "jobs": content}))
+
+
+def test_the_figure_chooses_its_axis_and_averages_seeds(tmp_path):
+    settings = [{"alg_name": a, "num_edits": n, "seed": s} for a in ("FT", "ROME") for n in (1, 10, 100) for s in (0, 1)]
+    write(tmp_path, ["alg_name", "num_edits", "seed"], jobs(settings))
+    x_name, points = figure.read(tmp_path)
+    assert x_name == "num_edits" and list(points) == ["alg_name FT", "alg_name ROME"]
+    assert {x: len(there) for x, there in points["alg_name FT"].items()} == {1: 2, 10: 2, 100: 2}
+    drawn = figure.draw(x_name, points)
+    assert len(drawn.axes) == 4 and all(ax.get_xscale() == "log" for ax in drawn.axes)
+    write(tmp_path, ["alg_name"], jobs([{"alg_name": a} for a in ("FT", "ROME")], keys=("score_acc", "rewrite_acc")))
+    assert [path.suffix for path in figure.main(tmp_path)] == [".pdf", ".png"]
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "no sweep.json there"), ([], "no job has results")])
+def test_folders_without_results(tmp_path, content, message):
+    if content is not None:
+        write(tmp_path, [], content)
+    with pytest.raises(EditingError, match=message):
+        figure.main(tmp_path)
+    assert not list(tmp_path.glob("*.p*"))
