@@ -80,9 +80,13 @@ class Editable(ABC):
         plain numbers. condition: see KE.
         """
         changed, info = self.new_weights(batch, condition)
+        return self.with_weights({name: w.detach() for name, w in changed.items()} if detach_history else changed), info
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Self:
+        """A copy that answers with these weights, and the overrides so far for others."""
         edited = copy.copy(self)
-        edited.overrides = self.overrides | ({n: w.detach() for n, w in changed.items()} if detach_history else changed)
-        return edited, info
+        edited.overrides = self.overrides | dict(weights)
+        return edited
 
     @abstractmethod
     def new_weights(self, batch: Batch, condition: Batch | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

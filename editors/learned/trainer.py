@@ -142,7 +142,7 @@ class Trainer:
             stats |= base_stats
             total = total + config.cbase * l_base
         stats["loss/total"] = total
-        return {name: float(value) for name, value in stats.items()} | {"time/edit": seconds}
+        return {name: value.item() for name, value in stats.items()} | {"time/edit": seconds}
 
     def _base_loss(self, episode: Episode, before: Tensor, after: Tensor, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """KL(original || current) on the unrelated inputs: what holds the trained model in place."""
@@ -174,7 +174,7 @@ class Trainer:
         and counted. Raises EditingError for a loss that is not finite."""
         if not torch.isfinite(loss):
             kept = self.folder / BEST
-            raise EditingError(f"the loss is {float(loss)} in iteration {self.iteration + 1}, so training stops; lower lr or edit_lr"
+            raise EditingError(f"the loss is {loss.item()} in iteration {self.iteration + 1}, so training stops; lower lr or edit_lr"
                                + (f"; the best networks so far are in {kept}" if kept.is_file() else ""))
         params = [p for group in self.groups.values() for p in group]
         grads = torch.autograd.grad(loss, params, allow_unused=True)
