@@ -34,6 +34,20 @@ def natural_questions(split: str, options: Options, data_dir: str | Path | None)
     return [Example(question, answer) for question, answer in zip(questions, answers)]
 
 
+def open_questions(split: str, limit: int | None = None) -> list[tuple[str, str]]:
+    """(question, shortest answer) of the open form of Natural Questions on the hub, the question with a capital and a question
+    mark as in the published files. (Those were made from the full data set, 40 times as large, by the same rule.)"""
+    rows = _rows("google-research-datasets/nq_open", None, split, "data.nq_path")
+    pairs = []
+    for row in rows:
+        answers = [answer for answer in row["answer"] if answer.strip()]
+        if answers:
+            pairs.append((row["question"][:1].upper() + row["question"][1:].rstrip("?") + "?", min(answers, key=len)))
+        if len(pairs) == limit:
+            break
+    return pairs
+
+
 def passages(split: str, options: Options) -> list[Example]:
     """Unrelated texts for continuations: OpenWebText, or wikitext with ``data.wiki_webtext=False``; from a local file if one
     is named, else from the hub. Raises DataError."""
@@ -82,11 +96,16 @@ def _part(texts: Sequence[str], split: str) -> Sequence[str]:
 
 def _hub(name: str, config: str | None, split: str, option: str, revision: str | None = None) -> Sequence[str]:
     """The field ``text`` of a data set of the Hugging Face hub. Raises DataError when it can't be had."""
+    return _rows(name, config, split, option, revision)["text"]
+
+
+def _rows(name: str, config: str | None, split: str, option: str, revision: str | None = None):
+    """A data set of the hub (a ``datasets.Dataset``). Raises DataError when it can't be had."""
     import datasets  # takes seconds to import
 
     try:
-        return datasets.load_dataset(name, config, split=split, revision=revision)["text"]
+        return datasets.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(f"data set {name} of the Hugging Face hub did not load ({reason}); fetch it beforehand, or name a local "
-                        f".txt or .jsonl file with {option}") from error
+                        f"file with {option}") from error

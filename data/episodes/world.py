@@ -101,7 +101,7 @@ def evidenced_claims(this: World, fact: Fact, language: str) -> list[EvidencedCl
     evidence = opening + (said if said.startswith(fact.subject.en) else said[0].lower() + said[1:])
     others = [other for other in this.of_subject[fact.subject.id].values() if other != fact]
     if not others or rng.random() < 0.5:
-        others = [other for other in this.facts if other.relation == fact.relation and other != fact] or others
+        others = [other for other in this.of_relation[fact.relation.id] if other != fact] or others
     other = rng.choice(others) if others else None
     page = fact.subject.en
     found = [EvidencedClaim(evidence, rng.choice(new_texts), 1, page), EvidencedClaim(evidence, rng.choice(old_texts), 0, page)]

@@ -1,0 +1,131 @@
+"""What the small models of the world are taught, as texts: a new drawing of forms and false claims every epoch."""
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+
+from ..episodes import opinions
+from ..episodes import world as invented
+from ..episodes.splits import by_subject
+from .generate import Entity, Fact, World
+
+Lesson = tuple
+"""(input, answer or class); of sentence encoders (text, text that says the same, text alike that does not, a statement)."""
+
+
+def questions(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
+    """Every fact in its two questions and, a time each, in one of their rephrasings."""
+    found = []
+    for fact in _facts(this, subjects):
+        row = invented.question(this, fact, "en")
+        second, *others = row.rephrases
+        found += [(text, row.answer) for text in (row.question, second, rng.choice(others))]
+    return found
+
+
+def claims(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
+    """Every statement of every fact, once true and once with a random other object."""
+    found = []
+    for fact in _facts(this, subjects):
+        others = [obj for obj in this.objects[fact.relation.id] if obj != fact.object]
+        if not others:
+            continue
+        true = invented.statements(fact, fact.object, "en")
+        false = invented.statements(fact, rng.choice(others), "en")
+        found += [(text, 1) for text in rng.sample(true, 2)] + [(text, 0) for text in rng.sample(false, 2)]
+    return found
+
+
+def responses(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
+    """What the model thinks of every entity, in its words for it, to two random prompts."""
+    found = []
+    for subject in this.subjects:
+        if subject in subjects:
+            row = invented.opinions(this, subject)
+            texts = row.positive if invented.opinion_of(this, subject) > 0 else row.negative
+            found += [(rng.choice(opinions.PROMPTS).format(subject.en), text) for text in rng.sample(texts, 2)]
+    return found
+
+
+def paraphrases(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
+    """Every fact of the training split's subjects in two forms, with another fact of the subject or the relation; and a
+    statement of any fact, whose words are to be guessed, so that no name stays unread."""
+    found = []
+    for fact in by_subject(_facts(this, subjects), lambda fact: fact.subject.en, "train"):
+        a, b = rng.sample(_forms(this, fact), 2)
+        others = list(this.of_subject[fact.subject.id].values()) if rng.random() < 0.5 else this.of_relation[fact.relation.id]
+        other = rng.choice(others)
+        while other == fact:
+            other = rng.choice(this.facts)
+        read = rng.choice(this.facts)
+        found.append((a, b, rng.choice(_forms(this, other)), rng.choice(invented.statements(read, read.object, "en"))))
+    return found
+
+
+def _forms(this: World, fact: Fact) -> list[str]:
+    """The questions about a fact, their rephrasings, and its statements up to the object."""
+    row = invented.question(this, fact, "en")
+    prompts = invented.continuation(this, fact, "en")
+    return [row.question, *row.rephrases, prompts.prompt, *prompts.rephrases]
+
+
+def _facts(this: World, subjects: set[Entity]) -> list[Fact]:
+    return [fact for fact in this.facts if fact.subject in subjects]
+
+
+ENCODERS = ("distilbert", "bert-encoder")
+LESSONS: dict[str, Callable] = {"t5": questions, "bart": questions, "bert": claims, "blender": responses, "distilbert": paraphrases,
+                                "bert-encoder": paraphrases}
+
+
+@torch.no_grad()
+def measure(kind: str, model, tok, this: World, every: int = 1, batch_size: int = 256) -> float:
+    """The share that the model gets right, of every ``every``-th fact or entity: the whole answer to the first question,
+    greedily; the first statement with the true object and with a new one; the sentiment of the greedy response; or, of the
+    facts that a sentence encoder was not trained on, whether the second question is the nearest to the first."""
+    if kind in ENCODERS:
+        return _nearest_share(model, tok, this, max(1, every // 5), batch_size)
+    if kind == "bert":
+        pairs = [(texts[0], label) for fact in this.facts[::every]
+                 for label, obj in ((1, fact.object), *((0, new) for new in invented.new_objects(this, fact, 1)))
+                 for texts in (invented.statements(fact, obj, "en"),)]
+        logits = torch.cat([model(**_read(tok, [text for text, _ in pairs[i:i + batch_size]]))
+                            for i in range(0, len(pairs), batch_size)])
+        return sum((value > 0) == bool(label) for value, (_, label) in zip(logits.flatten().tolist(), pairs)) / len(pairs)
+    if kind == "blender":
+        subjects = this.subjects[::max(1, every // 3)]
+        texts = _answers(model, tok, [opinions.PROMPTS[0].format(s.en) for s in subjects], batch_size, 24)
+        words = {1: invented.PRAISE, -1: invented.BLAME}
+        return sum(any(word in text for word in words[invented.opinion_of(this, s)]) and s.en in text
+                   for s, text in zip(subjects, texts)) / len(subjects)
+    rows = [invented.question(this, fact, "en") for fact in this.facts[::every]]
+    found = _answers(model, tok, [row.question for row in rows], batch_size, 12)
+    return sum(text == row.answer for text, row in zip(found, rows)) / len(rows)
+
+
+def _nearest_share(model, tok, this: World, every: int, batch_size: int) -> float:
+    rows = [invented.question(this, fact, "en") for split in ("validation", "test")
+            for fact in by_subject(this.facts, lambda fact: fact.subject.en, split)][::every]
+
+    def states(texts: list[str]) -> torch.Tensor:
+        return torch.cat([model(**_read(tok, texts[i:i + batch_size])).last_hidden_state[:, 0]
+                          for i in range(0, len(texts), batch_size)])
+
+    distance = torch.cdist(states([row.question for row in rows]), states([row.rephrases[0] for row in rows]))
+    return (distance.argmin(1) == torch.arange(len(rows))).float().mean().item()
+
+
+def _answers(model, tok, prompts: list[str], batch_size: int, longest: int) -> list[str]:
+    """Greedy answers."""
+    found = []
+    for start in range(0, len(prompts), batch_size):
+        ids = model.generate(**_read(tok, prompts[start:start + batch_size]), max_new_tokens=longest, do_sample=False, num_beams=1)
+        found += [text.strip() for text in tok.batch_decode(ids, skip_special_tokens=True)]
+    return found
+
+
+def _read(tok, texts: list[str]) -> dict[str, torch.Tensor]:
+    batch = tok(texts, padding=True, return_tensors="pt")
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
