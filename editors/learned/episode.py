@@ -87,18 +87,18 @@ class Collator:
             edit_outer = _without_beginning(edit_outer, items[0].drop)
         pairs = torch.tensor([[row, edit] for row, (_, edit) in enumerate(outer)], dtype=torch.long).reshape(-1, 2)
         conditions = [item.condition if item.condition is not None else item.edit.input + (item.edit.target or "") for item in items]
-        return Episode(self.batch([item.edit for item in items]), edit_outer, self.batch(local), self._padded(self._ids(conditions)),
+        return Episode(self.batch([item.edit for item in items]), edit_outer, self.batch(local, labelled=False), self._padded(self._ids(conditions)),
                        pairs, {"items": tuple(items), "local": tuple(local)})
 
-    def batch(self, examples: Sequence[Example]) -> Batch:
-        """One batch of these examples."""
+    def batch(self, examples: Sequence[Example], labelled: bool = True) -> Batch:
+        """One batch of these examples. labelled: a classifier's must have a label; one without is not scored."""
         for example in examples:
             if not example.input.strip():
                 raise EditingError("an example's input is empty")
         if self.kind is ModelKind.CLASSIFIER:
-            if any(example.label not in (0, 1) for example in examples):
+            if any(example.label not in (0, 1) and (labelled or example.label is not None) for example in examples):
                 raise EditingError("a classifier's examples need a label, 1 (true) or 0 (false)")
-            labels = torch.tensor([[example.label] for example in examples])
+            labels = torch.tensor([[IGNORED if example.label is None else example.label] for example in examples])
             return self._padded(self._ids([example.input for example in examples])) | {"labels": labels}
         if self.kind is ModelKind.DECODER:
             return self._decoder(examples)

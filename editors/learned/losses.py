@@ -65,10 +65,11 @@ def token_log_probs(
 
 
 def _binary(logits: Float[Tensor, "batch 1"], labels: Tensor) -> Scores:
-    flat = labels.reshape(-1)
+    scored = labels.reshape(-1) != IGNORED
+    flat, logits = labels.reshape(-1)[scored], logits.reshape(-1)[scored]
     if not ((flat == 0) | (flat == 1)).all():
         raise ValueError("binary labels must be 0 or 1")
-    log_p = logsigmoid(logits.reshape(-1) * (2 * flat - 1))
+    log_p = logsigmoid(logits * (2 * flat - 1))
     mean, acc = log_p.mean(), (log_p.exp() > 0.5).float().mean()
     return Scores(-mean, acc, acc, log_p.exp().mean(), mean, torch.tensor(float(len(flat))))
 

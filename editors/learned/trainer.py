@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from . import checkpoint
 from .averages import Averages, EarlyStop
 from .editable import Editable, forward
 from .episode import Episode
-from .losses import locality_kl, locality_mask, retained, score
+from .losses import IGNORED, Scores, locality_kl, locality_mask, retained, score, sentiment_nll, sentiment_scores
 
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
 DEBUG_STEPS = 200
@@ -55,6 +56,8 @@ class TrainConfig:
     eval_only: bool = False
     final_steps: int | None = None
     """Edits of the final evaluation; None: all."""
+    unlikelihood: bool = True
+    """Edits of opinions: responses of the wrong sentiment shall become unlikely, too."""
     accumulate_first_step_plus_one: bool = False
     """As published: the first optimiser step is of one episode more, still divided by accumulate_bs."""
     lr_lr_without_effect: bool = False
@@ -125,17 +128,20 @@ class Trainer:
             l_edit = after.new_zeros(())
             if episode.edit_outer is not None:
                 logits = edited(episode.edit_outer)
-                scores = alg.score(logits, episode.edit_outer)
+                scores = self.outer_scores(episode, logits)
                 l_edit = scores.nll
                 stats |= {"loss/edit": l_edit, "edit/acc": scores.acc, "edit/log_prob": scores.log_prob, "edit/prob": scores.prob}
                 stats |= self._flips(episode, logits)
+                if not training:
+                    stats |= self._opinions(episode, logits)
             total = config.cedit * l_edit + config.cloc * l_loc
         stats["loss/total_edit"] = total
         if training:
             self.safe_backward(total)
-        pre, post = alg.score(before, episode.loc), alg.score(after, episode.loc)
-        for name in ("acc", "token_acc", "nll", "n_tokens"):
-            stats |= {f"{name}/pre": getattr(pre, name), f"{name}/post": getattr(post, name)}
+        if (episode.loc["labels"] != IGNORED).any():
+            pre, post = alg.score(before, episode.loc), alg.score(after, episode.loc)
+            for name in ("acc", "token_acc", "nll", "n_tokens"):
+                stats |= {f"{name}/pre": getattr(pre, name), f"{name}/post": getattr(post, name)}
         stats["retain/edit"] = retained(before, after, episode.loc["labels"], alg.kind.shift)
         if self.original is not None:
             l_base, base_stats = self._base_loss(episode, before, after, training)
@@ -160,6 +166,23 @@ class Trainer:
             "retain/orig_pre": retained(original, before, loc["labels"], shift),
             "retain/orig_post": retained(original, after, loc["labels"], shift),
         }
+
+    def outer_scores(self, episode: Episode, logits: Tensor) -> Scores:
+        """Of the equivalents; where the edits are of opinions, of those of the edit's sentiment, and with `unlikelihood` the loss
+        holds down the others."""
+        same = same_sentiment(episode)
+        if same is None:
+            return self.alg.score(logits, episode.edit_outer)
+        return sentiment_nll(logits, episode.edit_outer["labels"], same, self.alg.kind.shift, self.config.unlikelihood)
+
+    def _opinions(self, episode: Episode, logits: Tensor) -> dict[str, Tensor]:
+        """SERAC's success of edited opinions, where both sentiments are there to be told apart."""
+        same = same_sentiment(episode)
+        if same is None or same.all() or not same.any():
+            return {}
+        before = self.alg(episode.edit_outer)
+        scores = sentiment_scores(before, logits, episode.edit_outer["labels"], same, self.alg.kind.shift)
+        return {f"edit/{name}": value for name, value in scores.items()}
 
     def _flips(self, episode: Episode, logits: Tensor) -> dict[str, Tensor]:
         """Success on edits that really change the answer, where the data says which do."""
@@ -333,6 +356,16 @@ class Trainer:
         if path.is_file():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= self.iteration]
             path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def same_sentiment(episode: Episode) -> Bool[Tensor, "outer"] | None:
+    """Whether each equivalent has the sentiment of its edit; None where the edits are not of opinions."""
+    items = episode.extras.get("items", ())
+    if not items or getattr(items[0], "sentiment", None) is None:
+        return None
+    signs = [sign for item in items for sign in item.outer_sentiments]
+    same = [signs[row] == items[edit].sentiment for row, edit in episode.pos_pairs.tolist()]
+    return torch.tensor(same, dtype=torch.bool, device=episode.pos_pairs.device)
 
 
 def summary(stats: Mapping[str, float], suffix: str) -> str:
