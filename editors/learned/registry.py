@@ -18,6 +18,8 @@ _ALGORITHMS = {
     "efk": "ke:KE",
     "enn": "enn:ENN",
     "ft": "finetune:FineTune",
+    "lu": "lookup:Lookup",
+    "rep": "serac:SERAC",
 }
 _ALIASES = {"gtn": "mend", "ke": "efk", "serac": "rep"}
 
@@ -42,6 +44,9 @@ def algorithm(name: str) -> type[Editable]:
     return getattr(importlib.import_module(f".{module}", __package__), attribute)
 
 
-def build(name: str, model: nn.Module, inner_params: Sequence[str], options: Options | Mapping[str, Any] | None = None) -> Editable:
-    """An untrained editor. Raises EditingError for what does not fit the model."""
-    return algorithm(name)(model, inner_params, options)
+def build(name: str, model: nn.Module, inner_params: Sequence[str], options: Options | Mapping[str, Any] | None = None,
+          **parts) -> Editable:
+    """An untrained editor. parts: what SERAC needs besides (see `serac.SERAC.build`). Raises EditingError for what does not fit
+    the model."""
+    kind = algorithm(name)
+    return kind.build(model, inner_params, options, **parts) if hasattr(kind, "build") else kind(model, inner_params, options)
