@@ -63,6 +63,7 @@ class Editable(ABC):
         self.model, self.inner, self.options = model, tuple(inner_params), self.options_class.of(options)
         self.kind: ModelKind = model_kind(model)
         self.overrides: dict[str, Tensor] = {}
+        """Edited weights in the place of the model's."""
         self.net = nn.Module()
         check_parameters(model, self.inner)
 
@@ -80,13 +81,9 @@ class Editable(ABC):
         plain numbers. condition: see KE.
         """
         changed, info = self.new_weights(batch, condition)
-        return self.with_weights({name: w.detach() for name, w in changed.items()} if detach_history else changed), info
-
-    def with_weights(self, weights: Mapping[str, Tensor]) -> Self:
-        """A copy that answers with these weights, and the overrides so far for others."""
         edited = copy.copy(self)
-        edited.overrides = self.overrides | dict(weights)
-        return edited
+        edited.overrides = self.overrides | ({name: w.detach() for name, w in changed.items()} if detach_history else changed)
+        return edited, info
 
     @abstractmethod
     def new_weights(self, batch: Batch, condition: Batch | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.modules import evaluating
-from ..edit import LowRank
 from ..errors import EditingError
 from .episode import Batch
-from .factors import gradients, linear_of
-from .low_rank import LowRankEditable
+from .factors import Factors
+from .low_rank import LowRankEditable, Rows
 from .options import Options
 
 
@@ -48,8 +47,6 @@ class ENN(LowRankEditable):
 
     def __init__(self, model: nn.Module, inner_params: Sequence[str], options: ENNOptions | Mapping[str, Any] | None = None):
         super().__init__(model, inner_params, options)
-        for name in self.inner:
-            linear_of(model, name)
         attention = getattr(model.config, "_attn_implementation", "eager")
         if not self.options.first_order and attention != "eager":
             raise EditingError(f"ENN of second order can't differentiate {attention!r} attention twice: "
@@ -63,26 +60,18 @@ class ENN(LowRankEditable):
         rates = torch.full((len(self.inner),), self.options.edit_lr, device=next(model.parameters()).device)
         self.net.edit_lrs = nn.Parameter(rates)
 
-    def new_weights(self, batch: Batch, condition: Batch | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        if not torch.is_grad_enabled():
-            return super().new_weights(batch, condition)
-        weights = {name: self.weight(name) for name in self.inner}
-        # What no_grad_layers excludes from training is edited all the same.
-        weights = {name: weight if weight.requires_grad else weight.detach().requires_grad_() for name, weight in weights.items()}
-        with evaluating(self.model):
-            for _ in range(self.options.n_edit_steps):
-                _, grads = gradients(self, batch, weights, create_graph=not self.options.first_order)
-                weights = {name: weight - rate * grads[name] for rate, (name, weight) in zip(self.net.edit_lrs, weights.items())}
-        return weights, {}
+    def second_order(self) -> bool:
+        return torch.is_grad_enabled() and not self.options.first_order
 
-    def parts(self, batch: Batch, condition: Batch | None) -> list[tuple[Batch, Batch | None]]:
+    def parts(self, batch: Batch, condition: Batch | None, segments: int) -> list[tuple[Batch, Batch | None]]:
         return [(batch, condition)] * self.options.n_edit_steps
 
-    def update(self, batch: Batch, condition: Batch | None) -> dict[str, LowRank]:
+    def step(self, batch: Batch, condition: Batch | None, segments: int, chunk: int) -> dict[str, Rows]:
         with evaluating(self.model):
-            factors = self.oriented(batch)
-        return {name: LowRank(-rate * left.T, right.T)
-                for rate, (name, (left, right)) in zip(self.net.edit_lrs.detach(), factors.items())}
+            return super().step(batch, condition, segments, chunk)
+
+    def transformed(self, number: int, factors: Factors, context: None) -> tuple[Tensor, Tensor, Tensor]:
+        return -self.net.edit_lrs[number] * factors.u, factors.delta, factors.segment
 
     def state(self) -> dict[str, Tensor]:
         tied = set(self._tied())

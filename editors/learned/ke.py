@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from ..edit import LowRank
 from ..errors import EditingError
 from .episode import Batch
-from .factors import chunks
+from .factors import Factors
 from .low_rank import LowRankEditable
 from .options import Options
 
@@ -66,7 +65,7 @@ class Conditioner(nn.Module):
             weight_norm(nn.Linear(options.hidden_dim, sum(self.sizes))),
         )
 
-    def forward(self, condition: Float[Tensor, "condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, condition: Float[Tensor, "batch condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(alpha of the rows, of the columns, beta of the rows, of the columns, gate in (0, 1))."""
         alpha_column, alpha_row, beta_column, beta_row, gate = self.layers(condition).split(self.sizes, -1)
         return alpha_row.softmax(-1), alpha_column, beta_row.softmax(-1), beta_column, gate.sigmoid()
@@ -90,23 +89,26 @@ class KE(LowRankEditable):
         })
         self.net.to(embedding.device)
 
-    def parts(self, batch: Batch, condition: Batch | None) -> list[tuple[Batch, Batch]]:
+    def parts(self, batch: Batch, condition: Batch | None, segments: int) -> list[tuple[Batch, Batch]]:
         if condition is None:
             raise EditingError("KE needs the text of the edit as its condition")
         rows = len(batch["input_ids"])
         if len(condition["input_ids"]) != rows:
             raise EditingError(f"KE needs one condition an edit: {len(condition['input_ids'])} for {rows} edits")
-        each = 1 if self.options.several == "loop" else rows
-        return list(zip(chunks(batch, each), chunks(condition, each)))
+        if self.options.several == "average":
+            return [(batch, condition)]
+        n = rows // segments
+        return [({name: t[i::n] for name, t in batch.items()}, {name: t[i::n] for name, t in condition.items()}) for i in range(n)]
 
-    def update(self, batch: Batch, condition: Batch) -> dict[str, LowRank]:
-        vector = self.net.condition(condition).mean(0)
-        changes = {}
-        for name, (left, right) in self.oriented(batch).items():
-            alpha_row, alpha_column, beta_row, beta_column, gate = self.net.conditioners[name.replace(".", "_")](vector)
-            scale = self.options.max_scale * gate
-            changes[name] = LowRank(
-                scale * torch.cat([alpha_row[:, None] * left.T.float(), beta_row[:, None]], 1),
-                torch.cat([alpha_column[:, None] * right.T.float(), beta_column[:, None]], 1),
-            )
-        return changes
+    def context(self, condition: Batch, segments: int) -> Float[Tensor, "segments condition"]:
+        return self.net.condition(condition).unflatten(0, (segments, -1)).mean(1)
+
+    def transformed(self, number: int, factors: Factors, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        name, segment = self.inner[number], factors.segment
+        alpha_row, alpha_column, beta_row, beta_column, gate = self.net.conditioners[name.replace(".", "_")](context)
+        scale = self.options.max_scale * gate
+        row, column = (factors.u, factors.delta) if self.in_first[name] else (factors.delta, factors.u)
+        row = torch.cat([(scale * alpha_row)[segment] * row.to(scale.dtype), scale * beta_row])
+        column = torch.cat([alpha_column[segment] * column.to(scale.dtype), beta_column])
+        u, delta = (row, column) if self.in_first[name] else (column, row)
+        return u, delta, torch.cat([segment, torch.arange(len(context), device=segment.device)])

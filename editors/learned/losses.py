@@ -64,18 +64,37 @@ def token_log_probs(
     return log_p.masked_fill(~mask, 0.0), logits.argmax(-1) == targets, mask
 
 
-def _binary(logits: Float[Tensor, "batch 1"], labels: Tensor) -> Scores:
-    scored = labels.reshape(-1) != IGNORED
-    flat, logits = labels.reshape(-1)[scored], logits.reshape(-1)[scored]
-    if not ((flat == 0) | (flat == 1)).all():
+def row_log_probs(logits: Tensor, labels: Tensor, shift: bool) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+    """(sum of the log-probabilities of each row's labels, how many labels it has)."""
+    if logits.shape[-1] == 1:
+        log_p, mask = _binary_log_probs(wide(logits), labels)
+    else:
+        log_p, _, mask = token_log_probs(logits, labels, shift)
+    n = mask.to(log_p.dtype)
+    return (log_p.sum(-1), n.sum(-1)) if log_p.dim() == 2 else (log_p, n)
+
+
+def _binary_log_probs(logits: Float[Tensor, "batch 1"], labels: Tensor) -> tuple[Float[Tensor, "batch"], Bool[Tensor, "batch"]]:
+    """(log-probability of each label, whether it is scored); 0 where it is not."""
+    flat = labels.reshape(-1)
+    mask = flat != IGNORED
+    if not ((flat == 0) | (flat == 1) | ~mask).all():
         raise ValueError("binary labels must be 0 or 1")
-    log_p = logsigmoid(logits * (2 * flat - 1))
+    return logsigmoid(logits.reshape(-1) * (2 * flat - 1)).masked_fill(~mask, 0.0), mask
+
+
+def _binary(logits: Float[Tensor, "batch 1"], labels: Tensor) -> Scores:
+    log_p, mask = _binary_log_probs(logits, labels)
+    log_p = log_p[mask]
     mean, acc = log_p.mean(), (log_p.exp() > 0.5).float().mean()
-    return Scores(-mean, acc, acc, log_p.exp().mean(), mean, torch.tensor(float(len(flat))))
+    return Scores(-mean, acc, acc, log_p.exp().mean(), mean, log_p.new_tensor(len(log_p)))
 
 
-def locality_kl(pre: Tensor, post: Tensor, mask: Int[Tensor, "batch pos"] | None = None) -> Float[Tensor, ""]:
-    """KL(pre || post): the mean over the positions of `mask` (sequences), or over rows (one binary logit each)."""
+def locality_kl(pre: Tensor, post: Tensor, mask: Int[Tensor, "batch pos"] | None = None, segments: int = 1) -> Float[Tensor, ""]:
+    """KL(pre || post): the mean over the positions of `mask` (sequences), or over rows (one binary logit each).
+
+    segments: the mean of the divergences of so many groups of rows.
+    """
     pre, post = wide(pre), wide(post)
     if pre.shape[-1] == 1:
         return (pre.sigmoid() * (logsigmoid(pre) - logsigmoid(post))
@@ -83,8 +102,8 @@ def locality_kl(pre: Tensor, post: Tensor, mask: Int[Tensor, "batch pos"] | None
     if pre.dim() != 3 or mask is None:
         raise NotImplementedError(f"no divergence for logits of shape {tuple(pre.shape)}")
     before, after = pre.log_softmax(-1), post.log_softmax(-1)
-    each = (before.exp() * (before - after)).sum(-1)
-    return (each * mask).sum() / mask.sum()
+    each = (before.exp() * (before - after)).sum(-1) * mask
+    return (each.reshape(segments, -1).sum(-1) / mask.reshape(segments, -1).sum(-1)).mean()
 
 
 def locality_mask(batch: dict[str, Tensor]) -> Tensor | None:

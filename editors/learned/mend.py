@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..edit import LowRank
 from ..errors import EditingError
-from .episode import Batch
-from .factors import dimensions, gradient_factors, linear_of
+from .factors import Factors, dimensions
 from .low_rank import LowRankEditable
 from .mend_net import FactorEditor
 from .options import Options
@@ -76,14 +74,9 @@ class MEND(LowRankEditable):
         self.net.edit_lrs = nn.Parameter(torch.full((len(self.inner),), self.options.edit_lr))
         self.net.to(next(model.parameters()).device)
 
-    def update(self, batch: Batch, condition: Batch | None) -> dict[str, LowRank]:
+    def transformed(self, number: int, factors: Factors, context: None) -> tuple[Tensor, Tensor, Tensor]:
         """Differentiable in the networks and step sizes, not in the gradient."""
-        rates = -self.net.edit_lrs if self.options.descent else self.net.edit_lrs
-        changes = {}
-        for rate, (name, factors) in zip(rates, gradient_factors(self, batch).items()):
-            key, mode = self.place[name]
-            kept = factors.kept()
-            u, delta = self.net.mend[key](kept.u.to(rate.dtype), kept.delta.to(rate.dtype), mode)
-            left, right = (u, delta) if linear_of(self.model, name)[1] else (delta, u)
-            changes[name] = LowRank(rate * left.T, right.T)
-        return changes
+        rate = self.net.edit_lrs[number]
+        key, mode = self.place[self.inner[number]]
+        u, delta = self.net.mend[key](factors.u.to(rate.dtype), factors.delta.to(rate.dtype), mode)
+        return (-rate if self.options.descent else rate) * u, delta, factors.segment

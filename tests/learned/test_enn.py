@@ -79,7 +79,7 @@ def test_upper_blocks_only():
     trained = {name for name, p in alg.model.named_parameters() if p.requires_grad}
     assert trained and all(name.startswith("transformer.h.2.") for name in trained)
     edited, _ = alg.edit(episode(about["batches"]["A"]).edit_inner)  # a weight of block 1 is edited, too
-    assert edited.overrides.keys() == set(alg.inner)
+    assert edited.added.keys() == set(alg.inner)
     with pytest.raises(EditingError, match="no_grad_layers"):
         build(about, first_order=True, no_grad_layers=7)
 
