@@ -164,7 +164,8 @@ def train(kind: str, folder: Path, recipe: Recipe, save_seconds: float = 60, sto
         for lessons in _batches(this, kind, recipe, progress["epoch"])[progress["batch"]:]:
             for optimizer, lr in zip(optimizers, peak):
                 optimizer.param_groups[0]["lr"] = lr * rate(progress["step"], steps, recipe.decay)
-            loss = _loss(kind, model, tok, lessons, progress["step"])
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = _loss(kind, model, tok, lessons, progress["step"])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
