@@ -17,10 +17,10 @@ class Averages:
     sums: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
-    def add(self, stats: Mapping[str, float], rows: int = 1) -> None:
-        """One episode, whose success was measured on so many inputs."""
+    def add(self, stats: Mapping[str, float], rows: int = 1, episodes: int = 1) -> None:
+        """An episode, or the means of several; success was measured on so many inputs in all."""
         for key, value in stats.items():
-            weight = stats.get(f"n_tokens/{key[4:]}", 1) if key.startswith("nll/") else rows if key.startswith("edit/") else 1
+            weight = stats.get(f"n_tokens/{key[4:]}", 1) if key.startswith("nll/") else rows if key.startswith("edit/") else episodes
             if weight:
                 self.sums[key] = self.sums.get(key, 0.0) + weight * value
                 self.weights[key] = self.weights.get(key, 0.0) + weight

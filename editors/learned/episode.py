@@ -55,6 +55,8 @@ class Episode:
     """(row of edit_outer, the edit that it belongs to)."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """What particular experiments add: sentiments, the texts themselves."""
+    segments: int = 1
+    """So many episodes joined, each with its share of the rows of every batch."""
 
     def to(self, device: torch.device) -> Episode:
         def moved(batch: Batch | None) -> Batch | None:
@@ -62,6 +64,31 @@ class Episode:
 
         return replace(self, edit_inner=moved(self.edit_inner), edit_outer=moved(self.edit_outer), loc=moved(self.loc),
                        cond=moved(self.cond), pos_pairs=self.pos_pairs.to(device))
+
+
+def joined(episodes: Sequence[Episode]) -> Episode | None:
+    """These episodes as one of as many segments; None if their batches are not of equally many rows, or the edits of opinions."""
+    if len(episodes) == 1:
+        return episodes[0]
+    if any(getattr(item, "sentiment", None) is not None for e in episodes for item in e.extras.get("items", ())):
+        return None
+    counts = {tuple(0 if b is None else len(b["input_ids"]) for b in (e.edit_inner, e.edit_outer, e.loc, e.cond)) for e in episodes}
+    if len(counts) > 1 or 0 in (count := next(iter(counts))):
+        return None
+    offsets = torch.arange(len(episodes)).repeat_interleave(len(episodes[0].pos_pairs))[:, None] * torch.tensor([count[1], count[0]])
+    extras = {key: tuple(x for e in episodes for x in e.extras[key]) for key in episodes[0].extras}
+    parts = (_one_below_another([getattr(e, name) for e in episodes]) for name in ("edit_inner", "edit_outer", "loc", "cond"))
+    return Episode(*parts, torch.cat([e.pos_pairs for e in episodes]) + offsets, extras, len(episodes))
+
+
+def _one_below_another(batches: Sequence[Batch]) -> Batch:
+    """One batch of all rows, padded on the right; what is padded is neither seen nor scored."""
+    def stacked(name: str) -> Tensor:
+        width = max(batch[name].shape[1] for batch in batches)
+        fill = IGNORED if name == "labels" else 0
+        return torch.cat([torch.nn.functional.pad(b[name], (0, width - b[name].shape[1]), value=fill) for b in batches])
+
+    return {name: stacked(name) for name in batches[0]}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,8 +18,9 @@ from ..errors import EditingError
 from . import checkpoint
 from .averages import Averages, EarlyStop
 from .editable import Editable, forward
-from .episode import Episode
-from .losses import IGNORED, Scores, locality_kl, locality_mask, retained, score, sentiment_nll, sentiment_scores
+from .episode import Batch, Episode, joined
+from .low_rank import LowRankEditable
+from .losses import IGNORED, Scores, locality_kl, locality_mask, retained, row_log_probs, score, sentiment_nll, sentiment_scores
 
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
 DEBUG_STEPS = 200
@@ -40,6 +41,8 @@ class TrainConfig:
     """Edits of a validation."""
     accumulate_bs: int = 10
     """Episodes per optimiser step."""
+    parallel: int = 1
+    """Episodes that go through the model side by side, where the algorithm can: the same gradients in less time."""
     cedit: float = 0.1
     cloc: float = 1.0
     cbase: float = 1.0
@@ -66,7 +69,7 @@ class TrainConfig:
     """As published: cbase scales what is reported only."""
 
     def __post_init__(self):
-        for name in ("max_iters", "log_interval", "val_interval", "val_steps", "accumulate_bs", "early_stop_patience"):
+        for name in ("max_iters", "log_interval", "val_interval", "val_steps", "accumulate_bs", "early_stop_patience", "parallel"):
             if getattr(self, name) < (name != "max_iters"):
                 raise EditingError(f"{name}: {getattr(self, name)} is too small")
         for name in ("lr", "lr_lr", "cedit", "cloc", "cbase", "grad_clip"):
@@ -114,22 +117,23 @@ class Trainer:
 
     def step(self, episode: Episode, training: bool) -> dict[str, float]:
         """Runs an episode; in training its gradient is added to the outer parameters' `.grad`. Returns what to report."""
-        alg, config = self.alg, self.config
+        alg, config, segments = self.alg, self.config, episode.segments
         alg.train(training)
         with torch.no_grad():
             before = alg(episode.loc)
         started = time.perf_counter()
         with torch.set_grad_enabled(training):
-            edited, _ = alg.edit(episode.edit_inner, episode.cond)
-            seconds = time.perf_counter() - started
+            options = {"segments": segments} if segments > 1 else {}
+            edited, _ = alg.edit(episode.edit_inner, episode.cond, **options)
+            seconds = (time.perf_counter() - started) / segments
             after = edited(episode.loc)
-            l_loc = locality_kl(before, after, locality_mask(episode.loc))
+            l_loc = locality_kl(before, after, locality_mask(episode.loc), segments)
             stats = {"kl/edit": l_loc, "loss/loc": l_loc}
             l_edit = after.new_zeros(())
             if episode.edit_outer is not None:
                 logits = edited(episode.edit_outer)
                 scores = self.outer_scores(episode, logits)
-                l_edit = scores.nll
+                l_edit = scores.nll if segments == 1 else segment_nll(logits, episode.edit_outer, alg.kind.shift, segments)
                 stats |= {"loss/edit": l_edit, "edit/acc": scores.acc, "edit/log_prob": scores.log_prob, "edit/prob": scores.prob}
                 stats |= self._flips(episode, logits)
                 if not training:
@@ -137,7 +141,7 @@ class Trainer:
             total = config.cedit * l_edit + config.cloc * l_loc
         stats["loss/total_edit"] = total
         if training:
-            self.safe_backward(total)
+            self.safe_backward(total, segments)
         if (episode.loc["labels"] != IGNORED).any():
             pre, post = alg.score(before, episode.loc), alg.score(after, episode.loc)
             for name in ("acc", "token_acc", "nll", "n_tokens"):
@@ -156,9 +160,9 @@ class Trainer:
         with torch.no_grad():
             original = forward(self.original.train(training), {}, loc)
         with torch.set_grad_enabled(training):
-            l_base = locality_kl(original, self.alg(loc), locality_mask(loc))
+            l_base = locality_kl(original, self.alg(loc), locality_mask(loc), episode.segments)
         if training:
-            self.safe_backward(l_base if self.config.cbase_not_in_gradient else self.config.cbase * l_base)
+            self.safe_backward(l_base if self.config.cbase_not_in_gradient else self.config.cbase * l_base, episode.segments)
         scores = score(original, loc["labels"], shift)
         return l_base.detach(), {
             "loss/base": l_base, "nll/original": scores.nll, "acc/original": scores.acc, "n_tokens/original": scores.n_tokens,
@@ -192,9 +196,11 @@ class Trainer:
             return {}
         return {"edit/acc_flip": self.alg.score(logits[rows], {"labels": episode.edit_outer["labels"][rows]}).acc}
 
-    def safe_backward(self, loss: Tensor) -> None:
-        """Adds d loss / d outer parameters, divided by the episodes per step, to `.grad`. A gradient that is not finite is left out
-        and counted. Raises EditingError for a loss that is not finite."""
+    def safe_backward(self, loss: Tensor, episodes: int = 1) -> None:
+        """Adds d loss / d outer parameters, divided by the episodes per step, to `.grad`; the loss is the mean of so many.
+
+        A gradient that is not finite is left out and counted. Raises EditingError for a loss that is not finite.
+        """
         if not torch.isfinite(loss):
             kept = self.folder / BEST
             raise EditingError(f"the loss is {loss.item()} in iteration {self.iteration + 1}, so training stops; lower lr or edit_lr"
@@ -202,11 +208,11 @@ class Trainer:
         params = [p for group in self.groups.values() for p in group]
         grads = torch.autograd.grad(loss, params, allow_unused=True)
         if not all(torch.isfinite(g).all() for g in grads if g is not None):
-            self.skipped += 1
+            self.skipped += episodes
             return
         for p, g in zip(params, grads):
             if g is not None:
-                g = g / self.config.accumulate_bs
+                g = g * (episodes / self.config.accumulate_bs)
                 p.grad = g if p.grad is None else p.grad + g
 
     # The loop
@@ -225,11 +231,10 @@ class Trainer:
         bar = tqdm(total=config.max_iters, initial=self.iteration, desc=self.alg.name, unit="ep", disable=not self.progress)
         started = time.perf_counter() - self.elapsed
         while self.iteration < config.max_iters and not self.early.stopped:
-            episode = self.train.episode(self.iteration).to(self.device)
-            stats = self.step(episode, training=True)
-            self.averages.add(stats, len(episode.pos_pairs))
-            self.iteration += 1
-            bar.update()
+            for episode in self._episodes(self.train, self.iteration, self._until_next()):
+                self.averages.add(self.step(episode, training=True), len(episode.pos_pairs), episode.segments)
+                self.iteration += episode.segments
+                bar.update(episode.segments)
             if self._step_is_due():
                 self.averages.add(self._optimise())
             self.elapsed = time.perf_counter() - started
@@ -241,6 +246,25 @@ class Trainer:
             if self.iteration % config.val_interval == 0 or self.iteration == config.max_iters:
                 self._validation()
         bar.close()
+
+    def _until_next(self) -> int:
+        """Episodes up to whatever is due next, at most those that go side by side."""
+        config, done = self.config, self.iteration
+        early = config.accumulate_first_step_plus_one
+        due = [every - done % every for every in (config.log_interval, config.val_interval)]
+        due.append(config.accumulate_bs - (done - early) % config.accumulate_bs if done else config.accumulate_bs + early)
+        return min(*due, config.max_iters - done, self.side_by_side)
+
+    @property
+    def side_by_side(self) -> int:
+        """Episodes that go through the model together."""
+        return self.config.parallel if isinstance(self.alg, LowRankEditable) else 1
+
+    def _episodes(self, source: Source, first: int, count: int) -> list[Episode]:
+        """The next episodes, as one where they can be joined."""
+        episodes = [source.episode(number) for number in range(first, first + count)]
+        one = joined(episodes)
+        return [episode.to(self.device) for episode in (episodes if one is None else [one])]
 
     def _step_is_due(self) -> bool:
         done, every = self.iteration, self.config.accumulate_bs
@@ -282,9 +306,9 @@ class Trainer:
         """Means over the first episodes of `source` that hold so many edits (None: all)."""
         averages, started, number, seen = Averages(), time.perf_counter(), 0, 0
         while number < len(source) and (edits is None or seen < edits):
-            episode = source.episode(number).to(self.device)
-            averages.add(self.step(episode, training=False), len(episode.pos_pairs))
-            number, seen = number + 1, seen + len(episode.edit_inner["input_ids"])
+            for episode in self._episodes(source, number, min(self.side_by_side, len(source) - number)):
+                averages.add(self.step(episode, training=False), len(episode.pos_pairs), episode.segments)
+                number, seen = number + episode.segments, seen + len(episode.edit_inner["input_ids"])
         if not number:
             raise EditingError("the validation data has no episode: fewer examples than a batch holds; make val_batch_size smaller")
         seconds = time.perf_counter() - started
@@ -356,6 +380,12 @@ class Trainer:
         if path.is_file():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= self.iteration]
             path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def segment_nll(logits: Tensor, batch: Batch, shift: bool, segments: int) -> Float[Tensor, ""]:
+    """The mean over segments of the mean of their labels' -log p."""
+    log_p, n = (rows.reshape(segments, -1).sum(-1) for rows in row_log_probs(logits, batch["labels"], shift))
+    return -(log_p / n).mean()
 
 
 def same_sentiment(episode: Episode) -> Bool[Tensor, "outer"] | None:
