@@ -24,11 +24,13 @@ _EDITORS = {
     "AlphaEdit": "editors.alphaedit:AlphaEdit",
     "EMMET": "editors.emmet:EMMET",
     "FT": "editors.ft:FT",
+    "LU": "editors.serac:LU",
     "MEMIT": "editors.memit:MEMIT",
     "MEMIT_prune": "editors.memit:MEMITPrune",
     "MEMIT_rect": "editors.memit:MEMITRect",
     "MEMIT_seq": "editors.memit:MEMITSeq",
     "ROME": "editors.rome:ROME",
+    "SERAC": "editors.serac:SERAC",
 }
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import data
 import editors
 from data import orders
-from data.download import Unavailable
+from data.download import Unavailable, data_folder
 from data.records import Prompt, Record, fingerprint
 from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
@@ -158,7 +158,7 @@ def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """(hyper-parameters as in their file, the editor).
 
     ``hparams_fname`` is looked for in hparams/<alg_name>/, then as a path; the default is <model_name>.json. ``mom2_dataset``
-    "world" stands for the built-in world's corpus; ``context_seed``, where the file does not set it, is ``seed``.
+    "world" stands for the built-in world's corpus, ``system`` "world" for the SERAC trained on it; ``context_seed``, where the file does not set it, is ``seed``.
     """
     alg_name = flags["alg_name"]
     kind = editors.editor_class(alg_name)
@@ -177,6 +177,8 @@ def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         changed["context_seed"] = flags["seed"]
     if hparams.get("mom2_dataset") == "world":
         changed["mom2_dataset"] = _world_corpus(flags)
+    if hparams.get("system") == "world":
+        changed["system"] = str(data_folder(flags["data_dir"]) / "world-models" / "serac")
     return hparams, editors.load(alg_name, dataclasses.replace(editor.hparams, **changed))
 
 

@@ -21,7 +21,7 @@ def _stats(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("KE_STATS_DIR", str(tmp_path_factory.getbasetemp() / "contract_stats"))
 
 
-@pytest.fixture(params=editors.names())
+@pytest.fixture(params=sorted(HPARAMS))
 def editor(request):
     return editors.load(request.param, HPARAMS[request.param])
 

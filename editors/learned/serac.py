@@ -315,9 +315,12 @@ def load_classifier(options: SERACOptions, **loading) -> tuple[nn.Module, Any]:
     more = {"num_labels": 2} if options.cross_attend else {}
     try:
         tok = AutoTokenizer.from_pretrained(options.cls_name, **loading)
-        return loader.from_pretrained(options.cls_name, dtype=torch.float32, **more, **loading), tok
+        encoder = loader.from_pretrained(options.cls_name, dtype=torch.float32, **more, **loading)
     except (OSError, ValueError) as error:
         raise EditingError(f"cls_name: {options.cls_name!r} does not load ({_short(error)})") from None
+    if options.pooling != "pooler" and not options.cross_attend and getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # never read, and at random where the checkpoint has none
+    return encoder, tok
 
 
 def _like(model: nn.Module, name: str, **loading) -> nn.Module:
