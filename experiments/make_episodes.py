@@ -3,11 +3,13 @@
     python -m experiments.make_episodes gen --model_name distilgpt2 --texts wikitext.txt --out data/10token/data/self_sample/train.json
     python -m experiments.make_episodes nq --out nq
     python -m experiments.make_episodes rephrase --rows questions.jsonl --out rephrased.jsonl [--there MODEL --back MODEL]
+    python -m experiments.make_episodes answers --experiment qa --rows rephrased.jsonl --model_name bart-base --out rows.jsonl
     python -m experiments.make_episodes world --experiment qa --out data/zsre
 
 gen: a model continues passages of wikitext, and the samples are the edits' targets (MEND's data are gone from the web).
 nq: Natural Questions (open), as unrelated questions. rephrase: adds paraphrases to rows that lack them, by translation
-there and back as published, else by templates, which vary the form and not the words. world: the built-in world's rows
+there and back as published, else by templates, which vary the form and not the words. answers: adds what a model answers,
+and what it could be made to answer instead; after rephrase this turns KILT's files of zsRE and FEVER into edit data. world: the built-in world's rows
 in the published formats.
 """
 
@@ -18,6 +20,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -27,14 +30,16 @@ from data.episodes import back_translation, export, locality, rephrase
 from data.episodes.lines import read_rows
 from data.errors import DataError
 from data.files import write_atomically, write_json
+from experiments import answers
 from experiments.cli import HelpFormatter, Parser, a_seed, add_model_flags, at_least_one, run_program
+from experiments.editable_models import load_editable
 from experiments.models import load_model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the file or files, and says how many rows. Raises EditingError or DataError for a user's mistake."""
     args = _parse(argv)
-    {"gen": _gen, "nq": _nq, "rephrase": _rephrase, "world": _world}[args.what](args)
+    {"gen": _gen, "nq": _nq, "rephrase": _rephrase, "answers": _answers, "world": _world}[args.what](args)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -65,6 +70,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     reph.add_argument("--there", help="translation model to another language (with --back; e.g. Helsinki-NLP/opus-mt-en-de)")
     reph.add_argument("--back", help="translation model back again (e.g. Helsinki-NLP/opus-mt-de-en)")
     reph.add_argument("--beams", type=at_least_one, default=5, help="translations kept in either direction")
+
+    answers_ = add("answers", "a model's predictions and alternatives for rephrased rows")
+    answers_.add_argument("--experiment", choices=("qa", "fc"), required=True)
+    answers_.add_argument("--rows", type=Path, required=True, help="JSON lines with input, output and filtered_rephrases")
+    answers_.add_argument("--model_name", required=True, help="hub id or folder of the model to be edited, or world")
+    answers_.add_argument("--batch_size", type=at_least_one, default=16)
+    answers_.add_argument("--device", default="auto")
 
     world = add("world", "the built-in world's rows in the published formats; --out is their folder")
     world.add_argument("--experiment", choices=export.EXPERIMENTS, required=True)
@@ -144,11 +156,24 @@ def _rephrase(args: argparse.Namespace) -> None:
         found = back_translation.rephrase(inputs, args.there, args.back, args.beams)
     else:
         found = [rephrase.questions_like(text) if text.endswith("?") else rephrase.statements_like(text) for text in inputs]
-    lines = "".join(json.dumps({"input": text, **rest, "filtered_rephrases": new}, ensure_ascii=False) + "\n"
-                    for (text, rest), new in zip(raw, found))
-    write_atomically(args.out, lambda file: file.write(lines.encode()))
+    _write_lines(args.out, [{"input": text, **rest, "filtered_rephrases": new} for (text, rest), new in zip(raw, found)])
     print(f"{args.out}: {len(raw)} rows, {sum(map(len, found))} rephrases by "
           f"{'translation there and back' if args.there else 'templates'}")
+
+
+def _answers(args: argparse.Namespace) -> None:
+    rows = read_rows(args.rows, lambda fields: {
+        "input": fields.text("input"), "filtered_rephrases": list(fields.texts("filtered_rephrases")), **fields.rest()})
+    model, tok = load_editable({"name": args.model_name}, args.experiment, args.device)
+    made = {"qa": answers.answered_questions, "fc": answers.checked_claims}[args.experiment](model, tok, rows, args.batch_size)
+    _write_lines(args.out, made)
+    usable = sum(bool(row["alternatives"] and row["filtered_rephrases"]) for row in made)
+    print(f"{args.out}: {len(made)} rows, {usable} of them with alternatives and rephrases")
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(path, lambda file: file.write(lines.encode()))
 
 
 def _world(args: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from ..episodes.splits import by_subject
 from .generate import Entity, Fact, World
 
 Lesson = tuple
-"""(input, answer or class); of sentence encoders (text, text that says the same, text alike that does not, a statement)."""
+"""(input, answer); of claims (text, class, object); of sentence encoders (text, text that says the same, text alike that does not, a statement)."""
 
 
 def questions(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
@@ -26,15 +26,14 @@ def questions(this: World, subjects: set[Entity], rng: random.Random) -> list[Le
 
 
 def claims(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
-    """Every statement of every fact, once true and once with a random other object."""
+    """Every fact in two of its statements, true and with a random other object."""
     found = []
     for fact in _facts(this, subjects):
         others = [obj for obj in this.objects[fact.relation.id] if obj != fact.object]
         if not others:
             continue
-        true = invented.statements(fact, fact.object, "en")
-        false = invented.statements(fact, rng.choice(others), "en")
-        found += [(text, 1) for text in rng.sample(true, 2)] + [(text, 0) for text in rng.sample(false, 2)]
+        for label, obj in ((1, fact.object), (0, rng.choice(others))):
+            found += [(text, label, obj.en) for text in rng.sample(invented.statements(fact, obj, "en"), 2)]
     return found
 
 

@@ -3,13 +3,15 @@ import json
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
+from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, BertConfig, BertModel
 
 from data import episodes
 from data.episodes import back_translation
 from data.errors import DataError
 from data.world import small
-from experiments import make_episodes
+from editors.learned.classifier import BertClassifier
+from experiments import answers, make_episodes
+from experiments.editable_models import load_editable
 
 
 @pytest.fixture
@@ -98,3 +100,45 @@ def test_the_world_in_published_files(tmp_path, capsys):
     make_episodes.main(["world", "--experiment", "fc", "--facts", "400", "--out", str(tmp_path / "fever")])
     assert len(episodes.load("fc", "test", "files", data_dir=tmp_path)) > 10
     assert capsys.readouterr().out.count("rows") == 3
+
+
+@pytest.mark.parametrize("prediction, beams, kept", [
+    ("Ada Lorn", ["Ada Lorn.", "ada-lorn", "Ada Loren", "Bela Varn", "Bela Varn."], ["Bela Varn"]),
+    ("1912", ["1913", "1912.", "nineteen twelve", ""], ["1913", "nineteen twelve"])])
+def test_alternatives_are_other_answers(prediction, beams, kept):
+    assert answers.alternatives(prediction, beams) == kept
+
+
+def test_levenshtein():
+    assert [answers.distance(*pair) for pair in (("", "abc"), ("kitten", "sitting"), ("same", "same"), ("ab", "ba"))] == [3, 3, 0, 2]
+
+
+def test_answers_of_a_model(translator, tmp_path):
+    rows = [{"input": "Where is Ulda?", "output": [{"answer": "here"}], "filtered_rephrases": ["Where is Ulda?", "Who sings?"]}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    make_episodes.main(["answers", "--experiment", "qa", "--rows", str(tmp_path / "rows.jsonl"), "--model_name", translator,
+                        "--out", str(tmp_path / "out.jsonl"), "--device", "cpu"])
+    made = json.loads((tmp_path / "out.jsonl").read_text())
+    model, tok = load_editable({"name": translator}, "qa", "cpu")
+    ids = model.generate(**tok("Where is Ulda?", return_tensors="pt"), num_beams=5, num_return_sequences=5, max_new_tokens=32)
+    best, *others = (text.strip() for text in tok.batch_decode(ids, skip_special_tokens=True))
+    assert made["prediction"] == best and made["output"] == rows[0]["output"]
+    assert made["alternatives"] == answers.alternatives(best, others)
+    assert made["filtered_rephrases"][0] == "Where is Ulda?"
+
+
+def test_checked_claims(tmp_path):
+    tok = small.tokenizer(framed=True)
+    torch.manual_seed(0)
+    model = BertClassifier(BertModel(BertConfig(vocab_size=len(tok), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                                intermediate_size=16, max_position_embeddings=40))).eval()
+    model.classifier.weight.data *= 20
+    rows = [{"input": f"Ada plays the {word}.", "filtered_rephrases": [f"The {word} is played.", "As we know, Ada sings."]}
+            for word in "harp lute drum oboe piano cello".split()]
+    made = answers.checked_claims(model, tok, rows)
+    assert {row["prediction"] for row in made} <= {"SUPPORTS", "REFUTES"}
+    for row, given in zip(made, rows):
+        assert (row["logit"] > 0) == (row["prediction"] == "SUPPORTS") != (row["alternatives"] == ["SUPPORTS"])
+        for text in given["filtered_rephrases"]:
+            logit = model(**{k: v for k, v in tok(text, return_tensors="pt").items() if k != "token_type_ids"}).item()
+            assert (text in row["filtered_rephrases"]) == ((logit > 0) == (row["logit"] > 0))
