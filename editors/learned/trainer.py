@@ -21,6 +21,7 @@ from .editable import Editable, forward
 from .episode import Batch, Episode, joined
 from .low_rank import LowRankEditable
 from .losses import IGNORED, Scores, locality_kl, locality_mask, retained, row_log_probs, score, sentiment_nll, sentiment_scores
+from .options import Options
 
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
 DEBUG_STEPS = 200
@@ -28,7 +29,7 @@ DEBUG_STEPS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Options):
     """The trainer's part of the configuration; keys and defaults are those published."""
 
     lr: float = 1e-5
@@ -217,14 +218,14 @@ class Trainer:
 
     # The loop
 
-    def run(self) -> dict[str, float]:
-        """Trains, if there is anything to train, and returns the validation of the best networks."""
-        if self.optimiser is not None:
-            self._loop()
-            best = self.folder / BEST
-            if self.config.save and best.is_file():
-                checkpoint.load(best, self.alg)
-        return self.validate(self.validation, self.config.final_steps)
+    def run(self) -> None:
+        """Trains, if there is anything to train; the networks are afterwards those of the best validation."""
+        if self.optimiser is None:
+            return
+        self._loop()
+        best = self.folder / BEST
+        if self.config.save and best.is_file():
+            checkpoint.load(best, self.alg)
 
     def _loop(self) -> None:
         config = self.config
