@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -123,9 +123,21 @@ class Editable(ABC):
             raise EditingError(f"the checkpoint's networks are not those of this {self.name}: {str(error).splitlines()[1].strip()}") from None
 
     def about(self) -> dict[str, Any]:
-        """What a checkpoint must agree on to be loaded, JSON-ready."""
+        """What a checkpoint must agree on to be loaded, JSON-ready. Of the model everything counts but the weights that are edited."""
         return {"algorithm": self.name, "options": self.options.identity(), "inner_params": list(self.inner),
-                "model": model_fingerprint(self.model), "model_type": self.model.config.model_type}
+                **identity_of(self.model, self.inner)}
+
+
+def identity_of(model: nn.Module, without: Collection[str]) -> dict[str, Any]:
+    """What tells models apart, the named weights left out."""
+    return {"model_type": model.config.model_type, "model": model_fingerprint(model, without),
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "norms": norms(model, without)}
+
+
+def norms(model: nn.Module, without: Collection[str], most: int = 32) -> dict[str, float]:
+    """Lengths of parameters, evenly spaced among all: what tells models apart that were loaded in different precisions."""
+    names = [name for name, _ in model.named_parameters() if name not in without]
+    return {name: float(model.get_parameter(name).detach().double().norm()) for name in names[:: -(-len(names) // most)]}
 
 
 def check_parameters(model: nn.Module, names: Sequence[str]) -> None:

@@ -114,7 +114,7 @@ class Collator:
             edit_outer = _without_beginning(edit_outer, items[0].drop)
         pairs = torch.tensor([[row, edit] for row, (_, edit) in enumerate(outer)], dtype=torch.long).reshape(-1, 2)
         conditions = [item.condition if item.condition is not None else item.edit.input + (item.edit.target or "") for item in items]
-        return Episode(self.batch([item.edit for item in items]), edit_outer, self.batch(local, labelled=False), self._padded(self._ids(conditions)),
+        return Episode(self.batch([item.edit for item in items]), edit_outer, self.batch(local, labelled=False), self.texts(conditions),
                        pairs, {"items": tuple(items), "local": tuple(local)})
 
     def batch(self, examples: Sequence[Example], labelled: bool = True) -> Batch:
@@ -130,6 +130,10 @@ class Collator:
         if self.kind is ModelKind.DECODER:
             return self._decoder(examples)
         return self._seq2seq(examples)
+
+    def texts(self, texts: Sequence[str]) -> Batch:
+        """The tokens of texts alone."""
+        return self._padded(self._ids(texts))
 
     def _decoder(self, examples: Sequence[Example]) -> Batch:
         rows = self._ids([example.input + (example.target or "") for example in examples], cut=False)

@@ -57,7 +57,7 @@ def token_log_probs(
 ) -> tuple[Float[Tensor, "batch *scored"], Bool[Tensor, "batch *scored"], Bool[Tensor, "batch *scored"]]:
     """(log-probability of each label, whether it is the most probable, whether it is scored); 0 where it is not scored."""
     if shift and logits.dim() == 3:
-        logits, labels = logits[:, :-1], labels[:, 1:]
+        logits, labels = logits[:, : labels.shape[1] - 1], labels[:, 1:]  # what the last token predicts need not be there
     mask = labels != IGNORED
     targets = labels.masked_fill(~mask, 0)
     log_p = wide(logits).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
