@@ -52,13 +52,15 @@ def nearest(
     best = torch.full((len(q), heads), float("inf"), device=q.device)
     found = torch.zeros((len(q), heads), dtype=torch.long, device=q.device)
     for start in range(0, len(edits), BLOCK):
-        e = _by_head(edits[start:start + BLOCK], heads, bound)
-        # The same order as the distance: |e|^2 - 2 q.e, or -q.e / |e|.
-        dots = torch.einsum("qhd,ehd->qhe", q, e)
-        key = -dots / _length(e).T if cos else e.square().sum(-1).T - 2 * dots
-        values, places = key.min(-1)
-        closer = values < best
-        best, found = torch.where(closer, values, best), torch.where(closer, places + start, found)
+        block = _by_head(edits[start:start + BLOCK], heads, bound)
+        for head in range(heads):
+            # The same order as the distance: |e|^2 - 2 q.e, or -q.e / |e|.
+            e = block[:, head]
+            lengths, dots = _length(e), q[:, head] @ e.T
+            values, places = (-dots / lengths if cos else lengths.square() - 2 * dots).min(-1)
+            closer = values < best[:, head]
+            best[:, head] = torch.where(closer, values, best[:, head])
+            found[:, head] = torch.where(closer, places + start, found[:, head])
     # Again, without the cancellation of the shorter formula.
     chosen = _by_head(edits[found.flatten()], heads, bound).view(len(q), heads, heads, -1)
     own = chosen[:, torch.arange(heads), torch.arange(heads)]

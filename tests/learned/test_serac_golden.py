@@ -154,3 +154,14 @@ def test_supervised_episodes(task, run, tmp_path):
                     assert float(p.grad.norm()) == pytest.approx(norms[name], rel=1e-3), name
                 if f"{run}/outer_grad/{name}" in z and "key.bias" not in name:
                     assert relative(p.grad, z[f"{run}/outer_grad/{name}"]) < 2e-4, name
+
+
+@pytest.mark.parametrize("options", [{}, {"cos": True}, {"square": False, "bound": True}], ids=str)
+def test_search_in_blocks(monkeypatch, options):
+    monkeypatch.setattr("editors.learned.scope.BLOCK", 7)
+    generator = torch.Generator().manual_seed(0)
+    queries, edits = torch.randn(9, 12, generator=generator), torch.randn(40, 12, generator=generator)
+    for heads in (1, 3):
+        log_p, place = nearest(queries, edits, heads, **options)
+        expected = log_similarity(queries, edits, heads, **options).max(1)
+        assert torch.equal(place, expected.indices) and torch.equal(log_p, expected.values)
