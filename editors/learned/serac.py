@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from ..core.fingerprint import model_fingerprint
 from ..core.prompts import pad_batch, pad_id
 from ..errors import EditingError
 from .classifier import BertClassifier
@@ -148,7 +147,7 @@ class SERAC(Editable):
 
     def _freeze(self) -> None:
         if self.options.checkpoint_grad:
-            self.net.classifier.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.net.classifier.activation_checkpointing_enable({"use_reentrant": False})
         if self.options.freeze is None:
             return
         classifier = self.net.classifier
@@ -294,10 +293,6 @@ class SERAC(Editable):
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps. Tensors that share their storage (a decoder's embedding and head) are written once each."""
         return {name: tensor.clone() for name, tensor in super().state().items()}
-
-    def about(self) -> dict[str, Any]:
-        return {"algorithm": self.name, "options": self.options.identity(), "inner_params": [],
-                "model": model_fingerprint(self.model), "model_type": self.model.config.model_type}
 
 
 def first_scored(labels: Int[Tensor, " pos"]) -> int:
