@@ -61,6 +61,7 @@ class Job:
             "device": self.model.device.type,
             "data": f"{Path(flags['ds_name']).name}, {len(self.records)} records, sha256 {fingerprint(self.records)[:16]}",
             "generation_texts": self.texts,
+            "checkpoint": getattr(self.editor, "identity", None),
             "downstream": {run.name: run.settings() for run in self.downstream} and {
                 "tasks": {run.name: run.settings() for run in self.downstream},
                 **{key: flags[key] for key in ("downstream_eval_steps", "gen_len", "legacy_rte_labels")}},
@@ -158,7 +159,8 @@ def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """(hyper-parameters as in their file, the editor).
 
     ``hparams_fname`` is looked for in hparams/<alg_name>/, then as a path; the default is <model_name>.json. ``mom2_dataset``
-    "world" stands for the built-in world's corpus, ``system`` "world" for the SERAC trained on it; ``context_seed``, where the file does not set it, is ``seed``.
+    "world" stands for the built-in world's corpus, ``system`` "world" for the SERAC trained on it; a ``checkpoint`` may stand beside
+    the file; ``context_seed``, where the file does not set it, is ``seed``.
     """
     alg_name = flags["alg_name"]
     kind = editors.editor_class(alg_name)
@@ -179,6 +181,8 @@ def load_editor(flags: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         changed["mom2_dataset"] = _world_corpus(flags)
     if hparams.get("system") == "world":
         changed["system"] = str(data_folder(flags["data_dir"]) / "world-models" / "serac")
+    if hparams.get("checkpoint") and (path.parent / hparams["checkpoint"]).is_file():
+        changed["checkpoint"] = str(path.parent / hparams["checkpoint"])
     return hparams, editors.load(alg_name, dataclasses.replace(editor.hparams, **changed))
 
 

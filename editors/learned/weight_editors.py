@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import weakref
 from collections.abc import Sequence
@@ -94,6 +95,12 @@ class LearnedEditor(Editor):
     def __init__(self, hparams: LearnedHParams):
         super().__init__(hparams)
         self._loaded: tuple[weakref.ref, Editable, dict[str, Any]] | None = None
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits of the trained editor's file."""
+        with open(self.hparams.file(self.name), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
         alg, info = self.editable(task.model)
