@@ -24,8 +24,7 @@ from .learned.memory import EditMemory
 from .learned.options import Options
 from .learned.routed import RoutedEdit
 from .learned.routing import Answerer
-from .learned.scope import CrossScope, EmbeddingScope
-from .learned.serac import SERACOptions, load_classifier
+from .learned.serac import SERACOptions, load_classifier, scope_of
 from .learned.serac_parts import COUNTERFACTUAL, SCOPE, check_pair
 from .learned.serac_text import Form
 
@@ -50,7 +49,8 @@ class MemoryEditor(Editor):
         edits = EditMemory()
         for request in parsed:
             edits.add(fill(request.prompt, request.subject), request.target_new.strip())
-        info = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(parsed), "model": model_fingerprint(model),
+        info = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(parsed),
+                "model": model_fingerprint(model),
                 "tokenizer": {"name": tok.name_or_path, "fingerprint": tokenizer_fingerprint(tok)}}
         answerer = self.answerer(tok)
         return RoutedEdit(edits, info | {"seconds": {"total": time.perf_counter() - started}}, answerer)
@@ -77,8 +77,8 @@ class MemoryEditor(Editor):
         raise NotImplementedError("its edits change no weight")
 
     def begin(self, *args, **kwargs) -> None:
-        raise EditingError(f"{self.name} keeps all edits in one memory and has no sequences: leave --sequential out, and edit all "
-                           "at once with --num_edits")
+        raise EditingError(f"{self.name} keeps all edits in one memory and has no sequences: leave --sequential out, and edit "
+                           "all at once with --num_edits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,8 @@ class SERACHParams(Options):
     counterfactual: str | None = None
     """Counterfactual decoder by itself; without `system` null means the edited model itself."""
     threshold: float | None = None
-    """Probability from which on a prompt is in scope; null, as below: what the scope classifier was saved with, or the published
-    value."""
+    """Probability from which on a prompt is in scope; null, as below: what the scope classifier was saved with, or the
+    published value."""
     cos: bool | None = None
     square: bool | None = None
     bound_embeds: bool | None = None
@@ -119,7 +119,8 @@ class SERAC(MemoryEditor):
         if hparams.system is not None:
             folder = Path(hparams.system)
             if not (folder / SCOPE).is_dir():
-                raise EditingError(f"system: {folder} holds no trained SERAC (no folder {SCOPE}); train one, see scripts/serac_world.sh")
+                raise EditingError(f"system: {folder} holds no trained SERAC (no folder {SCOPE}); train one, see "
+                                   "scripts/serac_world.sh")
             scope = str(folder / SCOPE)
             decoder = str(folder / COUNTERFACTUAL) if (folder / COUNTERFACTUAL).is_dir() else None
         told = dict(check_pair(scope, decoder))
@@ -134,8 +135,7 @@ class SERAC(MemoryEditor):
         def make(model: nn.Module, memory: EditMemory) -> Answerer:
             device = input_device(model)
             encoder.to(device).eval()
-            classifier = CrossScope(encoder, encoder_tok, form) if options.cross_attend else EmbeddingScope(
-                encoder, encoder_tok, form, options.dist_heads, options.square, options.cos, options.bound_embeds, options.pooling)
+            classifier = scope_of(options, encoder, encoder_tok, form)
             answering, own_tok = (model, tok) if decoder is None else load_decoder(decoder, model)
             return SeracAnswerer(memory.to(device), classifier, options.threshold, answering, tok, own_tok, form,
                                  text_config(model).vocab_size)

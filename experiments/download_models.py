@@ -1,12 +1,12 @@
-"""``python -m experiments.download_models EXPERIMENT MODEL``: has everything in place that a training needs, before it goes where there
-is no network.
+"""``python -m experiments.download_models EXPERIMENT MODEL``: puts in place what a training needs, before it goes where
+there is no network.
 
-    python -m experiments.download_models qa t5large              # the models of SERAC's runs, and the data or what is missing of them
+    python -m experiments.download_models qa t5large              # SERAC's models, and the data, or what of them is lacking
     python -m experiments.download_models sent blender-small --alg gtn data.hard_neg=true
     python -m experiments.download_models fnli world              # trains the built-in world's models
 
-Models go into the Hugging Face cache (HF_HOME), where experiments.train finds them with HF_HUB_OFFLINE=1. Nothing that is there is
-deleted or fetched again. Further words are keys of the configuration, as for experiments.train.
+Models go into the Hugging Face cache (HF_HOME), where experiments.train finds them with HF_HUB_OFFLINE=1. Nothing that is
+there is deleted or fetched again. Further words are keys of the configuration, as for experiments.train.
 """
 
 from __future__ import annotations

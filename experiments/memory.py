@@ -1,4 +1,4 @@
-"""``python -m experiments.memory create|list|add|remove|update FILE``: the edits that a SERAC memory holds, without any training.
+"""``python -m experiments.memory create|list|add|remove|update FILE``: the edits in a SERAC's memory; nothing is trained.
 
     python -m experiments.memory create edits.memory
     python -m experiments.memory add edits.memory "Where was Ann Keller born?" "Paris"
@@ -55,14 +55,14 @@ def add(args: argparse.Namespace) -> None:
     memory, about = EditMemory.load(args.file)
     if (args.input is None) == (args.source is None):
         raise EditingError("give one edit (INPUT and LABEL), or a file of edits with --from")
-    pairs = [(args.input, args.label or "")] if args.source is None else list(read_edits(args.source))
+    pairs = list(read_edits(args.source)) if args.source else [(args.input, args.label or "")]
     before = {entry.id: entry for entry in memory}
     ids = [memory.add(*pair) for pair in pairs]
     memory.save(args.file, about)
     new = sum(id not in before for id in set(ids))
     changed = sum(id in before and before[id] != memory[id] for id in set(ids))
-    print(f"{args.file}: {new} edits added, {changed} replaced, {len(pairs) - new - changed} there already; {len(memory)} in all"
-          + (f"; id {ids[0]}" if len(ids) == 1 else ""))
+    print(f"{args.file}: {new} edits added, {changed} replaced, {len(pairs) - new - changed} there already; "
+          f"{len(memory)} in all" + (f"; id {ids[0]}" if len(ids) == 1 else ""))
 
 
 def remove(args: argparse.Namespace) -> None:
@@ -105,7 +105,8 @@ def _edit(edit: Any) -> tuple[str, str]:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="python -m experiments.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.memory", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS), parser_class=Parser)
 
     def action(name: str, run, help: str) -> argparse.ArgumentParser:

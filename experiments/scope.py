@@ -1,11 +1,11 @@
-"""``python -m experiments.scope RUN``: how well a trained SERAC tells what is in scope, at every threshold, and which one to take.
+"""``python -m experiments.scope RUN``: how well a trained SERAC tells what is in scope, by threshold, and which one to take.
 
     python -m experiments.scope outputs/<run> --edits 10                    # writes outputs/<run>/scope.json
     python -m experiments.scope outputs/<run> --export systems/qa           # and the networks, with the calibrated threshold
     python -m figures.scope outputs/<run>/scope.json
 
-Of every batch so many edits are made at once; each of its equivalents should be routed to its own edit, none of its unrelated inputs
-to any. The threshold is chosen on the validation split (see ``calibrated``); the figures are of the test split.
+Of every batch so many edits are made at once; each of its equivalents should be routed to its own edit, none of its unrelated
+inputs to any. The threshold is chosen on the validation split (see ``calibrated``); the figures are of the test split.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Scores:
         return [self.at(threshold) for threshold in sorted({0.0, *self.inside, *self.outside})]
 
     def calibrated(self) -> float:
-        """The threshold with the largest recall - false_positives, in the middle of the widest interval of those that share it."""
+        """The threshold with the largest recall - false_positives: the middle of the widest interval of such."""
         points = self.sweep()
         best = max(point["recall"] - point["false_positives"] for point in points)
         ends = [point["threshold"] for point in points[1:]] + [1.0]
@@ -76,23 +76,24 @@ def scores(alg: SERAC, source: Episodes, edits: int) -> Scores:
         if episode.edit_outer is not None:
             route = edited.route(edited.queries(episode.edit_outer))
             inside += route.score.tolist()
-            right += [place == edited.placed[edit] for place, (_, edit) in zip(route.edit.tolist(), episode.pos_pairs.tolist())]
+            owners = [edited.placed[edit] for _, edit in episode.pos_pairs.tolist()]
+            right += [place == owner for place, owner in zip(route.edit.tolist(), owners)]
         outside += edited.route(edited.queries(episode.loc)).score.tolist()
         seen, number = seen + len(episode.edit_inner["input_ids"]), number + 1
     if not inside or not outside:
-        raise EditingError("there are no episodes with equivalents and unrelated inputs to tell apart; ask for fewer --edits at once")
+        raise EditingError("there are no equivalents and unrelated inputs to tell apart; ask for fewer --edits at once")
     return Scores(inside, right, outside)
 
 
-def main(run: Path, edits: int = 10, most: int = 1000, export: Path | None = None, data: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Writes scope.json in the run's folder; returns its content. data: keys data.* that differ from the run's."""
+def main(run: Path, edits: int = 10, most: int = 1000, export: Path | None = None) -> dict[str, Any]:
+    """Writes scope.json in the run's folder; returns its content."""
     from experiments.train_setup import prepare
 
     if not (run / CONFIG).is_file():
         raise EditingError(f"{run}: not the folder of a run of experiments.train (no {CONFIG})")
     config = read_json(run / CONFIG)
     config = {**config, "archive": str(run), "eval_only": True, "silent": True, "val_batch_size": edits,
-              "data": {**config["data"], **(data or {})}, "eval": {**config["eval"], "split": "test"}}
+              "eval": {**config["eval"], "split": "test"}}
     setup = prepare(config, run)
     alg = setup.trainer.alg
     if not isinstance(alg, SERAC):
@@ -108,13 +109,14 @@ def main(run: Path, edits: int = 10, most: int = 1000, export: Path | None = Non
     if export is not None:
         print(f"networks: {save_parts(alg, export, threshold)}")
     for name in ("published", "calibrated"):
-        print(f"{name:11s}" + "  ".join(f"{key} {content[name][key]:.4f}" for key in ("threshold", "recall", "false_positives", "precision")))
+        print(f"{name:11s}" + "  ".join(f"{key} {value:.4f}" for key, value in content[name].items()))
     print(f"results: {run / SCOPE}")
     return content
 
 
 def command(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m experiments.scope", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.scope", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run of experiments.train +alg=rep")
     parser.add_argument("--edits", type=at_least_one, default=10, help="made at once (default: %(default)s)")
     parser.add_argument("--most", type=at_least_one, default=1000, help="edits of a split that are read (default: %(default)s)")

@@ -33,22 +33,24 @@ def rows(folder: Path) -> list[dict[str, Any]]:
                           "drawdown": 100 * stats["drawdown_retain"]})
     if not found:
         raise DataError(f"{folder}: no results (<ALG>/edits_<N>/results.json); bash scripts/serac_table.sh makes them")
-    order = list(NAMES)
-    return sorted(found, key=lambda row: (order.index(row["alg"]) if row["alg"] in order else len(order), row["alg"], row["edits"]))
+    order = {alg: place for place, alg in enumerate(NAMES)}
+    return sorted(found, key=lambda row: (order.get(row["alg"], len(order)), row["alg"], row["edits"]))
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
     """success / drawdown, an algorithm a line, a number of edits a column; "-" where there is no result."""
     columns = sorted({row["edits"] for row in found})
     cells = {(row["alg"], row["edits"]): f"{row['success']:.1f} / {row['drawdown']:.1f}" for row in found}
-    lines = ["| success / drawdown (%) | " + " | ".join(f"{n:,} edit{'s' * (n > 1)}" for n in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    head = ["success / drawdown (%)", *(f"{n:,} edit{'s' * (n > 1)}" for n in columns)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for alg in dict.fromkeys(row["alg"] for row in found):
         lines.append(f"| {NAMES.get(alg, alg)} | " + " | ".join(cells.get((alg, n), "-") for n in columns) + " |")
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m experiments.serac_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m experiments.serac_table", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(argv).folder
     found = rows(folder)

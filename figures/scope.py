@@ -15,21 +15,21 @@ from figures.lines import label_axes, save, style
 
 
 def draw(runs: list[dict], labels: list[str]) -> plt.Figure:
-    """Left: recall (thick) and false positives (thin) in percent by threshold; right: precision by recall. A cross is the published
-    threshold, a dot the calibrated one."""
+    """Left: recall (thick) and false positives (thin) in percent by threshold; right: precision by recall. A cross is the
+    published threshold, a dot the calibrated one."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), layout="constrained")
     for number, (run, label) in enumerate(zip(runs, labels)):
         look = {**style(number), "marker": ""}
-        points = run["sweep"]
-        x = [point["threshold"] for point in points]
-        left.plot(x, [100 * point["recall"] for point in points], **{**look, "linewidth": 1.8}, label=f"{label}: recall", drawstyle="steps-post")
-        left.plot(x, [100 * point["false_positives"] for point in points], **{**look, "linewidth": 0.8},
-                  label=f"{label}: false positives", drawstyle="steps-post")
-        right.plot([100 * point["recall"] for point in points], [100 * point["precision"] for point in points], **look, label=label)
+        curves = {key: [100 * point[key] for point in run["sweep"]] for key in ("recall", "false_positives", "precision")}
+        thresholds = [point["threshold"] for point in run["sweep"]]
+        for key, width in (("recall", 1.8), ("false_positives", 0.8)):
+            left.plot(thresholds, curves[key], **{**look, "linewidth": width}, label=f"{label}: {key.replace('_', ' ')}",
+                      drawstyle="steps-post")
+        right.plot(curves["recall"], curves["precision"], **look, label=label)
         for name, marker in (("published", "x"), ("calibrated", "o")):
-            at = run[name]
-            left.plot([at["threshold"]] * 2, [100 * at["recall"], 100 * at["false_positives"]], marker, color=look.get("color"), markersize=5)
-            right.plot(100 * at["recall"], 100 * at["precision"], marker, color=look.get("color"), markersize=5)
+            at, mark = run[name], {"marker": marker, "color": look["color"], "markersize": 5, "linestyle": ""}
+            left.plot([at["threshold"]] * 2, [100 * at["recall"], 100 * at["false_positives"]], **mark)
+            right.plot(100 * at["recall"], 100 * at["precision"], **mark)
     label_axes(left, "threshold", "inputs (%)", f"{runs[0]['edits']} edits at once")
     label_axes(right, "recall (%)", "precision (%)")
     left.legend(frameon=False, fontsize=7, loc="center left")

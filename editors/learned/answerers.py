@@ -25,14 +25,15 @@ LOGITS = 2**26
 
 
 class SeracAnswerer:
-    """Asks the scope classifier which edit a prompt falls under, in one pass over all prompts, and the counterfactual decoder what
-    to say, which reads the edit and the prompt."""
+    """Asks the scope classifier which edit a prompt falls under, in one pass over all prompts, and the counterfactual decoder
+    what to say, which reads the edit and the prompt."""
 
-    def __init__(self, memory: EditMemory, scope: Scope, threshold: float, decoder: nn.Module, tok: Any, decoder_tok: Any, form: Form,
-                 vocabulary: int):
-        """tok, decoder_tok: of the edited model and of the counterfactual decoder, which may be the model itself. vocabulary: how
-        many logits the edited model has."""
-        self.memory, self.scope, self.threshold, self.form, self.vocabulary = memory, scope, threshold, form, vocabulary
+    def __init__(self, memory: EditMemory, scope: Scope, threshold: float, decoder: nn.Module, tok: Any, decoder_tok: Any,
+                 form: Form, vocabulary: int):
+        """tok, decoder_tok: of the edited model and of the counterfactual decoder, which may be the model itself. vocabulary:
+        how many logits the edited model has."""
+        self.memory, self.scope, self.threshold = memory, scope, threshold
+        self.form, self.vocabulary = form, vocabulary
         self.decoder, self.tok, self.decoder_tok = decoder, tok, decoder_tok
         self._entries = list(memory)
         self._same = tokenizer_fingerprint(tok) == tokenizer_fingerprint(decoder_tok)
@@ -86,7 +87,7 @@ class SeracAnswerer:
         return torch.cat(found)
 
     def _places(self) -> Tensor:
-        """For each token of the model its token in the counterfactual decoder's vocabulary: the same text, or the first piece."""
+        """For each token of the model a token of the counterfactual decoder's: of the same text, or its first piece."""
         if self._place is None:
             size = len(self.tok)
             texts = [self.tok.decode([i]) for i in range(size)]
@@ -122,7 +123,8 @@ class LookupAnswerer:
         for start in range(0, len(rows), size):
             batch = pad_batch(rows[start:start + size], pad_id(self.tok), input_device(self.model))
             mask = batch["attention_mask"]
-            hidden = self.model.base_model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state.float()
+            output = self.model.base_model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False)
+            hidden = output.last_hidden_state.float()
             found.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
         return torch.cat(found)
 

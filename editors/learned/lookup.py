@@ -36,14 +36,15 @@ class LookupOptions(Options):
 
 
 class Lookup(Editable):
-    """Keys are means of the encoder's last hidden states (of a decoder's: over the prompt), values the labels of edits so far."""
+    """Keys are means of the encoder's last hidden states (a decoder's over the prompt), values the labels of all edits."""
 
     name = "lu"
     options_class = LookupOptions
     trained = False
     geometric = True
 
-    def __init__(self, model: nn.Module, inner_params: Sequence[str] = (), options: LookupOptions | Mapping[str, Any] | None = None):
+    def __init__(self, model: nn.Module, inner_params: Sequence[str] = (),
+                 options: LookupOptions | Mapping[str, Any] | None = None):
         """inner_params play no part."""
         super().__init__(model, inner_params or [_any_matrix(model)], options)
         self.keys: Float[Tensor, "edits width"] | None = None

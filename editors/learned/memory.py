@@ -159,7 +159,7 @@ class EditMemory:
                 header = json.loads((file.metadata() or {}).get("header", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, ValueError) as error:
-            raise EditingError(f"{path}: truncated or damaged, not a memory of edits that can be read ({error}): use a copy") from None
+            raise EditingError(f"{path}: truncated or damaged, no memory of edits can be read ({error}): use a copy") from None
         if not isinstance(header, dict) or header.get("kind") != KIND or "edits" not in tensors:
             raise EditingError(f"{path}: not a memory of edits")
         if header["version"] != VERSION:

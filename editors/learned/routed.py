@@ -25,7 +25,8 @@ class RoutedEdit:
 
     changes: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
-    def __init__(self, memory: EditMemory, info: Mapping[str, Any], answerer: Callable[[nn.Module, EditMemory], routing.Answerer]):
+    def __init__(self, memory: EditMemory, info: Mapping[str, Any],
+                 answerer: Callable[[nn.Module, EditMemory], routing.Answerer]):
         """answerer: makes who answers for a model by a memory."""
         self.memory, self.info, self._answerer = memory, MappingProxyType(dict(info)), answerer
         self._applied: dict[int, routing.Answerer] = {}
@@ -53,7 +54,7 @@ class RoutedEdit:
         routing.remove(model, self._applied.pop(id(model)))
 
     def keep(self, model: nn.Module) -> None:
-        raise EditingError(f"an edit of {self.info['editor']} is in no weight, so it can't be made permanent; save its memory instead")
+        raise EditingError(f"an edit of {self.info['editor']} is in no weight, so it can't be made permanent; save it instead")
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:

@@ -1,9 +1,9 @@
 """A decoder under edits that change no weight: each prompt is answered by the model, or by what an edit puts in its place.
 
-Which edit answers a row is decided once, by the whole prompt: the tokens of a forward pass without earlier ones (an empty cache),
-or with labels those before the first scored one. What follows, targets to score or tokens that are generated, goes where its
-prompt went. The decision travels in the key/value cache, as a layer of its own behind the model's: whoever selects, repeats or
-reorders the cache's rows (beams, targets that share a prompt) does so with the decisions, too.
+Which edit answers a row is decided once, by the whole prompt: the tokens of a forward pass without earlier ones (an empty
+cache), or with labels those before the first scored one. What follows, targets to score or tokens that are generated, goes
+where its prompt went. The decision travels in the key/value cache, as a layer of its own behind the model's: whoever selects,
+repeats or reorders the cache's rows (beams, targets that share a prompt) does so with the decisions, too.
 
 The model runs on all rows, so that those in no edit's scope have the very bits that they have without edits.
 """
@@ -127,7 +127,9 @@ class Router:
             _note(cache, noted, routes, ids, mask, starts)
         return output
 
-    def _routes(self, ids: Tensor, mask: Tensor, labels: Tensor | None, noted: DynamicLayer | None) -> tuple[list[Route], list[int]]:
+    def _routes(
+        self, ids: Tensor, mask: Tensor, labels: Tensor | None, noted: DynamicLayer | None
+    ) -> tuple[list[Route], list[int]]:
         """(where each row goes, the column from which on its tokens are behind its prompt)."""
         width = ids.shape[1]
         if noted is not None:
@@ -177,7 +179,9 @@ def _is_note(layer: Any) -> bool:
     return isinstance(layer, DynamicLayer) and layer.is_initialized and layer.keys.dtype == torch.int64
 
 
-def _note(cache: Any, noted: DynamicLayer | None, routes: Sequence[Route], ids: Tensor, mask: Tensor, starts: Sequence[int]) -> None:
+def _note(
+    cache: Any, noted: DynamicLayer | None, routes: Sequence[Route], ids: Tensor, mask: Tensor, starts: Sequence[int]
+) -> None:
     """Writes routes, tokens, and whether a token is behind the prompt, of the columns that were just read."""
     layer = noted or DynamicLayer()
     columns = torch.arange(ids.shape[1], device=ids.device)

@@ -223,13 +223,13 @@ def encode(tok: Any, texts: Sequence[str], longest: int, fixed: Sequence[str] | 
         text = texts[i]
         while len(rows[i]) > longest:
             if not text:
-                raise EditingError(f"the edit {fixed[i][:60]!r} alone takes {len(rows[i])} tokens, more than the {longest} that the "
-                                   "encoder reads: shorten it")
+                raise EditingError(f"the edit {fixed[i][:60]!r} alone takes {len(rows[i])} tokens, more than the {longest} "
+                                   "that can be read: shorten it")
             offsets = tok(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False).offset_mapping
             over = min(len(rows[i]) - longest, len(offsets))
             text = text[offsets[over][0]:].lstrip() if over < len(offsets) else ""
             rows[i] = tok(fixed[i] + text, verbose=False).input_ids
     if cut:
-        warnings.warn(f"{len(cut)} of {len(texts)} inputs are longer than the {longest} tokens that the encoder reads, and are read "
-                      "without their beginning", stacklevel=2)
+        warnings.warn(f"{len(cut)} of {len(texts)} inputs are longer than the {longest} tokens that the encoder reads, and are "
+                      "read without their beginning", stacklevel=2)
     return rows

@@ -108,13 +108,13 @@ class SERAC(Editable):
         self.model, self.inner, self.options = model, (), self.options_class.of(options)
         self.kind, self.tok, self.overrides = model_kind(model), tok, {}
         if (counterfactual is None) != self.options.freeze_cntr:
-            raise EditingError("freeze_cntr: the model itself answers, so there is no counterfactual model" if counterfactual is not None
-                               else "SERAC needs a counterfactual model, or freeze_cntr")
+            raise EditingError("SERAC needs a counterfactual model, or freeze_cntr" if counterfactual is None else
+                               "freeze_cntr: the model itself answers, so there is no counterfactual model")
         if counterfactual is not None and model_kind(counterfactual) is not self.kind:
             raise EditingError(f"the counterfactual model is a {model_kind(counterfactual).value} model, the edited one a "
                                f"{self.kind.value} model; both must be of one kind")
         self.form = Form(self.kind)
-        self.scope = self._scope(classifier, classifier_tok)
+        self.scope = scope_of(self.options, classifier, classifier_tok, self.form)
         self.net = nn.Module()
         self.net.classifier = classifier
         if counterfactual is not None:
@@ -139,12 +139,6 @@ class SERAC(Editable):
             counterfactual.requires_grad_(True)
         return cls(model, options, tok, *load_classifier(options, **loading), counterfactual)
 
-    def _scope(self, classifier: nn.Module, tok: Any) -> Scope:
-        o = self.options
-        if o.cross_attend:
-            return CrossScope(classifier, tok, self.form)
-        return EmbeddingScope(classifier, tok, self.form, o.dist_heads, o.square, o.cos, o.bound_embeds, o.pooling)
-
     def _freeze(self) -> None:
         if self.options.checkpoint_grad:
             self.net.classifier.activation_checkpointing_enable({"use_reentrant": False})
@@ -166,7 +160,7 @@ class SERAC(Editable):
         return self.remember(list(zip(inputs, labels))), {}
 
     def remember(self, edits: Sequence[tuple[str, str]]) -> Self:
-        """A copy with these (input, label) in its memory, too. A fact checker's edits are statements; their labels are dropped."""
+        """A copy with these (input, label) in its memory, too. A fact checker's edits are statements: their labels go."""
         edited = copy.copy(self)
         edited.memory = self.memory.copy()
         ids = [edited.memory.add(input, label if edited.memory.labelled else "") for input, label in edits]
@@ -180,8 +174,9 @@ class SERAC(Editable):
     def _decoded(self, batch: Batch) -> tuple[list[str], list[str]]:
         """(queries, labels) of a batch whose texts are not at hand."""
         inputs = [self._text(row[:start][mask[:start].bool()]) for row, mask, start in self._prompts(batch)]
-        labels = [""] * len(inputs) if self.kind is ModelKind.CLASSIFIER else [self._text(row[row != IGNORED]) for row in batch["labels"]]
-        return inputs, labels
+        if self.kind is ModelKind.CLASSIFIER:
+            return inputs, [""] * len(inputs)
+        return inputs, [self._text(row[row != IGNORED]) for row in batch["labels"]]
 
     def _prompts(self, batch: Batch) -> list[tuple[Tensor, Tensor, int]]:
         """(ids, mask, where the scored part begins) of each row; a decoder's label is a part of its input."""
@@ -299,6 +294,14 @@ def first_scored(labels: Int[Tensor, " pos"]) -> int:
     """The position of the first label that is scored, at least 1; all of them if none is."""
     places = (labels != IGNORED).nonzero()
     return max(1, int(places[0])) if len(places) else len(labels)
+
+
+def scope_of(options: SERACOptions, encoder: nn.Module, tok: Any, form: Form) -> Scope:
+    """The scope classifier that the options describe."""
+    if options.cross_attend:
+        return CrossScope(encoder, tok, form)
+    o = options
+    return EmbeddingScope(encoder, tok, form, o.dist_heads, o.square, o.cos, o.bound_embeds, o.pooling)
 
 
 def load_classifier(options: SERACOptions, **loading) -> tuple[nn.Module, Any]:

@@ -1,4 +1,4 @@
-"""A trained SERAC as folders that transformers loads: `scope` and `counterfactual`, each with what it was trained together with."""
+"""A trained SERAC as folders that transformers loads, `scope` and `counterfactual`, which know that they belong together."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def about_part(source: str) -> Mapping[str, Any]:
 
 
 def check_pair(scope: str, counterfactual: str | None) -> Mapping[str, Any]:
-    """What the scope classifier's part tells. Raises EditingError if the two were trained in different runs, or not for decoders."""
+    """What the scope classifier's part tells. Raises EditingError if the two were trained in different runs."""
     told = about_part(scope)
     other = about_part(counterfactual) if counterfactual is not None else {}
     if told.get("run") and other.get("run") and told["run"] != other["run"]:

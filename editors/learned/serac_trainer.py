@@ -1,4 +1,4 @@
-"""SERAC's supervision: the counterfactual model on what it is asked with the right edit, the scope classifier on what is in scope."""
+"""SERAC's supervision: what the counterfactual model should answer with the right edit, and what is in scope."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .trainer import Trainer
 
 
 class SupervisedTrainer(Trainer):
-    """Trains a SERAC: loss = cedit * L_cntr + cloc * L_cls, both from the data's own knowledge of which input belongs to which edit.
+    """Trains a SERAC: loss = cedit * L_cntr + cloc * L_cls, both from the data's knowledge of what belongs to which edit.
 
     L_cntr: of the equivalents, each behind its own edit; L_cls: balanced cross-entropy of equivalents (in scope) and unrelated
     inputs (not). With `supervised: false` the loss is that of other editors, on softly mixed answers. Validation reports both.
@@ -51,8 +51,8 @@ class SupervisedTrainer(Trainer):
             logits = edited.counterfactual(episode.edit_outer, edited.queries(episode.edit_outer), owners.tolist())
             scores = self.outer_scores(episode, logits)
             l_cntr = scores.nll
-            stats |= {"cntr/acc": scores.acc, "cntr/log_prob": scores.log_prob, "cntr/prob": scores.prob, "loss/cntr": l_cntr,
-                      **_similar(sims, "edit"), "cls/pos_acc": (sims[right].exp() > options.threshold).float().mean()}
+            stats |= {"cntr/acc": scores.acc, "cntr/log_prob": scores.log_prob, "cntr/prob": scores.prob, "loss/cntr": l_cntr}
+            stats |= _similar(sims, "edit") | {"cls/pos_acc": (sims[right].exp() > options.threshold).float().mean()}
         sims = edited.log_similarities(edited.queries(episode.loc))
         n = min(len(sims), len(columns))
         negatives = sims.flatten() if options.use_all_negatives else sims[torch.arange(n), columns[:n]]

@@ -1,9 +1,9 @@
 """`python -m experiments.bench memory`: what a query costs SERAC's scope classifier, by the number of edits in its memory.
 
-For each size: seconds a query, in batches, of the search for the nearest edit among vectors that the memory holds; the same with
-every distance computed one by one (log_similarity), whose answers must agree; and the encoder's pass over the queries, which does not
-depend on the memory. Vectors are random, of the width of the published encoder by default. With --out the numbers become a file for
-`python -m figures.memory`.
+For each size: seconds a query, in batches, of the search for the nearest edit among vectors that the memory holds; the same
+with every distance computed one by one (log_similarity), whose answers must agree; and the encoder's pass over the queries,
+which does not depend on the memory. Vectors are random, of the width of the published encoder by default. With --out the
+numbers become a file for `python -m figures.memory`.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ PLAIN = 10_000
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Prints a line a size and returns the numbers; exits with 1 if the two ways find different edits."""
     parser = Parser(prog="python -m experiments.bench memory", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sizes", type=at_least_one, nargs="+", default=list(SIZES), help="edits in the memory (default: %(default)s)")
+    parser.add_argument("--sizes", type=at_least_one, nargs="+", default=list(SIZES),
+                        help="edits in the memory (default: %(default)s)")
     parser.add_argument("--queries", type=at_least_one, default=32, help="in a batch (default: %(default)s)")
     parser.add_argument("--width", type=at_least_one, default=768, help="of a vector (default: %(default)s)")
     parser.add_argument("--layers", type=at_least_one, default=6, help="of the encoder (default: %(default)s)")
     parser.add_argument("--tokens", type=at_least_one, default=16, help="of a query (default: %(default)s)")
     parser.add_argument("--repeats", type=at_least_one, default=5, help="the fastest counts (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(), help="torch threads (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
+                        help="torch threads (default: %(default)s)")
     parser.add_argument("--seed", type=a_seed, default=0)
     parser.add_argument("--out", type=Path, help="a JSON file for the figure")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
-    encoder = BertModel(BertConfig(hidden_size=args.width, num_hidden_layers=args.layers, num_attention_heads=max(1, args.width // 64),
-                                   intermediate_size=4 * args.width, vocab_size=1000)).eval()
+    shape = {"hidden_size": args.width, "num_hidden_layers": args.layers, "num_attention_heads": max(1, args.width // 64)}
+    encoder = BertModel(BertConfig(**shape, intermediate_size=4 * args.width, vocab_size=1000)).eval()
     ids = torch.randint(1000, (args.queries, args.tokens))
     with torch.no_grad():
         encoding = _fastest(lambda: encoder(ids), args.repeats) / args.queries
