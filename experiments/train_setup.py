@@ -179,7 +179,7 @@ class _Sources:
             raise EditingError(f"{key}={batch_size}: too small for data.n_edits={n_edits} and at least one unrelated input "
                                f"(they count together): at least {n_edits + 1}")
         rows = self.rows(split)
-        batches = rows.batches(n_edits, n_local, limit=limit, single_batch=self.config["single_batch"] and split == "train")
+        batches = rows.batches(n_edits, n_local, limit=limit and max(limit, n_edits), single_batch=self.config["single_batch"] and split == "train")
         return Episodes(batches, self.collate)
 
 
