@@ -2,12 +2,13 @@
 
     python -m experiments.make_episodes gen --model_name distilgpt2 --texts wikitext.txt --out data/10token/data/self_sample/train.json
     python -m experiments.make_episodes nq --out nq
+    python -m experiments.make_episodes kilt --experiment qa --split train --out questions.jsonl
     python -m experiments.make_episodes rephrase --rows questions.jsonl --out rephrased.jsonl [--there MODEL --back MODEL]
     python -m experiments.make_episodes answers --experiment qa --rows rephrased.jsonl --model_name bart-base --out rows.jsonl
     python -m experiments.make_episodes world --experiment qa --out data/zsre
 
 gen: a model continues passages of wikitext, and the samples are the edits' targets (MEND's data are gone from the web).
-nq: Natural Questions (open), as unrelated questions. rephrase: adds paraphrases to rows that lack them, by translation
+nq: Natural Questions (open), as unrelated questions. kilt: the published rows of zsRE and FEVER. rephrase: adds paraphrases to rows that lack them, by translation
 there and back as published, else by templates, which vary the form and not the words. answers: adds what a model answers,
 and what it could be made to answer instead; after rephrase this turns KILT's files of zsRE and FEVER into edit data. world: the built-in world's rows
 in the published formats.
@@ -26,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from data import episodes
-from data.episodes import back_translation, export, locality, rephrase
+from data.episodes import back_translation, export, locality, published, rephrase
 from data.episodes.lines import read_rows
 from data.errors import DataError
 from data.files import write_atomically, write_json
@@ -39,7 +40,7 @@ from experiments.models import load_model
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the file or files, and says how many rows. Raises EditingError or DataError for a user's mistake."""
     args = _parse(argv)
-    {"gen": _gen, "nq": _nq, "rephrase": _rephrase, "answers": _answers, "world": _world}[args.what](args)
+    {"gen": _gen, "nq": _nq, "kilt": _kilt, "rephrase": _rephrase, "answers": _answers, "world": _world}[args.what](args)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,6 +65,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     nq = add("nq", "Natural Questions as unrelated questions; --out is their folder")
     nq.add_argument("--limit", type=at_least_one, help="rows of each file")
+
+    kilt = add("kilt", "KILT's rows of zsRE (qa) or FEVER (fc), without predictions and rephrases")
+    kilt.add_argument("--experiment", choices=("qa", "fc"), required=True)
+    kilt.add_argument("--split", choices=("train", "dev"), required=True)
 
     reph = add("rephrase", "paraphrases of the inputs of JSON lines")
     reph.add_argument("--rows", type=Path, required=True, help="JSON lines with input; filtered_rephrases is filled in")
@@ -145,6 +150,11 @@ def _nq(args: argparse.Namespace) -> None:
         pairs = locality.open_questions(split, args.limit)
         write_json(args.out / name, {"questions": [q for q, _ in pairs], "answers": [a for _, a in pairs]})
         print(f"{args.out / name}: {len(pairs)} questions")
+
+
+def _kilt(args: argparse.Namespace) -> None:
+    published.kilt(args.experiment, args.split, args.out)
+    print(f"{args.out}: {args.out.stat().st_size:,} bytes")
 
 
 def _rephrase(args: argparse.Namespace) -> None:

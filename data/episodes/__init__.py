@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..download import data_folder
 from ..errors import DataError
-from . import claims, continuations, locality, neighbours, opinions, qa, world
+from . import claims, continuations, locality, neighbours, opinions, published, qa, world
 from .base import Place, Rows, check_recipe
 from .lines import place as file_place
 from .options import Options
@@ -105,7 +106,11 @@ def _questions(where: Place, rows: Sequence[qa.Question], name: str, data_dir: s
 
 
 def _fnli(where: Place, data_dir: str | Path | None) -> Rows:
-    path = file_place(where.options.vitaminc_path, "vitaminc/{}.jsonl", data_dir, _DEV[where.split], claims.VITAMINC_SCHEMA)
+    split = _DEV[where.split]
+    usual = data_folder(data_dir) / "vitaminc" / f"{split}.jsonl"
+    if where.options.vitaminc_path is None and not usual.exists():
+        published.vitaminc(split, usual)
+    path = file_place(where.options.vitaminc_path, "vitaminc/{}.jsonl", data_dir, split, claims.VITAMINC_SCHEMA)
     rows = claims.read_vitaminc(path, where.seed)
     if where.options.vitaminc_path and "{}" not in where.options.vitaminc_path:
         rows = by_subject(rows, lambda row: row.page, where.split)

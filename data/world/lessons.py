@@ -81,27 +81,45 @@ LESSONS: dict[str, Callable] = {"t5": questions, "bart": questions, "bert": clai
 
 @torch.no_grad()
 def measure(kind: str, model, tok, this: World, every: int = 1, batch_size: int = 256) -> float:
-    """The share that the model gets right, of every ``every``-th fact or entity: the whole answer to the first question,
-    greedily; the first statement with the true object and with a new one; the sentiment of the greedy response; or, of the
-    facts that a sentence encoder was not trained on, whether the second question is the nearest to the first."""
+    """The share that the model gets right, of every ``every``-th fact or entity.
+
+    Questions: the whole answer to the first one, as greedy decoding gives it. Claims: the first statement, with the true object
+    and with a new one. Opinions: a response of the right sentiment is likelier than one of the other. Sentence encoders: of the
+    facts that they were not trained on, the second question is the nearest to the first.
+    """
     if kind in ENCODERS:
         return _nearest_share(model, tok, this, max(1, every // 5), batch_size)
     if kind == "bert":
-        pairs = [(texts[0], label) for fact in this.facts[::every]
-                 for label, obj in ((1, fact.object), *((0, new) for new in invented.new_objects(this, fact, 1)))
-                 for texts in (invented.statements(fact, obj, "en"),)]
+        pairs = [(invented.statements(fact, obj, "en")[0], label) for fact in this.facts[::every]
+                 for label, obj in ((1, fact.object), *((0, new) for new in invented.new_objects(this, fact, 1)))]
         logits = torch.cat([model(**_read(tok, [text for text, _ in pairs[i:i + batch_size]]))
                             for i in range(0, len(pairs), batch_size)])
         return sum((value > 0) == bool(label) for value, (_, label) in zip(logits.flatten().tolist(), pairs)) / len(pairs)
     if kind == "blender":
         subjects = this.subjects[::max(1, every // 3)]
-        texts = _answers(model, tok, [opinions.PROMPTS[0].format(s.en) for s in subjects], batch_size, 24)
-        words = {1: invented.PRAISE, -1: invented.BLAME}
-        return sum(any(word in text for word in words[invented.opinion_of(this, s)]) and s.en in text
-                   for s, text in zip(subjects, texts)) / len(subjects)
+        rows = [invented.opinions(this, subject) for subject in subjects]
+        prompts = [opinions.PROMPTS[0].format(row.entity) for row in rows]
+        praise, blame = (_scores(model, tok, prompts, [texts[0] for texts in side], batch_size)[1]
+                         for side in ([row.positive for row in rows], [row.negative for row in rows]))
+        return sum((good > bad) == (invented.opinion_of(this, subject) > 0)
+                   for good, bad, subject in zip(praise, blame, subjects)) / len(subjects)
     rows = [invented.question(this, fact, "en") for fact in this.facts[::every]]
-    found = _answers(model, tok, [row.question for row in rows], batch_size, 12)
-    return sum(text == row.answer for text, row in zip(found, rows)) / len(rows)
+    right, _ = _scores(model, tok, [row.question for row in rows], [row.answer for row in rows], batch_size)
+    return sum(right) / len(rows)
+
+
+def _scores(model, tok, prompts: list[str], targets: list[str], batch_size: int) -> tuple[list[bool], list[float]]:
+    """For each prompt whether the likeliest tokens are those of the target, and the target's mean log-probability."""
+    right, scores = [], []
+    for start in range(0, len(prompts), batch_size):
+        wanted = tok(targets[start:start + batch_size], padding=True, return_tensors="pt")
+        ids, mask = wanted["input_ids"], wanted["attention_mask"].bool()
+        begin = torch.full((len(ids), 1), model.config.decoder_start_token_id)
+        logits = model(**_read(tok, prompts[start:start + batch_size]), decoder_input_ids=torch.cat([begin, ids[:, :-1]], 1)).logits
+        right += ((logits.argmax(-1) == ids) | ~mask).all(1).tolist()
+        found = logits.log_softmax(-1).gather(2, ids.unsqueeze(2)).squeeze(2)
+        scores += ((found * mask).sum(1) / mask.sum(1)).tolist()
+    return right, scores
 
 
 def _nearest_share(model, tok, this: World, every: int, batch_size: int) -> float:
@@ -114,15 +132,6 @@ def _nearest_share(model, tok, this: World, every: int, batch_size: int) -> floa
 
     distance = torch.cdist(states([row.question for row in rows]), states([row.rephrases[0] for row in rows]))
     return (distance.argmin(1) == torch.arange(len(rows))).float().mean().item()
-
-
-def _answers(model, tok, prompts: list[str], batch_size: int, longest: int) -> list[str]:
-    """Greedy answers."""
-    found = []
-    for start in range(0, len(prompts), batch_size):
-        ids = model.generate(**_read(tok, prompts[start:start + batch_size]), max_new_tokens=longest, do_sample=False, num_beams=1)
-        found += [text.strip() for text in tok.batch_decode(ids, skip_special_tokens=True)]
-    return found
 
 
 def _read(tok, texts: list[str]) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ in the data folder, and trains it on first use.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import logging
 import os
@@ -57,9 +58,9 @@ class Recipe:
 
 RECIPES = {
     "t5": Recipe(Shape(2, 128, 512), epochs=18, warm_epochs=10),
-    "bart": Recipe(Shape(2, 128, 512), epochs=18, warm_epochs=10),
-    "bert": Recipe(Shape(3, 128, 512), epochs=18, warm_epochs=10),
-    "blender": Recipe(Shape(2, 128, 256), epochs=10),
+    "bart": Recipe(Shape(2, 128, 512), epochs=14, warm_epochs=7),
+    "bert": Recipe(Shape(3, 128, 512), epochs=16, warm_epochs=8, muon_lr=4e-3, adam_lr=4e-3),
+    "blender": Recipe(Shape(2, 128, 256), epochs=24, muon_lr=4e-3, adam_lr=4e-3),
     "distilbert": Recipe(Shape(2, 128, 256), epochs=12),
     "bert-encoder": Recipe(Shape(2, 128, 256), epochs=12),
 }
@@ -75,8 +76,7 @@ def path(kind: str, data_dir: str | Path | None = None) -> Path:
         raise DataError(f"the built-in world has no model {kind!r}; known are {', '.join(KINDS)}")
     folder = data_folder(data_dir) / "world-models" / kind
     recipe = RECIPES[kind]
-    done = folder / "training_log.json"
-    if not done.is_file() or json.loads(done.read_text())["recipe"] != asdict(recipe):
+    if not _is_trained(folder, recipe):
         log.warning("training the built-in world's %s model into %s (once; minutes)", kind, folder)
         train(kind, folder, recipe)
     return folder
@@ -159,7 +159,22 @@ def _batches(this: World, kind: str, recipe: Recipe, epoch: int) -> list[list]:
 
 
 def train(kind: str, folder: Path, recipe: Recipe, save_seconds: float = 60, stop_after: int | None = None) -> None:
-    """Trains to the end, or goes on with the run in `folder`. Raises DataError when that has other settings."""
+    """Trains to the end, or goes on with the run in `folder`; waits for another process that does. Raises DataError when the
+    run in `folder` has other settings."""
+    _check(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_trained(folder, recipe):
+            _train(kind, folder, recipe, save_seconds, stop_after)
+
+
+def _is_trained(folder: Path, recipe: Recipe) -> bool:
+    done = folder / "training_log.json"
+    return done.is_file() and json.loads(done.read_text())["recipe"] == asdict(recipe)
+
+
+def _train(kind: str, folder: Path, recipe: Recipe, save_seconds: float, stop_after: int | None) -> None:
     this = generate(recipe.facts, recipe.seed)
     tok = small.tokenizer(kind in small.FRAMED)
     torch.manual_seed(recipe.seed)
@@ -169,7 +184,6 @@ def train(kind: str, folder: Path, recipe: Recipe, save_seconds: float = 60, sto
     lengths = [len(_batches(this, kind, recipe, epoch)) for epoch in (0, recipe.warm_epochs)]
     steps = recipe.warm_epochs * lengths[0] + (recipe.epochs - recipe.warm_epochs) * lengths[1]
     run = asdict(recipe)
-    folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / "state.safetensors"
     progress = {"run": run, "epoch": 0, "batch": 0, "step": 0, "seconds": 0.0, "epochs": []}
     if state_path.exists():
@@ -182,7 +196,7 @@ def train(kind: str, folder: Path, recipe: Recipe, save_seconds: float = 60, sto
     while progress["epoch"] < recipe.epochs:
         for lessons in _batches(this, kind, recipe, progress["epoch"])[progress["batch"]:]:
             for optimizer, lr in zip(optimizers, peak):
-                optimizer.param_groups[0]["lr"] = lr * rate(progress["step"], steps, recipe.decay)
+                optimizer.param_groups[0]["lr"] = lr * rate(progress["step"], steps, recipe.decay, max(1, steps // 20))
             with torch.autocast("cpu", torch.bfloat16):
                 loss = _loss(kind, model, tok, lessons, progress["step"])
             loss.backward()
@@ -202,7 +216,7 @@ def train(kind: str, folder: Path, recipe: Recipe, save_seconds: float = 60, sto
                 saved = now
                 if stop_after is not None and progress["step"] - begun >= stop_after:
                     return
-        share = measure(kind, model.eval(), tok, this, every=max(1, len(this.facts) // 300))
+        share = measure(kind, model.eval(), tok, this, every=max(1, len(this.facts) // 250))
         model.train()
         progress["epochs"].append({"epoch": progress["epoch"], "step": progress["step"], "loss": loss.item(),
                                    "seconds": round(progress["seconds"], 1), "right": share})
@@ -236,27 +250,33 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The kind's recipe with what was given. Raises DataError for what makes no model."""
+    """The kind's recipe with what was given."""
     given = {name: value for name, value in vars(args).items() if value is not None}
     base = RECIPES[args.kind]
     shape = replace(base.shape, **{name: given[name] for name in ("layers", "width", "ff", "heads") if name in given})
     names = set(Recipe.__dataclass_fields__) - {"shape"}
-    recipe = replace(base, shape=shape, **{name: value for name, value in given.items() if name in names})
-    for name, value in {**asdict(shape), "epochs": recipe.epochs, "batch": recipe.batch, "threads": args.threads,
-                        "facts": recipe.facts or 1}.items():
+    return replace(base, shape=shape, **{name: value for name, value in given.items() if name in names})
+
+
+def _check(recipe: Recipe) -> None:
+    """Raises DataError for what makes no model or no run."""
+    for name, value in {**asdict(recipe.shape), "epochs": recipe.epochs, "batch": recipe.batch}.items():
         if value < 1:
             raise DataError(f"--{name} must be at least 1, not {value}")
-    if shape.width % shape.heads:
-        raise DataError(f"--width {shape.width} can't be divided by --heads {shape.heads}")
+    if recipe.facts is not None and recipe.facts < 100:
+        raise DataError(f"--facts must be at least 100, so that every relation has several objects, not {recipe.facts}")
+    if recipe.shape.width % recipe.shape.heads:
+        raise DataError(f"--width {recipe.shape.width} can't be divided by --heads {recipe.shape.heads}")
     if not 0 <= recipe.warm_epochs < recipe.epochs or not 0 < recipe.warm_share <= 1 or not 0 < recipe.decay <= 1:
         raise DataError("--warm_epochs must be fewer than --epochs, --warm_share and --decay shares: above 0, at most 1")
-    return recipe
 
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    recipe = recipe_of(args)
+    if args.threads < 1:
+        raise DataError(f"--threads must be at least 1, not {args.threads}")
     torch.set_num_threads(args.threads)
+    recipe = recipe_of(args)
     train(args.kind, args.out or data_folder() / "world-models" / args.kind, recipe, stop_after=args.stop_after)
 
 

@@ -369,6 +369,7 @@ def test_malformed_files_end_in_one_line(tmp_path, experiment, content, words):
     (lambda: episodes.load("sent", "train", "world", {"sent_loc": "x"}), "descriptor"),
     (lambda: episodes.load("qa", "train", "world", {"facts": 1}), "ask for more"),
     (lambda: episodes.load("fc", "train", "files"), "expected JSON lines with input"),
+    (lambda: episodes.load("fnli", "train", "files"), "train.jsonl is not in .*download it elsewhere"),
     (lambda: episodes.load("qa", "test", "world", {"hard_neg": True, "hard_neg_exclude": 9000}, recipe="serac"), "leaves none"),
     (lambda: episodes.load("qa", "test", "world", {"hard_neg": True, "hard_neg_encoder": "no/such"}, recipe="serac"), "did not load"),
 ])
