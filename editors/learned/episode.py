@@ -77,11 +77,11 @@ def joined(episodes: Sequence[Episode]) -> Episode | None:
         return None
     offsets = torch.arange(len(episodes)).repeat_interleave(len(episodes[0].pos_pairs))[:, None] * torch.tensor([count[1], count[0]])
     extras = {key: tuple(x for e in episodes for x in e.extras[key]) for key in episodes[0].extras}
-    parts = (_one_below_another([getattr(e, name) for e in episodes]) for name in ("edit_inner", "edit_outer", "loc", "cond"))
+    parts = (joined_batches([getattr(e, name) for e in episodes]) for name in ("edit_inner", "edit_outer", "loc", "cond"))
     return Episode(*parts, torch.cat([e.pos_pairs for e in episodes]) + offsets, extras, len(episodes))
 
 
-def _one_below_another(batches: Sequence[Batch]) -> Batch:
+def joined_batches(batches: Sequence[Batch]) -> Batch:
     """One batch of all rows, padded on the right; what is padded is neither seen nor scored."""
     def stacked(name: str) -> Tensor:
         width = max(batch[name].shape[1] for batch in batches)

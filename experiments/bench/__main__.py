@@ -1,4 +1,4 @@
-"""`python -m experiments.bench values|stats|evaluate|solve|memory|kill [options of the part]`."""
+"""`python -m experiments.bench values|stats|evaluate|solve|learned|memory|kill [options of the part]`."""
 
 import argparse
 import importlib
@@ -11,6 +11,7 @@ PARTS = {
     "stats": "second moments: all layers in one pass, against one pass a layer",
     "evaluate": "metrics: batched across cases, against one case at a time",
     "solve": "closed forms: a factor that is kept, against LU of the full system each time",
+    "learned": "MEND edits: factors from hooks, against full gradients and weights",
     "memory": "a query to SERAC's memory, by the number of its edits: searched, against all distances one by one",
     "kill": "no race: an evaluation that is killed and continued, against one that is not",
 }
