@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from data.errors import DataError
 from editors.learned.trainer import LOG
@@ -18,8 +19,8 @@ from experiments.cli import Parser, run_program
 from figures.lines import faint, label_axes, legend, panels, plot, save
 
 PANELS = {
-    "edit/acc": ("edits that succeed (%)", 100), "acc/post": ("unrelated inputs right after it (%)", 100),
-    "kl/edit": ("divergence on unrelated inputs (nats)", 1), "loss/total_edit": ("loss of an episode", 1),
+    "edit/acc": ("edits that succeed (%)", 100), "acc/post": ("unrelated inputs right (%)", 100),
+    "kl/edit": ("divergence elsewhere (nats)", 1), "loss/total_edit": ("loss of an episode", 1),
 }
 """Quantity of the log -> (its axis, factor)."""
 
@@ -58,6 +59,9 @@ def draw(logs: Sequence[Sequence[dict[str, float]]], labels: Sequence[str]) -> p
             ax.set_ylim(-3, 103)
         elif any((line.get_ydata() > 0).all() for line in ax.get_lines()):
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
     legend(figure, labels)
     return figure
 
