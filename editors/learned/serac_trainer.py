@@ -59,7 +59,8 @@ class SupervisedTrainer(Trainer):
         parts.append(negatives)
         positive += [False] * len(negatives)
         l_cls = balanced_bce(torch.cat(parts), torch.tensor(positive, device=negatives.device))
-        stats |= _similar(sims, "loc") | {"cls/neg_acc": (negatives.exp() <= options.threshold).float().mean(), "loss/cls": l_cls}
+        stats |= _similar(sims, "loc") | {"loss/cls": l_cls}
+        stats["cls/neg_acc"] = (negatives.exp() <= options.threshold).float().mean()
         stats["cls/acc"] = (stats.get("cls/pos_acc", stats["cls/neg_acc"]) + stats["cls/neg_acc"]) / 2
         stats["loss/total_supervised"] = loss = self.config.cedit * l_cntr + self.config.cloc * l_cls
         return stats, loss

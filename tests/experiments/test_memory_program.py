@@ -25,11 +25,13 @@ def entries(path):
 
 def test_add_update_remove_list(file, tmp_path, capsys):
     lines = [{"input": "Who leads Orin?", "label": "Paul"}, {"input": "where was ANN born?", "label": "Rome"},
-             {"prompt": "{} speaks", "subject": "Mia", "target_new": {"str": "French"}}, {"input": "Who leads Orin?", "label": "Paul"}]
+             {"prompt": "{} speaks", "subject": "Mia", "target_new": {"str": "French"}},
+             {"input": "Who leads Orin?", "label": "Paul"}]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     main(["add", str(file), "--from", str(tmp_path / "more.jsonl")])
     assert "2 edits added, 1 replaced, 1 there already; 3 in all" in capsys.readouterr().out
-    assert entries(file) == [Entry(0, "where was ANN born?", "Rome"), Entry(1, "Who leads Orin?", "Paul"), Entry(2, "Mia speaks", "French")]
+    assert entries(file) == [Entry(0, "where was ANN born?", "Rome"), Entry(1, "Who leads Orin?", "Paul"),
+                             Entry(2, "Mia speaks", "French")]
     main(["update", str(file), "1", "--label", "Paula"])
     main(["remove", str(file), "0"])
     capsys.readouterr()
@@ -65,7 +67,8 @@ def test_mistakes_change_nothing(file, words, message):
 
 
 @pytest.mark.parametrize("line, message", [
-    ("{", "line 2: not valid JSON"), ('{"input": "a?"}', "no label"), ('{"prompt": "x", "subject": "y", "target_new": "z"}', "line 2: request 0"),
+    ("{", "line 2: not valid JSON"), ('{"input": "a?"}', "no label"),
+    ('{"prompt": "x", "subject": "y", "target_new": "z"}', "line 2: request 0"),
 ])
 def test_bad_files_of_edits(file, tmp_path, line, message):
     before = file.read_bytes()

@@ -1,4 +1,4 @@
-"""SERAC and the lookup cache through experiments.train, on tiny models and the built-in world's data; the scope program; figures."""
+"""SERAC and the lookup cache through experiments.train, on tiny models and the built-in world's data; the scope program."""
 
 import json
 import shutil
@@ -47,14 +47,16 @@ WITH_ALL = ("data.zsre_impl=true", "data.zsre_yn=true", "data.hard_neg=true")
 CASES = [
     ("qa", WITH_ALL), ("qa", ("rep.cos=true", "rep.pooling=mean", "rep.dist_heads=4", "rep.freeze=1")),
     ("qa", ("rep.supervised=false",)), ("qa", ("rep.freeze_cntr=true", "rep.checkpoint_grad=true")),
-    ("fnli", ("rep.cross_attend=true", "rep.cls_name=CROSS", "rep.use_all_negatives=true")), ("fnli", ("rep.soft_weighting=true",)),
+    ("fnli", ("rep.cross_attend=true", "rep.cls_name=CROSS", "rep.use_all_negatives=true")),
+    ("fnli", ("rep.soft_weighting=true",)),
     ("sent", ("rep.other_edits_negative=true",)), ("sent", ("unlikelihood=false", "data.n_outer_max=5")), ("gen", ()),
 ]
 
 
-@pytest.mark.parametrize("experiment, words", CASES, ids=lambda case: case if isinstance(case, str) else " ".join(case)[:40] or "plain")
+@pytest.mark.parametrize("experiment, words", CASES, ids=lambda c: c if isinstance(c, str) else " ".join(c)[:40] or "plain")
 def test_training(folders, tmp_path, experiment, words):
-    words = [word.replace("CROSS", str(folders / "scope-cross-tiny")) for word in words] + ["val_steps=40"] * (experiment == "fnli")
+    words = [word.replace("CROSS", str(folders / "scope-cross-tiny")) for word in words]
+    words += ["val_steps=40"] * (experiment == "fnli")
     cfg = config(folders, experiment, *words)
     found = train.run(cfg, tmp_path)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -129,7 +131,8 @@ def test_calibration():
 @pytest.mark.parametrize("words, message", [
     (("rep.pooling=max",), "pooling"), (("rep.threshold=1.5",), "threshold"), (("rep.dist_heads=5",), "does not divide"),
     (("rep.cls_name=./nowhere",), "cls_name: './nowhere' does not load"), (("++model.small_name=./nowhere",), "small_name"),
-    (("rep.freeze=9",), "only 2 blocks"), (("+rep.thresold=1",), "did you mean 'threshold'"), (("rep.cls_class=NoModel",), "has no NoModel"),
+    (("rep.freeze=9",), "only 2 blocks"), (("+rep.thresold=1",), "did you mean 'threshold'"),
+    (("rep.cls_class=NoModel",), "has no NoModel"),
 ])
 def test_bad_options(folders, tmp_path, words, message):
     with pytest.raises(EditingError, match=message) as error:

@@ -61,7 +61,8 @@ def edit_of(parts, scope=None, decoder=None, decoder_tok=None):
     model, tok, memory, counterfactual = parts
     scope = scope or Named()
     return RoutedEdit(memory, {"editor": "SERAC"}, lambda m, mem: SeracAnswerer(
-        mem, scope, 0.5, decoder or counterfactual, tok, decoder_tok or tok, Form(ModelKind.DECODER), m.config.vocab_size)), scope
+        mem, scope, 0.5, decoder or counterfactual, tok, decoder_tok or tok, Form(ModelKind.DECODER),
+        m.config.vocab_size)), scope
 
 
 def longer(tok, prompt):
@@ -117,7 +118,8 @@ def test_targets_and_continuations_follow_their_prompts(parts):
         wanted, row = (before, ids) if prompt in OUTSIDE else (theirs, longer(tok, prompt))
         assert after.texts[ids] == wanted.texts[row]
         for target in targets:
-            assert after.scores[ids, target].nll == pytest.approx(wanted.scores[row, target].nll, rel=0 if prompt in OUTSIDE else 1e-4)
+            nll = pytest.approx(wanted.scores[row, target].nll, rel=0 if prompt in OUTSIDE else 1e-4)
+            assert after.scores[ids, target].nll == nll
             assert after.scores[ids, target].predicted == wanted.scores[row, target].predicted
 
 
@@ -262,4 +264,5 @@ def test_lookup_says_the_label_word_for_word(parts):
         after = model.generate(**inputs, **how)
     texts = [tok.decode(row[width:], skip_special_tokens=True) for row in after]
     assert texts[1] == " Castavel" and texts[3] == " gardener in Lutmere"
-    assert torch.equal(after[0, :before.shape[1]], before[0, :after.shape[1]]) and torch.equal(after[2], before[2, :after.shape[1]])
+    for row in (0, 2):
+        assert torch.equal(after[row, :before.shape[1]], before[row, :after.shape[1]])

@@ -41,7 +41,8 @@ def serac(base="t5-tiny", options=None, tok="s2s"):
     enc = AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "enc")
     classifier = AutoModel.from_pretrained(LEARNED / "models" / "scope-bert-tiny", dtype=torch.float32, add_pooling_layer=False)
     small = copy.deepcopy(learned_model(base)).requires_grad_(True)
-    return SERAC(learned_model(base), options, AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / tok), classifier, enc, small)
+    own_tok = AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / tok)
+    return SERAC(learned_model(base), options, own_tok, classifier, enc, small)
 
 
 QUESTIONS = [("Where was Anna Keller born?", "Paris", "In which city was Anna Keller born?"),
@@ -78,7 +79,8 @@ def test_one_pass_of_the_encoder_a_batch():
     alg = serac().eval()
     edited = alg.remember([(question, answer) for question, answer, _ in QUESTIONS])
     passes = []
-    handle = alg.net.classifier.register_forward_hook(lambda module, inputs, output: passes.append(len(output.last_hidden_state)))
+    handle = alg.net.classifier.register_forward_hook(
+        lambda module, inputs, output: passes.append(len(output.last_hidden_state)))
     edited.route(LOCAL)
     edited.route(LOCAL[:2])
     edited.remember([("New?", "yes")]).route(LOCAL)

@@ -27,7 +27,8 @@ def system(tiny_gpt2, tmp_path_factory):
     enc = AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "enc")
     found = []
     for seed in (0, 1):
-        classifier = AutoModel.from_pretrained(LEARNED / "models" / "scope-bert-tiny", dtype=torch.float32, add_pooling_layer=False)
+        classifier = AutoModel.from_pretrained(LEARNED / "models" / "scope-bert-tiny", dtype=torch.float32,
+                                               add_pooling_layer=False)
         decoder = copy.deepcopy(model)
         torch.manual_seed(seed)
         with torch.no_grad():
@@ -108,7 +109,8 @@ def test_halves_of_different_runs(system, tiny_gpt2):
 def test_what_an_editor_promises(system, tiny_gpt2, name, hparams, tmp_path):
     model, tok = tiny_gpt2
     editor = editors.load(name, hparams if hparams is not None else {"system": str(system[0])})
-    for change, message in (({"subject": " "}, "subject"), ({"target_new": {"str": ""}}, "target"), ({"prompt": "lives in"}, "{}")):
+    bad = [({"subject": " "}, "subject"), ({"target_new": {"str": ""}}, "target"), ({"prompt": "lives in"}, "{}")]
+    for change, message in bad:
         with pytest.raises(editors.EditingError, match=message):
             editor.edit(model, tok, [REQUESTS[0] | change])
     with pytest.raises(editors.EditingError, match="at least one"):
