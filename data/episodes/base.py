@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ..errors import DataError
@@ -45,7 +46,7 @@ class Rows:
             raise DataError(f"{name or place.source}: there are no unrelated examples for {place.experiment}")
         self._name = name or place.source
 
-    @property
+    @cached_property
     def about(self) -> dict[str, Any]:
         """What these data are: JSON."""
         digest = hashlib.sha256()
@@ -120,9 +121,9 @@ class Batches:
         if options.flip_inner_outer and data.place.recipe == "serac" and data.rng(number, 0, "flip").random() < 0.5:
             items = [_flipped(item) for item in items]
         items = _cut(items, options.n_outer_max)
-        local = [data.local_of(index, draw.epoch) for index in draw.edits]
-        if local[0] is None:
-            local = [data.local(index, draw.epoch) for index in draw.local]
+        owned = [data.local_of(index, draw.epoch) for index in draw.edits][:len(draw.local)]
+        drawn = [data.local(index, draw.epoch) for index in draw.local]
+        local = [own or other for own, other in zip(owned, drawn)] + drawn[len(owned):]
         return Batch(tuple(items), tuple(local), (draw.hard,) * len(local), draw.epoch)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ from ..episodes.splits import by_subject
 from .generate import Entity, Fact, World
 
 Lesson = tuple
-"""(input, answer); of claims (text, class, object); of sentence encoders (text, text that says the same, text alike that does not, a statement)."""
+"""(input, answer); of claims (text, class, true object); of sentence encoders (text, text that says the same, text alike that does not, a statement)."""
 
 
 def questions(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
@@ -33,7 +33,7 @@ def claims(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesso
         if not others:
             continue
         for label, obj in ((1, fact.object), (0, rng.choice(others))):
-            found += [(text, label, obj.en) for text in rng.sample(invented.statements(fact, obj, "en"), 2)]
+            found += [(text, label, fact.object.en) for text in rng.sample(invented.statements(fact, obj, "en"), 2)]
     return found
 
 

@@ -57,6 +57,7 @@ def tokenizer(framed: bool) -> PreTrainedTokenizerFast:
     special = dict(pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]") if framed else \
         dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=POSITIONS, padding_side="right",
+                                   model_input_names=["input_ids", "attention_mask"],
                                    clean_up_tokenization_spaces=False, **special)
 
 

@@ -230,6 +230,14 @@ def test_evidence_decides_its_claims_and_leaves_hard_negatives(invented):
     assert min(seen.values()) > 0.8 * max(seen.values()) and set(seen) == {0, 1, None}
 
 
+@pytest.mark.parametrize("experiment", WORLD)
+@pytest.mark.parametrize("recipe", ["mend", "serac"])
+def test_a_batch_has_the_sizes_asked_for(experiment, recipe):
+    for n_edits, n_local in ((1, 4), (3, 2)):
+        batch = episodes.load(experiment, "test", "world", recipe=recipe).batches(n_edits, n_local)[3]
+        assert (len(batch.items), len(batch.local), len(batch.local_hard)) == (n_edits, n_local, n_local)
+
+
 def test_opinions_come_with_both_sentiments():
     data = episodes.load("sent", "test", "world", recipe="serac")
     signs = Counter()

@@ -14,9 +14,9 @@ from data.world.models import Recipe
 from data.world.small import Shape
 
 TINY = Recipe(Shape(1, 32, 64, 2), epochs=20, batch=64, muon_lr=2e-2, adam_lr=2e-2, facts=100, decay=0.3)
-EXPECTED = {"t5": (30, 0.9), "bart": (3, 0.0), "bert": (20, 0.6), "blender": (6, 0.0), "distilbert": (10, 0.1), "bert-encoder": (6, 0.1)}
-"""Kind -> epochs, and the least share that is right after them (chance: claims 1/2, encoders 1/12); 0 where that takes
-longer than a test may."""
+EXPECTED = {"t5": (30, 0.9), "bart": (3, 0.0), "bert": (8, 0.4), "blender": (6, 0.0), "distilbert": (10, 0.1), "bert-encoder": (6, 0.1)}
+"""Kind -> epochs, and the least share that is right after them (chance: claims 1/2, encoders 1/12); little where
+that takes longer than a test may."""
 
 
 @pytest.mark.parametrize("framed", [True, False])
@@ -33,7 +33,7 @@ def test_tokenizers_keep_names_whole_and_round_trip(framed):
 @pytest.mark.parametrize("kind", list(models.RECIPES))
 def test_a_tiny_training_learns_the_facts(kind, tmp_path, capsys):
     epochs, least = EXPECTED[kind]
-    models.train(kind, tmp_path / kind, replace(TINY, epochs=epochs))
+    models.train(kind, tmp_path / kind, replace(TINY, epochs=epochs, shape=replace(TINY.shape, layers=2 if kind == "bert" else 1)))
     model, tok = small.load(kind, tmp_path / kind)
     log = json.loads((tmp_path / kind / "training_log.json").read_text())
     assert log["right"] == lessons.measure(kind, model, tok, generate(100)) >= least
@@ -73,7 +73,7 @@ def test_lessons_are_true():
     asked = lessons.questions(this, subjects, random.Random(0))
     assert all(any((s.en, answer) in answers and s.en in text for s in subjects) for text, answer in asked)
     for text, label, obj in lessons.claims(this, subjects, random.Random(0)):
-        assert (text in sentences) == bool(label) and text.endswith(f"{obj}.")
+        assert (text in sentences) == bool(label) == text.endswith(f" {obj}.")
     for a, b, other, _ in lessons.paraphrases(this, subjects, random.Random(0)):
         assert len({a, b, other}) == 3
 
