@@ -21,6 +21,7 @@ for task in $TASKS; do
         [ "${task%-hard}" = qa ] && words+=("data.zsre_impl=$hard" "data.zsre_yn=$hard" "data.hard_neg=$hard")
         [ "$alg" = gtn ] && words+=(gtn.descent=True)
         [ "$alg" = rep ] && [ "$task" = fnli ] && words+=(rep.cross_attend=True)
+        [ "$alg" = rep ] && [ "${MODEL:-}" = world ] && words+=(rep.cls_name=world)
         echo "$task $alg"
         "$PYTHON" -m experiments.train "${launcher[@]}" "${words[@]}" "$@"
     done
