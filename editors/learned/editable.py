@@ -6,11 +6,12 @@ import copy
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from typing_extensions import Self
 
 from ..core.fingerprint import model_fingerprint
 from ..errors import EditingError

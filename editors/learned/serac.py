@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import transformers
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from typing_extensions import Self
 from transformers import AutoTokenizer
 
 from ..core.prompts import pad_batch, pad_id

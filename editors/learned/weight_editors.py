@@ -99,8 +99,7 @@ class LearnedEditor(Editor):
     @property
     def identity(self) -> str:
         """16 hex digits of the trained editor's file."""
-        with open(self.hparams.file(self.name), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.sha256(self.hparams.file(self.name).read_bytes()).hexdigest()[:16]
 
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
         alg, info = self.editable(task.model)
