@@ -32,7 +32,8 @@ class SeracAnswerer:
                  form: Form, vocabulary: int):
         """tok, decoder_tok: of the edited model and of the counterfactual decoder, which may be the model itself. vocabulary:
         how many logits the edited model has."""
-        self.memory, self.scope, self.threshold = memory, scope, threshold
+        scope.prepare(memory)  # the memory keeps its vectors; what it becomes later is another edit
+        self.memory, self.scope, self.threshold = memory.copy(), scope, threshold
         self.form, self.vocabulary = form, vocabulary
         self.decoder, self.tok, self.decoder_tok = decoder, tok, decoder_tok
         self._entries = list(memory)

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..edit import Edit
 from ..errors import EditingError
 from . import routing
 from .memory import EditMemory
 
 
-class RoutedEdit:
-    """What SERAC and LU return. It has an Edit's methods; `deltas` are none.
+class RoutedEdit(Edit):
+    """What SERAC and LU return: an edit without changes of weights, so its `deltas` are none.
 
     The memory can be changed afterwards: what is applied next answers by it.
     """
 
-    changes: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-
     def __init__(self, memory: EditMemory, info: Mapping[str, Any],
                  answerer: Callable[[nn.Module, EditMemory], routing.Answerer]):
         """answerer: makes who answers for a model by a memory."""
-        self.memory, self.info, self._answerer = memory, MappingProxyType(dict(info)), answerer
-        self._applied: dict[int, routing.Answerer] = {}
-
-    def deltas(self) -> dict[str, Tensor]:
-        return {}
+        super().__init__({}, MappingProxyType(dict(info)))
+        for name, value in (("memory", memory), ("_answerer", answerer), ("_applied", {})):
+            object.__setattr__(self, name, value)
 
     def apply(self, model: nn.Module, originals_device: torch.device | str | None = None) -> None:
         """Prompts in the scope of an edit are answered by it from now on. Nothing of the model is changed or copied.
@@ -55,15 +51,6 @@ class RoutedEdit:
 
     def keep(self, model: nn.Module) -> None:
         raise EditingError(f"an edit of {self.info['editor']} is in no weight, so it can't be made permanent; save it instead")
-
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """`with edit.applied(model):` the edited model inside."""
-        self.apply(model)
-        try:
-            yield model
-        finally:
-            self.revert(model)
 
     def save(self, path: str | os.PathLike) -> None:
         """The memory's file (see `EditMemory.save`), which also tells the editor and where its networks are."""

@@ -101,6 +101,9 @@ class Scope(ABC):
     def best(self, texts: Sequence[str], memory: EditMemory) -> tuple[Float[Tensor, " texts"], Int[Tensor, " texts"]]:
         """(log p, place in the memory) of the edit under which each text falls most likely. The memory is not empty."""
 
+    def prepare(self, memory: EditMemory) -> None:
+        """Whatever `best` needs of a memory and can know beforehand."""
+
     def contexts(self, entries: Sequence[Entry]) -> list[str]:
         return [self.form.context(entry, self.tok.sep_token) for entry in entries]
 
@@ -174,13 +177,18 @@ class EmbeddingScope(Scope):
         with self._grad():
             return log_similarity(self.embed(texts), self.embed(self.contexts(entries)), **self.kernel)
 
+    def prepare(self, memory: EditMemory) -> None:
+        self._vectors(memory)
+
+    def _vectors(self, memory: EditMemory) -> Float[Tensor, "edits width"]:
+        """Those that the memory keeps, but in training, where the encoder changes."""
+        if self.encoder.training:
+            return self.embed(self.contexts(list(memory)))
+        return memory.vectors(lambda entries: self.embed(self.contexts(entries)), self.whose)
+
     def best(self, texts: Sequence[str], memory: EditMemory) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            if self.encoder.training:
-                vectors = self.embed(self.contexts(list(memory)))
-            else:
-                vectors = memory.vectors(lambda entries: self.embed(self.contexts(entries)), self.whose)
-            return nearest(self.embed(texts), vectors, **self.kernel)
+            return nearest(self.embed(texts), self._vectors(memory), **self.kernel)
 
 
 class CrossScope(Scope):

@@ -31,6 +31,9 @@ class Named:
     def __init__(self):
         self.asked = []
 
+    def prepare(self, memory):
+        pass
+
     def best(self, texts, memory):
         self.asked.append(list(texts))
         names = [" ".join(entry.input.split()[:2]) for entry in memory]

@@ -68,7 +68,8 @@ def test_the_memory_is_a_product(system, tiny_gpt2):
     edit = editors.load("SERAC", {"system": str(system[0]), "threshold": 1e-6}).edit(model, tok, REQUESTS)
     with edit.applied(model):
         one = last(model, tok, QUERIES[0])
-    edit.memory.update(0, label="Lutmere"), edit.memory.update(1, label="Catalan")
+        edit.memory.update(0, label="Lutmere"), edit.memory.update(1, label="Catalan")
+        assert torch.equal(last(model, tok, QUERIES[0]), one)
     with edit.applied(model):
         two = last(model, tok, QUERIES[0])
     assert not torch.equal(one, two)
