@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SERAC, MEND, ENN, LU and FT on the built-in world's questions, with 1, 10, 100 and 1,000 simultaneous edits (of at least 200 edits in
-# all). Tens of minutes on two cores.
+# all). SERAC's threshold is the one chosen on the validation split. Tens of minutes on two cores.
 # Every part that is done is left alone when the command is given again. Results: results/serac_table/<ALG>/edits_<N>/, then the table.
 #   HARD=true adds implied and true-or-false questions (qa-hard); unrelated questions are hard negatives in any case
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -27,6 +27,10 @@ for alg in ${ALGS:-rep gtn enn lu ft}; do
             "$PYTHON" -m experiments.train "${words[@]}"
         fi
         trained=("archive=$run/run")
+        if [ "$alg" = rep ]; then
+            "$PYTHON" -m experiments.scope "$run/run" --edits 10
+            trained+=("rep.threshold=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["calibrated"]["threshold"])' "$run/run/scope.json")")
+        fi
     fi
     for n in ${EDITS:-1 10 100 1000}; do
         [ -f "$run/edits_$n/results.json" ] && continue

@@ -53,6 +53,9 @@ class SERACOptions(Options):
     """Every unrelated input is a negative of every edit of a batch, not just of its own."""
     other_edits_negative: bool = False
     """Inputs in the scope of one edit are negatives of the batch's others, too. Not published."""
+    nearest_negatives: bool = False
+    """Negatives are each input's nearest edit alone, which is what routing goes by: of unrelated inputs any, of others the nearest
+    that is not their own. Not published."""
     freeze_cntr: bool = False
     """The model itself answers in scope, with the edit in its prompt; no counterfactual model is trained."""
     soft_weighting: bool = False
@@ -70,6 +73,8 @@ class SERACOptions(Options):
             raise EditingError(f"pooling: {self.pooling!r} is none of {', '.join(POOLINGS)}")
         if not 0 < self.threshold < 1:
             raise EditingError(f"threshold: {self.threshold} must be between 0 and 1")
+        if self.nearest_negatives and (self.use_all_negatives or self.other_edits_negative):
+            raise EditingError("nearest_negatives goes with neither use_all_negatives nor other_edits_negative")
         if self.freeze is not None and self.freeze < 0:
             raise EditingError("freeze: the number of blocks to train must be at least 0")
 

@@ -45,9 +45,10 @@ class SupervisedTrainer(Trainer):
             sims = edited.log_similarities(edited.queries(episode.edit_outer))
             right = torch.zeros_like(sims, dtype=torch.bool).scatter_(1, owners[:, None], True)
             parts, positive = [sims[right]], [True] * len(owners)
-            if options.other_edits_negative:
-                parts.append(sims[~right])
-                positive += [False] * int((~right).sum())
+            others = sims.masked_fill(right, -torch.inf).amax(1) if options.nearest_negatives else sims[~right]
+            if (options.other_edits_negative or options.nearest_negatives) and sims.shape[1] > 1:
+                parts.append(others)
+                positive += [False] * len(others)
             logits = edited.counterfactual(episode.edit_outer, edited.queries(episode.edit_outer), owners.tolist())
             scores = self.outer_scores(episode, logits)
             l_cntr = scores.nll
@@ -55,7 +56,10 @@ class SupervisedTrainer(Trainer):
             stats |= _similar(sims, "edit") | {"cls/pos_acc": (sims[right].exp() > options.threshold).float().mean()}
         sims = edited.log_similarities(edited.queries(episode.loc))
         n = min(len(sims), len(columns))
-        negatives = sims.flatten() if options.use_all_negatives else sims[torch.arange(n), columns[:n]]
+        if options.nearest_negatives:
+            negatives = sims.amax(1)
+        else:
+            negatives = sims.flatten() if options.use_all_negatives else sims[torch.arange(n), columns[:n]]
         parts.append(negatives)
         positive += [False] * len(negatives)
         l_cls = balanced_bce(torch.cat(parts), torch.tensor(positive, device=negatives.device))

@@ -49,7 +49,7 @@ CASES = [
     ("qa", ("rep.supervised=false",)), ("qa", ("rep.freeze_cntr=true", "rep.checkpoint_grad=true")),
     ("fnli", ("rep.cross_attend=true", "rep.cls_name=CROSS", "rep.use_all_negatives=true")),
     ("fnli", ("rep.soft_weighting=true",)),
-    ("sent", ("rep.other_edits_negative=true",)), ("sent", ("unlikelihood=false", "data.n_outer_max=5")), ("gen", ()),
+    ("sent", ("rep.nearest_negatives=true",)), ("sent", ("unlikelihood=false", "data.n_outer_max=5")), ("gen", ()),
 ]
 
 
@@ -132,7 +132,7 @@ def test_calibration():
     (("rep.pooling=max",), "pooling"), (("rep.threshold=1.5",), "threshold"), (("rep.dist_heads=5",), "does not divide"),
     (("rep.cls_name=./nowhere",), "cls_name: './nowhere' does not load"), (("++model.small_name=./nowhere",), "small_name"),
     (("rep.freeze=9",), "only 2 blocks"), (("+rep.thresold=1",), "did you mean 'threshold'"),
-    (("rep.cls_class=NoModel",), "has no NoModel"),
+    (("rep.cls_class=NoModel",), "has no NoModel"), (("rep.nearest_negatives=true", "rep.use_all_negatives=true"), "goes with neither"),
 ])
 def test_bad_options(folders, tmp_path, words, message):
     with pytest.raises(EditingError, match=message) as error:

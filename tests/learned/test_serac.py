@@ -106,12 +106,27 @@ def test_only_the_networks_get_gradients(tmp_path):
                for part in (alg.net.classifier, alg.net.replacement))
 
 
-def test_it_learns_its_episode(tmp_path):
+def test_nearest_negatives(tmp_path):
+    """The loss takes of each row the largest similarity but its own edit's."""
+    alg, one = serac(options={"nearest_negatives": True}), None
+    trainer = SupervisedTrainer(alg, TrainConfig(train_base=False, accumulate_bs=1), None, None, tmp_path)
+    one = episode(alg)
+    loss = trainer.step(one, False)["loss/cls"]
+    edited = alg.remember([(question, answer) for question, answer, _ in QUESTIONS])
+    with torch.no_grad():
+        inside, outside = edited.log_similarities([like for _, _, like in QUESTIONS]), edited.log_similarities(LOCAL)
+    own = torch.eye(3, dtype=torch.bool)
+    negatives = torch.cat([inside.masked_fill(own, -torch.inf).max(1).values, outside.max(1).values])
+    assert loss == pytest.approx(float(-inside[own].mean() - (1 - negatives.exp()).log().mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"use_all_negatives": True, "other_edits_negative": True}, {"nearest_negatives": True}], ids=str)
+def test_it_learns_its_episode(tmp_path, options):
     """Routes and answers come to be right, and unrelated questions keep theirs to the last bit."""
-    alg = serac(options={"use_all_negatives": True, "other_edits_negative": True})
+    alg = serac(options=options)
     trainer = SupervisedTrainer(alg, TrainConfig(lr=1e-2, cedit=1.0, train_base=False, accumulate_bs=1), None, None, tmp_path)
     one = episode(alg)
-    for _ in range(100):
+    for _ in range(60):
         trainer.step(one, True)
         trainer._optimise()
     stats = trainer.step(one, False)
