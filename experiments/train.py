@@ -154,7 +154,9 @@ def command() -> None:
 
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
+    except EditingError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         # Hydra tells the cause in the chained error, over several lines.
         cause = error.__cause__ or error
         raise EditingError(" ".join(f"{error} {cause if cause is not error else ''}".split())) from None

@@ -202,6 +202,13 @@ def test_weights_of_lightning_files(folders, tmp_path):
     assert torch.equal(model.classifier.bias, head["classifier.bias"] + 1)
 
 
+def test_launchers_compose(monkeypatch, capsys):
+    for launcher, target in (("slurm", "SlurmLauncher"), ("joblib", "JoblibLauncher")):
+        monkeypatch.setattr("sys.argv", ["experiments.train", f"hydra/launcher={launcher}", "+alg=mend", "+experiment=gen", "+model=world", "--cfg", "hydra"])
+        train.command()
+        assert target in capsys.readouterr().out
+
+
 def test_configurations_are_complete():
     """Every key of the data is there, with its default; every group's file composes."""
     config = yaml.safe_load((CONFIGS / "config.yaml").read_text())
