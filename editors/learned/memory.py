@@ -162,8 +162,8 @@ class EditMemory:
             raise EditingError(f"{path}: truncated or damaged, no memory of edits can be read ({error}): use a copy") from None
         if not isinstance(header, dict) or header.get("kind") != KIND or "edits" not in tensors:
             raise EditingError(f"{path}: not a memory of edits")
-        if header["version"] != VERSION:
-            raise EditingError(f"{path}: a memory of version {header['version']}, this program reads version {VERSION}")
+        if header.get("version") != VERSION:
+            raise EditingError(f"{path}: a memory of version {header.get('version')}, this program reads version {VERSION}")
         texts = tensors["edits"].numpy().tobytes()
         if hashlib.sha256(texts).hexdigest() != header["sha256"]:
             raise EditingError(f"{path}: damaged, its edits are not those that were written: use a copy")
