@@ -49,9 +49,12 @@ def load_editable(
     cls = BertClassifier if class_name == "BertClassifier" else getattr(transformers, class_name, None)
     if cls is None:
         near = difflib.get_close_matches(class_name, dir(transformers), n=1)
-        raise EditingError(f"model.class_name: transformers has no {class_name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise EditingError(f"model.class_name: transformers has no {class_name!r}{hint}")
     place = device_of(device)
-    options = {"dtype": dtype, "local_files_only": local, "use_safetensors": True} | ({"attn_implementation": "eager"} if eager else {})
+    options = {"dtype": dtype, "local_files_only": local, "use_safetensors": True}
+    if eager:
+        options["attn_implementation"] = "eager"
     try:
         _check_class(cls, AutoConfig.from_pretrained(source, local_files_only=local), name, experiment)
         model = cls.from_pretrained(source, **options)
@@ -68,7 +71,8 @@ def load_editable(
         raise _unfit(name, model_kind(model).value, experiment)
     if tok.pad_token_id is None:
         if tok.eos_token is None:
-            raise EditingError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; set one in its folder")
+            raise EditingError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
+                               "set one in its folder")
         tok.pad_token = tok.eos_token  # padding is masked everywhere, so which token it is makes no difference
     return model.to("cpu" if place == "map" else place).eval().requires_grad_(False), tok
 
@@ -86,14 +90,16 @@ def _check_class(cls: type, config, name: str, experiment: str) -> None:
 
 def _unfit(name: str, what: str, experiment: str) -> EditingError:
     wanted = " or ".join(kind.value for kind in KINDS[experiment])
-    return EditingError(f"experiment {experiment!r} is for models of kind {wanted}, but {name!r} is {what}: choose another +model")
+    return EditingError(f"experiment {experiment!r} is for models of kind {wanted}, but {name!r} is {what}: "
+                        "choose another +model")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Weights of a file (.safetensors) in place of the model's own: named as the model's, or with one leading `model.` (as
     Lightning writes them). Raises EditingError for a file that does not fit, and for pickled ones."""
     if path.suffix != ".safetensors":
-        raise EditingError(f"model.pt: {path} is no .safetensors file; pickled weights are not read: convert it where you trust it")
+        raise EditingError(f"model.pt: {path} is no .safetensors file; pickled weights are not read: convert it where "
+                           "you trust it")
     try:
         weights = {name: t for name, t in load_file(path).items() if not name.endswith("position_ids")}
     except (OSError, SafetensorError) as error:

@@ -11,7 +11,6 @@ command and ``archive=<its folder>``, and ends with the same numbers.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import secrets
@@ -86,7 +85,8 @@ def derived(stats: Mapping[str, float], suffix: str) -> dict[str, float]:
 
 def table(stats: Mapping[str, float], suffix: str) -> str:
     """The most telling numbers, a line each."""
-    shown = {name: stats[name] for name in ("edit_success", "drawdown_acc", "drawdown_retain", "drawdown_perplexity") if name in stats}
+    names = ("edit_success", "drawdown_acc", "drawdown_retain", "drawdown_perplexity")
+    shown = {name: stats[name] for name in names if name in stats}
     shown |= {name: stats[f"{name}{suffix}"] for name in ("edit/acc_flip", "kl/edit", "acc/pre", "acc/post", "time/edit")
               if f"{name}{suffix}" in stats}
     return "\n".join(f"{name:22s} {value:.4f}" for name, value in shown.items() if math.isfinite(value))
@@ -113,8 +113,8 @@ def default_export(config: Mapping[str, Any]) -> Path:
     """Where experiments.evaluate looks for the editor of this algorithm and model."""
     from editors.learned.weight_editors import EDITOR_OF
 
-    name = config["model"]["name"].replace("/", "_")
-    return data_folder(config["data_dir"]) / "learned" / EDITOR_OF.get(config["alg"], config["alg"].upper()) / f"{name}.safetensors"
+    editor = EDITOR_OF.get(config["alg"], config["alg"].upper())
+    return data_folder(config["data_dir"]) / "learned" / editor / f"{config['model']['name'].replace('/', '_')}.safetensors"
 
 
 def _export(config: Mapping[str, Any], folder: Path) -> None:

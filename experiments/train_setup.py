@@ -85,7 +85,7 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     train_config = _train_config(config, is_serac)
     validation = sources.of("validation", val_batch, train_config.val_steps)
     final = sources.of(split, val_batch)
-    about = {"model": {"name": model_settings["name"], **alg.about()}, "data": {s: sources.about[s] for s in sorted(sources.about)}}
+    about = {"model": {"name": model_settings["name"], **alg.about()}, "data": dict(sorted(sources.about.items()))}
     archive = find_archive(config["archive"], config["eval_only"]) if config["archive"] else None
     trainer_class = getattr(alg, "trainer_class", Trainer)
     trainer = trainer_class(
@@ -110,7 +110,8 @@ def _recipe(config: Mapping[str, Any], experiment: str) -> str:
 def _options(config: Mapping[str, Any], alg_name: str) -> dict[str, Any]:
     """The algorithm's own options: its sub-tree, and the shared keys that it reads."""
     options = dict(config.get(config["alg"]) or {})
-    options = {key: value for key, value in options.items() if not (value is None and key in ("hidden_dim", "act", "verbose", "lora"))}
+    unread = ("hidden_dim", "act", "verbose", "lora")
+    options = {key: value for key, value in options.items() if value is not None or key not in unread}
     fields = {field.name for field in dataclasses.fields(registry.algorithm(alg_name).options_class)}
     if alg_name == "ft":
         locality = options.pop("locality")
@@ -179,7 +180,8 @@ class _Sources:
             raise EditingError(f"{key}={batch_size}: too small for data.n_edits={n_edits} and at least one unrelated input "
                                f"(they count together): at least {n_edits + 1}")
         rows = self.rows(split)
-        batches = rows.batches(n_edits, n_local, limit=limit and max(limit, n_edits), single_batch=self.config["single_batch"] and split == "train")
+        single = self.config["single_batch"] and split == "train"
+        batches = rows.batches(n_edits, n_local, limit=limit and max(limit, n_edits), single_batch=single)
         return Episodes(batches, self.collate)
 
 
@@ -198,8 +200,8 @@ def _attach_local(alg: FineTune, config: Mapping[str, Any], sources: _Sources) -
 
 
 def find_archive(asked: str, eval_only: bool) -> Path:
-    """The checkpoint that `archive` means: a file, the one of a run's folder (the best for evaluation, the last to go on from), or
-    of the one run in outputs or multirun whose path contains the text. Raises EditingError if there is none, or several."""
+    """The checkpoint that `archive` means: a file, that of a run's folder (the best for evaluation, the last to go on from), or of
+    the one run in outputs or multirun whose path contains the text. Raises EditingError if there is none, or several."""
     name = BEST if eval_only else LAST
     path = Path(asked)
     if path.is_file():

@@ -70,7 +70,8 @@ def main(argv=None) -> None:
     parser = Parser(prog="python -m figures.learned", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs of experiments.train")
     parser.add_argument("--labels", help="names of the runs, with commas between them; by default their folders'")
-    parser.add_argument("--out", default="results/learned_training", help="path of the files without ending (default: %(default)s)")
+    parser.add_argument("--out", default="results/learned_training",
+                        help="path of the files without ending (default: %(default)s)")
     args = parser.parse_args(argv)
     labels = args.labels.split(",") if args.labels else [run.name for run in args.runs]
     if len(labels) != len(args.runs):

@@ -20,7 +20,9 @@ class Averages:
     def add(self, stats: Mapping[str, float], rows: int = 1, episodes: int = 1) -> None:
         """An episode, or the means of several; success was measured on so many inputs in all."""
         for key, value in stats.items():
-            weight = stats.get(f"n_tokens/{key[4:]}", 1) if key.startswith("nll/") else rows if key.startswith("edit/") else episodes
+            weight = (
+                stats.get(f"n_tokens/{key[4:]}", 1) if key.startswith("nll/") else rows if key.startswith("edit/") else episodes
+            )
             if weight:
                 self.sums[key] = self.sums.get(key, 0.0) + weight * value
                 self.weights[key] = self.weights.get(key, 0.0) + weight
@@ -54,7 +56,11 @@ class EarlyStop:
         return is_best
 
     def state(self) -> dict[str, Any]:
-        return {"best": None if math.isinf(self.best) else self.best, "best_iteration": self.best_iteration, "stopped": self.stopped}
+        return {
+            "best": None if math.isinf(self.best) else self.best,
+            "best_iteration": self.best_iteration,
+            "stopped": self.stopped,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if not {"best", "best_iteration", "stopped"} <= state.keys():

@@ -41,13 +41,17 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def load(path: Path, alg: Editable, any_model: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(info, extra tensors); the networks go into `alg`.
 
-    any_model: whatever the model's weights are. Raises EditingError for a checkpoint of another model, algorithm or configuration,
-    and names what differs.
+    any_model: whatever the model's weights are. Raises EditingError for a checkpoint of another model, algorithm or
+    configuration, and names what differs.
     """
     header, tensors = read(path)
     found, wanted = header["about"], json.loads(json.dumps(alg.about()))
-    for key, what in (("algorithm", "algorithm"), ("model_type", "kind of model"), ("inner_params", "choice of edited weights"),
-                      ("options", "configuration")):
+    for key, what in (
+        ("algorithm", "algorithm"),
+        ("model_type", "kind of model"),
+        ("inner_params", "choice of edited weights"),
+        ("options", "configuration"),
+    ):
         if found.get(key) != wanted[key]:
             was, now = found.get(key), wanted[key]
             if isinstance(was, dict):
@@ -55,14 +59,16 @@ def load(path: Path, alg: Editable, any_model: bool = False) -> tuple[dict[str, 
                 was, now = ({k: side.get(k) for k in differing} for side in (was, now))
             raise EditingError(f"{path}: a checkpoint of another {what}: {_short(was)}, here {_short(now)}")
     if not any_model and not same_model(found, wanted):
-        raise EditingError(f"{path}: a checkpoint of another model: its weights have the fingerprint {found.get('model')}, "
-                           f"here {wanted['model']}")
+        raise EditingError(
+            f"{path}: a checkpoint of another model: its weights have the fingerprint {found.get('model')}, "
+            f"here {wanted['model']}"
+        )
     alg.load_state({name.removeprefix(NET): tensor for name, tensor in tensors.items() if name.startswith(NET)})
     return header["info"], {name: tensor for name, tensor in tensors.items() if not name.startswith(NET)}
 
 
 def same_model(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether two identities are of one model, loaded in the same precision (all bits count) or another (lengths do, to 1 %)."""
+    """Whether two identities are of one model, in the same precision (all bits count) or another (lengths do, to 1 %)."""
     if found.get("dtype") == wanted["dtype"]:
         return found.get("model") == wanted["model"]
     was, now = found.get("norms", {}), wanted["norms"]

@@ -41,8 +41,9 @@ class BertClassifier(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
-    def forward(self, input_ids: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"] | None = None,
-                **ignored) -> Float[Tensor, "batch 1"]:
+    def forward(
+        self, input_ids: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"] | None = None, **ignored
+    ) -> Float[Tensor, "batch 1"]:
         """The logit of "true"; labels and whatever else a batch carries are not read."""
         output = self.model(input_ids=input_ids, attention_mask=attention_mask)
         pooled = getattr(output, "pooler_output", None)

@@ -121,18 +121,28 @@ class Editable(ABC):
         try:
             self.net.load_state_dict(state)
         except RuntimeError as error:
-            raise EditingError(f"the checkpoint's networks are not those of this {self.name}: {str(error).splitlines()[1].strip()}") from None
+            raise EditingError(
+                f"the checkpoint's networks are not those of this {self.name}: {str(error).splitlines()[1].strip()}"
+            ) from None
 
     def about(self) -> dict[str, Any]:
-        """What a checkpoint must agree on to be loaded, JSON-ready. Of the model everything counts but the weights that are edited."""
-        return {"algorithm": self.name, "options": self.options.identity(), "inner_params": list(self.inner),
-                **identity_of(self.model, self.inner)}
+        """What a checkpoint must agree on to be loaded, JSON-ready; of the model all but the weights that are edited."""
+        return {
+            "algorithm": self.name,
+            "options": self.options.identity(),
+            "inner_params": list(self.inner),
+            **identity_of(self.model, self.inner),
+        }
 
 
 def identity_of(model: nn.Module, without: Collection[str]) -> dict[str, Any]:
     """What tells models apart, the named weights left out."""
-    return {"model_type": model.config.model_type, "model": model_fingerprint(model, without),
-            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "norms": norms(model, without)}
+    return {
+        "model_type": model.config.model_type,
+        "model": model_fingerprint(model, without),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "norms": norms(model, without),
+    }
 
 
 def norms(model: nn.Module, without: Collection[str], most: int = 32) -> dict[str, float]:
@@ -147,8 +157,10 @@ def check_parameters(model: nn.Module, names: Sequence[str]) -> None:
     missing = [name for name in names if name not in known]
     if missing:
         near = difflib.get_close_matches(missing[0], known, n=1)
-        raise EditingError(f"the model has no parameter{'s' * (len(missing) > 1)} {', '.join(missing)}"
-                           + (f"; the nearest is {near[0]}" if near else ""))
+        raise EditingError(
+            f"the model has no parameter{'s' * (len(missing) > 1)} {', '.join(missing)}"
+            + (f"; the nearest is {near[0]}" if near else "")
+        )
     if not names or len(set(names)) < len(names):
         raise EditingError("inner_params: give at least one weight, and each once")
     flat = [name for name in names if known[name].dim() != 2]

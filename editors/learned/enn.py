@@ -38,8 +38,8 @@ class ENNOptions(Options):
 class ENN(LowRankEditable):
     """W_i' = W_i - lr_i * d nll / d W_i, `n_edit_steps` times; the model itself and lr are trained.
 
-    `model` here is a trained copy; the one that was given stays as it is. Second order differentiates through the inner gradient,
-    which only eager attention can.
+    `model` here is a trained copy; the one that was given stays as it is. Second order differentiates through the inner
+    gradient, which only eager attention can.
     """
 
     name = "enn"
@@ -49,8 +49,10 @@ class ENN(LowRankEditable):
         super().__init__(model, inner_params, options)
         attention = getattr(model.config, "_attn_implementation", "eager")
         if not self.options.first_order and attention != "eager":
-            raise EditingError(f"ENN of second order can't differentiate {attention!r} attention twice: "
-                               'load the model with attn_implementation="eager", or set enn.first_order=True')
+            raise EditingError(
+                f"ENN of second order can't differentiate {attention!r} attention twice: "
+                'load the model with attn_implementation="eager", or set enn.first_order=True'
+            )
         self.identity = super().about()
         self.model = copy.deepcopy(model)
         outer = _upper_parameters(self.model, self.options.no_grad_layers)
@@ -84,8 +86,11 @@ class ENN(LowRankEditable):
     def _tied(self) -> dict[str, str]:
         """{name: name of the tensor that it shares its memory with}, of the second and later names of a tensor."""
         first: dict[int, str] = {}
-        return {name: first[tensor.data_ptr()] for name, tensor in self.net.state_dict().items()
-                if first.setdefault(tensor.data_ptr(), name) != name}
+        return {
+            name: first[tensor.data_ptr()]
+            for name, tensor in self.net.state_dict().items()
+            if first.setdefault(tensor.data_ptr(), name) != name
+        }
 
     def about(self) -> dict[str, Any]:
         return self.identity
@@ -98,8 +103,12 @@ def _upper_parameters(model: nn.Module, first_block: int | None) -> set[str]:
         return names
     stacks = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     outermost = [path for path, _ in stacks if not any(path.startswith(other + ".") for other, _ in stacks)]
-    upper = {name for path in outermost for name in names
-             if name.startswith(path + ".") and int(name[len(path) + 1:].split(".")[0]) >= first_block}
+    upper = {
+        name
+        for path in outermost
+        for name in names
+        if name.startswith(path + ".") and int(name[len(path) + 1 :].split(".")[0]) >= first_block
+    }
     if not upper:
         raise EditingError(f"no_grad_layers: {first_block} leaves no block to train")
     return upper

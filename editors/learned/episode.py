@@ -62,20 +62,30 @@ class Episode:
         def moved(batch: Batch | None) -> Batch | None:
             return None if batch is None else {name: tensor.to(device) for name, tensor in batch.items()}
 
-        return replace(self, edit_inner=moved(self.edit_inner), edit_outer=moved(self.edit_outer), loc=moved(self.loc),
-                       cond=moved(self.cond), pos_pairs=self.pos_pairs.to(device))
+        return replace(
+            self,
+            edit_inner=moved(self.edit_inner),
+            edit_outer=moved(self.edit_outer),
+            loc=moved(self.loc),
+            cond=moved(self.cond),
+            pos_pairs=self.pos_pairs.to(device),
+        )
 
 
 def joined(episodes: Sequence[Episode]) -> Episode | None:
-    """These episodes as one of as many segments; None if their batches are not of equally many rows, or the edits of opinions."""
+    """These episodes as one of as many segments; None if their batches have different sizes, or the edits are of opinions."""
     if len(episodes) == 1:
         return episodes[0]
     if any(getattr(item, "sentiment", None) is not None for e in episodes for item in e.extras.get("items", ())):
         return None
-    counts = {tuple(0 if b is None else len(b["input_ids"]) for b in (e.edit_inner, e.edit_outer, e.loc, e.cond)) for e in episodes}
+    counts = {
+        tuple(0 if b is None else len(b["input_ids"]) for b in (e.edit_inner, e.edit_outer, e.loc, e.cond)) for e in episodes
+    }
     if len(counts) > 1 or 0 in (count := next(iter(counts))):
         return None
-    offsets = torch.arange(len(episodes)).repeat_interleave(len(episodes[0].pos_pairs))[:, None] * torch.tensor([count[1], count[0]])
+    offsets = torch.arange(len(episodes)).repeat_interleave(len(episodes[0].pos_pairs))[:, None] * torch.tensor(
+        [count[1], count[0]]
+    )
     extras = {key: tuple(x for e in episodes for x in e.extras[key]) for key in episodes[0].extras}
     parts = (joined_batches([getattr(e, name) for e in episodes]) for name in ("edit_inner", "edit_outer", "loc", "cond"))
     return Episode(*parts, torch.cat([e.pos_pairs for e in episodes]) + offsets, extras, len(episodes))
@@ -83,6 +93,7 @@ def joined(episodes: Sequence[Episode]) -> Episode | None:
 
 def joined_batches(batches: Sequence[Batch]) -> Batch:
     """One batch of all rows, padded on the right; what is padded is neither seen nor scored."""
+
     def stacked(name: str) -> Tensor:
         width = max(batch[name].shape[1] for batch in batches)
         fill = IGNORED if name == "labels" else 0
@@ -113,9 +124,17 @@ class Collator:
         if edit_outer is not None and items[0].drop is not None:
             edit_outer = _without_beginning(edit_outer, items[0].drop)
         pairs = torch.tensor([[row, edit] for row, (_, edit) in enumerate(outer)], dtype=torch.long).reshape(-1, 2)
-        conditions = [item.condition if item.condition is not None else item.edit.input + (item.edit.target or "") for item in items]
-        return Episode(self.batch([item.edit for item in items]), edit_outer, self.batch(local, labelled=False), self.texts(conditions),
-                       pairs, {"items": tuple(items), "local": tuple(local)})
+        conditions = [
+            item.condition if item.condition is not None else item.edit.input + (item.edit.target or "") for item in items
+        ]
+        return Episode(
+            self.batch([item.edit for item in items]),
+            edit_outer,
+            self.batch(local, labelled=False),
+            self.texts(conditions),
+            pairs,
+            {"items": tuple(items), "local": tuple(local)},
+        )
 
     def batch(self, examples: Sequence[Example], labelled: bool = True) -> Batch:
         """One batch of these examples. labelled: a classifier's must have a label; one without is not scored."""
@@ -141,8 +160,8 @@ class Collator:
         for i, (example, ids) in enumerate(zip(examples, rows)):
             n = self._target_length(example, ids)
             if self.max_length is not None and len(ids) > self.max_length:
-                rows[i] = ids = ids[-self.max_length:] if n is not None else ids[: self.max_length]
-            labels.append(ids if n is None else [IGNORED] * (len(ids) - n) + ids[len(ids) - n:])
+                rows[i] = ids = ids[-self.max_length :] if n is not None else ids[: self.max_length]
+            labels.append(ids if n is None else [IGNORED] * (len(ids) - n) + ids[len(ids) - n :])
         width = max(map(len, rows))
         return self._padded(rows) | {"labels": _stack(labels, IGNORED, width)}
 
@@ -155,8 +174,10 @@ class Collator:
             n = len(self.tok(example.target, add_special_tokens=False).input_ids)
         # The first token of a text is predicted from nothing, so it can't be scored.
         if not 1 <= n < len(ids) or (self.max_length is not None and n >= self.max_length):
-            raise EditingError(f"the target of {example.input[:60]!r} has {n} tokens of a text of {len(ids)}: "
-                               "it must have at least one, and fewer than the text and the longest input")
+            raise EditingError(
+                f"the target of {example.input[:60]!r} has {n} tokens of a text of {len(ids)}: "
+                "it must have at least one, and fewer than the text and the longest input"
+            )
         return n
 
     def _seq2seq(self, examples: Sequence[Example]) -> Batch:
@@ -188,15 +209,19 @@ class Collator:
         return ids
 
     def _ids(self, texts: Sequence[str], cut: bool = True) -> list[list[int]]:
-        rows = self.tok(list(texts), truncation=cut and self.max_length is not None,
-                        max_length=self.max_length if cut else None).input_ids
+        rows = self.tok(
+            list(texts), truncation=cut and self.max_length is not None, max_length=self.max_length if cut else None
+        ).input_ids
         if not all(rows):
             raise EditingError(f"{texts[[len(row) for row in rows].index(0)]!r} has no tokens")
         return rows
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Batch:
         width = max(map(len, rows))
-        return {"input_ids": _stack(rows, pad_id(self.tok), width), "attention_mask": _stack([[1] * len(r) for r in rows], 0, width)}
+        return {
+            "input_ids": _stack(rows, pad_id(self.tok), width),
+            "attention_mask": _stack([[1] * len(r) for r in rows], 0, width),
+        }
 
 
 def _stack(rows: Sequence[Sequence[int]], fill: int, width: int) -> Int[Tensor, "rows width"]:

@@ -1,4 +1,4 @@
-"""The gradient of a linear map's weight as its two factors, from hooks and one backward pass (Mitchell et al. 2022a, section 3)."""
+"""The gradient of a linear map's weight as its two factors, from hooks and one backward pass (Mitchell et al. 2022a)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Factors:
 
 
 def linear_of(model: nn.Module, name: str) -> tuple[nn.Module, bool]:
-    """(the module whose weight is called `name`, whether it stores it as [d_in, d_out]). Raises EditingError for other modules."""
+    """(module whose weight is called `name`, whether that is [d_in, d_out]). Raises EditingError for modules that are not linear."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     if attribute != "weight" or not isinstance(module, (nn.Linear, Conv1D)):
@@ -52,7 +52,7 @@ def dimensions(model: nn.Module, name: str) -> tuple[int, int]:
 
 def chunks(batch: Batch, size: int) -> list[Batch]:
     """The batch in parts of at most `size` rows."""
-    return [{name: tensor[i:i + size] for name, tensor in batch.items()} for i in range(0, len(batch["input_ids"]), size)]
+    return [{name: tensor[i : i + size] for name, tensor in batch.items()} for i in range(0, len(batch["input_ids"]), size)]
 
 
 def gradient_factors(alg, batch: Batch, segments: int = 1, size: int = CHUNK, create_graph: bool = False) -> dict[str, Factors]:
@@ -84,8 +84,10 @@ def gradient_factors(alg, batch: Batch, segments: int = 1, size: int = CHUNK, cr
             u, delta = (wide(x.reshape(-1, x.shape[-1])) for x in (u, delta))
             segment = torch.arange(segments, device=u.device).repeat_interleave(len(u) // segments)
             found[name].append(Factors(u, delta, segment))
-    return {name: Factors(*(torch.cat([getattr(f, field) for f in each]) for field in ("u", "delta", "segment")))
-            for name, each in found.items()}
+    return {
+        name: Factors(*(torch.cat([getattr(f, field) for f in each]) for field in ("u", "delta", "segment")))
+        for name, each in found.items()
+    }
 
 
 def scored(alg, batch: Batch) -> Int[Tensor, "rows"]:

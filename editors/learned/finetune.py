@@ -60,7 +60,9 @@ class FineTune(Editable):
     options_class = FineTuneOptions
     trained = False
 
-    def __init__(self, model: nn.Module, inner_params: Sequence[str], options: FineTuneOptions | Mapping[str, Any] | None = None):
+    def __init__(
+        self, model: nn.Module, inner_params: Sequence[str], options: FineTuneOptions | Mapping[str, Any] | None = None
+    ):
         super().__init__(model, inner_params, options)
         self.local: Callable[[], Batch] | None = None
 

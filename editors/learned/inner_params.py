@@ -25,8 +25,11 @@ def default_inner_params(model: nn.Module, blocks: int | None = None) -> list[st
     found = []
     for path, stack in stacks:
         for number in range(max(0, len(stack) - blocks), len(stack)):
-            found += [f"{path}.{number}.{name}.weight" for name, module in stack[number].named_modules()
-                      if isinstance(module, (nn.Linear, Conv1D)) and _FEED_FORWARD.search(name) and not name.endswith("wi_1")]
+            found += [
+                f"{path}.{number}.{name}.weight"
+                for name, module in stack[number].named_modules()
+                if isinstance(module, (nn.Linear, Conv1D)) and _FEED_FORWARD.search(name) and not name.endswith("wi_1")
+            ]
     if not found:
         raise EditingError("inner_params: no feed-forward weights were found in the model's last blocks; name the weights")
     return found

@@ -1,4 +1,4 @@
-"""KE (KnowledgeEditor, De Cao et al. 2021; `efk` in MEND): a hyper-network gates and shifts the gradient, conditioned on a text."""
+"""KE (KnowledgeEditor, De Cao et al. 2021; `efk` in MEND): a text tells a hyper-network how to gate and shift the gradient."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class KEOptions(Options):
     max_scale: float = 1.0
     """Largest gate."""
     several: str = "loop"
-    """Several edits in a batch: "loop", one after the other, each on what the last one left; "average": one update, conditioned on
-    the mean of the conditions. The published code takes one edit only."""
+    """Several edits in a batch: "loop", one after the other, each on what the last one left; "average": one update, conditioned
+    on the mean of the conditions. The published code takes one edit only."""
 
     def __post_init__(self):
         if self.hidden_dim < 1 or self.condition_dim < 1:
@@ -61,7 +61,8 @@ class Conditioner(nn.Module):
         super().__init__()
         self.sizes = [columns, rows, columns, rows, 1]
         self.layers = nn.Sequential(
-            weight_norm(nn.Linear(options.condition_dim, options.hidden_dim)), nn.Tanh(),
+            weight_norm(nn.Linear(options.condition_dim, options.hidden_dim)),
+            nn.Tanh(),
             weight_norm(nn.Linear(options.hidden_dim, sum(self.sizes))),
         )
 
@@ -84,9 +85,9 @@ class KE(LowRankEditable):
         super().__init__(model, inner_params, options)
         embedding = model.get_input_embeddings().weight
         self.net.condition = Condition(embedding, self.options.hidden_dim, self.options.condition_dim)
-        self.net.conditioners = nn.ModuleDict({
-            name.replace(".", "_"): Conditioner(*model.get_parameter(name).shape, self.options) for name in self.inner
-        })
+        self.net.conditioners = nn.ModuleDict(
+            {name.replace(".", "_"): Conditioner(*model.get_parameter(name).shape, self.options) for name in self.inner}
+        )
         self.net.to(embedding.device)
 
     def parts(self, batch: Batch, condition: Batch | None, segments: int) -> list[tuple[Batch, Batch]]:
@@ -98,7 +99,9 @@ class KE(LowRankEditable):
         if self.options.several == "average":
             return [(batch, condition)]
         n = rows // segments
-        return [({name: t[i::n] for name, t in batch.items()}, {name: t[i::n] for name, t in condition.items()}) for i in range(n)]
+        return [
+            ({name: t[i::n] for name, t in batch.items()}, {name: t[i::n] for name, t in condition.items()}) for i in range(n)
+        ]
 
     def context(self, condition: Batch, segments: int) -> Float[Tensor, "segments condition"]:
         return self.net.condition(condition).unflatten(0, (segments, -1)).mean(1)

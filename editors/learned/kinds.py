@@ -32,8 +32,11 @@ class ModelKind(Enum):
 
 
 _SEQ2SEQ = {
-    "t5": ModelKind.T5, "mt5": ModelKind.T5, "bart": ModelKind.BART,
-    "blenderbot": ModelKind.BLENDERBOT, "blenderbot-small": ModelKind.BLENDERBOT,
+    "t5": ModelKind.T5,
+    "mt5": ModelKind.T5,
+    "bart": ModelKind.BART,
+    "blenderbot": ModelKind.BLENDERBOT,
+    "blenderbot-small": ModelKind.BLENDERBOT,
 }
 
 
@@ -46,9 +49,13 @@ def model_kind(model: nn.Module) -> ModelKind:
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         if config.model_type not in _SEQ2SEQ:
-            raise EditingError(f"encoder-decoder models of type {config.model_type!r} are not supported, only {', '.join(_SEQ2SEQ)}")
+            raise EditingError(
+                f"encoder-decoder models of type {config.model_type!r} are not supported, only {', '.join(_SEQ2SEQ)}"
+            )
         return _SEQ2SEQ[config.model_type]
     if model.get_output_embeddings() is None:
-        raise EditingError(f"{type(model).__name__} has no language-model head, so there are no targets to edit; "
-                           "load the causal or sequence-to-sequence class of the model")
+        raise EditingError(
+            f"{type(model).__name__} has no language-model head, so there are no targets to edit; "
+            "load the causal or sequence-to-sequence class of the model"
+        )
     return ModelKind.DECODER

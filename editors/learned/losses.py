@@ -90,15 +90,18 @@ def _binary(logits: Float[Tensor, "batch 1"], labels: Tensor) -> Scores:
     return Scores(-mean, acc, acc, log_p.exp().mean(), mean, log_p.new_tensor(len(log_p)))
 
 
-def locality_kl(pre: Tensor, post: Tensor, mask: Int[Tensor, "batch pos"] | None = None, segments: int = 1) -> Float[Tensor, ""]:
+def locality_kl(
+    pre: Tensor, post: Tensor, mask: Int[Tensor, "batch pos"] | None = None, segments: int = 1
+) -> Float[Tensor, ""]:
     """KL(pre || post): the mean over the positions of `mask` (sequences), or over rows (one binary logit each).
 
     segments: the mean of the divergences of so many groups of rows.
     """
     pre, post = wide(pre), wide(post)
     if pre.shape[-1] == 1:
-        return (pre.sigmoid() * (logsigmoid(pre) - logsigmoid(post))
-                + (-pre).sigmoid() * (logsigmoid(-pre) - logsigmoid(-post))).mean()
+        return (
+            pre.sigmoid() * (logsigmoid(pre) - logsigmoid(post)) + (-pre).sigmoid() * (logsigmoid(-pre) - logsigmoid(-post))
+        ).mean()
     if pre.dim() != 3 or mask is None:
         raise NotImplementedError(f"no divergence for logits of shape {tuple(pre.shape)}")
     before, after = pre.log_softmax(-1), post.log_softmax(-1)
@@ -141,7 +144,10 @@ def retained(pre: Tensor, post: Tensor, labels: Tensor, shift: bool) -> Float[Te
 
 
 def sentiment_nll(
-    logits: Float[Tensor, "batch pos vocabulary"], labels: Int[Tensor, "batch pos"], same: Bool[Tensor, "batch"], shift: bool,
+    logits: Float[Tensor, "batch pos vocabulary"],
+    labels: Int[Tensor, "batch pos"],
+    same: Bool[Tensor, "batch"],
+    shift: bool,
     unlikelihood: bool,
 ) -> Scores:
     """-log p of the tokens of rows of the edit's sentiment (`same`), and with `unlikelihood` also -log(1 - p) of the others'.
@@ -171,8 +177,14 @@ def sentiment_scores(
     z_sent = (correct - wrong).sigmoid()
     raw = (correct - (before * good).sum() / good.sum()).exp()
     z_topic = raw.clamp(max=1)
-    return {"acc_sent": z_sent * z_topic, "z_sent": z_sent, "z_topic": z_topic, "z_topic_raw": raw,
-            "correct_probs": correct, "wrong_probs": wrong}
+    return {
+        "acc_sent": z_sent * z_topic,
+        "z_sent": z_sent,
+        "z_topic": z_topic,
+        "z_topic_raw": raw,
+        "correct_probs": correct,
+        "wrong_probs": wrong,
+    }
 
 
 def _mean(values: Tensor, mask: Bool[Tensor, "..."]) -> Float[Tensor, ""]:

@@ -1,4 +1,4 @@
-"""Learned editors whose updates are few factors: MEND, KE and ENN. What they add to a weight is applied without being multiplied out."""
+"""Learned editors whose updates are few factors (MEND, KE, ENN), applied to inputs without being multiplied out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Rows:
     delta: Float[Tensor, "segments rank d_out"]
 
     @staticmethod
-    def packed(u: Float[Tensor, "rows d_in"], delta: Float[Tensor, "rows d_out"], segment: Int[Tensor, "rows"], segments: int) -> Rows:
+    def packed(
+        u: Float[Tensor, "rows d_in"], delta: Float[Tensor, "rows d_out"], segment: Int[Tensor, "rows"], segments: int
+    ) -> Rows:
         """From rows of whatever segment, filled up with zeros to the longest."""
         if segments == 1:
             return Rows(u[None], delta[None])
@@ -60,8 +62,8 @@ class Rows:
 class LowRankEditable(Editable):
     """An edit is one step, or several, each made on what the last one left (see `parts`).
 
-    Several edits can be made side by side, each with the weights of its own (`segments`): that gives the losses and gradients of as
-    many episodes in the time of few.
+    Several edits can be made side by side, each with the weights of its own (`segments`): that gives the losses and gradients
+    of as many episodes in the time of few.
     """
 
     def __init__(self, model: nn.Module, inner_params: Sequence[str], options: Options | Mapping[str, Any] | None = None):
@@ -90,7 +92,7 @@ class LowRankEditable(Editable):
     def edit(
         self, batch: Batch, condition: Batch | None = None, detach_history: bool = False, segments: int = 1, chunk: int = CHUNK
     ) -> tuple[Self, dict[str, Any]]:
-        """As `Editable.edit`; with segments, so many edits of equally many rows, each of which answers its share of later batches.
+        """As `Editable.edit`; with segments, so many edits of equally many rows, each of which answers its share of later rows.
 
         chunk: so many rows go through the model together.
         """
@@ -105,8 +107,10 @@ class LowRankEditable(Editable):
         """What one step adds to each inner parameter."""
         factors = gradient_factors(self, batch, segments, chunk, self.second_order())
         context = self.context(condition, segments)
-        return {name: Rows.packed(*self.transformed(i, each.kept(), context), segments)
-                for i, (name, each) in enumerate(factors.items())}
+        return {
+            name: Rows.packed(*self.transformed(i, each.kept(), context), segments)
+            for i, (name, each) in enumerate(factors.items())
+        }
 
     def with_rows(self, rows: Mapping[str, Rows]) -> Self:
         """A copy to whose weights these are added, too."""
@@ -119,7 +123,12 @@ class LowRankEditable(Editable):
         for name, rows in list(self.added.items()):
             segments, rank, d_in = rows.u.shape
             d_out = rows.delta.shape[-1]
-            if segments == 1 and not rows.u.requires_grad and not rows.delta.requires_grad and rank * (d_in + d_out) > d_in * d_out:
+            if (
+                segments == 1
+                and not rows.u.requires_grad
+                and not rows.delta.requires_grad
+                and rank * (d_in + d_out) > d_in * d_out
+            ):
                 self.overrides = self.overrides | {name: self.weight(name)}
                 del self.added[name]
         return self
@@ -149,7 +158,7 @@ class LowRankEditable(Editable):
         return self.run(batch)
 
     def run(self, batch: Batch, seen: dict[str, tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """Logits; `seen` takes the (input, output) of each inner parameter's module, where the graph then begins at the latest."""
+        """Logits; `seen` takes the (input, output) of each inner parameter's module, where the graph begins at the latest."""
         names = self.inner if seen is not None else self.added
         with hooked(linear_of(self.model, name)[0].register_forward_hook(self._hook(name, seen)) for name in names):
             return forward(self.model, self.overrides, batch)

@@ -39,7 +39,8 @@ class MENDOptions(Options):
     """Subtract the step instead of adding it. Published MEND editors add, and learn the sign."""
 
     ignored: ClassVar[Mapping[str, str]] = {
-        "hidden_dim": "the network is as wide as the factors", "act": "every layer clamps at 0",
+        "hidden_dim": "the network is as wide as the factors",
+        "act": "every layer clamps at 0",
     }
     fixed: ClassVar[Mapping[str, tuple[Any, str]]] = {"mlp_class": ("IDMLP", "no other network takes the index of a weight")}
     free: ClassVar[frozenset[str]] = frozenset({"edit_lr"})
@@ -48,7 +49,9 @@ class MENDOptions(Options):
         if self.init not in ("id", "xavier"):
             raise EditingError(f'init: {self.init!r} is neither "id" nor "xavier"')
         if self.combine and (self.one_sided or self.x_only or self.delta_only):
-            raise EditingError("combine: one network for both factors can't be one_sided, x_only or delta_only; set combine to false")
+            raise EditingError(
+                "combine: one network for both factors can't be one_sided, x_only or delta_only; set combine to false"
+            )
         if self.x_only and self.delta_only:
             raise EditingError("x_only and delta_only exclude each other")
         if self.rank < 1 or self.n_hidden < 0:
@@ -67,10 +70,12 @@ class MEND(LowRankEditable):
         key_of = {name: str(shape) if self.options.shared else name.replace(".", "#") for name, shape in shapes.items()}
         members = {key: [name for name in self.inner if key_of[name] == key] for key in dict.fromkeys(key_of.values())}
         self.place = {name: (key, members[key].index(name) if self.options.shared else None) for name, key in key_of.items()}
-        self.net.mend = nn.ModuleDict({
-            key: FactorEditor(*shapes[names[0]], self.options, len(names) if self.options.shared else None)
-            for key, names in members.items()
-        })
+        self.net.mend = nn.ModuleDict(
+            {
+                key: FactorEditor(*shapes[names[0]], self.options, len(names) if self.options.shared else None)
+                for key, names in members.items()
+            }
+        )
         self.net.edit_lrs = nn.Parameter(torch.full((len(self.inner),), self.options.edit_lr))
         self.net.to(next(model.parameters()).device)
 

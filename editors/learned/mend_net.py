@@ -94,13 +94,15 @@ class FactorEditor(nn.Module):
             self.count(u, delta)
         if self.norm:
             if not torch.isfinite(self.k).item():
-                raise EditingError("the editor has never been trained: it has no statistics of gradient factors; "
-                                   "train it with experiments.train")
+                raise EditingError(
+                    "the editor has never been trained: it has no statistics of gradient factors; "
+                    "train it with experiments.train"
+                )
             u = (u - self.u_mean) / (self.u_std + EPSILON)
             delta = (delta - self.v_mean) / (self.v_std + EPSILON)
         if self.mlp is not None:
             both = self.mlp(torch.cat([u, delta], -1), mode)
-            return both[:, :self.d_in], both[:, self.d_in:]
+            return both[:, : self.d_in], both[:, self.d_in :]
         return u if self.mlp1 is None else self.mlp1(u, mode), delta if self.mlp2 is None else self.mlp2(delta, mode)
 
     @torch.no_grad()

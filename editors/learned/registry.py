@@ -29,7 +29,7 @@ def names() -> list[str]:
 
 
 def algorithm_name(name: str) -> str:
-    """The algorithm's own name, from it or an alias, whatever the case. Raises EditingError with the nearest one if there is none."""
+    """The algorithm's own name, from it or an alias in any case. Raises EditingError with the nearest one if there is none."""
     lower = name.lower()
     own = _ALIASES.get(lower, lower)
     if own not in _ALGORITHMS:
@@ -44,8 +44,9 @@ def algorithm(name: str) -> type[Editable]:
     return getattr(importlib.import_module(f".{module}", __package__), attribute)
 
 
-def build(name: str, model: nn.Module, inner_params: Sequence[str], options: Options | Mapping[str, Any] | None = None,
-          **parts) -> Editable:
+def build(
+    name: str, model: nn.Module, inner_params: Sequence[str], options: Options | Mapping[str, Any] | None = None, **parts
+) -> Editable:
     """An untrained editor. parts: what SERAC needs besides (see `serac.SERAC.build`). Raises EditingError for what does not fit
     the model."""
     kind = algorithm(name)

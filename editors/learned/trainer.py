@@ -70,7 +70,15 @@ class TrainConfig(Options):
     """As published: cbase scales what is reported only."""
 
     def __post_init__(self):
-        for name in ("max_iters", "log_interval", "val_interval", "val_steps", "accumulate_bs", "early_stop_patience", "parallel"):
+        for name in (
+            "max_iters",
+            "log_interval",
+            "val_interval",
+            "val_steps",
+            "accumulate_bs",
+            "early_stop_patience",
+            "parallel",
+        ):
             if getattr(self, name) < (name != "max_iters"):
                 raise EditingError(f"{name}: {getattr(self, name)} is too small")
         for name in ("lr", "lr_lr", "cedit", "cloc", "cbase", "grad_clip"):
@@ -95,8 +103,15 @@ class Trainer:
     """
 
     def __init__(
-        self, alg: Editable, config: TrainConfig, train: Source | None, validation: Source, folder: Path,
-        original: nn.Module | None = None, identity: Mapping[str, Any] | None = None, progress: bool = True,
+        self,
+        alg: Editable,
+        config: TrainConfig,
+        train: Source | None,
+        validation: Source,
+        folder: Path,
+        original: nn.Module | None = None,
+        identity: Mapping[str, Any] | None = None,
+        progress: bool = True,
         report: Callable[[str], None] = tqdm.write,
     ):
         """folder: of checkpoints and log. original: the model before any training, for the base loss of `train_base`.
@@ -135,7 +150,12 @@ class Trainer:
                 logits = edited(episode.edit_outer)
                 scores = self.outer_scores(episode, logits)
                 l_edit = scores.nll if segments == 1 else segment_nll(logits, episode.edit_outer, alg.kind.shift, segments)
-                stats |= {"loss/edit": l_edit, "edit/acc": scores.acc, "edit/log_prob": scores.log_prob, "edit/prob": scores.prob}
+                stats |= {
+                    "loss/edit": l_edit,
+                    "edit/acc": scores.acc,
+                    "edit/log_prob": scores.log_prob,
+                    "edit/prob": scores.prob,
+                }
                 stats |= self._flips(episode, logits)
                 if not training:
                     stats |= self._opinions(episode, logits)
@@ -166,14 +186,17 @@ class Trainer:
             self.safe_backward(l_base if self.config.cbase_not_in_gradient else self.config.cbase * l_base, episode.segments)
         scores = score(original, loc["labels"], shift)
         return l_base.detach(), {
-            "loss/base": l_base, "nll/original": scores.nll, "acc/original": scores.acc, "n_tokens/original": scores.n_tokens,
+            "loss/base": l_base,
+            "nll/original": scores.nll,
+            "acc/original": scores.acc,
+            "n_tokens/original": scores.n_tokens,
             "kl/orig_post": locality_kl(original, after, locality_mask(loc)),
             "retain/orig_pre": retained(original, before, loc["labels"], shift),
             "retain/orig_post": retained(original, after, loc["labels"], shift),
         }
 
     def outer_scores(self, episode: Episode, logits: Tensor) -> Scores:
-        """Of the equivalents; where the edits are of opinions, of those of the edit's sentiment, and with `unlikelihood` the loss
+        """Of the equivalents; where the edits are of opinions, of those of the edit's sentiment: with `unlikelihood` the loss
         holds down the others."""
         same = same_sentiment(episode)
         if same is None:
@@ -204,8 +227,10 @@ class Trainer:
         """
         if not torch.isfinite(loss):
             kept = self.folder / BEST
-            raise EditingError(f"the loss is {loss.item()} in iteration {self.iteration + 1}, so training stops; lower lr or edit_lr"
-                               + (f"; the best networks so far are in {kept}" if kept.is_file() else ""))
+            raise EditingError(
+                f"the loss is {loss.item()} in iteration {self.iteration + 1}, so training stops; lower lr or edit_lr"
+                + (f"; the best networks so far are in {kept}" if kept.is_file() else "")
+            )
         params = [p for group in self.groups.values() for p in group]
         grads = torch.autograd.grad(loss, params, allow_unused=True)
         if not all(torch.isfinite(g).all() for g in grads if g is not None):
@@ -281,7 +306,9 @@ class Trainer:
         return {"grad": float(norm)}
 
     def _rates(self) -> dict[str, float]:
-        return {f"lr/lr{i}": float(a) for group in [self.groups.get("lr_lr", [])] for p in group for i, a in enumerate(p.detach())}
+        return {
+            f"lr/lr{i}": float(a) for group in [self.groups.get("lr_lr", [])] for p in group for i, a in enumerate(p.detach())
+        }
 
     def _validation(self) -> None:
         means = self.validate(self.validation, self.config.val_steps)
@@ -311,7 +338,9 @@ class Trainer:
                 averages.add(self.step(episode, training=False), len(episode.pos_pairs), episode.segments)
                 number, seen = number + episode.segments, seen + len(episode.edit_inner["input_ids"])
         if not number:
-            raise EditingError("the validation data has no episode: fewer examples than a batch holds; make val_batch_size smaller")
+            raise EditingError(
+                "the validation data has no episode: fewer examples than a batch holds; make val_batch_size smaller"
+            )
         seconds = time.perf_counter() - started
         return averages.means(suffix) | {"eval_time/elapsed": seconds, "eval_time/average": seconds / number}
 
@@ -338,10 +367,20 @@ class Trainer:
         tensors["rng/cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["rng/cuda"] = torch.cuda.get_rng_state()
-        checkpoint.save(path, self.alg, {
-            "iteration": self.iteration, "skipped": self.skipped, "elapsed": self.elapsed, "early": self.early.state(),
-            "averages": asdict(self.averages), "identity": self.identity, "opt": scalars,
-        }, tensors)
+        checkpoint.save(
+            path,
+            self.alg,
+            {
+                "iteration": self.iteration,
+                "skipped": self.skipped,
+                "elapsed": self.elapsed,
+                "early": self.early.state(),
+                "averages": asdict(self.averages),
+                "identity": self.identity,
+                "opt": scalars,
+            },
+            tensors,
+        )
 
     def restore(self, path: Path) -> None:
         """Go on from what `save` wrote. Raises EditingError if that is of another configuration, model or data."""
@@ -349,8 +388,11 @@ class Trainer:
         if "identity" not in info:
             raise EditingError(f"{path}: holds networks, but no state of a training to go on with (that is in {LAST})")
         free = {"max_iters", "log_interval", "eval_only", "final_steps"}
-        differing = sorted(k for k in (info["identity"].keys() | self.identity.keys()) - free
-                           if info["identity"].get(k) != self.identity.get(k))
+        differing = sorted(
+            k
+            for k in (info["identity"].keys() | self.identity.keys()) - free
+            if info["identity"].get(k) != self.identity.get(k)
+        )
         if differing:
             raise EditingError(f"{path}: a run with another {', '.join(differing)}; use the same, or start a new run")
         state = self.optimiser.state_dict()
@@ -379,7 +421,9 @@ class Trainer:
         """Drops what a killed run logged after its last checkpoint."""
         path = self.folder / LOG
         if path.is_file():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= self.iteration]
+            lines = [
+                line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= self.iteration
+            ]
             path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
@@ -401,5 +445,11 @@ def same_sentiment(episode: Episode) -> Bool[Tensor, "outer"] | None:
 
 def summary(stats: Mapping[str, float], suffix: str) -> str:
     """The few numbers of a progress line."""
-    parts = [("edit", "edit/acc"), ("acc_pre", "token_acc/pre"), ("acc_post", "token_acc/post"), ("kl", "kl/edit"), ("loss", "loss/total_edit")]
+    parts = [
+        ("edit", "edit/acc"),
+        ("acc_pre", "token_acc/pre"),
+        ("acc_post", "token_acc/post"),
+        ("kl", "kl/edit"),
+        ("loss", "loss/total_edit"),
+    ]
     return " ".join(f"{name}: {stats[key + suffix]:.4g}" for name, key in parts if key + suffix in stats)

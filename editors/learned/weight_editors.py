@@ -61,13 +61,16 @@ class LearnedHParams(Options):
         for path in (Path(name).expanduser(), folder / name):
             if path.is_file():
                 return path
-        raise EditingError(f"{editor} needs a trained editor, but there is no {name} here nor in {folder}: train one with "
-                           "experiments.train and export=default, or name its file as checkpoint")
+        raise EditingError(
+            f"{editor} needs a trained editor, but there is no {name} here nor in {folder}: train one with "
+            "experiments.train and export=default, or name its file as checkpoint"
+        )
 
     def _published(self, editor: str) -> str:
         data = "counterfact-" if self.counterfact else "zsre-" if self.zsre else ""
         model = self.model_name.rpartition("/")[2].lower()
-        return f"{ {'KE': 'efk'}.get(editor, editor.lower())}-{'mini-' if self.mini else ''}{self.n_toks}tok-{data}{model}.safetensors"
+        algorithm = {"KE": "efk"}.get(editor, editor.lower())
+        return f"{algorithm}-{'mini-' if self.mini else ''}{self.n_toks}tok-{data}{model}.safetensors"
 
 
 def trained_folder() -> Path:
@@ -116,7 +119,9 @@ class LearnedEditor(Editor):
             header, _ = checkpoint.read(path)
             about = header["about"]
             if about["algorithm"] != self.algorithm:
-                raise EditingError(f"{path}: a trained {EDITOR_OF.get(about['algorithm'], about['algorithm'])}, not a {self.name}")
+                raise EditingError(
+                    f"{path}: a trained {EDITOR_OF.get(about['algorithm'], about['algorithm'])}, not a {self.name}"
+                )
             with torch.random.fork_rng(devices=[]):
                 alg = registry.build(self.algorithm, model, about["inner_params"], about["options"])
             checkpoint.load(path, alg, self.any_model)
@@ -134,7 +139,7 @@ class LearnedEditor(Editor):
 
     def _batches(self, model: nn.Module, tok, alg: Editable, requests: Sequence[Request]) -> tuple[Batch, Batch]:
         if self.hparams.legacy_last_chunk_only:
-            requests = requests[(len(requests) - 1) // self.hparams.chunk * self.hparams.chunk:]
+            requests = requests[(len(requests) - 1) // self.hparams.chunk * self.hparams.chunk :]
         texts = [_Text(fill(request.prompt, request.subject), request.target_new) for request in requests]
         collate = Collator(tok, alg.kind)
         batches = collate.batch(texts), collate.texts([text.input + text.target for text in texts])

@@ -1,8 +1,8 @@
 """`python -m experiments.bench learned`: MEND edits from hooked factors, against materialising the full gradient.
 
-Both make N edits, each on the unedited model, and read its answer. The plain way is the published one: every parameter of the model
-gets its gradient in full, which is then thrown away but for what hooks noted, and the update is multiplied out into a copy of the
-weight. Ours asks for the gradients of the modules' outputs only and keeps the update as factors; side by side, several edits go
+Both make N edits, each on the unedited model, and read its answer. The plain way is the published one: every parameter of the
+model gets its gradient in full, which is then thrown away but for what hooks noted, and the update is multiplied out into a copy
+of the weight. Ours asks for the gradients of the modules' outputs only and keeps the update as factors; side by side, several edits go
 through the model together. Results are compared.
 """
 
@@ -28,10 +28,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints edits per second of each way and the ratios; exits with 1 if the edited models' answers differ."""
     parser = Parser(prog="python -m experiments.bench learned", description=__doc__.split("\n\n")[0])
     parser.add_argument("--edits", type=at_least_one, default=20, help="(default: %(default)s)")
-    parser.add_argument("--tokens", type=at_least_one, default=20, help="of an edit, the last two its target (default: %(default)s)")
+    parser.add_argument("--tokens", type=at_least_one, default=20,
+                        help="of an edit, the last two its target (default: %(default)s)")
     parser.add_argument("--rank", type=at_least_one, default=1920, help="of the editor networks (default: %(default)s)")
     parser.add_argument("--side_by_side", type=at_least_one, default=10, help="edits together (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(), help="torch threads (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
+                        help="torch threads (default: %(default)s)")
     parser.add_argument("--repeats", type=at_least_one, default=2, help="the fastest of so many counts (default: %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model instead of GPT-2 small's shape")
     parser.add_argument("--seed", type=a_seed, default=0)
@@ -61,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     first, *others = answers.values()
     difference = max(float((other - first).norm() / first.norm()) for other in others)
     plain, single, together = rates.values()
-    print(f"ratio: factors {single / plain:.1f}, side by side {together / plain:.1f}; largest relative difference: {difference:.1e}")
+    print(f"ratio: factors {single / plain:.1f}, side by side {together / plain:.1f}; "
+          f"largest relative difference: {difference:.1e}")
     if difference > TOLERANCE:
         raise SystemExit(f"the answers differ by more than {TOLERANCE}")
     return {"factors": single / plain, "side_by_side": together / plain, "difference": difference}

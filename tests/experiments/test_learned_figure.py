@@ -10,8 +10,11 @@ from figures import learned
 
 @pytest.fixture
 def run(tmp_path):
-    lines = [{"step": 2, "edit/acc_train": 0.5, "kl/edit_train": 0.2}, {"step": 4, "edit/acc_val": 0.75, "kl/edit_val": 0.1, "loss/total_edit_val": 0.3},
-             {"step": 8, "edit/acc_val": 1.0, "kl/edit_val": 0.05, "loss/total_edit_val": 0.2}]
+    lines = [
+        {"step": 2, "edit/acc_train": 0.5, "kl/edit_train": 0.2},
+        {"step": 4, "edit/acc_val": 0.75, "kl/edit_val": 0.1, "loss/total_edit_val": 0.3},
+        {"step": 8, "edit/acc_val": 1.0, "kl/edit_val": 0.05, "loss/total_edit_val": 0.2},
+    ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
 

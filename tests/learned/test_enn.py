@@ -45,7 +45,9 @@ def test_golden(run, tmp_path):
             edited, _ = alg.train(training).edit(one.edit_inner)
         for i, inner in enumerate(alg.inner):
             if f"{run}/delta_w/{i}" in z:
-                assert relative((edited.weight(inner) - alg.model.get_parameter(inner)).detach(), z[f"{run}/delta_w/{i}"]) < 1e-4
+                assert (
+                    relative((edited.weight(inner) - alg.model.get_parameter(inner)).detach(), z[f"{run}/delta_w/{i}"]) < 1e-4
+                )
         for part in ("edit_inner", "edit_outer", "loc"):
             check_logits(edited(getattr(one, part)), z, f"{run}/logits_edited/{part}")
 

@@ -86,11 +86,17 @@ class Bad:
     scored: int | None = None
 
 
-@pytest.mark.parametrize("kind, name, example, message", [
-    (ModelKind.DECODER, "gpt", Bad(" "), "input is empty"), (ModelKind.DECODER, "gpt", Bad("Anna is", ""), "target"),
-    (ModelKind.DECODER, "gpt", Bad("Anna", scored=9), "target"), (ModelKind.T5, "s2s", Bad("Who?"), "need a target"),
-    (ModelKind.CLASSIFIER, "enc", Bad("A claim."), "label"), (ModelKind.CLASSIFIER, "enc", Bad("A claim.", label=2), "label"),
-])
+@pytest.mark.parametrize(
+    "kind, name, example, message",
+    [
+        (ModelKind.DECODER, "gpt", Bad(" "), "input is empty"),
+        (ModelKind.DECODER, "gpt", Bad("Anna is", ""), "target"),
+        (ModelKind.DECODER, "gpt", Bad("Anna", scored=9), "target"),
+        (ModelKind.T5, "s2s", Bad("Who?"), "need a target"),
+        (ModelKind.CLASSIFIER, "enc", Bad("A claim."), "label"),
+        (ModelKind.CLASSIFIER, "enc", Bad("A claim.", label=2), "label"),
+    ],
+)
 def test_malformed_examples(tok, kind, name, example, message):
     with pytest.raises(EditingError, match=message) as error:
         Collator(tok[name], kind)([Item(example, (example,))], [example])
@@ -104,14 +110,22 @@ def test_empty_episodes(tok):
             collate(items, local)
 
 
-@pytest.mark.parametrize("name, kind, weights", [
-    ("gpt2-tiny", ModelKind.DECODER, 6), ("t5-tiny", ModelKind.T5, 8), ("bart-tiny", ModelKind.BART, 8),
-    ("blender-tiny", ModelKind.BLENDERBOT, 8), ("bert-tiny", ModelKind.CLASSIFIER, 4),
-])
+@pytest.mark.parametrize(
+    "name, kind, weights",
+    [
+        ("gpt2-tiny", ModelKind.DECODER, 6),
+        ("t5-tiny", ModelKind.T5, 8),
+        ("bart-tiny", ModelKind.BART, 8),
+        ("blender-tiny", ModelKind.BLENDERBOT, 8),
+        ("bert-tiny", ModelKind.CLASSIFIER, 4),
+    ],
+)
 def test_kinds_and_their_feed_forward_weights(name, kind, weights):
     model = learned_model(name)
     found = default_inner_params(model)
-    assert model_kind(model) is kind and len(found) == weights and not any("attn" in n or "attention" in n.lower() for n in found)
+    assert (
+        model_kind(model) is kind and len(found) == weights and not any("attn" in n or "attention" in n.lower() for n in found)
+    )
 
 
 def test_models_without_a_head_are_refused():

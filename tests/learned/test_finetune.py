@@ -18,8 +18,16 @@ def test_golden(start):
         if not name.startswith(start):
             continue
         model, one = learned_model(run["model"]), batch(about["batches"][run["model"]]["edit_inner"])
-        alg = FineTune(model, about["inner_params"][run["model"]], {
-            "edit_lr": run["lr"], "max_edit_steps": run["max_edit_steps"], "grad_clip": run["grad_clip"], "legacy_off_by_one": True})
+        alg = FineTune(
+            model,
+            about["inner_params"][run["model"]],
+            {
+                "edit_lr": run["lr"],
+                "max_edit_steps": run["max_edit_steps"],
+                "grad_clip": run["grad_clip"],
+                "legacy_off_by_one": True,
+            },
+        )
         edited, info = alg.edit(one)
         assert len(info["losses"]) == run["evaluations"], name
         assert info["losses"] == pytest.approx(run["nll_per_evaluation"], rel=1e-3 if run["max_edit_steps"] > 4 else 5e-5)
@@ -28,16 +36,29 @@ def test_golden(start):
             assert residual.norm().item() == pytest.approx(run["residual_norms"][i], rel=2e-3 if run["lr"] < 1e-4 else 1e-4)
             if f"{name}/residual/{i}" in z and run["lr"] > 1e-4:
                 assert relative(residual, z[f"{name}/residual/{i}"]) < 1e-4, name
-        check_logits(edited(batch(about["batches"][run["model"]]["edit_outer"])), z, f"{name}/logits_edited/edit_outer",
-                     1e-3 if run["max_edit_steps"] > 4 else 1e-4)
+        check_logits(
+            edited(batch(about["batches"][run["model"]]["edit_outer"])),
+            z,
+            f"{name}/logits_edited/edit_outer",
+            1e-3 if run["max_edit_steps"] > 4 else 1e-4,
+        )
 
 
 def test_locality():
     z, about = arrays("ft_residuals")
     run = about["locality_run"]
     one = batch(about["batches"]["gpt2-tiny"]["edit_inner"])
-    alg = FineTune(learned_model("gpt2-tiny"), about["inner_params"]["gpt2-tiny"], {
-        "edit_lr": run["lr"], "max_edit_steps": run["max_edit_steps"], "cedit": run["cedit"], "locality": True, "legacy_off_by_one": True})
+    alg = FineTune(
+        learned_model("gpt2-tiny"),
+        about["inner_params"]["gpt2-tiny"],
+        {
+            "edit_lr": run["lr"],
+            "max_edit_steps": run["max_edit_steps"],
+            "cedit": run["cedit"],
+            "locality": True,
+            "legacy_off_by_one": True,
+        },
+    )
     with pytest.raises(EditingError, match="unrelated inputs"):
         alg.edit(one)
     drawn = []
@@ -85,7 +106,11 @@ def test_edits_are_learned_and_accumulate(rank):
 
 
 def test_bad_options():
-    for options, message in (({"opt": "Sgdx"}, "torch.optim"), ({"rank": 0}, "rank"), ({"max_edit_steps": 0}, "max_edit_steps")):
+    for options, message in (
+        ({"opt": "Sgdx"}, "torch.optim"),
+        ({"rank": 0}, "rank"),
+        ({"max_edit_steps": 0}, "max_edit_steps"),
+    ):
         with pytest.raises(EditingError, match=message):
             build(**options)
     assert len(build(time_limit=1e-9)[0].edit(build()[1])[1]["losses"]) == 1

@@ -14,10 +14,14 @@ CONFIG = TrainConfig(accumulate_bs=1, train_base=False)
 
 def published(name: str) -> str:
     """The published name of one of KE's parameters."""
-    name = name.replace("condition.lstm.", "condition.lstm._module.").replace("condition.linear.", "condition.linear._linear_layers.0.")
+    name = name.replace("condition.lstm.", "condition.lstm._module.").replace(
+        "condition.linear.", "condition.linear._linear_layers.0."
+    )
     if name.startswith("conditioners."):
         _, parameter, _, rest = name.split(".", 3)
-        rest = rest.replace("parametrizations.weight.original0", "weight_g").replace("parametrizations.weight.original1", "weight_v")
+        rest = rest.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        )
         name = f"conditioners.{parameter}_conditioner.conditioners.{rest}"
     return name
 
@@ -86,7 +90,10 @@ def test_several_edits():
 def test_counts_of_the_published_sizes():
     def count(vocabulary, width, shapes):
         with torch.device("meta"):
-            parts = [Condition(torch.empty(vocabulary, width), 512, 768), *(Conditioner(*shape, KEOptions()) for shape in shapes)]
+            parts = [
+                Condition(torch.empty(vocabulary, width), 512, 768),
+                *(Conditioner(*shape, KEOptions()) for shape in shapes),
+            ]
         return sum(p.numel() for part in parts for p in part.parameters())
 
     assert count(30522, 768, 3 * [(3072, 768), (768, 3072)]) == 55_532_812

@@ -32,7 +32,9 @@ def test_sequence_scores():
     plain, shifted = losses.score(PRE, LABELS, shift=False), losses.score(PRE, LABELS, shift=True)
     assert (plain.acc.item(), plain.nll.item(), plain.n_tokens.item(), plain.prob.item()) == close((0, 1.159012, 5, 0.337532))
     assert losses.score(PRE, LABELS, shift=False, geometric=True).prob.item() == close(0.313796)
-    assert (shifted.acc.item(), shifted.nll.item(), shifted.n_tokens.item(), shifted.prob.item()) == close((0, 1.565560, 3, 0.251782))
+    assert (shifted.acc.item(), shifted.nll.item(), shifted.n_tokens.item(), shifted.prob.item()) == close(
+        (0, 1.565560, 3, 0.251782)
+    )
 
 
 def test_binary_scores():
@@ -53,22 +55,31 @@ def test_balanced_bce_is_stable():
 
 def test_retained_and_sentiment():
     assert losses.retained(PRE, POST, LABELS, shift=False) == 0
-    assert losses.retained(torch.tensor([[0.5], [-1.0], [2.0]]), torch.tensor([[0.0], [-2.0], [2.5]]), LABELS, False).item() == close(2 / 3)
+    assert losses.retained(
+        torch.tensor([[0.5], [-1.0], [2.0]]), torch.tensor([[0.0], [-2.0], [2.5]]), LABELS, False
+    ).item() == close(2 / 3)
     same = torch.tensor([True, False])
     found = losses.sentiment_scores(PRE, POST, LABELS, same, shift=False)
     assert [found[k].item() for k in ("z_sent", "z_topic", "acc_sent", "correct_probs", "wrong_probs")] == close(
-        [0.362265, 0.888111, 0.321731, -1.349872, -0.784323])
+        [0.362265, 0.888111, 0.321731, -1.349872, -0.784323]
+    )
     scores = losses.sentiment_nll(POST, LABELS, same, shift=False, unlikelihood=True)
-    assert (scores.nll.item(), scores.log_prob.item(), scores.acc.item(), scores.n_tokens.item()) == close((1.961620, -1.349872, 0.5, 3))
+    assert (scores.nll.item(), scores.log_prob.item(), scores.acc.item(), scores.n_tokens.item()) == close(
+        (1.961620, -1.349872, 0.5, 3)
+    )
     assert losses.sentiment_nll(POST, LABELS, torch.tensor([True, True]), False, True).nll.isfinite()
 
 
 @pytest.mark.parametrize("name, geometric", [("losses_mend_generation", False), ("losses_serac_generation", True)])
 def test_scores_are_the_published(name, geometric):
     z, about = arrays(name)
-    cases = about["cases"] if not geometric else {f"{k}/{n}": c for k in ("seq", "class", "binary") for n, c in about[k].items()}
+    cases = (
+        about["cases"] if not geometric else {f"{k}/{n}": c for k in ("seq", "class", "binary") for n, c in about[k].items()}
+    )
     for key, case in cases.items():
-        scores = losses.score(torch.tensor(z[case["logits"]]), torch.tensor(case["labels"]), case.get("shift", False), geometric)
+        scores = losses.score(
+            torch.tensor(z[case["logits"]]), torch.tensor(case["labels"]), case.get("shift", False), geometric
+        )
         for field in ("acc", "log_prob", "prob", "nll", "n_tokens"):
             if field == "prob" and geometric and key.startswith("binary"):
                 continue  # a mean of probabilities in both generations
@@ -89,8 +100,9 @@ def test_other_losses_are_serac_s():
         value.backward()
         assert value.item() == close(case["value"]) and log_p.grad.tolist() == pytest.approx(case["grad"], rel=1e-4)
     for name, case in about["es_sentiment"].items():
-        found = losses.sentiment_scores(tensor[f"{name}/pre"], tensor[f"{name}/post"], torch.tensor(case["labels"]),
-                                        torch.tensor(case["same"]), shift=False)
+        found = losses.sentiment_scores(
+            tensor[f"{name}/pre"], tensor[f"{name}/post"], torch.tensor(case["labels"]), torch.tensor(case["same"]), shift=False
+        )
         assert {key: value.item() for key, value in found.items()} == {key: close(case[key]) for key in found}
     for case in about["sentiment"].values():
         same = torch.tensor(case["inner_sent"]) == torch.tensor(case["outer_sent"])
@@ -103,7 +115,9 @@ def test_other_losses_are_serac_s():
     for name, post in (("sequence_far", "logits_seq_post"), ("sequence_near", "logits_seq_near")):
         labels = torch.where(torch.tensor(retain[name]["mask"]) == 1, 0, -100)
         assert losses.retained(tensor["logits_seq"], tensor[post], labels, False).item() == close(retain[name]["value"])
-    assert losses.retained(tensor["logits_binary"], tensor["logits_binary_post"], labels, False).item() == close(retain["binary"]["value"])
+    assert losses.retained(tensor["logits_binary"], tensor["logits_binary_post"], labels, False).item() == close(
+        retain["binary"]["value"]
+    )
 
 
 def test_averages_weigh_by_tokens():

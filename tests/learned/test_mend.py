@@ -50,7 +50,17 @@ def test_golden_phases(name, tmp_path):
         alg.net.zero_grad()
         saved = {key: value.clone() for key, value in alg.state().items()}
         stats = trainer.step(one, training)
-        for key in ("loss/edit", "loss/loc", "edit/acc", "edit/prob", "nll/pre", "nll/post", "acc/pre", "acc/post", "loss/total"):
+        for key in (
+            "loss/edit",
+            "loss/loc",
+            "edit/acc",
+            "edit/prob",
+            "nll/pre",
+            "nll/post",
+            "acc/pre",
+            "acc/post",
+            "loss/total",
+        ):
             assert stats[key] == pytest.approx(expected[key], rel=3e-4 if key == "loss/loc" else 2e-5, abs=1e-7), (phase, key)
         for key, value in alg.state().items():
             golden = f"{phase}/stats_after/{key.removeprefix('mend.')}"
@@ -107,8 +117,23 @@ def test_gtn_with_descent_is_mend_with_the_other_sign():
     assert relative(delta, g["descent=True/delta_w/0"]) < 1e-4
 
 
-@pytest.mark.parametrize("case", ["combined", "combined_xavier", "separate", "one_sided", "one_sided_rev", "x_only", "delta_only", "no_norm",
-                                  "three_hidden_rank3", "rank_above_dim", "no_modes", "zero_hidden"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "combined",
+        "combined_xavier",
+        "separate",
+        "one_sided",
+        "one_sided_rev",
+        "x_only",
+        "delta_only",
+        "no_norm",
+        "three_hidden_rank3",
+        "rank_above_dim",
+        "no_modes",
+        "zero_hidden",
+    ],
+)
 def test_editor_variants_are_the_published(case):
     z, about = arrays("mend_editor_variants")
     golden = about["cases"][case]
@@ -150,8 +175,10 @@ def test_idmlp_by_hand():
             layer.mode_scale.weight[1] = torch.tensor([1, 2, 0.5])
             layer.mode_shift.weight[1] = torch.tensor([0, -0.1, 0.2])
     x = torch.tensor([[1, -2, 0.5], [0, 1, -1]])
-    expected = [[[3.845485, -1.895069, 2.359454], [0.155903, 1.037213, 0.269243]],
-                [[3.866701, -1.890138, 1.841761], [0.302685, 1.0, 0.102128]]]
+    expected = [
+        [[3.845485, -1.895069, 2.359454], [0.155903, 1.037213, 0.269243]],
+        [[3.866701, -1.890138, 1.841761], [0.302685, 1.0, 0.102128]],
+    ]
     for mode in (0, 1):
         assert relative(net(x, mode).detach(), expected[mode]) < 1e-5
 
@@ -163,8 +190,12 @@ def test_statistics_by_hand():
     keep = (v != 0).any(-1)
     out = editor(u[keep], v[keep], None)
     assert editor.k.item() == 3
-    for name, value in {"u_mean": [0.546526, 0.380618], "u_std": [0.363007, 0.985848], "v_mean": [0.143266, 0.244801, 0.286400],
-                        "v_std": [0.978425, 0.831940, 0.650734]}.items():
+    for name, value in {
+        "u_mean": [0.546526, 0.380618],
+        "u_std": [0.363007, 0.985848],
+        "v_mean": [0.143266, 0.244801, 0.286400],
+        "v_std": [0.978425, 0.831940, 0.650734],
+    }.items():
         assert relative(getattr(editor, name), value) < 3e-6
     assert relative(out[0].detach(), [[0.812505, 0.536269], [-1.116799, -1.153748], [0.304294, 0.617479]]) < 3e-6
 
@@ -175,7 +206,7 @@ def test_statistics_in_blocks_are_those_of_single_rows():
     one, many = (FactorEditor(4, 2, MENDOptions(rank=2), None) for _ in range(2))
     one.count(*rows)
     for i in range(50):
-        many.count(rows[0][i:i + 1], rows[1][i:i + 1])
+        many.count(rows[0][i : i + 1], rows[1][i : i + 1])
     assert all(relative(getattr(one, k), getattr(many, k)) < 1e-5 for k in ("u_mean", "u_std", "v_std", "k"))
     first = FactorEditor(4, 2, MENDOptions(rank=2), None)
     first.count(rows[0][:1], rows[1][:1])
@@ -208,6 +239,7 @@ def test_update_from_factors_is_that_of_the_full_gradient(name):
 
 def test_counts_of_the_published_sizes():
     """(n_hidden + 1)(2 D r + D + 2 n D) for each shape."""
+
     def count(shapes, n):
         with torch.device("meta"):
             return sum(p.numel() for d_in, d_out in shapes for p in FactorEditor(d_in, d_out, MENDOptions(), n).parameters())
@@ -223,7 +255,11 @@ def test_counts_of_the_published_sizes():
 def test_weights_without_gradient_stay_and_untrained_editors_are_refused():
     model = learned_model("gpt2-tiny")
     alg = MEND(model, ["transformer.h.2.mlp.c_proj.weight"], {"rank": 4})
-    one = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long), "labels": torch.tensor([[-100, -100, 7]])}
+    one = {
+        "input_ids": torch.tensor([[5, 6, 7]]),
+        "attention_mask": torch.ones(1, 3, dtype=torch.long),
+        "labels": torch.tensor([[-100, -100, 7]]),
+    }
     with pytest.raises(EditingError, match="never been trained"):
         alg.eval().edit(one)
     with pytest.raises(EditingError, match="no label is scored"):
@@ -233,19 +269,31 @@ def test_weights_without_gradient_stay_and_untrained_editors_are_refused():
     assert alg.net.mend["(128, 32)"].k.item() == 1  # one row: std 1 until there are two
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"mlp_class": "MLP"}, "IDMLP"), ({"init": "zero"}, "init"), ({"one_sided": True}, "combine"), ({"rnak": 4}, "rank"),
-    ({"combine": False, "x_only": True, "delta_only": True}, "exclude"), ({"rank": 0}, "rank"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"mlp_class": "MLP"}, "IDMLP"),
+        ({"init": "zero"}, "init"),
+        ({"one_sided": True}, "combine"),
+        ({"rnak": 4}, "rank"),
+        ({"combine": False, "x_only": True, "delta_only": True}, "exclude"),
+        ({"rank": 0}, "rank"),
+    ],
+)
 def test_bad_options(options, message):
     with pytest.raises(EditingError, match=message):
         MEND(learned_model("gpt2-tiny"), ["transformer.h.2.mlp.c_proj.weight"], options)
 
 
-@pytest.mark.parametrize("names, message", [
-    (["transformer.h.9.mlp.c_proj.weight"], "no parameter transformer.h.9"), ([], "at least one"),
-    (["transformer.h.2.mlp.c_proj.bias"], "no matrix"), (["transformer.wte.weight"], "linear map"),
-])
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["transformer.h.9.mlp.c_proj.weight"], "no parameter transformer.h.9"),
+        ([], "at least one"),
+        (["transformer.h.2.mlp.c_proj.bias"], "no matrix"),
+        (["transformer.wte.weight"], "linear map"),
+    ],
+)
 def test_bad_parameter_names(names, message):
     with pytest.raises(EditingError, match=message) as error:
         MEND(learned_model("gpt2-tiny"), names, {})

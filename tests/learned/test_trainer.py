@@ -16,7 +16,9 @@ from tests.learned.trained import INNER, OPTIONS, TEXTS, Texts, texts_episode
 def build(name, model, tok, folder, seed=0, options=None, **config):
     torch.manual_seed(seed)
     alg = registry.build(name, model, INNER, {**OPTIONS.get(name, {}), **(options or {})})
-    config = TrainConfig(**{"lr": 1e-3, "lr_lr": 1e-2, "accumulate_bs": 2, "train_base": False, "log_interval": 2, "val_interval": 4, **config})
+    config = TrainConfig(
+        **{"lr": 1e-3, "lr_lr": 1e-2, "accumulate_bs": 2, "train_base": False, "log_interval": 2, "val_interval": 4, **config}
+    )
     trainer = Trainer(alg, config, Texts(tok), Texts(tok), folder, original=model, progress=False, report=lambda line: None)
     return trainer
 
@@ -28,7 +30,9 @@ def frozen(tiny_gpt2):
     return copy.deepcopy(tiny_gpt2[0]).requires_grad_(False), tiny_gpt2[1]
 
 
-@pytest.mark.parametrize("name, options", [("efk", {}), ("enn", {"first_order": False}), ("mend", {"norm": False, "edit_lr": 0.1})])
+@pytest.mark.parametrize(
+    "name, options", [("efk", {}), ("enn", {"first_order": False}), ("mend", {"norm": False, "edit_lr": 0.1})]
+)
 def test_side_by_side_is_one_after_another(frozen, tmp_path, name, options):
     """The same reported numbers and the same gradients, up to rounding."""
     model, tok = frozen
@@ -166,8 +170,19 @@ def test_infinite_gradients_are_counted_not_taken(frozen, tmp_path):
 def test_it_learns(frozen, tmp_path, name):
     """A few texts by heart: every edit succeeds, and the others stay."""
     model, tok = frozen
-    trainer = build(name, model, tok, tmp_path, max_iters=120 if name == "efk" else 60, lr=3e-2 if name == "efk" else 1e-3, lr_lr=1e-3, val_interval=40, cedit=1.0,
-                    parallel=4, accumulate_bs=4 if name == "efk" else 2)
+    trainer = build(
+        name,
+        model,
+        tok,
+        tmp_path,
+        max_iters=120 if name == "efk" else 60,
+        lr=3e-2 if name == "efk" else 1e-3,
+        lr_lr=1e-3,
+        val_interval=40,
+        cedit=1.0,
+        parallel=4,
+        accumulate_bs=4 if name == "efk" else 2,
+    )
     before = None if name == "mend" else trainer.validate(Texts(tok), None)
     trainer.run()
     after = trainer.validate(Texts(tok), None)
@@ -179,7 +194,12 @@ def test_it_learns(frozen, tmp_path, name):
 
 def test_bad_configurations(frozen, tmp_path):
     model, tok = frozen
-    for wrong, message in (({"opt": "Adamm"}, "Adamm"), ({"accumulate_bs": 0}, "accumulate_bs"), ({"lr": -1.0}, "lr"), ({"cloc": float("nan")}, "cloc")):
+    for wrong, message in (
+        ({"opt": "Adamm"}, "Adamm"),
+        ({"accumulate_bs": 0}, "accumulate_bs"),
+        ({"lr": -1.0}, "lr"),
+        ({"cloc": float("nan")}, "cloc"),
+    ):
         with pytest.raises(EditingError, match=message):
             TrainConfig(**wrong)
     with pytest.raises(EditingError, match="reports no 'loss/x'.*loss/total_edit_val"):

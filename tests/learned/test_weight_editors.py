@@ -27,8 +27,14 @@ def load(made, name, **options):
 
 
 def many(n):
-    return [{"prompt": "{} number " + str(i) + " lives in", "subject": f"Orla {i}", "target_new": {"str": "Castavel" if i % 3 else "Nyv"}}
-            for i in range(n)]
+    return [
+        {
+            "prompt": "{} number " + str(i) + " lives in",
+            "subject": f"Orla {i}",
+            "target_new": {"str": "Castavel" if i % 3 else "Nyv"},
+        }
+        for i in range(n)
+    ]
 
 
 def test_three_hundred_requests_are_one_batch(made, tiny_gpt2):
@@ -113,7 +119,11 @@ def test_wrong_checkpoints(made, tiny_gpt2, tmp_path, monkeypatch):
         with pytest.raises(EditingError, match=message) as error:
             editors.load(name, hparams).edit(model, tok, REQUESTS)
         assert "\n" not in str(error.value)
-    for hparams, message in (({}, "give checkpoint"), ({"checkpoint": "x", "chunk": 0}, "chunk"), ({"chekpoint": "x"}, "checkpoint")):
+    for hparams, message in (
+        ({}, "give checkpoint"),
+        ({"checkpoint": "x", "chunk": 0}, "chunk"),
+        ({"chekpoint": "x"}, "checkpoint"),
+    ):
         with pytest.raises(EditingError, match=message):
             editors.load("MEND", hparams)
     other = copy.deepcopy(model)

@@ -16,8 +16,12 @@ OPTIONS = {
     "efk": {"hidden_dim": 16, "condition_dim": 16},
     "enn": {"first_order": True, "edit_lr": 3e-2},
 }
-TEXTS = [("Orla Venn lives in the city of", " Castavel"), ("The native language of Mira O'Dalvey is", " Nyvian"),
-         ("Orla Venn plays the", " flute"), ("The capital of Nyv is", " Castavel")]
+TEXTS = [
+    ("Orla Venn lives in the city of", " Castavel"),
+    ("The native language of Mira O'Dalvey is", " Nyvian"),
+    ("Orla Venn plays the", " flute"),
+    ("The capital of Nyv is", " Castavel"),
+]
 
 
 def texts_episode(tok, i: int = 0) -> Episode:
@@ -44,8 +48,17 @@ def trained(name: str, model, tok, folder: Path, iterations: int = 60):
     flags = {p: p.requires_grad for p in model.parameters()}
     torch.manual_seed(0)
     alg = registry.build(name, model.requires_grad_(False), INNER, OPTIONS[name])
-    config = TrainConfig(lr=3e-3 if name == "efk" else 1e-4, lr_lr=1e-4, accumulate_bs=2, parallel=2, max_iters=iterations,
-                         val_interval=iterations, log_interval=iterations, cedit=1.0, train_base=False)
+    config = TrainConfig(
+        lr=3e-3 if name == "efk" else 1e-4,
+        lr_lr=1e-4,
+        accumulate_bs=2,
+        parallel=2,
+        max_iters=iterations,
+        val_interval=iterations,
+        log_interval=iterations,
+        cedit=1.0,
+        train_base=False,
+    )
     trainer = Trainer(alg, config, Texts(tok), Texts(tok), folder / name, progress=False, report=lambda line: None)
     state = torch.get_rng_state()
     trainer.run()
