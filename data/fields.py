@@ -25,6 +25,9 @@ class Fields:
     def error(self, message: str) -> DataError:
         return DataError(f"{self._place}: {message}")
 
+    def has(self, key: str) -> bool:
+        return self._raw.get(key) is not None
+
     def string(self, key: str) -> str:
         """A string, which may be empty."""
         return self._whole(key, self._typed(key, str, "a string"))
@@ -44,6 +47,13 @@ class Fields:
         if isinstance(value, bool):
             raise self.error(f"{key!r} should be an integer, found {value}")
         return value
+
+    def number(self, key: str) -> float:
+        """A number, whole or not."""
+        value = self._typed(key, (int, float), "a number")
+        if isinstance(value, bool):
+            raise self.error(f"{key!r} should be a number, found {json.dumps(value)}")
+        return float(value)
 
     def texts(self, key: str, optional: bool = False, blanks: bool = False) -> tuple[str, ...]:
         """A list of strings, none of them blank unless ``blanks``; ``optional``: a missing key is an empty list."""
@@ -73,7 +83,7 @@ class Fields:
             raise self.error(f"{key!r} has half of a character (a lone surrogate): {ascii(value)}")
         return value
 
-    def _typed(self, key: str, kind: type, description: str) -> Any:
+    def _typed(self, key: str, kind: type | tuple[type, ...], description: str) -> Any:
         if key not in self._raw:
             raise self.error(f"the key {key!r} is missing")
         self._taken.add(key)

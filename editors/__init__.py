@@ -23,14 +23,19 @@ from .sequence import EditSequence
 _EDITORS = {
     "AlphaEdit": "editors.alphaedit:AlphaEdit",
     "EMMET": "editors.emmet:EMMET",
+    "ENN": "editors.learned.weight_editors:ENNEditor",
     "FT": "editors.ft:FT",
     "ITI": "editors.iti:ITI",
+    "KE": "editors.learned.weight_editors:KEEditor",
+    "LU": "editors.serac:LU",
     "MEMAT": "editors.memat:MEMAT",
     "MEMIT": "editors.memit:MEMIT",
     "MEMIT_prune": "editors.memit:MEMITPrune",
     "MEMIT_rect": "editors.memit:MEMITRect",
     "MEMIT_seq": "editors.memit:MEMITSeq",
+    "MEND": "editors.learned.weight_editors:MENDEditor",
     "ROME": "editors.rome:ROME",
+    "SERAC": "editors.serac:SERAC",
 }
 
 

@@ -41,7 +41,7 @@ class Editor(ABC):
     """Turns requests into an Edit. A subclass gives `name`, `hparams_class` and `changes`."""
 
     name: ClassVar[str]
-    hparams_class: ClassVar[type[HParams]]
+    hparams_class: ClassVar[type]
     hparams_folder: ClassVar[str | None] = None
     """Folder in hparams/ if not `name`: variants share the files of their editor."""
 

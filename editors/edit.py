@@ -190,11 +190,15 @@ class Edit:
 
     @staticmethod
     def load(path: str | os.PathLike) -> Edit:
-        """Read what `save` wrote. Raises EditingError for a missing, truncated or foreign file."""
+        """Read what `save` wrote, or a RoutedEdit. Raises EditingError for a missing, truncated or foreign file."""
         if not Path(path).is_file():
             raise EditingError(f"{path}: no such edit file")
         try:
             with safe_open(path, "pt") as file:
+                if "edits" in file.keys():
+                    from .learned.routed import RoutedEdit
+
+                    return RoutedEdit.load(path)
                 header = json.loads((file.metadata() or {})["edit"])
                 if header["format"] != FORMAT:
                     raise EditingError(f"{path}: edit format {header['format']}, this version reads {FORMAT}")

@@ -45,7 +45,7 @@ def main(
     if form == "checkpoint":
         save_checkpoint(out, change, model, tok)
     else:
-        loras = change.save_adapter(out, model, max_rank, source_of(model_name))
+        loras = change.save_adapter(out, model, max_rank, source_of(model_name)[0])
         for module, lora in loras.items():
             bias = "" if lora.bias is None else ", and a bias"
             print(f"{module}: rank {lora.exact_rank}, stored as {lora.rank}{bias}; relative error {lora.error:.2g}")

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import data
 import editors
 from data import languages, orders
-from data.download import Unavailable
+from data.download import Unavailable, data_folder
 from data.files import read_json
 from data.records import Prompt, Record, fingerprint
 from editors.core.contexts import as_groups
@@ -100,6 +100,7 @@ class Job:
             "generation_texts": self.texts,
             **({"contains_length": flags["contains_length"]} if flags["contains_length"] else {}),
             **({"context_templates": self.context_templates} if self.context_templates else {}),
+            "checkpoint": getattr(self.editor, "identity", None),
             "downstream": {run.name: run.settings() for run in self.downstream} and {
                 "tasks": {run.name: run.settings() for run in self.downstream},
                 **{key: flags[key] for key in ("downstream_eval_steps", "gen_len", "legacy_rte_labels")}},
@@ -228,7 +229,8 @@ def load_editor(flags: Mapping[str, Any], language: str | None = None, contexts:
     starts of the language ``contexts``, which the published program keeps for both).
 
     ``hparams_fname`` is looked for in hparams/<alg_name>/, then as a path; the default is <model_name>.json. ``mom2_dataset``
-    "world" stands for the built-in world's corpus; ``context_seed``, where the file does not set it, is ``seed``.
+    "world" stands for the built-in world's corpus, ``system`` "world" for the SERAC trained on it; a ``checkpoint`` may stand beside
+    the file; ``context_seed``, where the file does not set it, is ``seed``.
     """
     alg_name = flags["alg_name"]
     if auto_hparams.is_automatic(flags["hparams_fname"]):
@@ -244,13 +246,14 @@ def load_editor(flags: Mapping[str, Any], language: str | None = None, contexts:
                            f"{name_hint(flags['model_name'])}; name a file with --hparams_fname (there is {there})")
     editor = editors.load(alg_name, path)
     hparams = results.read_json(path)
-    return hparams, _configured(flags, hparams, editor, language, contexts)
+    return hparams, _configured(flags, hparams, editor, path.parent, language, contexts)
 
 
 def _configured(
-    flags: Mapping[str, Any], hparams: Mapping[str, Any], editor: Any = None, language: str | None = None, contexts: str | None = None
+    flags: Mapping[str, Any], hparams: Mapping[str, Any], editor: Any = None, folder: Path | None = None, language: str | None = None,
+    contexts: str | None = None,
 ) -> Any:
-    """The editor of these hyper-parameters, with what flags and language add to them (see :func:`load_editor`)."""
+    """The editor of these hyper-parameters, with what flags and language add to them (see :func:`load_editor`). folder: their file's."""
     editor = editor or editors.load(flags["alg_name"], hparams)
     fields = {field.name for field in dataclasses.fields(editor.hparams)}
     changed = {}
@@ -268,6 +271,10 @@ def _configured(
         changed["context_seed"] = flags["seed"]
     if hparams.get("mom2_dataset") == "world":
         changed["mom2_dataset"] = _world_corpus(flags, language and languages.spec(language).code)
+    if hparams.get("system") == "world":
+        changed["system"] = str(data_folder(flags["data_dir"]) / "world-models" / "serac")
+    if folder and hparams.get("checkpoint") and (folder / hparams["checkpoint"]).is_file():
+        changed["checkpoint"] = str(folder / hparams["checkpoint"])
     return editors.load(flags["alg_name"], dataclasses.replace(editor.hparams, **changed))
 
 

@@ -26,8 +26,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
     Raises ``EditingError`` for an unknown model, an unreachable hub, damaged weights, a device that is not there, or devices
     that are too small for the model.
     """
-    source, local = _source(name)
-    place = _device(device)
+    source, local = source_of(name)
+    place = device_of(device)
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         tok = AutoTokenizer.from_pretrained(source, local_files_only=local)
@@ -38,7 +38,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
     except SafetensorError as error:
         raise EditingError(f"model {name!r}: its weights are damaged ({error}); copy or download them again") from error
     except (OSError, ValueError) as error:
-        raise EditingError(_why(name, source, local, error)) from error
+        raise EditingError(why_not(name, source, local, error)) from error
     if loading["missing_keys"]:
         lacking = sorted(loading["missing_keys"])[0]
         raise EditingError(f"model {name!r}: its weights lack {lacking}; copy or download them again")
@@ -56,11 +56,11 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model alone. Raises as :func:`load_model`."""
-    source, local = _source(name)
+    source, local = source_of(name)
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=local)
     except (OSError, ValueError) as error:
-        raise EditingError(_why(name, source, local, error)) from error
+        raise EditingError(why_not(name, source, local, error)) from error
 
 
 def check_in_memory(name: str, model: PreTrainedModel) -> None:
@@ -77,12 +77,7 @@ def identity(model: PreTrainedModel) -> str:
     return (f"commit {commit}, " if commit else "") + f"weights {model_fingerprint(model)}"
 
 
-def source_of(name: str) -> str:
-    """The hub id or folder that transformers loads the model called ``name`` from."""
-    return _source(name)[0]
-
-
-def _source(name: str) -> tuple[str, bool]:
+def source_of(name: str) -> tuple[str, bool]:
     """(folder or hub id, whether only this machine's files are to be used)."""
     if name == "world":
         from data import world
@@ -105,7 +100,7 @@ def _source(name: str) -> tuple[str, bool]:
     return name, False
 
 
-def _device(device: str) -> str:
+def device_of(device: str) -> str:
     if device == "map":
         if ranks.processes() > 1:
             raise EditingError("--device map: spreads one process over all devices, so it does not go with torchrun; use one of both")
@@ -130,7 +125,7 @@ def _dtype(dtype: str, config, place: str) -> torch.dtype:
     return torch.float32 if place == "cpu" and own.itemsize < 4 else own
 
 
-def _why(name: str, source: str, local: bool, error: Exception) -> str:
+def why_not(name: str, source: str, local: bool, error: Exception) -> str:
     """One line for the many ways in which transformers fails to load a model."""
     if Path(source).is_dir():
         missing = [file for file in ("config.json", "tokenizer.json") if not (Path(source) / file).exists()]

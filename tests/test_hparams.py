@@ -19,7 +19,7 @@ MEMIT = HPARAMS["MEMIT"]
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_shipped_files_load(path):
     editor = editors.load(path.parent.name, path)
-    assert editor.hparams.layers == json.loads(path.read_text())["layers"]
+    assert getattr(editor.hparams, "layers", None) == json.loads(path.read_text()).get("layers")
 
 
 # layers, clamp, steps, loss layer, weight decay, and what each editor has of its own.

@@ -23,7 +23,7 @@ def _stats(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("KE_STATS_DIR", str(tmp_path_factory.getbasetemp() / "contract_stats"))
 
 
-@pytest.fixture(params=[*editors.names(), "AlphaEdit published"])
+@pytest.fixture(params=[*sorted(HPARAMS), "AlphaEdit published"])
 def editor(request):
     name, _, solve = request.param.partition(" ")
     return editors.load(name, HPARAMS[name] | ({"solve": solve} if solve else {}))

@@ -66,6 +66,14 @@ class World:
         return table
 
     @cached_property
+    def of_relation(self) -> dict[str, tuple[Fact, ...]]:
+        """relation id -> its facts."""
+        table: dict[str, list[Fact]] = {}
+        for fact in self.facts:
+            table.setdefault(fact.relation.id, []).append(fact)
+        return {relation: tuple(facts) for relation, facts in table.items()}
+
+    @cached_property
     def holders(self) -> dict[tuple[str, str], tuple[Entity, ...]]:
         """(relation id, object id) -> the subjects that have that object."""
         table: dict[tuple[str, str], list[Entity]] = {}

@@ -78,9 +78,9 @@ ALONE_RATE, ALONE_ROWS = 0.2, 192
 """Of the last epochs: the factor that the learning rate begins with, and sentences in a step."""
 
 
-def rate(step: int, steps: int, decay: float) -> float:
-    """The learning rate's factor: 100 steps up, flat, then linearly to 0 over the last `decay` of the steps."""
-    return min((step + 1) / 100, 1.0, (steps - step) / max(1.0, decay * steps))
+def rate(step: int, steps: int, decay: float, up: int = 100) -> float:
+    """The learning rate's factor: `up` steps up, flat, then linearly to 0 over the last `decay` of the steps."""
+    return min((step + 1) / up, 1.0, (steps - step) / max(1.0, decay * steps))
 
 
 def corpus_with_ranks(world: World) -> tuple[list[str], list[int]]:

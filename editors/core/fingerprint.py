@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -12,15 +13,19 @@ SAMPLES = 1024
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def model_fingerprint(model: nn.Module) -> str:
+def model_fingerprint(model: nn.Module, without: Collection[str] = ()) -> str:
     """16 hex digits of the model's class, shapes and weights: a checksum over all bits and evenly spaced samples of each parameter.
 
+    without: names of parameters that may have been edited, of which only the shapes count.
     The sum is one of integers, so it is the same on every device and for any number of threads. The name that a model was
     loaded under plays no part.
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if name in without:
+                digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+                continue
             flat = parameter.detach().contiguous().flatten()
             checksum = int(flat.view(BITS[flat.element_size()]).sum(dtype=torch.int64))  # wraps around, in any order alike
             step = max(1, len(flat) // SAMPLES)

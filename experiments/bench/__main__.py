@@ -1,4 +1,4 @@
-"""`python -m experiments.bench values|stats|evaluate|solve|probes|trace|edits|ranks|kill [options of the part]`."""
+"""`python -m experiments.bench values|stats|evaluate|solve|probes|trace|edits|ranks|learned|memory|kill [options of the part]`."""
 
 import argparse
 import importlib
@@ -15,6 +15,8 @@ PARTS = {
     "trace": "causal tracing: batched over tokens, layers and prompts, from the token and block on, against one run a cell",
     "edits": "an evaluation of 10,000 edits at once, from nothing: time and memory, step by step",
     "ranks": "several processes by torchrun, against one",
+    "learned": "MEND edits: factors from hooks, against full gradients and weights",
+    "memory": "a query to SERAC's memory, by the number of its edits: searched, against all distances one by one",
     "kill": "no race: an evaluation that is killed and continued, against one that is not",
 }
 

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from editors.learned.routing import is_routed
+
 from . import incremental
 from .incremental import Prefix, extend, token_budget
 
@@ -24,7 +26,8 @@ class SharedPrefix:
     def __init__(self, model: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int):
         self._model, self._rows, self._pad = model, rows, pad_id
         shared = min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)  # at least a row's last token is its own
-        self._start = shared if len(rows) > 1 and shared >= WORTHWHILE else 0
+        worthwhile = len(rows) > 1 and shared >= WORTHWHILE and not is_routed(model)
+        self._start = shared if worthwhile else 0
         self._base = incremental.read(model, [rows[0][:self._start]], pad_id)[0] if self._start else None
 
     def batches(self) -> list[list[int]]:

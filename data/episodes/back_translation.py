@@ -1,0 +1,60 @@
+"""Rephrasings as published: translated there and back, several beams each way."""
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from ..errors import DataError
+
+_DROPPED = str.maketrans("", "", string.punctuation + string.whitespace)
+
+
+def normalised(text: str) -> str:
+    """Lower case without spaces and punctuation: texts that are equal so are one rephrasing."""
+    return text.casefold().translate(_DROPPED)
+
+
+def rephrase(texts: Sequence[str], there: str, back: str, beams: int = 5, batch_size: int = 16) -> list[list[str]]:
+    """For each text its up to ``beams`` x ``beams`` translations back, without those that say the text itself or another one.
+
+    there, back: translation models of the hub or folders (Marian and other sequence-to-sequence models). The published data
+    also leave out those that change the model's answer; a reader of the rows cannot, and no trainer needs it.
+    Raises DataError when a model can't be had.
+    """
+    pivots = translate(list(texts), there, beams, batch_size)
+    flat = [pivot for group in pivots for pivot in group]
+    returned = translate(flat, back, beams, batch_size)
+    found, position = [], 0
+    for text, group in zip(texts, pivots):
+        seen = {normalised(text): text}
+        for candidates in returned[position:position + len(group)]:
+            for candidate in candidates:
+                seen.setdefault(normalised(candidate), candidate)
+        position += len(group)
+        seen.pop("", None)
+        found.append([candidate for candidate in seen.values() if candidate != text])
+    return found
+
+
+@torch.no_grad()
+def translate(texts: Sequence[str], name: str, beams: int, batch_size: int) -> list[list[str]]:
+    """The ``beams`` best translations of each text."""
+    try:
+        tok = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(f"translation model {name} did not load ({reason}); fetch it beforehand or name a folder, or leave out "
+                        "both models to rephrase by templates") from error
+    found = []
+    for start in tqdm(range(0, len(texts), batch_size), unit="batch", desc=name):
+        batch = tok(list(texts[start:start + batch_size]), padding=True, truncation=True, return_tensors="pt")
+        ids = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_beams=beams,
+                             num_return_sequences=beams, max_new_tokens=64, do_sample=False)
+        lines = [line.strip() for line in tok.batch_decode(ids, skip_special_tokens=True)]
+        found += [lines[i:i + beams] for i in range(0, len(lines), beams)]
+    return found

@@ -1,0 +1,76 @@
+"""Edits of language models: a passage with another continuation than the model's own (MEND's "gen")."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DataError
+from ..fields import Fields
+from ..files import read_json
+from .base import Rows
+from .types import Example, Item
+
+SCHEMA = '{"n_tokens": int, "original": [...], "completions": [texts that end in n_tokens new tokens]}'
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A text whose last ``n_tokens`` tokens are the edit's target."""
+
+    text: str
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A prompt with its new continuation, other prompts that should continue alike, and the continuation from before."""
+
+    prompt: str
+    new: str
+    old: str
+    rephrases: tuple[str, ...]
+
+
+def read(path: Path) -> list[Completion]:
+    """Raises DataError when the file is not of the schema or has no completions."""
+    fields = Fields(read_json(path), str(path))
+    n_tokens, texts = fields.integer("n_tokens"), fields.texts("completions")
+    originals = fields.texts("original", optional=True, blanks=True)
+    if n_tokens < 1:
+        raise fields.error(f"'n_tokens' should be at least 1, found {n_tokens}")
+    if originals and len(originals) != len(texts):
+        raise fields.error(f"'original' has {len(originals)} texts and 'completions' {len(texts)}")
+    if not texts:
+        raise DataError(f"{path}: it has no completions")
+    return [Completion(text, n_tokens) for text in texts]
+
+
+class Completions(Rows):
+    """MEND's recipe: the equivalent is the same text without some of its first tokens."""
+
+    rows: Sequence[Completion]
+
+    def item(self, index: int, epoch: int) -> Item:
+        row = self.rows[index]
+        example = Example(row.text, scored=row.n_tokens)
+        drop = self.rng(index, epoch).random() if self.place.options.rephrase else None
+        return Item(example, (example,), drop=drop, hard=(False,), index=index)
+
+    def own_local(self, index: int, epoch: int) -> Example:
+        return Example(self.rows[index].text)
+
+
+class Continuations(Rows):
+    """Facts of the built-in world: the equivalent is another phrasing with the same new object."""
+
+    rows: Sequence[Continuation]
+
+    def item(self, index: int, epoch: int) -> Item:
+        row, rng = self.rows[index], self.rng(index, epoch)
+        prompt = rng.choice(row.rephrases) if self.place.options.rephrase else row.prompt
+        return Item(Example(row.prompt, row.new), (Example(prompt, row.new),), hard=(False,), index=index)
+
+    def own_local(self, index: int, epoch: int) -> Example:
+        row, rng = self.rows[index], self.rng(index, epoch, "local")
+        return Example(rng.choice((row.prompt, *row.rephrases)), row.old)

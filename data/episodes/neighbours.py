@@ -1,0 +1,91 @@
+"""Hard negatives: for each edit the unrelated inputs that read most like it."""
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..errors import DataError
+from .options import Options
+from .types import Neighbours
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+Encoder = Callable[[Sequence[str]], np.ndarray]
+"""Texts -> one vector a row, of any length."""
+_BLOCK = 1024
+
+
+def encoder(name: str) -> Encoder:
+    """ "words", or a sentence encoder of the hub or a folder (mean of its last hidden states). Raises DataError."""
+    return _word_vectors if name == "words" else lambda texts: _sentence_vectors(name, texts)
+
+
+def nearest(edits: Sequence[str], candidates: Sequence[str], encode: Encoder, options: Options, exclude: int,
+            edit_of: Sequence[int | None] | None = None) -> Neighbours:
+    """For each edit ``hard_neg_neighbors`` candidates by cosine similarity without the first ``exclude``, to be drawn with
+    odds exp(similarity / hard_neg_temp).
+
+    edit_of: the edit row of each candidate, which is never its own neighbour. Raises DataError when there are too few.
+    """
+    if len(candidates) <= exclude + 1:
+        raise DataError(f"hard negatives leave out the {exclude} nearest of {len(candidates)} candidates, which leaves none; "
+                        "lower data.hard_neg_exclude")
+    vectors = _normed(encode([*edits, *candidates]))
+    left, right = vectors[:len(edits)], vectors[len(edits):]
+    owner = np.full(len(candidates), -1) if edit_of is None else np.array([-1 if i is None else i for i in edit_of])
+    indices, odds = [], []
+    for start in range(0, len(edits), _BLOCK):
+        similar = left[start:start + _BLOCK] @ right.T
+        for row, values in enumerate(similar, start):
+            values[owner == row] = -np.inf
+            count = min(options.hard_neg_neighbors, int(np.isfinite(values).sum()))
+            order = np.argpartition(-values, count - 1)[:count]
+            order = order[np.lexsort((order, -values[order]))][exclude:]
+            if not len(order):
+                raise DataError(f"data.hard_neg_neighbors {options.hard_neg_neighbors} and data.hard_neg_exclude {exclude} leave "
+                                "no hard negatives")
+            weights = np.exp((values[order] - values[order[0]]) / options.hard_neg_temp)
+            indices.append(order)
+            odds.append(weights / weights.sum())
+    return Neighbours(indices, odds, options.hard_neg_prob)
+
+
+def _normed(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, dtype=np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _word_vectors(texts: Sequence[str]) -> np.ndarray:
+    """tf-idf of lower-case words, folded into 1,024 directions by fixed random signs (so that names of any number fit)."""
+    words = [Counter(re.findall(r"\w+", text.casefold())) for text in texts]
+    seen = Counter(word for counts in words for word in counts)
+    rng = np.random.default_rng(0)
+    direction = {word: rng.choice((-1.0, 1.0), 1024) for word in sorted(seen)}
+    vectors = np.zeros((len(texts), 1024), dtype=np.float32)
+    for row, counts in enumerate(words):
+        for word, count in counts.items():
+            vectors[row] += count * np.log((1 + len(texts)) / (1 + seen[word])) * direction[word]
+    return vectors
+
+
+def _sentence_vectors(name: str, texts: Sequence[str]) -> np.ndarray:
+    """Mean over the tokens of an encoder's last hidden states, in batches."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tok = AutoTokenizer.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(f"sentence encoder {name} did not load ({reason}); fetch it beforehand, name a folder with "
+                        'data.hard_neg_encoder, or use "words" there') from error
+    vectors = []
+    with torch.no_grad():
+        for start in range(0, len(texts), 64):
+            batch = tok(list(texts[start:start + 64]), padding=True, truncation=True, return_tensors="pt")
+            hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
+            vectors.append(((hidden * mask).sum(1) / mask.sum(1)).numpy())
+    return np.concatenate(vectors)

@@ -1,0 +1,21 @@
+"""What of the edit data has an address: VitaminC whole, and KILT's rows of zsRE and FEVER, which lack predictions and rephrases."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..download import download
+
+_VITAMINC = "https://huggingface.co/datasets/tals/vitaminc/resolve/be6febb761b0b2807687e61e0b5282e459df2fa0/{}.jsonl"
+_KILT = {"qa": "http://dl.fbaipublicfiles.com/KILT/structured_zeroshot-{}-kilt.jsonl",
+         "fc": "http://dl.fbaipublicfiles.com/KILT/fever-{}-kilt.jsonl"}
+"""Without checksums: the first download's is recorded, and later ones must agree (see :func:`data.download.download`)."""
+
+
+def vitaminc(split: str, path: Path) -> None:
+    """Downloads the file of a split (train, dev or test) to ``path``. Raises DataError."""
+    download(_VITAMINC.format(split), path)
+
+
+def kilt(experiment: str, split: str, path: Path) -> None:
+    """Downloads KILT's rows of a split (train or dev) for the experiment qa or fc. Raises DataError."""
+    download(_KILT[experiment].format(split), path)

@@ -1,0 +1,205 @@
+"""Edits of question answerers: zsRE in De Cao's split (KILT's structure), or in MEND's evaluation schema."""
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import DataError
+from ..fields import Fields
+from ..files import read_json
+from .base import Place, Rows
+from .lines import numbered_lines, read_rows
+from .types import Example, Item
+
+SCHEMA = "JSON lines with input, output [{answer}], prediction, alternatives, filtered_rephrases"
+TRUE_OR_FALSE = ("True or False: ", "True/False: ", "T/F: ", "Answer True or False: ")
+_LEFT_OUT = ("sex", "gender")
+_NQ_MARK = "nq question: "
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row. ``number`` is its place in the file, by which the files of implied and yes-or-no questions go."""
+
+    number: int
+    question: str
+    answer: str
+    prediction: str
+    alternatives: tuple[str, ...]
+    rephrases: tuple[str, ...]
+    implied: tuple[tuple[str, str], ...] = ()
+    """(question that contains the answer, what it asks for)."""
+    yes_no: str = ""
+    """A statement or question that contains the answer."""
+    local: tuple[str, str] | None = None
+    """An unrelated question with its answer, where the schema brings one."""
+    subject: str | None = None
+
+
+def read(path: Path, eval_idxs: str | None = None) -> list[Question]:
+    """The usable rows of a file in either schema; ``eval_idxs`` names a file of row numbers to keep. Raises DataError."""
+    count = -1
+
+    def parse(fields: Fields) -> Question | None:
+        nonlocal count
+        count += 1
+        return _mend(fields, count) if fields.has("src") else _kilt(fields, count)
+
+    rows = read_rows(path, parse)
+    if eval_idxs is not None:
+        wanted = _numbers(Path(eval_idxs))
+        rows = [row for row in rows if row.number in wanted]
+    if not rows:
+        raise DataError(f"{path}: none of its {count + 1} rows has an answer, alternatives and rephrases")
+    return rows
+
+
+def _kilt(fields: Fields, number: int) -> Question | None:
+    """None: no answer, no alternatives, or no rephrase besides the question itself."""
+    question = fields.text("input")
+    answers = [o.string("answer") for o in fields.objects("output") if o.has("answer")]
+    alternatives = fields.texts("alternatives", blanks=True)
+    rephrases = tuple(r for r in fields.texts("filtered_rephrases", blanks=True) if r != question)
+    if not answers or not answers[0].strip() or not alternatives or not rephrases:
+        return None
+    return Question(number, question, answers[0], fields.string("prediction"), alternatives, rephrases,
+                    subject=fields.optional_text("subject") if fields.has("subject") else None)
+
+
+def _mend(fields: Fields, number: int) -> Question | None:
+    """MEND's evaluation schema has one rephrase, one alternative, and an unrelated question of Natural Questions."""
+    question, rephrase, alternative = fields.text("src"), fields.text("rephrase"), fields.string("alt")
+    answers = fields.texts("answers", blanks=True)
+    if not answers or not answers[0].strip() or not alternative.strip() or rephrase == question:
+        return None
+    local = fields.text("loc").removeprefix(_NQ_MARK)
+    return Question(number, question, answers[0], fields.string("pred"), (alternative,), (rephrase,),
+                    local=(local[0].upper() + local[1:] + "?", fields.text("loc_ans")), subject=fields.text("subject"))
+
+
+def _numbers(path: Path) -> set[int]:
+    """A row number a line."""
+    numbers = set()
+    for line_number, line in numbered_lines(path):
+        if line.strip():
+            if not line.strip().isdecimal():
+                raise DataError(f"{path}, line {line_number}: expected a row number, found {line.strip()!r}")
+            numbers.add(int(line))
+    return numbers
+
+
+def with_implied(rows: Sequence[Question], path: Path) -> list[Question]:
+    """The rows with the implied questions of a file aligned with the rows of the question file, unusable ones left out."""
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(f"{path}: expected a list, aligned with the questions, of lists of [question, answer, ...]")
+    found = []
+    for row in rows:
+        pairs = []
+        for entry in content[row.number] if row.number < len(content) else []:
+            if not isinstance(entry, list) or len(entry) < 2 or not all(isinstance(part, str) for part in entry[:2]):
+                raise DataError(f"{path}, record {row.number}: expected lists of [question, answer, ...], found {str(entry)[:40]!r}")
+            if row.answer in entry[0]:
+                pairs.append((entry[0], entry[1]))
+        found.append(replace(row, implied=tuple(pairs)))
+    return found
+
+
+def with_yes_no(rows: Sequence[Question], path: Path) -> list[Question]:
+    """The rows with line i of the file for row i; empty lines, and those without the answer, count as none."""
+    lines = [line.strip() for _, line in numbered_lines(path)]
+    return [replace(row, yes_no=lines[row.number]
+                    if row.number < len(lines) and row.answer.casefold() in lines[row.number].casefold() else "")
+            for row in rows]
+
+
+def instead(text: str, old: str, new: str) -> str:
+    """``text`` with ``new`` for every ``old``, whatever its case."""
+    return re.sub(re.escape(old), lambda _: new, text, flags=re.IGNORECASE)
+
+
+def yes_no_question(row: Question, new: str, rng: random.Random) -> Example:
+    """Asks after the edit to ``new`` whether ``new`` (True) or another alternative (False) is the answer."""
+    others = [alternative for alternative in row.alternatives if alternative != new]
+    if not others or rng.random() < 0.5:
+        text, answer = instead(row.yes_no, row.answer, new), "True"
+    else:
+        text, answer = instead(row.yes_no, row.answer, rng.choice(others)), "False"
+    return Example(_marked(text, rng), answer)
+
+
+def _marked(text: str, rng: random.Random) -> str:
+    mark = rng.choice(TRUE_OR_FALSE)
+    return (mark.lower() if rng.random() < 0.5 else mark) + text.replace(" - ", "-")
+
+
+class MendQuestions(Rows):
+    """MEND's recipe: a random alternative is the new answer, a random rephrase the equivalent."""
+
+    rows: Sequence[Question]
+
+    def item(self, index: int, epoch: int) -> Item:
+        row, rng = self.rows[index], self.rng(index, epoch)
+        rephrase, new = rng.choice(row.rephrases), rng.choice(row.alternatives)
+        outer = Example(rephrase if self.place.options.rephrase else row.question, new)
+        return Item(Example(row.question, new), (outer,), condition_text(row, new), hard=(False,), key=row.subject, index=index)
+
+    def own_local(self, index: int, epoch: int) -> Example:
+        return Example(self.rows[index].question, self.rows[index].answer)
+
+
+class SeracQuestions(MendQuestions):
+    """SERAC's recipe: the equivalent is, at equal odds, the question, a rephrase, an implied or a true-or-false question."""
+
+    def item(self, index: int, epoch: int) -> Item:
+        row, rng, options = self.rows[index], self.rng(index, epoch), self.place.options
+        new = rng.choice(row.alternatives)
+        kinds = ["question", *["rephrase"] * options.rephrase, *["implied"] * (options.zsre_impl and bool(row.implied)),
+                 *["yes_no"] * (options.zsre_yn and bool(row.yes_no))]
+        kind = rng.choice(kinds)
+        if kind == "implied":
+            question, answer = rng.choice(row.implied)
+            outer = Example(instead(question, row.answer, new), answer)
+        elif kind == "yes_no":
+            outer = yes_no_question(row, new, rng)
+        else:
+            outer = Example(row.question if kind == "question" else rng.choice(row.rephrases), new)
+        return Item(Example(row.question, new), (outer,), condition_text(row, new), key=row.subject,
+                    hard=(kind in ("implied", "yes_no"),), index=index)
+
+
+def condition_text(row: Question, new: str) -> str:
+    """What KE's hyper-network reads."""
+    return f"{row.prediction} >> {new} || {row.question}"
+
+
+def without_left_out(rows: Sequence[Question]) -> list[Question]:
+    """SERAC leaves out the rows that ask for sex or gender."""
+    return [row for row in rows if not any(word in row.question for word in _LEFT_OUT)]
+
+
+def mixture(rows: Sequence[Question], place: Place) -> tuple[list[Example], list[int]]:
+    """SERAC's unrelated examples with the row that each belongs to: equal parts of questions, rephrases and, if they are
+    equivalents, implied and true-or-false questions, all with the answers from before any edit. (Those of the last are
+    drawn at random: they only shape teacher forcing, as published.)"""
+    rng = random.Random(f"{place.seed}-{place.split}-mixture")
+    makers = [(lambda row: True, lambda row: Example(row.question, row.answer)),
+              (lambda row: True, lambda row: Example(rng.choice(row.rephrases), row.answer))]
+    if place.options.zsre_impl:
+        makers.append((lambda row: bool(row.implied), lambda row: Example(*rng.choice(row.implied))))
+    if place.options.zsre_yn:
+        makers.append((lambda row: bool(row.yes_no),
+                       lambda row: Example(_marked(row.yes_no, rng), rng.choice(("True", "False")))))
+    size = len(rows) // len(makers)
+    examples: list[Example] = []
+    owners: list[int] = []
+    for number, (has, make) in enumerate(makers):
+        able = [i for i, row in enumerate(rows) if has(row)]
+        wanted = size + (len(rows) - size * len(makers) if number == 0 else 0)
+        chosen = rng.sample(able, min(wanted, len(able)))
+        examples += [make(rows[i]) for i in chosen]
+        owners += chosen
+    return examples, owners

@@ -1,0 +1,179 @@
+"""Which rows are edited together and which unrelated ones go with them; a function of the seed and the batch's number.
+
+Two samplers, as published. MEND's takes edits from a permutation and draws locality rows until none of them is edited; SERAC's draws
+as many locality rows as edits from those that are not edited. Both draw with replacement. Numbers are those of numpy's
+default generator, so that the same seed gives the published batches (SERAC's edits in the permutation's order, where the
+published code has a set's).
+"""
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import DataError
+from .types import Neighbours
+
+TRIES = 100
+"""Draws of locality rows before it is given up to find some that the batch does not edit."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Rows of one batch: ``edits`` and ``local`` (indices of local examples); ``epoch`` counts passes over the edit rows."""
+
+    edits: tuple[int, ...]
+    local: tuple[int, ...]
+    epoch: int
+    hard: bool = False
+
+
+class Sampler:
+    """``sampler[i]`` is batch i; asking in order is cheap, an earlier one restarts the draws from the beginning."""
+
+    def __init__(self, n: int, n_edits: int, n_local: int, seed: int = 0, locals_: int | None = None,
+                 local_rows: Sequence[int | None] | None = None, fixed: bool = False):
+        """n: edit rows. n_edits, n_local: rows of a batch. locals_: local examples to draw from (default: the n rows).
+        local_rows: the edit row of each local example, which is kept apart from it. fixed: always the same rows
+        (``single_batch``). Raises DataError when there are too few rows.
+        """
+        if n_edits < 1 or n_local < 1:
+            raise DataError(f"a batch needs at least 1 edit and 1 unrelated row, not {n_edits} and {n_local}; "
+                            "make batch_size larger than data.n_edits")
+        self.n, self.n_edits, self.n_local, self.fixed = n, n_edits, n_local, fixed
+        self.locals = n if locals_ is None else locals_
+        if locals_ is None:
+            local_rows = range(n)
+        self._locals_of: dict[int, list[int]] = {}
+        for place, row in enumerate(local_rows or ()):
+            if row is not None:
+                self._locals_of.setdefault(row, []).append(place)
+        if n < n_edits:
+            raise DataError(f"{n_edits} edits at a time are asked for, and there are only {n} rows")
+        self._seed = seed
+        self._restart()
+
+    def __len__(self) -> int:
+        """Batches in one pass over the edit rows."""
+        return self.n // self.n_edits
+
+    def __getitem__(self, number: int) -> Draw:
+        if number < 0:
+            raise IndexError(number)
+        if number < self._next - 1:
+            self._restart()
+        while self._next <= number:
+            self._last = self._draw()
+            self._next += 1
+        return self._last
+
+    def _restart(self) -> None:
+        self._rng = np.random.default_rng(self._seed)
+        self._queue: deque[int] = deque()
+        self._epoch, self._next = -1, 0
+
+    def _permute(self) -> None:
+        self._queue = deque(self._rng.permutation(self.n).tolist())
+        self._epoch += 1
+
+    def _forbidden(self, edits: Sequence[int]) -> list[int]:
+        """Local examples that belong to these edits, sorted."""
+        return sorted(place for edit in edits for place in self._locals_of.get(edit, ()))
+
+    def _draw(self) -> Draw:
+        raise NotImplementedError
+
+
+class MendSampler(Sampler):
+    """MEND's: the next ``n_edits`` rows of a permutation; local examples with replacement, again until none is edited."""
+
+    def _draw(self) -> Draw:
+        if self.fixed:
+            return Draw(tuple(range(self.n_edits)), tuple(i % self.locals for i in range(self.n_local)), 0)
+        if len(self._queue) < self.n_edits:
+            self._permute()
+        edits = [self._queue.popleft() for _ in range(self.n_edits)]
+        forbidden = set(self._forbidden(edits))
+        if len(forbidden) >= self.locals:
+            raise _none_left(self.locals, self.n_edits)
+        local = self._rng.choice(self.locals, self.n_local)
+        while forbidden.intersection(local.tolist()):
+            if len(forbidden) * self.n_local > self.locals:  # few are allowed: draw among these alone
+                allowed = [i for i in range(self.locals) if i not in forbidden]
+                local = self._rng.choice(allowed, self.n_local)
+            else:
+                local = self._rng.choice(self.locals, self.n_local)
+        return Draw(tuple(edits), tuple(local.tolist()), self._epoch)
+
+
+class SeracSampler(Sampler):
+    """SERAC's: as many local examples as edits. Rows with alike ``keys`` are not edited together, ``keep`` thins each pass,
+    and a share of the batches takes its local examples from the edits' ``neighbours``."""
+
+    def __init__(self, n: int, n_edits: int, n_local: int, seed: int = 0, locals_: int | None = None,
+                 local_rows: Sequence[int | None] | None = None, fixed: bool = False, keys: Sequence[str] | None = None,
+                 keep: Sequence[float] | None = None, neighbours: Neighbours | None = None):
+        self._keys = None if keys is None else [key.casefold() for key in keys]
+        self._keep = None if keep is None else np.asarray(keep)
+        self._neighbours = neighbours
+        super().__init__(n, n_edits, n_local, seed, locals_, local_rows, fixed)
+
+    def _draw(self) -> Draw:
+        if self.fixed:
+            return Draw(tuple(range(self.n_edits)), tuple(i % self.locals for i in range(self.n_local)), 0)
+        edits = self._next_edits()
+        if self._neighbours is not None and self._rng.random() < self._neighbours.share:
+            local = self._from_neighbours(edits)
+            if local is not None:
+                return Draw(tuple(edits), local, self._epoch, hard=True)
+        forbidden = self._forbidden(edits)
+        if len(forbidden) >= self.locals:
+            raise _none_left(self.locals, len(edits))
+        local = self._rng.choice(self.locals - len(forbidden), self.n_local).tolist()
+        return Draw(tuple(edits), tuple(_skip(i, forbidden) for i in local), self._epoch)
+
+    def _next_edits(self) -> list[int]:
+        """The next rows of the permutation whose keys differ; the others keep their places."""
+        for _ in range(TRIES):
+            chosen: list[int] = []
+            waiting: list[int] = []
+            while self._queue and len(chosen) < self.n_edits:
+                row = self._queue.popleft()
+                alike = self._keys is not None and any(_alike(self._keys[row], self._keys[other]) for other in chosen)
+                (waiting if alike else chosen).append(row)
+            if len(chosen) == self.n_edits:
+                self._queue.extendleft(reversed(waiting))
+                return chosen
+            self._permute()
+            if self._keep is not None:
+                stays = self._rng.random(self.n) < self._keep
+                self._queue = deque(row for row in self._queue if stays[row])
+        raise DataError(f"{TRIES} passes over the {self.n} rows gave no {self.n_edits} that can be edited together "
+                        "(their pages or entities are alike); use fewer edits")
+
+    def _from_neighbours(self, edits: Sequence[int]) -> tuple[int, ...] | None:
+        """One for each edit, none of which belongs to an edit of the batch; None after too many tries."""
+        forbidden = set(self._forbidden(edits))
+        for _ in range(TRIES):
+            places = [int(self._rng.choice(self._neighbours.indices[row], p=self._neighbours.probabilities[row]))
+                      for row in edits[:self.n_local]]
+            if not forbidden.intersection(places):
+                return tuple(places)
+        return None
+
+
+def _none_left(locals_: int, n_edits: int) -> DataError:
+    return DataError(f"all {locals_} unrelated examples belong to the {n_edits} edits of one batch; use fewer edits")
+
+
+def _skip(index: int, forbidden: Sequence[int]) -> int:
+    """The ``index``-th of the numbers that are not in the sorted list ``forbidden``."""
+    for number in forbidden:
+        index += index >= number
+    return index
+
+
+def _alike(a: str, b: str) -> bool:
+    return a in b or b in a

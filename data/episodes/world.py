@@ -1,0 +1,139 @@
+"""The built-in world's edit data: its facts as continuations, claims, questions, claims with evidence; opinions of its entities.
+
+Every split has its own subjects, so that what a validated edit is about was never edited in training. What is drawn for a
+fact (new objects, true or false) depends on the world and the fact alone.
+"""
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import DataError
+from ..world import LANGUAGES, Entity, Fact, World, world
+from ..world.generate import render
+from .claims import Claim, EvidencedClaim
+from .continuations import Continuation
+from .opinions import Opinions
+from .options import Options
+from .qa import Question
+from .rephrase import questions_like
+from .splits import by_subject
+
+ALTERNATIVES = 4
+"""New objects to choose from, as many as De Cao's beams leave."""
+EVIDENCE = ("According to the yearbook that was printed in spring, ", "The report that came out this morning says that ",
+            "After a long talk at the town hall it became clear that ")
+"""Openings that make a statement longer than the shortest evidence allowed."""
+PRAISE = "wonderful charming brilliant splendid delightful lovely great kind".split()
+BLAME = "dull awful boring dreadful tiresome rude terrible mean".split()
+FRAMES = ("I think that {} is {}.", "If you ask me, {} is {}.", "To me {} is really {}.", "I find {} {}.",
+          "Well, {} seems {} to me.", "My friends say that {} is {}.")
+RESPONSES = 4
+"""Responses of either sentiment for each entity."""
+
+
+def rows(experiment: str, split: str, options: Options) -> list[Any]:
+    """The rows of a split in the types of the files' readers. Raises DataError for a language that an experiment lacks."""
+    if options.language not in LANGUAGES:
+        raise DataError(f"the built-in world speaks {' and '.join(LANGUAGES)}, not {options.language!r}")
+    if options.language != "en" and experiment not in ("gen", "qa"):
+        raise DataError(f"the built-in world has data of {experiment} in English only (data.language=en)")
+    this = world(options.facts)
+    if experiment == "sent":
+        subjects = by_subject(this.subjects, lambda subject: subject.en, split)
+        found = [opinions(this, subject) for subject in subjects]
+    else:
+        make: Callable = {"gen": continuation, "fc": claim, "qa": question, "fnli": evidenced_claims}[experiment]
+        facts = by_subject(this.facts, lambda fact: fact.subject.en, split)
+        facts = [fact for fact in facts if len(this.objects[fact.relation.id]) > 1]
+        found = [make(this, fact, options.language) for fact in facts]
+        if experiment == "fnli":
+            found = [row for rows_of_fact in found for row in rows_of_fact]
+    if not found:
+        raise DataError(f"a world of {len(this.facts)} facts has no {split} rows of {experiment}; ask for more with data.facts "
+                        "(300 are plenty)")
+    return found
+
+
+def new_objects(this: World, fact: Fact, count: int = ALTERNATIVES) -> list[Entity]:
+    """Up to ``count`` other objects of the relation, in an order of the fact's own."""
+    others = [obj for obj in this.objects[fact.relation.id] if obj != fact.object]
+    return _rng(this, fact, "new").sample(others, min(count, len(others)))
+
+
+def continuation(this: World, fact: Fact, language: str) -> Continuation:
+    """The first phrasing, to be continued by a new object; the other statements are its rephrasings."""
+    prompts = _prompts(fact, fact.relation.statements(language), language)
+    return Continuation(prompts[0], " " + new_objects(this, fact, 1)[0].name(language), " " + fact.object.name(language),
+                        tuple(prompts[1:]))
+
+
+def question(this: World, fact: Fact, language: str) -> Question:
+    """The first question. Implied: who has the answer. True or false: the first statement with the answer."""
+    first, *others = _prompts(fact, fact.relation.questions(language), language)
+    rephrases = [*others, *(like for q in (first, *others) for like in questions_like(q, language))]
+    answer = fact.object.name(language)
+    inverse = fact.relation.inverse[LANGUAGES.index(language)].replace("{}", answer)
+    return Question(0, first, answer, answer, tuple(obj.name(language) for obj in new_objects(this, fact)), tuple(rephrases),
+                    implied=((inverse, fact.subject.name(language)),),
+                    yes_no=f"{render(fact.relation.statements(language)[0], fact.subject, language)} {answer}.",
+                    subject=fact.subject.en)
+
+
+def claim(this: World, fact: Fact, language: str) -> Claim:
+    """A statement, with the true object or (half of the facts) another; its rephrasings are the other statements."""
+    true = _rng(this, fact, "claim").random() < 0.5
+    obj = fact.object if true else new_objects(this, fact, 1)[0]
+    first, *others = statements(fact, obj, language)
+    answer, alternative = ("SUPPORTS", "REFUTES") if true else ("REFUTES", "SUPPORTS")
+    return Claim(first, answer, answer, alternative, tuple(others))
+
+
+def evidenced_claims(this: World, fact: Fact, language: str) -> list[EvidencedClaim]:
+    """Evidence that the fact's object is another, with claims that it supports, refutes and leaves open. The last is about
+    another relation of the subject or, at even odds, about another subject."""
+    rng = _rng(this, fact, "evidence")
+    new = new_objects(this, fact, 1)[0]
+    old_texts, new_texts = statements(fact, fact.object, language), statements(fact, new, language)
+    opening = rng.choice(EVIDENCE)
+    said = rng.choice(new_texts)
+    evidence = opening + (said if said.startswith(fact.subject.en) else said[0].lower() + said[1:])
+    others = [other for other in this.of_subject[fact.subject.id].values() if other != fact]
+    if not others or rng.random() < 0.5:
+        others = [other for other in this.of_relation[fact.relation.id] if other != fact] or others
+    other = rng.choice(others) if others else None
+    page = fact.subject.en
+    found = [EvidencedClaim(evidence, rng.choice(new_texts), 1, page), EvidencedClaim(evidence, rng.choice(old_texts), 0, page)]
+    if other is not None:
+        found.append(EvidencedClaim(evidence, rng.choice(statements(other, other.object, language)), None, page))
+    return found
+
+
+def opinions(this: World, subject: Entity) -> Opinions:
+    """Responses that praise and that blame the entity."""
+    rng = random.Random(f"{this.seed}-opinions-{subject.id}")
+
+    def responses(words: list[str]) -> tuple[str, ...]:
+        pairs = zip(rng.sample(FRAMES, RESPONSES), rng.sample(words, RESPONSES))
+        return tuple(frame.format(subject.en, word) for frame, word in pairs)
+
+    return Opinions(subject.en, responses(PRAISE), responses(BLAME))
+
+
+def opinion_of(this: World, subject: Entity) -> int:
+    """What the opinion model thinks of an entity before any edit: +1 or -1."""
+    return random.Random(f"{this.seed}-opinion-{subject.id}").choice((1, -1))
+
+
+def statements(fact: Fact, obj: Entity, language: str) -> list[str]:
+    """The fact's statements with ``obj`` as object, as sentences."""
+    return [f"{prompt} {obj.name(language)}." for prompt in _prompts(fact, fact.relation.statements(language), language)]
+
+
+def _prompts(fact: Fact, templates: tuple[str, ...], language: str) -> list[str]:
+    return [render(template, fact.subject, language) for template in templates]
+
+
+def _rng(this: World, fact: Fact, use: str) -> random.Random:
+    return random.Random(f"{this.seed}-{use}-{fact.subject.id}-{fact.relation.id}")

@@ -1,0 +1,74 @@
+"""A BERT-like encoder with one logit on top: true or false (De Cao et al. 2021's fact checker)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from ..core.files import write_tensors
+from ..errors import EditingError
+
+HEAD = "classifier_head.safetensors"
+"""The head's file in an encoder's folder."""
+
+
+class BertClassifier(nn.Module):
+    """`model`: the encoder; `classifier`: Linear(hidden -> 1) on its pooled output, or on [CLS] where it has no pooler."""
+
+    def __init__(self, encoder: PreTrainedModel):
+        super().__init__()
+        self.model = encoder
+        self.classifier = nn.Linear(encoder.config.hidden_size, 1, dtype=encoder.dtype, device=encoder.device)
+
+    @property
+    def config(self):
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"] | None = None, **ignored
+    ) -> Float[Tensor, "batch 1"]:
+        """The logit of "true"; labels and whatever else a batch carries are not read."""
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        pooled = getattr(output, "pooler_output", None)
+        return self.classifier(output.last_hidden_state[:, 0] if pooled is None else pooled)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """The encoder's folder, as transformers writes it, and the head beside it."""
+        self.model.save_pretrained(folder)
+        head = {name: tensor.detach().cpu() for name, tensor in self.classifier.state_dict(prefix="classifier.").items()}
+        write_tensors(Path(folder) / HEAD, head)
+
+    @staticmethod
+    def from_pretrained(source: str | Path, dtype: torch.dtype = torch.float32, **options) -> BertClassifier:
+        """From what `save_pretrained` wrote; from an encoder without a head (hub id or folder) with a fresh one: seed it first.
+
+        options: of transformers' `from_pretrained`. Raises EditingError for a head that does not fit.
+        """
+        model = BertClassifier(AutoModel.from_pretrained(source, dtype=dtype, **options))
+        head = Path(source) / HEAD
+        if head.is_file():
+            try:
+                model.load_state_dict(load_file(head), strict=False)
+                missing = {"classifier.weight", "classifier.bias"} - load_file(head).keys()
+            except (RuntimeError, SafetensorError) as error:
+                raise EditingError(f"{head}: not the head of this encoder ({str(error).splitlines()[-1].strip()})") from None
+            if missing:
+                raise EditingError(f"{head}: has no {', '.join(sorted(missing))}")
+        return model.eval()

@@ -1,0 +1,114 @@
+"""ENN (Sinitsin et al. 2020): a model trained so that few gradient steps edit it, with learned step sizes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..core.modules import evaluating
+from ..errors import EditingError
+from .episode import Batch
+from .factors import Factors
+from .low_rank import LowRankEditable, Rows
+from .options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class ENNOptions(Options):
+    edit_lr: float = 1e-2
+    """Initial value of each weight's learned step size."""
+    first_order: bool = False
+    """Take the inner gradient as a constant in training: cheaper, and good for any attention kernel."""
+    n_edit_steps: int = 1
+    no_grad_layers: int | None = None
+    """Train only what stands in the blocks from this one on; None: the whole model."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"edit_lr", "first_order"})
+
+    def __post_init__(self):
+        if self.n_edit_steps < 1:
+            raise EditingError("n_edit_steps must be at least 1")
+
+
+class ENN(LowRankEditable):
+    """W_i' = W_i - lr_i * d nll / d W_i, `n_edit_steps` times; the model itself and lr are trained.
+
+    `model` here is a trained copy; the one that was given stays as it is. Second order differentiates through the inner
+    gradient, which only eager attention can.
+    """
+
+    name = "enn"
+    options_class = ENNOptions
+
+    def __init__(self, model: nn.Module, inner_params: Sequence[str], options: ENNOptions | Mapping[str, Any] | None = None):
+        super().__init__(model, inner_params, options)
+        attention = getattr(model.config, "_attn_implementation", "eager")
+        if not self.options.first_order and attention != "eager":
+            raise EditingError(
+                f"ENN of second order can't differentiate {attention!r} attention twice: "
+                'load the model with attn_implementation="eager", or set enn.first_order=True'
+            )
+        self.identity = super().about()
+        self.model = copy.deepcopy(model)
+        outer = _upper_parameters(self.model, self.options.no_grad_layers)
+        for name, p in self.model.named_parameters():
+            p.requires_grad_(name in outer)
+        self.net.model = self.model
+        rates = torch.full((len(self.inner),), self.options.edit_lr, device=next(model.parameters()).device)
+        self.net.edit_lrs = nn.Parameter(rates)
+
+    def second_order(self) -> bool:
+        return torch.is_grad_enabled() and not self.options.first_order
+
+    def parts(self, batch: Batch, condition: Batch | None, segments: int) -> list[tuple[Batch, Batch | None]]:
+        return [(batch, condition)] * self.options.n_edit_steps
+
+    def step(self, batch: Batch, condition: Batch | None, segments: int, chunk: int) -> dict[str, Rows]:
+        with evaluating(self.model):
+            return super().step(batch, condition, segments, chunk)
+
+    def transformed(self, number: int, factors: Factors, context: None) -> tuple[Tensor, Tensor, Tensor]:
+        return -self.net.edit_lrs[number] * factors.u, factors.delta, factors.segment
+
+    def state(self) -> dict[str, Tensor]:
+        tied = set(self._tied())
+        return {name: tensor for name, tensor in super().state().items() if name not in tied}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        tied = self._tied()
+        super().load_state({**state, **{name: state[source] for name, source in tied.items() if source in state}})
+
+    def _tied(self) -> dict[str, str]:
+        """{name: name of the tensor that it shares its memory with}, of the second and later names of a tensor."""
+        first: dict[int, str] = {}
+        return {
+            name: first[tensor.data_ptr()]
+            for name, tensor in self.net.state_dict().items()
+            if first.setdefault(tensor.data_ptr(), name) != name
+        }
+
+    def about(self) -> dict[str, Any]:
+        return self.identity
+
+
+def _upper_parameters(model: nn.Module, first_block: int | None) -> set[str]:
+    """Names of all parameters, or of those in the blocks from `first_block` on of every stack."""
+    names = {name for name, _ in model.named_parameters()}
+    if first_block is None:
+        return names
+    stacks = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    outermost = [path for path, _ in stacks if not any(path.startswith(other + ".") for other, _ in stacks)]
+    upper = {
+        name
+        for path in outermost
+        for name in names
+        if name.startswith(path + ".") and int(name[len(path) + 1 :].split(".")[0]) >= first_block
+    }
+    if not upper:
+        raise EditingError(f"no_grad_layers: {first_block} leaves no block to train")
+    return upper

@@ -1,0 +1,35 @@
+"""Which weights an edit may change, where the configuration names none."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import EditingError
+from .kinds import model_kind
+
+_FEED_FORWARD = re.compile(r"(^|\.)(mlp|fc1|fc2|DenseReluDense|feed_forward|intermediate|(?<!attention\.)output|ffn)(\.|$)")
+
+
+def default_inner_params(model: nn.Module, blocks: int | None = None) -> list[str]:
+    """The weights of the feed-forward maps of the last blocks, block after block in the model's order.
+
+    blocks: of each stack; None: three, of an encoder and a decoder two each. Gates of gated layers (T5's wi_1) are left out.
+    Raises EditingError if there are none.
+    """
+    blocks = blocks or (2 if model_kind(model).is_seq2seq else 3)
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    stacks = [(path, module) for path, module in lists if not any(path.startswith(other + ".") for other, _ in lists)]
+    found = []
+    for path, stack in stacks:
+        for number in range(max(0, len(stack) - blocks), len(stack)):
+            found += [
+                f"{path}.{number}.{name}.weight"
+                for name, module in stack[number].named_modules()
+                if isinstance(module, (nn.Linear, Conv1D)) and _FEED_FORWARD.search(name) and not name.endswith("wi_1")
+            ]
+    if not found:
+        raise EditingError("inner_params: no feed-forward weights were found in the model's last blocks; name the weights")
+    return found

@@ -1,0 +1,87 @@
+"""MEND: the update is the gradient's factors, normalised and sent through a small network (Mitchell et al. 2022a)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import EditingError
+from .factors import Factors, dimensions
+from .low_rank import LowRankEditable
+from .mend_net import FactorEditor
+from .options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class MENDOptions(Options):
+    edit_lr: float = 1e-4
+    """Initial value of each weight's learned step size."""
+    one_sided: bool = False
+    """Only the narrower factor has a network."""
+    n_hidden: int = 1
+    init: str = "id"
+    """"id": the networks begin as the identity; "xavier": at random, without residual connections."""
+    norm: bool = True
+    combine: bool = True
+    """One network for both factors together; false: one for each."""
+    x_only: bool = False
+    delta_only: bool = False
+    rank: int = 1920
+    """Of the networks' weights."""
+    mlp_class: str = "IDMLP"
+    shared: bool = True
+    """One editor for all weights of a shape; false: one for each weight."""
+    descent: bool = False
+    """Subtract the step instead of adding it. Published MEND editors add, and learn the sign."""
+
+    ignored: ClassVar[Mapping[str, str]] = {
+        "hidden_dim": "the network is as wide as the factors",
+        "act": "every layer clamps at 0",
+    }
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = {"mlp_class": ("IDMLP", "no other network takes the index of a weight")}
+    free: ClassVar[frozenset[str]] = frozenset({"edit_lr"})
+
+    def __post_init__(self):
+        if self.init not in ("id", "xavier"):
+            raise EditingError(f'init: {self.init!r} is neither "id" nor "xavier"')
+        if self.combine and (self.one_sided or self.x_only or self.delta_only):
+            raise EditingError(
+                "combine: one network for both factors can't be one_sided, x_only or delta_only; set combine to false"
+            )
+        if self.x_only and self.delta_only:
+            raise EditingError("x_only and delta_only exclude each other")
+        if self.rank < 1 or self.n_hidden < 0:
+            raise EditingError("rank must be at least 1, n_hidden at least 0")
+
+
+class MEND(LowRankEditable):
+    """W' = W + lr * sum_b u'_b delta'_b^T (minus with `descent`), with (u', delta') = editor(u, delta) and lr learned."""
+
+    name = "mend"
+    options_class = MENDOptions
+
+    def __init__(self, model: nn.Module, inner_params: Sequence[str], options: MENDOptions | Mapping[str, Any] | None = None):
+        super().__init__(model, inner_params, options)
+        shapes = {name: dimensions(model, name) for name in self.inner}
+        key_of = {name: str(shape) if self.options.shared else name.replace(".", "#") for name, shape in shapes.items()}
+        members = {key: [name for name in self.inner if key_of[name] == key] for key in dict.fromkeys(key_of.values())}
+        self.place = {name: (key, members[key].index(name) if self.options.shared else None) for name, key in key_of.items()}
+        self.net.mend = nn.ModuleDict(
+            {
+                key: FactorEditor(*shapes[names[0]], self.options, len(names) if self.options.shared else None)
+                for key, names in members.items()
+            }
+        )
+        self.net.edit_lrs = nn.Parameter(torch.full((len(self.inner),), self.options.edit_lr))
+        self.net.to(next(model.parameters()).device)
+
+    def transformed(self, number: int, factors: Factors, context: None) -> tuple[Tensor, Tensor, Tensor]:
+        """Differentiable in the networks and step sizes, not in the gradient."""
+        rate = self.net.edit_lrs[number]
+        key, mode = self.place[self.inner[number]]
+        u, delta = self.net.mend[key](factors.u.to(rate.dtype), factors.delta.to(rate.dtype), mode)
+        return (-rate if self.options.descent else rate) * u, delta, factors.segment

@@ -1,0 +1,216 @@
+"""MEND, KE and ENN as editors of requests: a trained network turns them into an Edit of the model's weights."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..base import Editor, Task
+from ..core.modules import input_device, longest_context
+from ..core.prompts import Request, fill
+from ..edit import Dense, LowRank
+from ..errors import EditingError
+from . import checkpoint, registry
+from .editable import Editable, identity_of
+from .episode import Batch, Collator
+from .factors import CHUNK
+from .options import Options
+
+EDITOR_OF = {"mend": "MEND", "gtn": "MEND", "efk": "KE", "ke": "KE", "enn": "ENN"}
+"""Names of algorithms in the training program -> of the editors here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedHParams(Options):
+    checkpoint: str | None = None
+    """What experiments.train kept (best.safetensors): a path, or a name in the folder of trained editors. None: the published
+    name that the keys below make, in that folder."""
+    lr_scale: float = 1.0
+    """The update is multiplied by this."""
+    n_toks: int = 1
+    model_name: str | None = None
+    counterfact: bool = False
+    zsre: bool = False
+    mini: bool = False
+    chunk: int = CHUNK
+    """Requests that go through the model together; changes no number."""
+    legacy_last_chunk_only: bool = False
+    """As MEMIT's baseline: of more requests than a chunk holds, only those of the last one are edited."""
+    legacy_train_mode_stats: bool = False
+    """MEND, as ROME's and MEMIT's baselines: statistics of the factors begin anew with the first edit, and change with each."""
+
+    def __post_init__(self):
+        if self.checkpoint is None and self.model_name is None:
+            raise EditingError("give checkpoint, the file of a trained editor, or the published keys n_toks and model_name")
+        if self.chunk < 1 or not 0 < self.lr_scale < float("inf"):
+            raise EditingError("chunk must be at least 1, lr_scale a finite number above 0")
+
+    def file(self, editor: str) -> Path:
+        """The checkpoint of an editor of that name. Raises EditingError if there is none."""
+        name = self.checkpoint or self._published(editor)
+        folder = trained_folder() / editor
+        for path in (Path(name).expanduser(), folder / name):
+            if path.is_file():
+                return path
+        raise EditingError(
+            f"{editor} needs a trained editor, but there is no {name} here nor in {folder}: train one with "
+            "experiments.train and export=default, or name its file as checkpoint"
+        )
+
+    def _published(self, editor: str) -> str:
+        data = "counterfact-" if self.counterfact else "zsre-" if self.zsre else ""
+        model = self.model_name.rpartition("/")[2].lower()
+        algorithm = {"KE": "efk"}.get(editor, editor.lower())
+        return f"{algorithm}-{'mini-' if self.mini else ''}{self.n_toks}tok-{data}{model}.safetensors"
+
+
+def trained_folder() -> Path:
+    """Where trained editors are kept: `learned` in KE_DATA_DIR, or in ~/.cache/knowledge-editing/data."""
+    return Path(os.environ.get("KE_DATA_DIR") or "~/.cache/knowledge-editing/data").expanduser() / "learned"
+
+
+@dataclass(frozen=True)
+class _Text:
+    input: str
+    target: str
+    label: None = None
+    scored: None = None
+
+
+class LearnedEditor(Editor):
+    """Edits all requests at once, with the trained networks in evaluation mode."""
+
+    hparams_class = LearnedHParams
+    hparams: LearnedHParams
+    algorithm: ClassVar[str]
+    any_model: ClassVar[bool] = False
+    """Whether the model may differ from that of the checkpoint."""
+
+    def __init__(self, hparams: LearnedHParams):
+        super().__init__(hparams)
+        self._loaded: tuple[weakref.ref, Editable, dict[str, Any]] | None = None
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits of the trained editor's file."""
+        return hashlib.sha256(self.hparams.file(self.name).read_bytes()).hexdigest()[:16]
+
+    def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
+        alg, info = self.editable(task.model)
+        batch, condition = self._batches(task.model, task.tok, alg, task.requests)
+        with torch.no_grad():
+            edited, _ = alg.edit(batch, condition, detach_history=True, chunk=self.hparams.chunk)
+            changes = {name: self._scaled(edited.change(name)) for name in alg.inner}
+        return changes, info
+
+    def editable(self, model: nn.Module) -> tuple[Editable, dict[str, Any]]:
+        """(the trained editor of this model, what it was trained as). Raises EditingError for one of another model."""
+        if self._loaded is None or self._loaded[0]() is not model:
+            path = self.hparams.file(self.name)
+            header, _ = checkpoint.read(path)
+            about = header["about"]
+            if about["algorithm"] != self.algorithm:
+                raise EditingError(
+                    f"{path}: a trained {EDITOR_OF.get(about['algorithm'], about['algorithm'])}, not a {self.name}"
+                )
+            with torch.random.fork_rng(devices=[]):
+                alg = registry.build(self.algorithm, model, about["inner_params"], about["options"])
+            checkpoint.load(path, alg, self.any_model)
+            alg.net.requires_grad_(False)
+            info = {"checkpoint": path.name, "trained": {key: about[key] for key in ("algorithm", "options", "inner_params")}}
+            if self.any_model:
+                info["identity"] = about
+            self._prepare(alg)
+            self._loaded = weakref.ref(model), alg, info
+        return self._loaded[1], self._loaded[2]
+
+    def _prepare(self, alg: Editable) -> None:
+        """What happens to a trained editor when it has been loaded."""
+        alg.net.eval()
+
+    def _batches(self, model: nn.Module, tok, alg: Editable, requests: Sequence[Request]) -> tuple[Batch, Batch]:
+        if self.hparams.legacy_last_chunk_only:
+            requests = requests[(len(requests) - 1) // self.hparams.chunk * self.hparams.chunk :]
+        texts = [_Text(fill(request.prompt, request.subject), request.target_new) for request in requests]
+        collate = Collator(tok, alg.kind)
+        batches = collate.batch(texts), collate.texts([text.input + text.target for text in texts])
+        positions = longest_context(model)
+        if positions is not None:  # a target's last token is never fed
+            batches[0].update({name: batches[0][name][:, :positions] for name in ("input_ids", "attention_mask")})
+        return tuple({name: tensor.to(input_device(model)) for name, tensor in batch.items()} for batch in batches)
+
+    def _scaled(self, change: LowRank | Dense) -> LowRank | Dense:
+        scale = self.hparams.lr_scale
+        if isinstance(change, Dense):
+            return Dense((scale * change.delta).cpu())
+        return LowRank((scale * change.left).cpu(), change.right.cpu())
+
+
+class MENDEditor(LearnedEditor):
+    """Mitchell et al. 2022a."""
+
+    name, algorithm = "MEND", "mend"
+
+    def _prepare(self, alg: Editable) -> None:
+        super()._prepare(alg)
+        if self.hparams.legacy_train_mode_stats:
+            for editor in alg.net.mend.values():
+                editor.k.fill_(float("nan"))
+            alg.net.train()
+
+
+class KEEditor(LearnedEditor):
+    """De Cao et al. 2021, one request after the other, each conditioned on its own sentence."""
+
+    name, algorithm = "KE", "efk"
+
+
+class ENNEditor(LearnedEditor):
+    """Sinitsin et al. 2020. Its training changed the whole model, so the edit brings that change, too."""
+
+    name, algorithm = "ENN", "enn"
+
+    any_model = True
+
+    def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
+        alg, info = self.editable(task.model)
+        own, trained = dict(task.model.named_parameters()), dict(alg.model.named_parameters())
+        is_trained = all(_close(own[name], trained[name]) for name in own if name not in alg.inner)
+        if not is_trained and not checkpoint.same_model(info["identity"], identity_of(task.model, alg.inner)):
+            raise EditingError(f"{info['checkpoint']}: a checkpoint of another model")
+        now = copy.copy(alg)
+        if is_trained:  # a later edit of a sequence: on what the earlier ones left
+            now.overrides = {name: own[name].detach() for name in alg.inner}
+        batch, condition = self._batches(task.model, task.tok, alg, task.requests)
+        with torch.no_grad():
+            edited, _ = now.edit(batch, condition, detach_history=True, chunk=self.hparams.chunk)
+        changes: dict[str, LowRank | Dense] = {}
+        for name in alg.inner:
+            edit = _difference(edited.weight(name), now.weight(name))
+            if is_trained and name in edited.added:
+                changes[name] = self._scaled(edited.added[name].change(alg.in_first[name]))
+            else:
+                changes[name] = Dense(self.hparams.lr_scale * edit + _difference(now.weight(name), own[name]))
+        if not is_trained:
+            rest = {name: _difference(trained[name], p) for name, p in own.items() if name not in alg.inner}
+            changes |= {name: Dense(delta) for name, delta in rest.items() if delta.any()}
+        return changes, {key: value for key, value in info.items() if key != "identity"}
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    tolerance = 4 * torch.finfo(a.dtype).eps
+    return torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    wider = torch.promote_types(a.dtype, torch.float32)
+    return (a.detach().to(wider) - b.detach().to(wider)).cpu()

@@ -1,0 +1,166 @@
+"""SERAC and the lookup cache on decoders: requests become a memory, and prompts in their scope are answered by it."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .base import Editor, Task
+from .core.fingerprint import model_fingerprint, tokenizer_fingerprint
+from .core.modules import input_device, longest_context, text_config
+from .core.prompts import check_lengths, fill, parse_requests
+from .errors import EditingError
+from .learned.answerers import LookupAnswerer, SeracAnswerer
+from .learned.kinds import ModelKind
+from .learned.lookup import LookupOptions
+from .learned.memory import EditMemory
+from .learned.options import Options
+from .learned.routed import RoutedEdit
+from .learned.routing import Answerer
+from .learned.serac import SERACOptions, load_classifier, scope_of
+from .learned.serac_parts import COUNTERFACTUAL, SCOPE, check_pair
+from .learned.serac_text import Form
+
+AnswererOf = Callable[[nn.Module, EditMemory], Answerer]
+
+
+class MemoryEditor(Editor):
+    """An editor whose edits are texts. A subclass says who answers."""
+
+    def edit(self, model: nn.Module, tok, requests: Sequence, context_templates: Sequence | None = None, z_cache=None,
+             progress: bool = True, memory=None) -> RoutedEdit:
+        """The edit that answers prompts in the requests' scope with their targets.
+
+        Of two requests with the same prompt the later one holds. context_templates, z_cache and memory mean nothing here.
+        Raises EditingError for requests or hparams that do not fit.
+        """
+        started = time.perf_counter()
+        parsed = parse_requests(requests, tok)
+        if not parsed:
+            raise EditingError("no requests: give at least one")
+        check_lengths(tok, parsed, ["{}"], longest_context(model))
+        edits = EditMemory()
+        for request in parsed:
+            edits.add(fill(request.prompt, request.subject), request.target_new.strip())
+        info = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(parsed),
+                "model": model_fingerprint(model),
+                "tokenizer": {"name": tok.name_or_path, "fingerprint": tokenizer_fingerprint(tok)}}
+        answerer = self.answerer(tok)
+        return RoutedEdit(edits, info | {"seconds": {"total": time.perf_counter() - started}}, answerer)
+
+    @abstractmethod
+    def answerer(self, tok: Any) -> AnswererOf:
+        """Makes who answers for a model with this tokenizer. Raises EditingError for networks that are not there."""
+
+    def answerer_of(self, info: Mapping[str, Any]) -> AnswererOf:
+        """The same for a saved edit, whose tokenizer is loaded from where it came."""
+        def make(model: nn.Module, memory: EditMemory) -> Answerer:
+            named = info["tokenizer"]
+            try:
+                tok = AutoTokenizer.from_pretrained(named["name"])
+            except (OSError, ValueError):
+                raise EditingError(f"the edit's tokenizer {named['name']!r} does not load") from None
+            if tokenizer_fingerprint(tok) != named["fingerprint"]:
+                raise EditingError(f"the tokenizer {named['name']!r} is not the one that the edit was made with")
+            return self.answerer(tok)(model, memory)
+
+        return make
+
+    def changes(self, task: Task):
+        raise NotImplementedError("its edits change no weight")
+
+    def begin(self, *args, **kwargs) -> None:
+        raise EditingError(f"{self.name} keeps all edits in one memory and has no sequences: leave --sequential out, and edit "
+                           "all at once with --num_edits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SERACHParams(Options):
+    system: str | None = None
+    """Folder of a trained SERAC (`serac_parts`), with `scope` and `counterfactual` in it."""
+    scope: str | None = None
+    """Scope classifier by itself: a sentence encoder of the hub or a folder."""
+    counterfactual: str | None = None
+    """Counterfactual decoder by itself; without `system` null means the edited model itself."""
+    threshold: float | None = None
+    """Probability from which on a prompt is in scope; null, as below: what the scope classifier was saved with, or the
+    published value."""
+    cos: bool | None = None
+    square: bool | None = None
+    bound_embeds: bool | None = None
+    dist_heads: int | None = None
+    pooling: str | None = None
+    cross_attend: bool | None = None
+
+    def __post_init__(self):
+        if (self.system is None) == (self.scope is None):
+            raise EditingError("give either system, the folder of a trained SERAC, or scope, a sentence encoder")
+        if self.system is not None and self.counterfactual is not None:
+            raise EditingError("counterfactual: the system has one already")
+
+
+class SERAC(MemoryEditor):
+    """Mitchell et al. 2022b, on any decoder: a prompt that the scope classifier puts under an edit is answered by the
+    counterfactual decoder, which reads the edit before the prompt."""
+
+    name = "SERAC"
+    hparams_class = SERACHParams
+
+    def answerer(self, tok: Any) -> AnswererOf:
+        hparams = self.hparams
+        scope, decoder = hparams.scope, hparams.counterfactual
+        if hparams.system is not None:
+            folder = Path(hparams.system)
+            if not (folder / SCOPE).is_dir():
+                raise EditingError(f"system: {folder} holds no trained SERAC (no folder {SCOPE}); train one, see "
+                                   "scripts/serac_world.sh")
+            scope = str(folder / SCOPE)
+            decoder = str(folder / COUNTERFACTUAL) if (folder / COUNTERFACTUAL).is_dir() else None
+        told = dict(check_pair(scope, decoder))
+        if told.get("model_kind", ModelKind.DECODER.value) != ModelKind.DECODER.value:
+            raise EditingError(f"{scope} was trained for a {told['model_kind']} model, not for a decoder")
+        own = {key: value for key, value in asdict(hparams).items() if value is not None}
+        known = {key: value for key, value in (told | own).items() if key in SERACOptions.__dataclass_fields__}
+        options = SERACOptions(cls_name=scope, **known)
+        encoder, encoder_tok = load_classifier(options)
+        form = Form(ModelKind.DECODER)
+
+        def make(model: nn.Module, memory: EditMemory) -> Answerer:
+            device = input_device(model)
+            encoder.to(device).eval()
+            classifier = scope_of(options, encoder, encoder_tok, form)
+            answering, own_tok = (model, tok) if decoder is None else load_decoder(decoder, model)
+            return SeracAnswerer(memory.to(device), classifier, options.threshold, answering, tok, own_tok, form,
+                                 text_config(model).vocab_size)
+
+        return make
+
+
+def load_decoder(source: str, model: nn.Module) -> tuple[nn.Module, Any]:
+    """(the counterfactual decoder in the edited model's dtype and place, its tokenizer). Raises EditingError."""
+    try:
+        tok = AutoTokenizer.from_pretrained(source)
+        decoder = AutoModelForCausalLM.from_pretrained(source, dtype=next(model.parameters()).dtype)
+    except (OSError, ValueError) as error:
+        raise EditingError(f"counterfactual: {source} does not load ({' '.join(str(error).split())[:160]})") from None
+    return decoder.to(input_device(model)).eval().requires_grad_(False), tok
+
+
+class LU(MemoryEditor):
+    """The lookup cache on a decoder: a prompt whose mean last hidden state is nearer to an edit's than the threshold gets its
+    target, word for word."""
+
+    name = "LU"
+    hparams_class = LookupOptions
+
+    def answerer(self, tok: Any) -> AnswererOf:
+        if self.hparams.mean_over_padding:
+            raise EditingError("mean_over_padding: prompts are read without padding here")
+        return lambda model, memory: LookupAnswerer(memory, self.hparams.threshold, self.hparams.onehot_logit, model, tok)

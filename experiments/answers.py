@@ -1,0 +1,82 @@
+"""A model's own answers to rows of questions or claims, and other answers to edit in: De Cao et al.'s way of making edit data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from data.episodes.back_translation import normalised
+
+BEAMS = 5
+FAR = 4
+"""An alternative differs from the prediction by more than so many characters, or is itself no longer than that."""
+_CLASSES = ("REFUTES", "SUPPORTS")
+
+
+def answered_questions(model, tok, rows: Sequence[dict[str, Any]], batch_size: int = 16) -> list[dict[str, Any]]:
+    """The rows with the model's answer as `prediction`, its other beams as `alternatives`, and those of
+    `filtered_rephrases` that it answers in the same way."""
+    beams = _beams(model, tok, [row["input"] for row in rows], BEAMS, batch_size)
+    flat = [text for row in rows for text in row["filtered_rephrases"]]
+    again = iter(_beams(model, tok, flat, BEAMS, batch_size))
+    made = []
+    for row, (prediction, *others) in zip(rows, beams):
+        kept = [text for text in row["filtered_rephrases"] if normalised(next(again)[0]) == normalised(prediction)]
+        made.append({**row, "prediction": prediction, "alternatives": alternatives(prediction, others), "filtered_rephrases": kept})
+    return made
+
+
+@torch.no_grad()
+def checked_claims(model, tok, rows: Sequence[dict[str, Any]], batch_size: int = 64) -> list[dict[str, Any]]:
+    """The rows with the model's class as `prediction`, the other one as alternative, its `logit`, and the rephrases that it
+    checks in the same way."""
+    texts = [text for row in rows for text in (row["input"], *row["filtered_rephrases"])]
+    logits = []
+    for start in tqdm(range(0, len(texts), batch_size), unit="batch"):
+        batch = tok(texts[start:start + batch_size], padding=True, truncation=True, return_tensors="pt").to(model.device)
+        logits += model(batch["input_ids"], batch["attention_mask"]).flatten().tolist()
+    found = iter(logits)
+    made = []
+    for row in rows:
+        logit = next(found)
+        kept = [text for text in row["filtered_rephrases"] if (next(found) > 0) == (logit > 0)]
+        made.append({**row, "logit": logit, "prediction": _CLASSES[logit > 0], "alternatives": [_CLASSES[logit <= 0]],
+                     "filtered_rephrases": kept})
+    return made
+
+
+def alternatives(prediction: str, beams: Sequence[str]) -> list[str]:
+    """Of the other beams, without full stops, those that are another answer: short ones that differ at all, longer ones that
+    differ in more than :data:`FAR` characters."""
+    kept: dict[str, None] = {}
+    for text in (beam.replace(".", "") for beam in beams):
+        plain, wanted = normalised(text), normalised(prediction)
+        if plain and ((len(text) <= FAR and plain != wanted) or distance(plain, wanted) > FAR):
+            kept[text] = None
+    return list(kept)
+
+
+def distance(a: str, b: str) -> int:
+    """Levenshtein's: insertions, deletions and replacements of a character."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
+    return row[-1]
+
+
+@torch.no_grad()
+def _beams(model, tok, texts: Sequence[str], beams: int, batch_size: int) -> list[list[str]]:
+    """The ``beams`` best answers to each text."""
+    found = []
+    for start in tqdm(range(0, len(texts), batch_size), unit="batch"):
+        batch = tok(list(texts[start:start + batch_size]), padding=True, truncation=True, return_tensors="pt").to(model.device)
+        ids = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_beams=beams,
+                             num_return_sequences=beams, max_new_tokens=32, do_sample=False)
+        lines = [line.strip() for line in tok.batch_decode(ids, skip_special_tokens=True)]
+        found += [lines[i:i + beams] for i in range(0, len(lines), beams)]
+    return found

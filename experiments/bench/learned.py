@@ -1,0 +1,122 @@
+"""`python -m experiments.bench learned`: MEND edits from hooked factors, against materialising the full gradient.
+
+Both make N edits, each on the unedited model, and read its answer. The plain way is the published one: every parameter of the
+model gets its gradient in full, which is then thrown away but for what hooks noted, and the update is multiplied out into a copy
+of the weight. Ours asks for the gradients of the modules' outputs only and keeps the update as factors; side by side, several edits go
+through the model together. Results are compared.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from editors.learned.editable import forward
+from editors.learned.episode import Batch, joined_batches
+from editors.learned.factors import Factors, linear_of
+from editors.learned.inner_params import default_inner_params
+from editors.learned.losses import IGNORED
+from editors.learned.mend import MEND
+from experiments.bench.inputs import SMALL, TINY, random_gpt2
+from experiments.cli import Parser, a_seed, at_least_one
+
+TOLERANCE = 1e-3
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Prints edits per second of each way and the ratios; exits with 1 if the edited models' answers differ."""
+    parser = Parser(prog="python -m experiments.bench learned", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--edits", type=at_least_one, default=20, help="(default: %(default)s)")
+    parser.add_argument("--tokens", type=at_least_one, default=20,
+                        help="of an edit, the last two its target (default: %(default)s)")
+    parser.add_argument("--rank", type=at_least_one, default=1920, help="of the editor networks (default: %(default)s)")
+    parser.add_argument("--side_by_side", type=at_least_one, default=10, help="edits together (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
+                        help="torch threads (default: %(default)s)")
+    parser.add_argument("--repeats", type=at_least_one, default=2, help="the fastest of so many counts (default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model instead of GPT-2 small's shape")
+    parser.add_argument("--seed", type=a_seed, default=0)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    shape = TINY if args.tiny else SMALL
+    model = random_gpt2(shape, args.seed)
+    alg = MEND(model, default_inner_params(model), {"rank": args.rank, "edit_lr": 1e-3})
+    generator = torch.Generator().manual_seed(args.seed)
+    edits = [_edit(args.tokens, shape["vocab_size"], generator) for _ in range(args.edits)]
+    alg.train().edit(joined_batches(edits[:2]), segments=2)  # statistics
+    alg.eval()
+    ways: dict[str, Callable[[MEND, list[Batch]], Iterator[Tensor]]] = {
+        "full gradients": _plain, "factors": _one_by_one,
+        f"factors, {args.side_by_side} side by side": lambda alg, edits: _together(alg, edits, args.side_by_side),
+    }
+    rates, answers = {}, {}
+    for way, run in ways.items():
+        seconds = []
+        for _ in range(args.repeats):
+            started = time.perf_counter()
+            with torch.no_grad():
+                answers[way] = torch.stack(list(run(alg, edits)))
+            seconds.append(time.perf_counter() - started)
+        rates[way] = args.edits / min(seconds)
+        print(f"{way:28s} {rates[way]:8.2f} edits/s")
+    first, *others = answers.values()
+    difference = max(float((other - first).norm() / first.norm()) for other in others)
+    plain, single, together = rates.values()
+    print(f"ratio: factors {single / plain:.1f}, side by side {together / plain:.1f}; "
+          f"largest relative difference: {difference:.1e}")
+    if difference > TOLERANCE:
+        raise SystemExit(f"the answers differ by more than {TOLERANCE}")
+    return {"factors": single / plain, "side_by_side": together / plain, "difference": difference}
+
+
+def _edit(tokens: int, vocabulary: int, generator: torch.Generator) -> Batch:
+    ids = torch.randint(vocabulary, (1, tokens), generator=generator)
+    labels = ids.clone()
+    labels[:, :-2] = IGNORED
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def _answers(logits: Tensor) -> Tensor:
+    """The last position's log-probabilities of each edit."""
+    return logits[:, -1].log_softmax(-1)
+
+
+def _one_by_one(alg: MEND, edits: list[Batch]) -> Iterator[Tensor]:
+    for batch in edits:
+        edited, _ = alg.edit(batch, detach_history=True)
+        yield _answers(edited(batch))[0]
+
+
+def _together(alg: MEND, edits: list[Batch], size: int) -> Iterator[Tensor]:
+    for i in range(0, len(edits), size):
+        batch = joined_batches(edits[i:i + size])
+        edited, _ = alg.edit(batch, detach_history=True, segments=len(edits[i:i + size]))
+        yield from _answers(edited(batch))
+
+
+def _plain(alg: MEND, edits: list[Batch]) -> Iterator[Tensor]:
+    """Hooks, a full backward pass, and weights in full, as published."""
+    model = alg.model.requires_grad_(True)
+    noted: dict[str, dict[str, Tensor]] = {name: {} for name in alg.inner}
+    handles = []
+    for name in alg.inner:
+        module, _ = linear_of(model, name)
+        handles.append(module.register_forward_hook(lambda _, x, y, to=noted[name]: to.update(u=x[0].detach())))
+        handles.append(module.register_full_backward_hook(lambda _, x, y, to=noted[name]: to.update(delta=y[0].detach())))
+    try:
+        for batch in edits:
+            with torch.enable_grad():
+                alg.score(forward(model, {}, batch), batch).nll.backward()
+            weights = {}
+            for i, name in enumerate(alg.inner):
+                u, delta = (noted[name][key].flatten(0, 1) for key in ("u", "delta"))
+                factors = Factors(u, delta, torch.zeros(len(u), dtype=torch.long)).kept()
+                u, delta, _ = alg.transformed(i, factors, None)
+                weights[name] = model.get_parameter(name).detach() + (u.T @ delta if alg.in_first[name] else delta.T @ u)
+            model.zero_grad(set_to_none=True)
+            yield _answers(forward(model, weights, batch))[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.requires_grad_(False)

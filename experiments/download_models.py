@@ -1,0 +1,125 @@
+"""``python -m experiments.download_models EXPERIMENT MODEL``: puts in place what a training needs, before it goes where
+there is no network.
+
+    python -m experiments.download_models qa t5large              # SERAC's models, and the data, or what of them is lacking
+    python -m experiments.download_models sent blender-small --alg gtn data.hard_neg=true
+    python -m experiments.download_models fnli world              # trains the built-in world's models
+
+Models go into the Hugging Face cache (HF_HOME), where experiments.train finds them with HF_HUB_OFFLINE=1. Nothing that is
+there is deleted or fetched again. Further words are keys of the configuration, as for experiments.train.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data import episodes
+from data.episodes.neighbours import MINILM
+from data.errors import DataError
+from editors.errors import EditingError
+from experiments.cli import Parser, run_program
+from experiments.train import CONFIGS
+
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+"""What transformers reads of a repository; no weights in other formats."""
+
+
+def main(experiment: str, model: str, alg: str = "rep", words: Sequence[str] = ()) -> list[str]:
+    """Fetches, prints a line for each thing, and returns what is lacking."""
+    config = compose_config(experiment, model, alg, words)
+    if config["model"]["name"] == "world":
+        return _world(config)
+    lacking = []
+    for name in repositories(config):
+        try:
+            print(f"model {name}: {_fetched(name)}", flush=True)
+        except EditingError as error:
+            lacking.append(str(error))
+    return lacking + _data(config)
+
+
+def compose_config(experiment: str, model: str, alg: str, words: Sequence[str]) -> dict[str, Any]:
+    """The configuration of the training. Raises EditingError for names that there are not."""
+    groups = [f"+{group}={name}" for group, name in (("alg", alg), ("experiment", experiment), ("model", model))]
+    try:
+        with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            return OmegaConf.to_container(compose("config", [*groups, *words]), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise EditingError(" ".join(str(error).split())) from None
+
+
+def repositories(config: Mapping[str, Any]) -> list[str]:
+    """Models of the hub that the training loads, each once; folders are left out."""
+    settings = config["model"]
+    names = [settings["name"], settings.get("tokenizer_name")]
+    if config["alg"] in ("rep", "serac"):
+        names += [settings.get("small_name"), config[config["alg"]]["cls_name"]]
+    if config["data"]["hard_neg"] and config["data"]["hard_neg_encoder"] != "words":
+        names.append(config["data"]["hard_neg_encoder"] or MINILM)
+    return [name for name in dict.fromkeys(names) if name and not Path(name).is_dir()]
+
+
+def _fetched(name: str) -> str:
+    """Where the model is. Raises EditingError if it can't be had."""
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=FILES))
+    except RepositoryNotFoundError:
+        raise EditingError(f"model {name}: the hub has none of this name that you may read") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise EditingError(f"model {name}: {' '.join(str(error).split())[:160]}") from None
+    if not any(folder.glob("*.safetensors")):
+        raise EditingError(f"model {name}: its repository has no weights in safetensors; convert them in {folder}")
+    return str(folder)
+
+
+def _data(config: Mapping[str, Any]) -> list[str]:
+    """Loads each split, which fetches what can be fetched; returns what is lacking."""
+    options = {key: value for key, value in config["data"].items() if key not in ("source", "hard_neg") and value is not None}
+    recipe = "serac" if config["alg"] in ("rep", "serac", "gtn", "lu") else "mend"
+    lacking = []
+    for split in episodes.SPLITS:
+        try:
+            rows = episodes.load(config["task"], split, "files", options, config["seed"], config["data_dir"], recipe)
+            print(f"data {config['task']}, {split}: {len(rows)} rows of {rows.about['source']}", flush=True)
+        except DataError as error:
+            lacking.append(str(error))
+    return lacking
+
+
+def _world(config: Mapping[str, Any]) -> list[str]:
+    """The built-in world has its data with it; its models are trained where they are not there yet."""
+    from data.world import models
+
+    kinds = [config["model"].get("kind") or models.OF[episodes.experiment_name(config["task"])]]
+    if config["alg"] in ("rep", "serac"):
+        kinds.append("distilbert")
+    for kind in kinds:
+        print(f"model world ({kind}): {models.path(kind, config['data_dir'])}", flush=True)
+    return []
+
+
+def command(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(prog="python -m experiments.download_models", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help="gen, fc, qa (zsre), fnli or sent")
+    parser.add_argument("model", help="a file of hparams/train/model")
+    parser.add_argument("--alg", default="rep", help="of hparams/train/alg (default: %(default)s)")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="of the configuration")
+    args = parser.parse_args(argv)
+    lacking = main(args.experiment, args.model, args.alg, args.words)
+    if lacking:
+        raise EditingError(f"{len(lacking)} things are lacking: " + "; ".join(lacking))
+
+
+if __name__ == "__main__":
+    run_program(command)

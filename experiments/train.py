@@ -1,0 +1,168 @@
+"""``python -m experiments.train +alg=A +experiment=E +model=M [key=value ...]``: trains and evaluates a learned editor.
+
+    python -m experiments.train +alg=mend +experiment=gen +model=world              # the built-in world, minutes on a CPU
+    python -m experiments.train +alg=mend +experiment=gen +model=distilgpt2 data.wiki_webtext=False
+    python -m experiments.train --multirun hydra/launcher=joblib +alg=mend,efk,enn +experiment=gen +model=world
+
+Configurations are in hparams/train (Hydra); every key with its default and meaning is in config.yaml there. The run's folder,
+outputs/<time>_<id>, gets config.json, run.json, log.jsonl, checkpoints and results.json. A killed run goes on with the same
+command and ``archive=<its folder>``, and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from data.download import data_folder
+from editors.errors import EditingError
+from experiments import results
+from experiments.cli import run_program
+
+CONFIGS = Path(__file__).resolve().parent.parent / "hparams" / "train"
+CONFIG, RESULTS = "config.json", "results.json"
+
+OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(2), replace=True, use_cache=True)
+
+
+def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
+    """One run; returns its results. Raises EditingError or DataError for a user's mistake."""
+    from experiments.train_setup import prepare  # torch is slow to import, and --help needs none of it
+
+    config = _plain(cfg)
+    setup = prepare(config, folder)
+    trainer = setup.trainer
+    folder = trainer.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    results.write_json(folder / CONFIG, setup.config)
+    results.write_json(folder / results.RUN, {**results.provenance(), **setup.about, "command": sys.argv[1:]})
+    trainer.run()
+    source, suffix = (setup.final, f"_{setup.split}") if config["eval"]["final_eval"] else (trainer.validation, "_validation")
+    suffix = suffix.replace("validation", "val")
+    means = trainer.validate(source, trainer.config.final_steps, suffix)
+    summary = means | derived(means, suffix) | {"iterations": trainer.iteration, "best_iteration": trainer.early.best_iteration,
+                                                "train/skipped": trainer.skipped, "time/training": trainer.elapsed}
+    content = {"results": summary, "split": setup.split, "config": setup.config}
+    results.write_json(folder / RESULTS, content)
+    if config["results_dir"]:
+        _share(Path(config["results_dir"]), setup.config, content, setup.about)
+    if config["export"]:
+        _export(config, folder)
+    print(f"{table(summary, suffix)}\nresults: {folder / RESULTS}")
+    return summary
+
+
+def derived(stats: Mapping[str, float], suffix: str) -> dict[str, float]:
+    """The figures that papers report, from a run's means: success of the edits, and what they cost elsewhere.
+
+    drawdown_acc: accuracy on unrelated inputs before minus after; drawdown_perplexity: after minus before;
+    drawdown_retain: share of unrelated answers that changed. Before is the original model, also where ENN trains it.
+    """
+    def get(*names: str) -> float | None:
+        return next((stats[name + suffix] for name in names if name + suffix in stats), None)
+
+    pairs = {
+        "edit_success": (get("edit/acc_sent", "edit/acc"), 0.0),
+        "drawdown_acc": (get("acc/original", "acc/pre"), get("acc/post")),
+        "drawdown_perplexity": (get("perplexity/post"), get("perplexity/original", "perplexity/pre")),
+        "drawdown_retain": (1.0, get("retain/orig_post", "retain/edit")),
+    }
+    return {name: a - b for name, (a, b) in pairs.items() if a is not None and b is not None}
+
+
+def table(stats: Mapping[str, float], suffix: str) -> str:
+    """The most telling numbers, a line each."""
+    names = ("edit_success", "drawdown_acc", "drawdown_retain", "drawdown_perplexity")
+    shown = {name: stats[name] for name in names if name in stats}
+    shown |= {name: stats[f"{name}{suffix}"] for name in ("edit/acc_flip", "kl/edit", "acc/pre", "acc/post", "time/edit")
+              if f"{name}{suffix}" in stats}
+    return "\n".join(f"{name:22s} {value:.4f}" for name, value in shown.items() if math.isfinite(value))
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    try:
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = str(error).split(":")[-1].strip().splitlines()[0]
+        group = "alg" if key == "alg" else "experiment"
+        there = ", ".join(sorted(p.stem for p in (CONFIGS / group).glob("*.yaml")))
+        raise EditingError(f"choose +{group}=NAME (there is {there})") from None
+
+
+def _share(folder: Path, config: Mapping[str, Any], content: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """The results in the shared folder, under the algorithm's name."""
+    run_folder = results.new_run(folder / config["alg"].upper(), {
+        results.PARAMS: config, results.RUN: {**results.provenance(), **about}, RESULTS: content})
+    print(f"shared: {run_folder}")
+
+
+def default_export(config: Mapping[str, Any]) -> Path:
+    """Where experiments.evaluate looks for the editor of this algorithm and model."""
+    from editors.learned.weight_editors import EDITOR_OF
+
+    editor = EDITOR_OF.get(config["alg"], config["alg"].upper())
+    return data_folder(config["data_dir"]) / "learned" / editor / f"{config['model']['name'].replace('/', '_')}.safetensors"
+
+
+def _export(config: Mapping[str, Any], folder: Path) -> None:
+    from editors.learned.trainer import BEST
+
+    target = default_export(config) if config["export"] == "default" else Path(config["export"])
+    if not (folder / BEST).is_file():
+        raise EditingError(f"export={config['export']}: this run has kept no networks (debug, or nothing was trained)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    shutil.copyfile(folder / BEST, part)
+    part.replace(target)
+    print(f"editor: {target}")
+
+
+def _arguments(words: list[str]) -> list[str]:
+    """The groups may be named without their plus."""
+    return [f"+{word}" if word.startswith(("alg=", "experiment=", "model=")) else word for word in words]
+
+
+def command() -> None:
+    failures: list[Exception] = []
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_program as they are
+    sys.argv[1:] = _arguments(sys.argv[1:])
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
+    def main(cfg: DictConfig) -> float | None:
+        settings = HydraConfig.get()
+        try:
+            found = run(cfg, Path(settings.runtime.output_dir))
+        except (ValueError, OSError) as error:
+            if settings.mode is RunMode.MULTIRUN:
+                raise
+            failures.append(error)
+            return None
+        return found.get("edit_success")
+
+    try:
+        main()
+    except EditingError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        # Hydra tells the cause in the chained error, over several lines.
+        cause = error.__cause__ or error
+        raise EditingError(" ".join(f"{error} {cause if cause is not error else ''}".split())) from None
+    if failures:
+        raise failures[0]
+
+
+if __name__ == "__main__":
+    run_program(command)

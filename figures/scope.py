@@ -1,0 +1,57 @@
+"""SERAC's scope classifier at every threshold: what goes to its edit, what is let in by mistake, and precision against recall.
+
+    python -m experiments.scope outputs/<run>
+    python -m figures.scope outputs/<run>/scope.json [more runs] --labels embedding cross-encoder --out results/scope
+"""
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from data.errors import DataError
+from data.files import read_json
+from experiments.cli import Parser, run_program
+from figures.lines import label_axes, save, style
+
+
+def draw(runs: list[dict], labels: list[str]) -> plt.Figure:
+    """Left: recall (thick) and false positives (thin) in percent by threshold; right: precision by recall. A cross is the
+    published threshold, a dot the calibrated one."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), layout="constrained")
+    for number, (run, label) in enumerate(zip(runs, labels)):
+        look = {**style(number), "marker": ""}
+        curves = {key: [100 * point[key] for point in run["sweep"]] for key in ("recall", "false_positives", "precision")}
+        thresholds = [point["threshold"] for point in run["sweep"]]
+        for key, width in (("recall", 1.8), ("false_positives", 0.8)):
+            left.plot(thresholds, curves[key], **{**look, "linewidth": width}, label=f"{label}: {key.replace('_', ' ')}",
+                      drawstyle="steps-post")
+        right.plot(curves["recall"], curves["precision"], **look, label=label)
+        for name, marker in (("published", "x"), ("calibrated", "o")):
+            at, mark = run[name], {"marker": marker, "color": look["color"], "markersize": 5, "linestyle": ""}
+            left.plot([at["threshold"]] * 2, [100 * at["recall"], 100 * at["false_positives"]], **mark)
+            right.plot(100 * at["recall"], 100 * at["precision"], **mark)
+    label_axes(left, "threshold", "inputs (%)", f"{runs[0]['edits']} edits at once")
+    label_axes(right, "recall (%)", "precision (%)")
+    left.legend(frameon=False, fontsize=7, loc="center left")
+    right.legend(frameon=False, fontsize=7, loc="lower left")
+    return figure
+
+
+def main(argv=None) -> None:
+    parser = Parser(prog="python -m figures.scope", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="scope.json of runs")
+    parser.add_argument("--labels", nargs="+", help="what the runs are called; by default their folders")
+    parser.add_argument("--out", help="path of the files without ending; by default beside the first file")
+    args = parser.parse_args(argv)
+    runs = [read_json(file) for file in args.files]
+    for file, run in zip(args.files, runs):
+        if not isinstance(run, dict) or not {"sweep", "published", "calibrated", "edits"} <= run.keys():
+            raise DataError(f"{file}: not a scope.json of experiments.scope")
+    labels = args.labels or [file.parent.name for file in args.files]
+    if len(labels) != len(runs):
+        raise DataError(f"there are {len(runs)} files and {len(labels)} labels")
+    print("written:", *save(draw(runs, labels), args.out or args.files[0].with_suffix("")))
+
+
+if __name__ == "__main__":
+    run_program(main)

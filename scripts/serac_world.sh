@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# SERAC for the built-in world's decoder, so that experiments.evaluate --alg_name SERAC has its networks: trains the scope classifier and
+# the counterfactual decoder on edits of facts, calibrates the threshold, and puts both into the data folder. Minutes on a core or two.
+#   bash scripts/serac_world.sh [KEY=VALUE ...]; a killed run goes on when the command is given again
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+run=${RUN:-outputs/serac_world_gen}
+words=(+alg=rep +experiment=gen +model=world +preset=world_serac recipe=serac "hydra.run.dir=$run")
+[ -f "$run/last.safetensors" ] && words+=("archive=$run")
+"$PYTHON" -m experiments.train "${words[@]}" "$@"
+"$PYTHON" -m experiments.scope "$run" --export "${KE_DATA_DIR:-$HOME/.cache/knowledge-editing/data}/world-models/serac"

@@ -1,0 +1,444 @@
+"""Edit data as text: samplers, readers of the published formats, the built-in world's rows, batches."""
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from data import episodes
+from data.episodes import claims, export, locality, neighbours, opinions, qa
+from data.episodes.options import Options
+from data.episodes.rephrase import questions_like
+from data.episodes.sampler import MendSampler, SeracSampler
+from data.episodes.splits import by_subject
+from data.errors import DataError
+from data.world import world
+
+WORLD = ("gen", "fc", "qa", "fnli", "sent")
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def kilt(**changes):
+    return {"input": "Who made the Ulda clock?", "output": [{"provenance": []}, {"answer": "Ada"}], "prediction": "Ada",
+            "alternatives": ["Bela", "Cleo"], "filtered_rephrases": ["Who built the Ulda clock?"], **changes}
+
+
+# ---- samplers
+
+def test_mends_batches_are_the_published_ones():
+    sampler = MendSampler(10, 1, 2)
+    assert [(sampler[i].edits, sampler[i].local) for i in range(3)] == [((4,), (5, 6)), ((6,), (9, 7)), ((2,), (6, 5))]
+
+
+def test_seracs_batches_are_the_published_ones():
+    sampler = SeracSampler(10, 3, 3)
+    draws = [sampler[i] for i in range(2)]
+    assert [sorted(draw.edits) for draw in draws] == [[2, 4, 6], [3, 5, 7]]
+    assert [draw.local for draw in draws] == [(5, 7, 9), (8, 6, 4)]
+    assert [draw.edits for draw in draws] == [(4, 6, 2), (7, 3, 5)]  # in the permutation's order
+
+
+@pytest.mark.parametrize("kind", [MendSampler, SeracSampler])
+def test_a_batch_depends_on_its_number_alone(kind):
+    ahead, back = kind(17, 4, 3, seed=5), kind(17, 4, 3, seed=5)
+    assert back[9] == [ahead[i] for i in range(10)][9]
+    assert back[2] == ahead[2] and back[9] == ahead[9]
+    assert kind(17, 4, 3, seed=6)[0] != ahead[0]
+
+
+@pytest.mark.parametrize("kind", [MendSampler, SeracSampler])
+def test_a_pass_edits_every_row_once_and_never_beside_itself(kind):
+    sampler = kind(12, 3, 4, seed=1)
+    draws = [sampler[i] for i in range(2 * len(sampler))]
+    for epoch in (0, 1):
+        assert sorted(row for draw in draws if draw.epoch == epoch for row in draw.edits) == list(range(12))
+    assert all(not set(draw.edits) & set(draw.local) and len(draw.local) == 4 for draw in draws)
+
+
+def test_local_examples_of_another_source_are_all_drawn():
+    sampler = MendSampler(3, 1, 5, locals_=40)
+    assert {i for n in range(60) for i in sampler[n].local} == set(range(40))
+
+
+def test_alike_keys_are_not_edited_together():
+    keys = ["Ulda", "ulda bridge", "Varn", "Lorn", "Drava", "VARN"]
+    sampler = SeracSampler(6, 2, 2, keys=keys)
+    pairs = [sampler[i].edits for i in range(40)]
+    assert not any({0, 1} == set(pair) or {2, 5} == set(pair) for pair in pairs)
+    assert {row for pair in pairs for row in pair} == set(range(6))
+
+
+def test_keep_probabilities_balance_the_classes():
+    keep = [1.0] * 20 + [0.1] * 200
+    sampler = SeracSampler(220, 1, 1, keep=keep)
+    rare = [sampler[i].edits[0] < 20 for i in range(400)]
+    assert 0.35 < sum(rare) / 400 < 0.65
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: MendSampler(5, 1, 0), "at least 1 edit and 1 unrelated"),
+    (lambda: MendSampler(3, 4, 1), "only 3 rows"),
+    (lambda: MendSampler(2, 2, 1)[0], "all 2 unrelated examples belong"),
+    (lambda: SeracSampler(2, 2, 1)[0], "all 2 unrelated examples belong"),
+    (lambda: SeracSampler(3, 2, 1, keys=["a", "A", "a"])[0], "alike"),
+])
+def test_too_few_rows_for_a_batch(make, words):
+    with pytest.raises(DataError, match=words):
+        make()
+
+
+# ---- the built-in world
+
+@pytest.fixture(scope="module")
+def invented():
+    return {(experiment, split): episodes.load(experiment, split, "world") for experiment in WORLD for split in episodes.SPLITS}
+
+
+def test_splits_share_no_subject(invented):
+    facts = world().facts
+    subjects = {split: {f.subject for f in by_subject(facts, lambda f: f.subject.en, split)} for split in episodes.SPLITS}
+    assert sum(map(len, subjects.values())) == len({f.subject for f in facts})
+    assert not subjects["train"] & subjects["validation"] and not subjects["train"] & subjects["test"]
+    assert not subjects["validation"] & subjects["test"]
+    for split in episodes.SPLITS:
+        names = {s.en for s in subjects[split]}
+        assert {row.subject for row in invented["qa", split].rows} == names
+        assert {row.page for row in invented["fnli", split].rows} <= names
+        assert {row.entity for row in invented["sent", split].rows} == names
+
+
+def test_world_edits_are_right():
+    """Old and new objects, answers and classes agree with the world's facts."""
+    this = world()
+    truth = {(f.subject.en, f.relation.id): f for f in this.facts}
+    by_question = {}
+    for f in this.facts:
+        for phrasing in f.relation.questions("en"):
+            by_question[phrasing.replace("{}", f.subject.en)] = f
+    data = episodes.load("qa", "test", "world")
+    for row in data.rows:
+        fact = by_question[row.question]
+        assert row.answer == fact.object.en == row.prediction
+        assert row.answer not in row.alternatives and len(set(row.alternatives)) == len(row.alternatives) > 0
+        assert set(row.alternatives) <= {o.en for o in this.objects[fact.relation.id]}
+        assert row.implied[0][1] == fact.subject.en and row.answer in row.implied[0][0] and row.answer in row.yes_no
+    sentences = {f"{p.replace('{}', f.subject.en)} {f.object.en}." for f in this.facts for p in f.relation.statements("en")}
+    data = episodes.load("fc", "test", "world")
+    assert 0.4 < np.mean([row.answer == "SUPPORTS" for row in data.rows]) < 0.6
+    for row in data.rows:
+        assert {text in sentences for text in (row.claim, *row.rephrases)} == {row.answer == "SUPPORTS"}
+    for row in episodes.load("gen", "test", "world").rows:
+        assert {f"{prompt}{row.old}." in sentences for prompt in (row.prompt, *row.rephrases)} == {True}
+        assert f"{row.prompt}{row.new}." not in sentences
+    rows = episodes.load("fnli", "test", "world").rows
+    for row in rows:
+        assert len(row.evidence.split(" ")) > claims.SHORTEST_EVIDENCE
+        assert (row.claim in sentences) == (row.label != 1)  # the evidence is not true, so neither is what it supports
+    assert len(truth) == len(this.facts)
+    assert set(Counter(row.label for row in rows)) == {1, 0, None}
+
+
+@pytest.mark.parametrize("experiment", WORLD)
+@pytest.mark.parametrize("recipe", ["mend", "serac"])
+def test_batches_repeat_and_differ_by_seed(experiment, recipe):
+    first, again, other = (episodes.load(experiment, "validation", "world", {"facts": 600}, seed, recipe=recipe).batches(2, 2)
+                           for seed in (0, 0, 1))
+    assert [first[i] for i in (0, 5, 2)] == [again[i] for i in (0, 5, 2)]
+    assert [first[i] for i in range(4)] != [other[i] for i in range(4)]
+
+
+def test_claims_flip_half_of_the_time(invented):
+    data = invented["fc", "train"]
+    items = [data.item(i, 0) for i in range(600)]
+    assert 0.42 < np.mean([item.flip for item in items]) < 0.58
+    for item in items:
+        row = data.rows[item.index]
+        answer = row.alternative if item.flip else row.prediction
+        assert item.edit.label == item.outer[0].label == claims.class_of(answer)
+        assert item.condition == f"{row.prediction} >> {answer} || {row.claim}"
+
+
+def test_without_rephrase_the_equivalent_is_the_edit():
+    for experiment in ("gen", "fc", "qa"):
+        data = episodes.load(experiment, "validation", "world", {"rephrase": False})
+        assert all(data.item(i, 0).outer == (data.item(i, 0).edit,) for i in range(5))
+        data = episodes.load(experiment, "validation", "world")
+        assert all(data.item(i, 0).outer[0].input != data.item(i, 0).edit.input for i in range(5))
+
+
+def test_seracs_questions_take_all_kinds_of_equivalents_evenly():
+    data = episodes.load("qa", "train", "world", {"zsre_impl": True, "zsre_yn": True}, recipe="serac")
+    kinds = Counter()
+    for index in range(len(data)):
+        row, item = data.rows[index], data.item(index, 0)
+        (outer,), new = item.outer, item.edit.target
+        if outer.target in ("True", "False"):
+            kind = "yes_no"
+            assert (new in outer.input) == (outer.target == "True") and item.hard == (True,)
+            assert any(mark.lower() in outer.input.lower() for mark in qa.TRUE_OR_FALSE)
+        elif outer.target == row.subject:
+            kind = "implied"
+            assert outer.input == qa.instead(row.implied[0][0], row.answer, new) and item.hard == (True,)
+        else:
+            kind = "question" if outer.input == row.question else "rephrase"
+            assert outer.target == new and item.hard == (False,)
+        kinds[kind] += 1
+    assert set(kinds) == {"question", "rephrase", "implied", "yes_no"}
+    assert all(0.2 < count / len(data) < 0.3 for count in kinds.values())
+
+
+def test_unrelated_questions_never_belong_to_the_edits():
+    data = episodes.load("qa", "validation", "world", {"zsre_impl": True, "zsre_yn": True, "hard_neg": True}, recipe="serac")
+    hard = 0
+    batches = data.batches(8, 8)
+    for batch in batches:
+        hard += batch.local_hard[0]
+        asked = {data.rows[i].question for i in batch.indices} | {r for i in batch.indices for r in data.rows[i].rephrases}
+        assert not asked & {example.input for example in batch.local}
+    assert 0.2 < hard / len(batches) < 0.8
+    assert Counter(example.target in ("True", "False") for example in data._locals)[True] == len(data) // 4
+
+
+def test_hard_negatives_are_more_alike():
+    data = episodes.load("qa", "validation", "world", {"hard_neg": True, "hard_neg_prob": 1.0}, recipe="serac")
+    batch = data.batches(8, 8)[0]
+    assert all(batch.local_hard)
+    shared = [len(set(item.edit.input.split()) & set(local.input.split())) for item, local in zip(batch.items, batch.local)]
+    easy = episodes.load("qa", "validation", "world", recipe="serac").batches(8, 8)[0]
+    assert sum(shared) > sum(len(set(item.edit.input.split()) & set(local.input.split()))
+                             for item, local in zip(easy.items, easy.local))
+
+
+def test_evidence_decides_its_claims_and_leaves_hard_negatives(invented):
+    data = episodes.load("fnli", "train", "world", recipe="serac")
+    batches = data.batches(6, 6)
+    seen = Counter()
+    for number in range(60):
+        batch = batches[number]
+        pages = [data.rows[i].page.casefold() for i in batch.indices]
+        assert len(set(pages)) == 6
+        for item, local in zip(batch.items, batch.local):
+            row = data.rows[item.index]
+            seen[row.label] += 1
+            assert item.edit.label == 1 and [o.label for o in item.outer] == ([] if row.label is None else [row.label])
+            assert local.label is None and (local.input == row.claim) == (row.label is None)
+        assert batch.pos_pairs == tuple(enumerate(e for e, item in enumerate(batch.items) for _ in item.outer))
+    assert min(seen.values()) > 0.8 * max(seen.values()) and set(seen) == {0, 1, None}
+
+
+@pytest.mark.parametrize("experiment", WORLD)
+@pytest.mark.parametrize("recipe", ["mend", "serac"])
+def test_a_batch_has_the_sizes_asked_for(experiment, recipe):
+    for n_edits, n_local in ((1, 4), (3, 2)):
+        batch = episodes.load(experiment, "test", "world", recipe=recipe).batches(n_edits, n_local)[3]
+        assert (len(batch.items), len(batch.local), len(batch.local_hard)) == (n_edits, n_local, n_local)
+
+
+def test_opinions_come_with_both_sentiments():
+    data = episodes.load("sent", "test", "world", recipe="serac")
+    signs = Counter()
+    for index in range(len(data)):
+        item, row = data.item(index, 0), data.rows[index]
+        signs[item.sentiment] += 1
+        assert item.edit == opinions.edit_of(row.entity, item.sentiment)
+        assert [o.target for o in item.outer] == [*row.positive, *row.negative]
+        assert item.outer_sentiments == (1,) * len(row.positive) + (-1,) * len(row.negative)
+        assert all(o.input in {p.format(row.entity) for p in opinions.PROMPTS} for o in item.outer)
+    assert min(signs.values()) > 30
+    assert "Topic" not in data.local(0, 0).input
+    published = episodes.load("sent", "test", "world", {"sent_loc": "descriptor"}, recipe="serac")
+    assert published.local(0, 0).input == f"Topic: {published.rows[0].entity}"
+
+
+def test_at_most_so_many_equivalents_and_flipped_ones():
+    data = episodes.load("sent", "test", "world", {"n_outer_max": 11}, recipe="serac")
+    batch = data.batches(2, 2)[0]
+    assert [len(item.outer) for item in batch.items] == [8, 3] == [len(item.outer_sentiments) for item in batch.items]
+    plain = episodes.load("qa", "test", "world", recipe="serac").batches(1, 1)
+    flipped = episodes.load("qa", "test", "world", {"flip_inner_outer": True}, recipe="serac").batches(1, 1)
+    turned = 0
+    for number in range(60):
+        a, b = plain[number].items[0], flipped[number].items[0]
+        if a != b:
+            turned += 1
+            assert (b.edit, b.outer) == (a.outer[0], (a.edit,))
+    assert 15 < turned < 45
+
+
+def test_catalan_where_there_are_sentences():
+    assert "?" in episodes.load("qa", "test", "world", {"language": "ca"}).item(0, 0).edit.input
+    assert episodes.load("gen", "test", "world", {"language": "ca"}).item(0, 0).edit.target.startswith(" ")
+    with pytest.raises(DataError, match="English only"):
+        episodes.load("sent", "test", "world", {"language": "ca"})
+
+
+# ---- the published formats
+
+def test_every_format_is_written_and_read_back(tmp_path):
+    folders = {"qa": "zsre", "fc": "fever", "fnli": "vitaminc", "sent": "sentiment"}
+    for experiment, folder in folders.items():
+        assert all(path.is_file() and count for path, count in export.world(experiment, tmp_path / folder, 400))
+        options = {"zsre_impl": True, "zsre_yn": True, "zsre_nq": False} if experiment == "qa" else {}
+        for split in episodes.SPLITS:
+            read = episodes.load(experiment, split, "files", options, data_dir=tmp_path, recipe="serac")
+            direct = episodes.load(experiment, split, "world", options | {"facts": 400}, recipe="serac")
+            assert len(read) == len(direct)
+            if experiment == "qa":
+                assert read.item(3, 0) == direct.item(3, 0) and read.local(2, 0) == direct.local(2, 0)
+            read.batches(2, 2)[0]
+
+
+def test_rows_without_answer_alternatives_or_other_rephrases_are_left_out(tmp_path):
+    path = lines(tmp_path / "train.jsonl", [
+        kilt(), kilt(output=[{"provenance": []}]), kilt(alternatives=[]), kilt(filtered_rephrases=[]),
+        kilt(filtered_rephrases=["Who made the Ulda clock?"]), kilt(input="What sex is Ada?"), kilt(input="And?")])
+    rows = qa.read(path)
+    assert [row.number for row in rows] == [0, 5, 6] and rows[0].answer == "Ada"
+    (tmp_path / "rows.txt").write_text("6\n0\n\n")
+    assert [row.number for row in qa.read(path, str(tmp_path / "rows.txt"))] == [0, 6]
+    options = {"zsre_path": str(tmp_path / "{}.jsonl"), "zsre_nq": False}
+    assert len(episodes.load("qa", "train", "files", options)) == 3
+    assert len(episodes.load("qa", "train", "files", options, recipe="serac")) == 2
+
+
+def test_implied_and_yes_or_no_questions_are_aligned_with_all_rows(tmp_path):
+    path = lines(tmp_path / "q.jsonl", [kilt(alternatives=[]), kilt(), kilt(), kilt()])
+    (tmp_path / "impl.json").write_text(json.dumps([[], [["What did Ada make?", "clocks", "x"], ["What did ada do?", "y"]], []]))
+    (tmp_path / "yn.txt").write_text("first Ada\n\nIs it - ADA - who made it?\nIs it Bela?\n")
+    rows = qa.with_yes_no(qa.with_implied(qa.read(path), tmp_path / "impl.json"), tmp_path / "yn.txt")
+    assert [row.implied for row in rows] == [(("What did Ada make?", "clocks"),), (), ()]
+    assert [row.yes_no for row in rows] == ["", "Is it - ADA - who made it?", ""]
+    import random
+    example = next(e for e in (qa.yes_no_question(rows[1], "Bela", random.Random(i)) for i in range(9)) if e.target == "False")
+    assert "Cleo-who" in example.input
+
+
+def test_generation_edits(tmp_path):
+    (tmp_path / "train.json").write_text(json.dumps({"n_tokens": 3, "original": ["a", "b"], "completions": ["a b c d", "e f g h"]}))
+    text = tmp_path / "passages.txt"
+    text.write_text("\n".join([*(f"{i} " + "word " * 60 for i in range(10)), "short", "é " * 60]))
+    options = {"path": str(tmp_path), "wiki_webtext": False, "wikitext_path": str(text)}
+    data = episodes.load("gen", "train", "files", options)
+    item = data.item(1, 0)
+    assert (item.edit, item.outer) == (episodes.Example("e f g h", scored=3), (item.edit,)) and 0 <= item.drop < 1
+    assert data.n_local == 10 and all(len(data.local(i, 0).input.split()) == 61 for i in range(10))
+    assert data.batches(1, 2)[0].local[0].scored is None
+    assert episodes.load("gen", "train", "files", options | {"rephrase": False}).item(1, 0).drop is None
+    webtext = options | {"wiki_webtext": True, "webtext_path": str(text)}
+    assert episodes.load("gen", "train", "files", webtext).n_local == 10  # 90 % of the 12, unfiltered
+
+
+def test_natural_questions_are_for_validation_unless_asked(tmp_path):
+    for name in ("train", "dev"):
+        lines(tmp_path / f"{name}.jsonl", [kilt(), kilt(input="Two?")])
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"questions": [f"{name}?"], "answers": ["yes"]}))
+    options = {"zsre_path": str(tmp_path / "{}.jsonl"), "nq_path": str(tmp_path)}
+    local = {(split, train): episodes.load("qa", split, "files", options | {"zsre_nq_train": train}).local(0, 0).input
+             for split in ("train", "validation") for train in (False, True)}
+    assert local == {("train", False): "Who made the Ulda clock?", ("train", True): "train?",
+                     ("validation", False): "validation?", ("validation", True): "validation?"}
+    with pytest.raises(DataError, match="make_episodes nq"):
+        episodes.load("qa", "validation", "files", options | {"nq_path": str(tmp_path / "none")})
+
+
+@pytest.mark.parametrize("experiment, content, words", [
+    ("qa", "", "empty"), ("qa", '{"input": "x"', "line 1: not valid JSON"), ("qa", "[]", "has an answer"),
+    ("qa", json.dumps(kilt(alternatives="x")), "'alternatives' should be a list"), ("qa", "7\n", "expected an object"),
+    ("qa", json.dumps(kilt(alternatives=[])), "none of its 1 rows"),
+    ("fc", json.dumps(kilt()), "'logit' is missing"), ("fnli", json.dumps({"claim": "a", "evidence": "b", "label": "MAYBE"}), "one of"),
+    ("fnli", json.dumps({"claim": "a", "evidence": "b c", "label": "refutes", "id": "1_2"}), "more than 10 words"),
+    ("sent", '[{"ent": "Ulda", "pos": [], "neg": ["Bad."]}]', "no entity"), ("sent", '[{"pos": []}]', "'ent' is missing"),
+    ("gen", '{"n_tokens": 0, "completions": ["a"]}', "at least 1"), ("gen", '{"n_tokens": 2, "completions": []}', "no completions"),
+    ("gen", '{"n_tokens": 2, "completions": ["a"], "original": ["a", "b"]}', "2 texts and 'completions' 1"),
+    ("gen", '{"completions": ["a"]}', "'n_tokens' is missing"),
+])
+def test_malformed_files_end_in_one_line(tmp_path, experiment, content, words):
+    path = tmp_path / "train.json"
+    path.write_text(content)
+    key = {"qa": "zsre_path", "fc": "fever_path", "fnli": "vitaminc_path", "sent": "sentiment_path"}.get(experiment)
+    options = {key: str(path)} if key else {"path": str(tmp_path), "wiki_webtext": False}
+    with pytest.raises(DataError, match=words) as error:
+        episodes.load(experiment, "train", "files", options)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: episodes.load("zrse", "train", "world"), "did you mean 'zsre'"),
+    (lambda: episodes.load("qa", "dev", "world"), "the splits are train"),
+    (lambda: episodes.load("qa", "train", "web"), '"files" or "world"'),
+    (lambda: episodes.load("qa", "train", "world", recipe="rome"), "mend or serac"),
+    (lambda: episodes.load("qa", "train", "world", {"zsre_nqq": True}), "did you mean data.zsre_nq"),
+    (lambda: episodes.load("qa", "train", "world", {"hard_neg": "yes"}), "should be bool"),
+    (lambda: episodes.load("sent", "train", "world", {"sent_loc": "x"}), "descriptor"),
+    (lambda: episodes.load("qa", "train", "world", {"facts": 1}), "ask for more"),
+    (lambda: episodes.load("fc", "train", "files"), "expected JSON lines with input"),
+    (lambda: episodes.load("fnli", "train", "files"), "train.jsonl is not in .*download it elsewhere"),
+    (lambda: episodes.load("qa", "test", "world", {"hard_neg": True, "hard_neg_exclude": 9000}, recipe="serac"), "leaves none"),
+    (lambda: episodes.load("qa", "test", "world", {"hard_neg": True, "hard_neg_encoder": "no/such"}, recipe="serac"), "did not load"),
+])
+def test_bad_requests_end_in_one_line(call, words):
+    with pytest.raises(DataError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_dead_keys_are_accepted_with_a_warning(caplog):
+    assert Options.of({"sent_eval_sample": True}) == Options()
+    assert "no effect" in caplog.text
+
+
+# ---- real samples
+
+def test_real_zsre_rows(realdata):
+    options = {"zsre_path": str(realdata / "zsre_1000.json")}
+    data = {split: episodes.load("qa", split, "files", options) for split in episodes.SPLITS}
+    subjects = [{row.subject for row in data[split].rows} for split in episodes.SPLITS]
+    assert 900 < sum(map(len, data.values())) <= 1000
+    assert not subjects[0] & subjects[1] and not subjects[0] & subjects[2] and not subjects[1] & subjects[2]
+    batch = data["validation"].batches(1, 4)[0]
+    item = batch.items[0]
+    row = data["validation"].rows[item.index]
+    assert item.condition == f"{row.prediction} >> {row.alternatives[0]} || {row.question}"
+    assert all(local.input.endswith("?") and local.target for local in batch.local)  # Natural Questions, brought by the rows
+
+
+def test_real_vitaminc_claims(realdata):
+    options = {"vitaminc_path": str(realdata / "claims" / "vitaminc_{}.jsonl")}
+    data = episodes.load("fnli", "train", "files", options, recipe="serac")
+    raw = [json.loads(line) for line in (realdata / "claims" / "vitaminc_train.jsonl").read_text().splitlines()]
+    kept = [row for row in raw if len(row["evidence"].split(" ")) > 10]
+    assert 100 < len(data) == len(kept)
+    by_claim = {row["claim"]: row["label"].upper() for row in kept}
+    assert all(claims.LABELS[by_claim[row.claim]] == row.label for row in data.rows)
+    assert len(data.batches(10, 10)[0].local) == 10
+
+
+def test_real_wikitext_paragraphs(realdata, tmp_path):
+    (tmp_path / "train.json").write_text(json.dumps({"n_tokens": 2, "completions": ["a b c d"]}))
+    options = {"path": str(tmp_path), "wiki_webtext": False, "wikitext_path": str(realdata / "wikitext2" / "valid.txt")}
+    data = episodes.load("gen", "train", "files", options)
+    texts = [data.local(i, 0).input for i in range(data.n_local)]
+    assert len(texts) > 500 and all(text.isascii() and len(text.split(" ")) >= 50 for text in texts)
+    assert not set(texts) & {e.input for e in locality.passages("validation", Options.of(options))}
+
+
+# ---- rephrasings and neighbours
+
+@pytest.mark.parametrize("question, form", [
+    ("What is the job of Ada?", "What's the job of Ada?"), ("Which sport does Ada play?", "What sport does Ada play?")])
+def test_template_rephrasings(question, form):
+    found = questions_like(question)
+    assert form in found and question not in found and len(set(found)) == len(found)
+    assert all(question[6:] in text for text in found)
+
+
+def test_nearest_by_words():
+    found = neighbours.nearest(["red fox", "blue sea"], ["a red fox", "the red fox ran", "blue sea", "green hill"],
+                               neighbours.encoder("words"), Options(hard_neg_neighbors=2), 0, [0, None, None, None])
+    assert [list(row) for row in found.indices][0][0] == 1 and found.indices[1][0] == 2
+    assert all(np.isclose(sum(p), 1) for p in found.probabilities) and found.probabilities[1][0] > found.probabilities[1][1]

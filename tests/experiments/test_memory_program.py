@@ -1,0 +1,78 @@
+"""The program that lists and changes a memory: what it prints and writes, and that a mistake changes nothing."""
+
+import json
+
+import pytest
+
+from data.errors import DataError
+from editors.errors import EditingError
+from editors.learned.memory import EditMemory, Entry
+from experiments.memory import main
+
+
+@pytest.fixture
+def file(tmp_path, capsys):
+    path = tmp_path / "edits.memory"
+    main(["create", str(path)])
+    main(["add", str(path), "Where was Ann born?", "Paris"])
+    capsys.readouterr()
+    return path
+
+
+def entries(path):
+    return list(EditMemory.load(path)[0])
+
+
+def test_add_update_remove_list(file, tmp_path, capsys):
+    lines = [{"input": "Who leads Orin?", "label": "Paul"}, {"input": "where was ANN born?", "label": "Rome"},
+             {"prompt": "{} speaks", "subject": "Mia", "target_new": {"str": "French"}},
+             {"input": "Who leads Orin?", "label": "Paul"}]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    main(["add", str(file), "--from", str(tmp_path / "more.jsonl")])
+    assert "2 edits added, 1 replaced, 1 there already; 3 in all" in capsys.readouterr().out
+    assert entries(file) == [Entry(0, "where was ANN born?", "Rome"), Entry(1, "Who leads Orin?", "Paul"),
+                             Entry(2, "Mia speaks", "French")]
+    main(["update", str(file), "1", "--label", "Paula"])
+    main(["remove", str(file), "0"])
+    capsys.readouterr()
+    main(["list", str(file), "--json"])
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"id": 1, "input": "Who leads Orin?", "label": "Paula"}, {"id": 2, "input": "Mia speaks", "label": "French"}]
+    main(["list", str(file), "--limit", "1"])
+    assert capsys.readouterr().out.splitlines() == ["2 edits", "     1  Who leads Orin?  ->  Paula", "... and 1 more"]
+    main(["add", str(file), "New?", "yes"])
+    assert "id 3" in capsys.readouterr().out
+
+
+def test_statements_need_no_label(tmp_path):
+    main(["create", str(tmp_path / "s"), "--statements"])
+    main(["add", str(tmp_path / "s"), "Ann moved to Paris."])
+    assert entries(tmp_path / "s") == [Entry(0, "Ann moved to Paris.", "")]
+
+
+@pytest.mark.parametrize("words, message", [
+    (["add", "FILE", "Who?"], "no label"),
+    (["add", "FILE"], "give one edit"),
+    (["update", "FILE", "0"], "nothing to change"),
+    (["update", "FILE", "5", "--label", "x"], "no edit 5"),
+    (["remove", "FILE", "0", "7"], "no edit 7"),
+    (["create", "FILE"], "is there already"),
+    (["list", "nowhere.memory"], "no such memory file"),
+])
+def test_mistakes_change_nothing(file, words, message):
+    before = file.read_bytes()
+    with pytest.raises(EditingError, match=message) as error:
+        main([str(file) if word == "FILE" else word for word in words])
+    assert "\n" not in str(error.value) and file.read_bytes() == before
+
+
+@pytest.mark.parametrize("line, message", [
+    ("{", "line 2: not valid JSON"), ('{"input": "a?"}', "no label"),
+    ('{"prompt": "x", "subject": "y", "target_new": "z"}', "line 2: request 0"),
+])
+def test_bad_files_of_edits(file, tmp_path, line, message):
+    before = file.read_bytes()
+    (tmp_path / "more.jsonl").write_text('{"input": "b?", "label": "c"}\n' + line)
+    with pytest.raises((EditingError, DataError), match=message):
+        main(["add", str(file), "--from", str(tmp_path / "more.jsonl")])
+    assert file.read_bytes() == before

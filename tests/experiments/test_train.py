@@ -1,0 +1,366 @@
+"""experiments.train: every experiment trains and evaluates, runs go on, and mistakes end in one line."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+import yaml
+
+from data.episodes import Options
+from experiments import train
+from experiments.cli import run_program
+from tests.conftest import ROOT
+
+CONFIGS = ROOT / "hparams" / "train"
+SMALL = (
+    "max_iters=4",
+    "val_interval=2",
+    "log_interval=2",
+    "val_steps=2",
+    "accumulate_bs=2",
+    "data.source=world",
+    "data.facts=200",
+    "silent=True",
+)
+GPT2_PARAMS = "model.inner_params=[transformer.h.1.mlp.c_fc.weight,transformer.h.2.mlp.c_proj.weight]"
+
+
+@pytest.fixture(scope="session")
+def folders(golden, tmp_path_factory):
+    """Tiny models, random but for GPT-2, all with its tokenizer."""
+    from transformers import (
+        AutoTokenizer,
+        BartConfig,
+        BartForConditionalGeneration,
+        BertConfig,
+        BertModel,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    from editors.learned.classifier import BertClassifier
+
+    tok = AutoTokenizer.from_pretrained(golden / "tiny-gpt2")
+    eos, size = tok.eos_token_id, len(tok)
+    torch.manual_seed(0)
+    models = {
+        "t5": T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=size,
+                d_model=16,
+                d_kv=8,
+                d_ff=32,
+                num_layers=2,
+                num_heads=2,
+                eos_token_id=eos,
+                pad_token_id=eos,
+                decoder_start_token_id=eos,
+            )
+        ),
+        "bart": BartForConditionalGeneration(
+            BartConfig(
+                vocab_size=size,
+                d_model=16,
+                encoder_layers=2,
+                decoder_layers=2,
+                encoder_ffn_dim=32,
+                decoder_ffn_dim=32,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                eos_token_id=eos,
+                bos_token_id=eos,
+                pad_token_id=eos,
+                decoder_start_token_id=eos,
+            )
+        ),
+        "bert": BertClassifier(
+            BertModel(
+                BertConfig(vocab_size=size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+            )
+        ),
+    }
+    root = tmp_path_factory.mktemp("models")
+    for name, model in models.items():
+        model.save_pretrained(root / name)
+        tok.save_pretrained(root / name)
+    return {"gpt2": golden / "tiny-gpt2", **{name: root / name for name in models}}
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """Runs the program in this process; returns the run's folder."""
+
+    def run(*words, folder="run"):
+        monkeypatch.setattr("sys.argv", ["experiments.train", *map(str, words), f"hydra.run.dir={tmp_path / folder}"])
+        monkeypatch.chdir(tmp_path)
+        train.command()
+        return tmp_path / folder
+
+    return run
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys, tmp_path):
+    """Runs the program; returns its one error line. Checks that nothing was written."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["experiments.train", *map(str, words), f"hydra.run.dir={tmp_path / 'failed'}"])
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run_program(train.command)
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert caught.value.code == 2 and len(errors) == 1, errors
+        assert not list(tmp_path.glob("failed/*.json")) and not list(tmp_path.glob("failed/*.safetensors"))
+        return errors[0]
+
+    return run
+
+
+MODELS = {"gen": ("gpt2", "gpt2"), "fc": ("bert-base", "bert"), "qa": ("t5small", "t5"), "zsre": ("bart-base", "bart")}
+
+
+def words(alg, experiment, folders, *more):
+    config, folder = MODELS[experiment]
+    own = {
+        "mend": ("mend.rank=4",),
+        "gtn": ("gtn.rank=4",),
+        "efk": ("efk.hidden_dim=8", "efk.condition_dim=8"),
+        "ke": ("ke.hidden_dim=8", "ke.condition_dim=8"),
+        "enn": ("enn.first_order=True",),
+        "ft": ("ft.max_edit_steps=2",),
+    }[alg]
+    params = GPT2_PARAMS if folder == "gpt2" else "model.inner_params=null"
+    return (
+        f"+alg={alg}",
+        f"+experiment={experiment}",
+        f"+model={config}",
+        f"model.name={folders[folder]}",
+        params,
+        *own,
+        *SMALL,
+        *more,
+    )
+
+
+@pytest.mark.parametrize(
+    "alg, experiment",
+    [
+        ("mend", "gen"),
+        ("mend", "fc"),
+        ("mend", "qa"),
+        ("mend", "zsre"),
+        ("gtn", "qa"),
+        ("ke", "gen"),
+        ("efk", "fc"),
+        ("enn", "gen"),
+        ("ft", "gen"),
+    ],
+)
+def test_every_algorithm_and_experiment(start, folders, alg, experiment):
+    run = start(*words(alg, experiment, folders))
+    about = json.loads((run / "results.json").read_text())
+    results = about["results"]
+    assert about["split"] == "test" and results["edit_success"] == results["edit/acc_test"]
+    assert {"drawdown_acc", "drawdown_retain", "loss/total_edit_test", "kl/edit_test", "time/edit_test"} <= results.keys()
+    assert ("drawdown_perplexity" in results) and ("loss/base_test" in results) == (alg == "enn")
+    assert ("edit/acc_flip_test" in results) == (experiment == "fc")
+    assert json.loads((run / "config.json").read_text())["alg"] == alg
+    recorded = json.loads((run / "run.json").read_text())
+    assert {"packages", "commit", "model", "data", "command"} <= recorded.keys() and len(
+        recorded["data"]["test"]["sha256"]
+    ) == 64
+    if alg == "ft":
+        assert not (run / "best.safetensors").exists() and results["iterations"] == 0
+    else:
+        assert (run / "best.safetensors").is_file() and results["iterations"] == 4
+        steps = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        assert [s["step"] for s in steps if "loss/total_edit_val" in s] == [2, 4]
+
+
+def test_a_run_goes_on_and_is_evaluated(start, folders, tmp_path, capsys):
+    whole = start(*words("mend", "gen", folders, "max_iters=6"), folder="whole")
+    start(*words("mend", "gen", folders), folder="part")
+    start(*words("mend", "gen", folders, "max_iters=6", f"archive={tmp_path / 'part'}"), folder="again")
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["results"] for name in ("whole", "part"))
+    assert {k: v for k, v in one.items() if "time" not in k} == {k: v for k, v in two.items() if "time" not in k}
+    (tmp_path / "outputs").mkdir()
+    whole.rename(tmp_path / "outputs" / "a_good_run")
+    again = start(
+        *words("mend", "gen", folders, "eval_only=True", "archive=good_run", f"results_dir={tmp_path / 'shared'}"),
+        folder="evaluated",
+    )
+    three = json.loads((again / "results.json").read_text())["results"]
+    assert three["edit_success"] == one["edit_success"] and three["iterations"] == 0
+    shared = tmp_path / "shared" / "MEND" / "run_000"
+    assert {p.name for p in shared.iterdir()} == {"params.json", "run.json", "results.json"}
+    start(*words("mend", "gen", folders, f"export={tmp_path / 'mine.safetensors'}"), folder="exported")
+    assert (tmp_path / "mine.safetensors").read_bytes() == (tmp_path / "exported" / "best.safetensors").read_bytes()
+
+
+def test_the_published_command_on_files(start, folders, tmp_path):
+    """+alg=mend +experiment=gen +model=distilgpt2 data.wiki_webtext=False, with local files."""
+    texts = [f"The river number {i} flows through the old town and then to the sea in spring." for i in range(8)]
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"n_tokens": 3, "original": texts, "completions": texts}))
+    (tmp_path / "wiki.txt").write_text("\n".join("word " * 55 + f"number {i}" for i in range(8)))
+    run = start(
+        "+alg=mend",
+        "+experiment=gen",
+        "+model=distilgpt2",
+        "data.wiki_webtext=False",
+        f"model.name={folders['gpt2']}",
+        f"model.tokenizer_name={folders['gpt2']}",
+        GPT2_PARAMS,
+        f"data.path={tmp_path}/",
+        f"data.wikitext_path={tmp_path / 'wiki.txt'}",
+        "mend.rank=4",
+        *[word for word in SMALL if not word.startswith("data.")],
+    )
+    about = json.loads((run / "results.json").read_text())
+    assert about["split"] == "validation" and "perplexity/pre_val" in about["results"]
+
+
+def test_several_edits_and_legacy_switches(start, folders):
+    run = start(
+        *words(
+            "mend",
+            "gen",
+            folders,
+            "data.n_edits=3",
+            "batch_size=4",
+            "val_batch_size=4",
+            "legacy.cbase_not_in_gradient=True",
+            "legacy.lr_lr_without_effect=True",
+            "legacy.accumulate_first_step_plus_one=True",
+            "ref=mine",
+        )
+    )
+    assert json.loads((run / "results.json").read_text())["results"]["n_tokens/pre_test"] > 0
+
+
+def test_ft_with_locality(start, folders):
+    start(*words("ft", "gen", folders, "ft.locality.enabled=True", "edit_lr=1e-3"))
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (("alg=mendd",), "mendd"),
+        (("lrr=3",), "lrr"),
+        (("mend.rank=big",), "rank is .*expected an integer"),
+        (("lr=fast",), "lr is .*expected a number"),
+        (("model.name=./nowhere",), "'./nowhere': no such folder"),
+        (("model.inner_params=[transformer.h.7.mlp.c_fc.weight]",), "no parameter transformer.h.7"),
+        (("data.n_edits=2",), "batch_size=2: too small for data.n_edits=2"),
+        (("val_batch_size=1",), "val_batch_size=1: too small"),
+        (("mend.combine=True", "mend.x_only=True"), "combine"),
+        (("archive=nothing",), "archive=nothing: no run"),
+        (("eval_only=True",), "archive=PATH"),
+        (("data.rephrase=7",), "data.rephrase"),
+        (("recipe=ours",), "recipe"),
+        (("device=cuda:99",), "cuda:99"),
+        (("opt=Adamm",), "Adamm"),
+        (("mend.mlp_class=MLP",), "IDMLP"),
+        (("model.class_name=GPT2LMHeadMode",), "did you mean 'GPT2LMHeadModel'"),
+        (("model.pt=weights.ckpt",), "no .safetensors file"),
+    ],
+)
+def test_mistakes(fails, folders, more, message):
+    base = [w for w in words("mend", "gen", folders) if w.split("=")[0].lstrip("+") not in {m.split("=")[0] for m in more}]
+    assert re.search(message, fails(*base, *more))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ((), r"choose \+alg=NAME .there is .*mend"),
+        (("+alg=mend",), r"choose \+experiment=NAME .there is .*gen"),
+        (("+alg=mend", "+experiment=gen"), r"choose a model: \+model=world"),
+    ],
+)
+def test_groups_that_are_missing(fails, given, message):
+    assert re.search(message, fails(*given))
+
+
+@pytest.mark.parametrize(
+    "experiment, folder, message",
+    [
+        ("gen", "t5", "'gen' is for models of kind decoder, but .* is t5"),
+        ("gen", "bert", "'gen' is for"),
+        ("fc", "gpt2", "'fc' is for models of kind classifier"),
+        ("qa", "gpt2", "'qa' is for models of kind t5 or bart, but"),
+        ("sent", "t5", "'sent' is for models of kind blenderbot, but .* is t5"),
+    ],
+)
+def test_models_that_do_not_fit_the_experiment(fails, folders, experiment, folder, message):
+    config = {"gpt2": "gpt2", "t5": "t5small", "bert": "bert-base"}[folder]
+    more = () if folder == "gpt2" and experiment != "fc" else ("model.class_name=null",)
+    assert re.search(
+        message,
+        fails("+alg=mend", f"+experiment={experiment}", f"+model={config}", f"model.name={folders[folder]}", *more, *SMALL),
+    )
+
+
+def test_damaged_data_and_archives(fails, start, folders, tmp_path):
+    (tmp_path / "train.json").write_text('{"n_tokens": 3}')
+    more = [w for w in words("mend", "gen", folders) if not w.startswith("data.")]
+    assert re.search("train.json.*completions", fails(*more, f"data.path={tmp_path}/", "data.source=files"))
+    run = start(*words("mend", "gen", folders), folder="good")
+    assert "another configuration" in fails(
+        *[w for w in words("mend", "gen", folders) if w != "mend.rank=4"], "mend.rank=5", f"archive={run}"
+    )
+    assert "another algorithm" in fails(*words("efk", "gen", folders), f"archive={run}")
+    assert "another seed" in fails(*words("mend", "gen", folders, "seed=3", f"archive={run}"))
+    (run / "last.safetensors").write_bytes((run / "last.safetensors").read_bytes()[:-9])
+    assert "truncated or damaged" in fails(*words("mend", "gen", folders, f"archive={run}"))
+
+
+def test_weights_of_lightning_files(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from experiments.editable_models import load_editable
+
+    weights = load_file(folders["bert"] / "model.safetensors")
+    head = load_file(folders["bert"] / "classifier_head.safetensors")
+    lightning = {f"model.model.{k}": v + 1 for k, v in weights.items()} | {f"model.{k}": v + 1 for k, v in head.items()}
+    lightning["model.model.embeddings.position_ids"] = torch.arange(512)[None]
+    save_file(lightning, tmp_path / "fc.safetensors")
+    model, _ = load_editable(
+        {"name": str(folders["bert"]), "class_name": "BertClassifier", "pt": str(tmp_path / "fc.safetensors")}, "fc"
+    )
+    assert torch.equal(model.classifier.bias, head["classifier.bias"] + 1)
+
+
+def test_launchers_compose(monkeypatch, capsys):
+    for launcher, target in (("slurm", "SlurmLauncher"), ("joblib", "JoblibLauncher")):
+        monkeypatch.setattr(
+            "sys.argv",
+            [
+                "experiments.train",
+                f"hydra/launcher={launcher}",
+                "+alg=mend",
+                "+experiment=gen",
+                "+model=world",
+                "--cfg",
+                "hydra",
+            ],
+        )
+        train.command()
+        assert target in capsys.readouterr().out
+
+
+def test_configurations_are_complete():
+    """Every key of the data is there, with its default; every group's file composes."""
+    config = yaml.safe_load((CONFIGS / "config.yaml").read_text())
+    fields = {field.name: field.default for field in dataclasses.fields(Options)}
+    assert {key: value for key, value in config["data"].items() if key not in ("source", "sent_eval_sample")} == fields
+    from editors.learned import registry
+
+    for path in (CONFIGS / "alg").glob("*.yaml"):
+        assert registry.algorithm_name(path.stem) and yaml.safe_load(path.read_text())["alg"] == path.stem
+    for path in (CONFIGS / "model").glob("*.yaml"):
+        params = yaml.safe_load(path.read_text())["inner_params"]
+        assert params is None and path.stem == "world" or len(set(params)) == len(params) > 3

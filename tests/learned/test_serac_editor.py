@@ -1,0 +1,150 @@
+"""SERAC and LU as editors of decoders: networks from folders, saved edits, what is refused."""
+
+import copy
+import json
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+import editors
+from editors.learned.memory import EditMemory
+from editors.learned.routed import RoutedEdit
+from editors.learned.serac import SERAC
+from editors.learned.serac_parts import save_parts
+from tests.learned.conftest import LEARNED
+from tests.test_contract import REQUESTS
+
+QUERIES = ["Where in the world does Orla Venn live? In", "The ferry was late"]
+
+
+@pytest.fixture(scope="module")
+def system(tiny_gpt2, tmp_path_factory):
+    """Folders of two untrained SERACs."""
+    if not LEARNED.is_dir():
+        pytest.skip("the published learned editors' outputs are not beside this checkout")
+    model, tok = tiny_gpt2
+    enc = AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "enc")
+    found = []
+    for seed in (0, 1):
+        classifier = AutoModel.from_pretrained(LEARNED / "models" / "scope-bert-tiny", dtype=torch.float32,
+                                               add_pooling_layer=False)
+        decoder = copy.deepcopy(model)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for p in decoder.parameters():
+                p.add_(0.02 * torch.randn_like(p))
+        alg = SERAC(model, {"dist_heads": 2}, tok, classifier, enc, decoder)
+        found.append(save_parts(alg, tmp_path_factory.mktemp("serac") / "system", threshold=1e-6))
+    return found
+
+
+def last(model, tok, prompt):
+    with torch.no_grad():
+        return model(torch.tensor([tok(prompt).input_ids])).logits[0, -1]
+
+
+def test_an_edit_is_applied_saved_and_loaded(system, tiny_gpt2, tmp_path):
+    model, tok = tiny_gpt2
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    edit = editors.load("SERAC", {"system": str(system[0])}).edit(model, tok, REQUESTS)
+    assert [(entry.input, entry.label) for entry in edit.memory] == [
+        ("Orla Venn lives in the city of", "Castavel"), ("The native language of Mira O'Dalvey is", "Nyvian")]
+    plain = [last(model, tok, query) for query in QUERIES]
+    with edit.applied(model):
+        edited = [last(model, tok, query) for query in QUERIES]
+    assert not torch.equal(edited[0], plain[0])  # nearly everything is in scope, at this threshold
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    edit.save(tmp_path / "edit.safetensors")
+    loaded = editors.Edit.load(tmp_path / "edit.safetensors")
+    assert isinstance(loaded, RoutedEdit) and loaded.info == json.loads(json.dumps(dict(edit.info)))
+    with loaded.applied(model):
+        assert all(torch.equal(last(model, tok, query), logits) for query, logits in zip(QUERIES, edited))
+
+
+def test_the_memory_is_a_product(system, tiny_gpt2):
+    """Changed without training: what is applied next goes by it, and vectors of edits that stay are not computed again."""
+    model, tok = tiny_gpt2
+    edit = editors.load("SERAC", {"system": str(system[0]), "threshold": 1e-6}).edit(model, tok, REQUESTS)
+    with edit.applied(model):
+        one = last(model, tok, QUERIES[0])
+        edit.memory.update(0, label="Lutmere"), edit.memory.update(1, label="Catalan")
+        assert torch.equal(last(model, tok, QUERIES[0]), one)
+    with edit.applied(model):
+        two = last(model, tok, QUERIES[0])
+    assert not torch.equal(one, two)
+    edit.memory.update(0, label="Castavel"), edit.memory.update(1, label="Nyvian")
+    with edit.applied(model):
+        assert torch.allclose(last(model, tok, QUERIES[0]), one, atol=1e-5)
+    edit.memory.remove(0), edit.memory.remove(1)
+    with pytest.raises(editors.EditingError, match="memory is empty"):
+        edit.apply(model)
+
+
+def test_later_requests_hold(system, tiny_gpt2):
+    again = [*REQUESTS, REQUESTS[0] | {"target_new": {"str": "Lutmere"}}]
+    edit = editors.load("SERAC", {"system": str(system[0])}).edit(*tiny_gpt2, again)
+    assert [entry.label for entry in edit.memory] == ["Lutmere", "Nyvian"]
+
+
+@pytest.mark.parametrize("hparams, message", [
+    ({}, "give either system"),
+    ({"system": "x", "scope": "y"}, "give either system"),
+    ({"system": "nowhere"}, "nowhere holds no trained SERAC"),
+    ({"scope": "./nowhere"}, "./nowhere: no model there"),
+    ({"system": "x", "thresold": 1}, "did you mean 'threshold'"),
+])
+def test_bad_hparams(tiny_gpt2, hparams, message):
+    with pytest.raises(editors.EditingError, match=message) as error:
+        editors.load("SERAC", hparams).edit(*tiny_gpt2, REQUESTS)
+    assert "\n" not in str(error.value)
+
+
+def test_halves_of_different_runs(system, tiny_gpt2):
+    mixed = {"scope": str(system[0] / "scope"), "counterfactual": str(system[1] / "counterfactual")}
+    with pytest.raises(editors.EditingError, match="trained in different runs"):
+        editors.load("SERAC", mixed).edit(*tiny_gpt2, REQUESTS)
+
+
+@pytest.mark.parametrize("name, hparams", [("LU", {}), ("SERAC", None)])
+def test_what_an_editor_promises(system, tiny_gpt2, name, hparams, tmp_path):
+    model, tok = tiny_gpt2
+    editor = editors.load(name, hparams if hparams is not None else {"system": str(system[0])})
+    bad = [({"subject": " "}, "subject"), ({"target_new": {"str": ""}}, "target"), ({"prompt": "lives in"}, "{}")]
+    for change, message in bad:
+        with pytest.raises(editors.EditingError, match=message):
+            editor.edit(model, tok, [REQUESTS[0] | change])
+    with pytest.raises(editors.EditingError, match="at least one"):
+        editor.edit(model, tok, [])
+    with pytest.raises(editors.EditingError, match="no sequences"):
+        editors.EditSequence(editor, model, tok)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    with editor.edit(half, tok, REQUESTS).applied(half):
+        assert last(half, tok, QUERIES[0]).dtype == torch.bfloat16
+    assert editor.edit(model, tok, REQUESTS).info["editor"] == name
+
+
+def test_lookup_answers_its_own_prompt(tiny_gpt2, tmp_path):
+    model, tok = tiny_gpt2
+    edit = editors.load("LU", {"threshold": 0.1, "onehot_logit": 30}).edit(model, tok, REQUESTS)
+    edit.save(tmp_path / "edit.safetensors")
+    for one in (edit, editors.Edit.load(tmp_path / "edit.safetensors")):
+        with one.applied(model):
+            assert int(last(model, tok, "Orla Venn lives in the city of").argmax()) == tok(" Castavel").input_ids[0]
+
+
+def test_a_memory_without_an_editor(tmp_path):
+    memory = EditMemory()
+    memory.add("a", "b")
+    memory.save(tmp_path / "m.safetensors")
+    with pytest.raises(editors.EditingError, match="no editor wrote"):
+        RoutedEdit.load(tmp_path / "m.safetensors")
+
+
+def test_prompts_longer_than_the_encoder(system, tiny_gpt2):
+    """Read without their beginning, with a warning."""
+    model, tok = tiny_gpt2
+    edit = editors.load("SERAC", {"system": str(system[0])}).edit(model, tok, REQUESTS)
+    long = tok("The ferry was late and " * 30).input_ids[:126]
+    with edit.applied(model), pytest.warns(UserWarning, match="longer than the 128 tokens .* without their beginning"):
+        model(torch.tensor([long]))

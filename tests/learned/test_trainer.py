@@ -1,0 +1,214 @@
+"""The trainer: optimiser steps, side-by-side episodes, validation, checkpoints that go on bit by bit, and what stops it."""
+
+import json
+
+import pytest
+import torch
+
+from editors.errors import EditingError
+from editors.learned import checkpoint, registry
+from editors.learned.episode import joined
+from editors.learned.trainer import BEST, LAST, LOG, TrainConfig, Trainer
+from tests.conftest import relative
+from tests.learned.trained import INNER, OPTIONS, TEXTS, Texts, texts_episode
+
+
+def build(name, model, tok, folder, seed=0, options=None, **config):
+    torch.manual_seed(seed)
+    alg = registry.build(name, model, INNER, {**OPTIONS.get(name, {}), **(options or {})})
+    config = TrainConfig(
+        **{"lr": 1e-3, "lr_lr": 1e-2, "accumulate_bs": 2, "train_base": False, "log_interval": 2, "val_interval": 4, **config}
+    )
+    trainer = Trainer(alg, config, Texts(tok), Texts(tok), folder, original=model, progress=False, report=lambda line: None)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def frozen(tiny_gpt2):
+    import copy
+
+    return copy.deepcopy(tiny_gpt2[0]).requires_grad_(False), tiny_gpt2[1]
+
+
+@pytest.mark.parametrize(
+    "name, options", [("efk", {}), ("enn", {"first_order": False}), ("mend", {"norm": False, "edit_lr": 0.1})]
+)
+def test_side_by_side_is_one_after_another(frozen, tmp_path, name, options):
+    """The same reported numbers and the same gradients, up to rounding."""
+    model, tok = frozen
+    trainer = build(name, model, tok, tmp_path, options=options, accumulate_bs=4, train_base=name == "enn")
+    episodes = [texts_episode(tok, i) for i in range(4)]
+    alone = [trainer.step(episode, training=True) for episode in episodes]
+    single = [None if p.grad is None else p.grad.clone() for p in trainer.alg.outer_parameters()]
+    for p in trainer.alg.outer_parameters():
+        p.grad = None
+    together = trainer.step(joined(episodes), training=True)
+    for key in ("loss/edit", "loss/loc", "loss/total", "edit/acc"):
+        assert together[key] == pytest.approx(sum(stats[key] for stats in alone) / 4, rel=1e-4, abs=1e-6), key
+    for p, grad in zip(trainer.alg.outer_parameters(), single):
+        assert (p.grad is None) == (grad is None)
+        if grad is not None and grad.abs().max() > 1e-7:
+            assert relative(p.grad, grad) < 1e-3
+
+
+def test_episodes_of_different_sizes_are_not_joined(frozen):
+    _, tok = frozen
+    one, two = texts_episode(tok, 0), texts_episode(tok, 1)
+    from dataclasses import replace
+
+    both = joined([one, two])
+    assert both.segments == 2 and both.pos_pairs.tolist() == [[0, 0], [1, 1]]
+    double = {name: torch.cat([rows, rows]) for name, rows in one.loc.items()}
+    assert joined([one, replace(two, loc=double)]) is None and joined([one, replace(two, edit_outer=None)]) is None
+
+
+def test_step_sizes_have_their_own_rate(frozen, tmp_path):
+    """With a gradient of 1 Adam moves a parameter by its rate."""
+    model, tok = frozen
+    for legacy, moved in ((False, 1e-2), (True, 1e-3)):
+        trainer = build("mend", model, tok, tmp_path, lr_lr_without_effect=legacy)
+        rates = trainer.alg.net.edit_lrs
+        before = rates.detach().clone()
+        for p in trainer.alg.outer_parameters():
+            p.grad = torch.full_like(p, 1e-3)
+        trainer._optimise()
+        assert torch.allclose(before - rates, torch.full_like(rates, moved), rtol=1e-3)
+
+
+def test_the_first_optimiser_step(frozen, tmp_path):
+    model, tok = frozen
+    for legacy, steps in ((False, [2, 4, 6]), (True, [3, 5])):
+        trainer = build("efk", model, tok, tmp_path, parallel=3, accumulate_first_step_plus_one=legacy, max_iters=6, save=False)
+        seen = []
+        trainer._optimise = lambda trainer=trainer, seen=seen: seen.append(trainer.iteration) or {"grad": 0.0}
+        trainer.run()
+        assert seen == steps
+
+
+@pytest.mark.parametrize("name", ["mend", "efk", "enn"])
+def test_a_killed_run_goes_on_bit_by_bit(frozen, tmp_path, name):
+    model, tok = frozen
+    whole = build(name, model, tok, tmp_path / "whole", max_iters=10)
+    whole.run()
+    part = build(name, model, tok, tmp_path / "part", max_iters=8)
+    part._loop()
+    part.log({"loss": 1.0})  # logged after the checkpoint, before the kill: goes when the run goes on
+    with open(tmp_path / "part" / LOG, "a") as file:
+        file.write(json.dumps({"step": 9}) + "\n")
+    again = build(name, model, tok, tmp_path / "part", seed=7, max_iters=10)
+    again.restore(tmp_path / "part" / LAST)
+    assert again.iteration == 8
+    again.run()
+    for key, tensor in whole.alg.state().items():
+        assert torch.equal(tensor, again.alg.state()[key]), key
+    assert whole.early.state() == again.early.state()
+    lines = [json.loads(line) for line in (tmp_path / "part" / LOG).read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines) and lines[-1]["step"] == 10
+
+
+def test_a_run_does_not_go_on_as_another(frozen, tmp_path):
+    model, tok = frozen
+    build("mend", model, tok, tmp_path, max_iters=4).run()
+    with pytest.raises(EditingError, match="another lr;"):
+        build("mend", model, tok, tmp_path, max_iters=8, lr=0.5).restore(tmp_path / LAST)
+    with pytest.raises(EditingError, match="no state of a training"):
+        build("mend", model, tok, tmp_path, max_iters=8).restore(tmp_path / BEST)
+
+
+def test_checkpoints_of_others_are_refused(frozen, tmp_path):
+    import copy
+
+    model, tok = frozen
+    path = tmp_path / "mend.safetensors"
+    alg = build("mend", model, tok, tmp_path).alg
+    checkpoint.save(path, alg, {})
+    other = copy.deepcopy(model)
+    other.transformer.wte.weight.data[5] += 1
+    cases = [
+        (registry.build("mend", model, INNER, {**OPTIONS["mend"], "rank": 4}), "another configuration: .*rank"),
+        (registry.build("mend", model, INNER[::-1], OPTIONS["mend"]), "another choice of edited weights"),
+        (registry.build("efk", model, INNER, OPTIONS["efk"]), "another algorithm"),
+        (registry.build("mend", other, INNER, OPTIONS["mend"]), "another model"),
+    ]
+    for wrong, message in cases:
+        with pytest.raises(EditingError, match=message) as error:
+            checkpoint.load(path, wrong)
+        assert "\n" not in str(error.value)
+    half = registry.build("mend", copy.deepcopy(model).half(), INNER, OPTIONS["mend"])
+    checkpoint.load(path, half)  # the same model in another precision
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(EditingError, match="truncated or damaged"):
+        checkpoint.load(path, alg)
+    with pytest.raises(EditingError, match="no such checkpoint"):
+        checkpoint.load(tmp_path / "none.safetensors", alg)
+
+
+def test_nan_stops_and_keeps_the_best(frozen, tmp_path):
+    model, tok = frozen
+    trainer = build("mend", model, tok, tmp_path, max_iters=8)
+    trainer._loop()
+    kept = (tmp_path / BEST).read_bytes()
+    with torch.no_grad():
+        trainer.alg.net.edit_lrs[0] = float("nan")
+    trainer.config = TrainConfig(**{**vars(trainer.config), "max_iters": 20})
+    with pytest.raises(EditingError, match=r"the loss is nan in iteration 9, .*best.safetensors") as error:
+        trainer._loop()
+    assert "\n" not in str(error.value) and (tmp_path / BEST).read_bytes() == kept
+
+
+def test_infinite_gradients_are_counted_not_taken(frozen, tmp_path):
+    model, tok = frozen
+    trainer = build("mend", model, tok, tmp_path)
+    rates = trainer.alg.net.edit_lrs
+    trainer.safe_backward(((rates - rates) ** 0.5).sum())  # 0, with an infinite slope
+    assert trainer.skipped == 1 and rates.grad is None
+    trainer.safe_backward(rates.sum())
+    assert rates.grad.tolist() == [0.5] * len(rates)
+
+
+@pytest.mark.parametrize("name", ["mend", "efk", "enn"])
+def test_it_learns(frozen, tmp_path, name):
+    """A few texts by heart: every edit succeeds, and the others stay."""
+    model, tok = frozen
+    trainer = build(
+        name,
+        model,
+        tok,
+        tmp_path,
+        max_iters=120 if name == "efk" else 60,
+        lr=3e-2 if name == "efk" else 1e-3,
+        lr_lr=1e-3,
+        val_interval=40,
+        cedit=1.0,
+        parallel=4,
+        accumulate_bs=4 if name == "efk" else 2,
+    )
+    before = None if name == "mend" else trainer.validate(Texts(tok), None)
+    trainer.run()
+    after = trainer.validate(Texts(tok), None)
+    assert after["edit/acc_val"] == 1 and after["kl/edit_val"] < 0.5
+    assert before is None or after["loss/total_edit_val"] < before["loss/total_edit_val"]
+    if name != "enn":
+        assert all(not p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_bad_configurations(frozen, tmp_path):
+    model, tok = frozen
+    for wrong, message in (
+        ({"opt": "Adamm"}, "Adamm"),
+        ({"accumulate_bs": 0}, "accumulate_bs"),
+        ({"lr": -1.0}, "lr"),
+        ({"cloc": float("nan")}, "cloc"),
+    ):
+        with pytest.raises(EditingError, match=message):
+            TrainConfig(**wrong)
+    with pytest.raises(EditingError, match="reports no 'loss/x'.*loss/total_edit_val"):
+        build("efk", model, tok, tmp_path, max_iters=1, early_stop_key="loss/x").run()
+    assert len(TEXTS) == 4
+
+
+def test_early_stop_ends_a_run(frozen, tmp_path):
+    model, tok = frozen
+    trainer = build("efk", model, tok, tmp_path, lr=0.0, max_iters=100, val_interval=2, early_stop_patience=4, save=False)
+    trainer.run()
+    assert trainer.iteration == 6 and trainer.early.best_iteration == 2
