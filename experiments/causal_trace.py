@@ -35,7 +35,7 @@ from experiments.tracing.averages import FactScores, averages, proposal
 from experiments.tracing.facts import PUBLISHED, load_facts
 from experiments.tracing.noise import KINDS as NOISE_KINDS
 from experiments.tracing.noise import calibrate, parse
-from experiments.tracing.prompts import TracePrompt, trace_prompts
+from experiments.tracing.prompts import trace_prompts
 from experiments.tracing.scores import KINDS, SEVERED, Traced, blocks, default_window, trace
 
 AVERAGES, CASES = "averages.json", "cases"

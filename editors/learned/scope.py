@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from ..core.modules import longest_context

@@ -21,7 +21,7 @@ from .editable import Editable, forward
 from .episode import Batch
 from .kinds import ModelKind, model_kind
 from .losses import IGNORED, wide
-from .memory import EditMemory, Entry
+from .memory import EditMemory
 from .options import Options
 from .scope import POOLINGS, CrossScope, EmbeddingScope, Scope, encode, window
 from .serac_text import Form
