@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 
-from editors import closed_form, spread
+from editors import memit, spread
 from editors.core import solve
 from experiments import evaluate, results
 from experiments.cli import at_least_one
@@ -64,8 +64,8 @@ def _clocked(clock: Clock) -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, step in (
             (evaluate, "prepare", lambda: "model and data"), (evaluate, "measure", which),
-            (results, "write_case", lambda: "results"), (spread, "prepare", lambda: "contexts"),
-            (closed_form, "second_moments", lambda: "statistics"),
+            (results, "write_case", lambda: "results"), (memit, "prepare", lambda: "contexts"),
+            (memit, "second_moments", lambda: "statistics"),
             (spread, "cached_optimise", lambda: "target states"), (spread, "compute_keys", lambda: "keys"),
             (spread, "compute_hidden", lambda: "states now"), (solve, "memit", lambda: "solve"),
         ):
