@@ -156,5 +156,5 @@ def _schema(first: Any, source: str) -> str:
             return "zsre"
     keys = ", ".join(first) or "(none)" if isinstance(first, Mapping) else None
     found = f"is {json.dumps(first)[:40]}, not an object" if keys is None else f"has the keys {keys}"
-    raise DataError(f"{source}: neither CounterFact's schema (key 'requested_rewrite', or 'eval_target_new' and 'eval_target_true') "
-                    f"nor zsRE's (keys 'src', 'answers'); its first record {found}")
+    raise DataError(f"{source}: neither CounterFact's schema (key 'requested_rewrite', or in two variants 'eval_target_new') nor "
+                    f"zsRE's (keys 'src', 'answers'); its first record {found}")

@@ -1,7 +1,7 @@
 """MEMAT's published values (Tamayo et al. 2024), percent, on Aguila-7b and multi-CounterFact in English and Catalan.
 
-Read from the coordinates of the vector figures that the authors' repository ships, good to about 0.01. A pair is the first letter of
-the language that MEMIT edits in, and that of the language that heads are chosen and corrections trained in.
+Read from the coordinates of the vector figures that the authors' repository ships, good to about 0.01. A pair is the first letter
+of the language that MEMIT edits in, and that of the language that heads are chosen and corrections trained in.
 """
 
 from __future__ import annotations

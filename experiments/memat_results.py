@@ -2,9 +2,9 @@
 
     python -m experiments.memat_results results/MEMAT --out results/memat_table
 
-Reads every stage (MEMIT alone; corrections of K heads; measured in a language) of the runs in the folders. A value is the mean over
-chunks, the facts that were edited together, with the standard error over chunks; the gain is a stage's difference from MEMIT
-alone on the same chunks. Published values, of another model and other data, are marked as such.
+Reads every stage (MEMIT alone; corrections of K heads; measured in a language) of the runs in the folders. A value is the mean
+over chunks, the facts that were edited together, with the standard error over chunks; the gain is a stage's difference from
+MEMIT alone on the same chunks. Published values, of another model and other data, are marked as such.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ NAMES = {"memit": "MEMIT", "memat": "MEMAT", "ported": "MEMAT, given heads", "it
 """Of methods; "ported": heads and corrections come from a file (--head_ind)."""
 
 Key = tuple[str, str, str, str, int, float]
-"""(profile, pair, measured in, method, heads, alpha); pair: first letters of the language of the edits and that of the heads, "C+E" for
-the sum of edits in two, "(C+E)" for a joint one."""
+"""(profile, pair, measured in, method, heads, alpha); pair: first letters of the language of the edits and that of the heads,
+"C+E" for the sum of edits in two, "(C+E)" for a joint one."""
 Value = tuple[float, float | None]
 """(mean over chunks, its standard error; None for a single chunk)."""
 
@@ -136,8 +136,9 @@ def rows(stages: Mapping[Key, Stage]) -> list[dict[str, Any]]:
     """A row a stage: each metric with standard error, gain over MEMIT alone with its standard error, and the published value."""
     found = []
     for (profile, pair, measured, method, heads, alpha), stage in stages.items():
-        row: dict[str, Any] = {"model": stage.model, "profile": profile, "pair": pair, "measured": measured, "method": NAMES[method],
-                               "heads": heads, "alpha": alpha or None, "chunks": len(stage.chunks), "cases": stage.cases}
+        row: dict[str, Any] = {"model": stage.model, "profile": profile, "pair": pair, "measured": measured,
+                               "method": NAMES[method], "heads": heads, "alpha": alpha or None,
+                               "chunks": len(stage.chunks), "cases": stage.cases}
         published = memat_published.values(method, measured, pair, heads, alpha)
         for metric in COLUMNS:
             row[metric], row[f"{metric}_se"] = stage.value(metric)
@@ -166,10 +167,11 @@ def text_of(found: Sequence[Mapping[str, Any]]) -> str:
                 values.append(["", "", "*published*", *(_published(row[f"{metric}_published"]) for metric in COLUMNS)])
             if row["ES_gain"] is not None:
                 gains.append([*label, *(_cell(row[f"{metric}_gain"], row[f"{metric}_gain_se"], "+") for metric in COLUMNS)])
-        text += [f"Profile {profile}, {of[0]['model']}, {sizes}: mean ± standard error over chunks, %. *published*: Aguila-7b, chunks of "
-                 "1,000 facts.", "", *tables.markdown(head, values, labels=3), ""]
+        text += [f"Profile {profile}, {of[0]['model']}, {sizes}: mean ± standard error over chunks, %. *published*: Aguila-7b, "
+                 "chunks of 1,000 facts.", "", *tables.markdown(head, values, labels=3), ""]
         if gains:
-            text += [f"Profile {profile}: gain over MEMIT alone on the same chunks, points.", "", *tables.markdown(head, gains, labels=3), ""]
+            text += [f"Profile {profile}: gain over MEMIT alone on the same chunks, points.", "",
+                     *tables.markdown(head, gains, labels=3), ""]
     return "\n".join(text)
 
 

@@ -3,8 +3,8 @@
     python -m figures.head_relevance results/CE/run_000 results/EE/run_000 --out results/head_relevance
 
 For each run, above: validation accuracy of the probe of every head, the mean over the run's chunks; the heads of a layer are in
-descending order, as in MEMAT's figures, or with --by_head each in its place, with a circle where it is among the chosen of at least
-half of the chunks. Below: the best head and the mean of each layer. Dark is accurate, dots are chance.
+descending order, as in MEMAT's figures, or with --by_head each in its place, with a circle where it is among the chosen of at
+least half of the chunks. Below: the best head and the mean of each layer. Dark is accurate, dots are chance.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def draw(found: Sequence[Relevance], by_head: bool = False) -> plt.Figure:
             layers, heads = np.nonzero(relevance.chosen >= 0.5)
             grey = (accuracy[layers, heads] - low) / (high - low)
             above.scatter(heads, layers, s=14, facecolors="none", edgecolors=np.where(grey > 0.5, "white", "black"))
-        lines.label_axes(above, x="head" if by_head else "heads of the layer, best first", y="layer" if above is axes[0, 0] else "",
-                         title=relevance.label.replace(", ", "\n") + f" ({relevance.chunks} chunk{'s' * (relevance.chunks > 1)})")
+        lines.label_axes(above, x="head" if by_head else "heads of the layer, best first",
+                         y="layer" if above is axes[0, 0] else "", title=relevance.label.replace(", ", "\n") + f" ({relevance.chunks} chunk{'s' * (relevance.chunks > 1)})")
         above.yaxis.set_major_locator(MaxNLocator(7, integer=True))
         _by_layer(below, relevance, axes[1, 0])
     bar = figure.colorbar(image, ax=list(axes[0]), shrink=0.9, pad=0.02)

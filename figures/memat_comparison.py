@@ -43,7 +43,8 @@ def draw(by_pair: dict[str, list[Stage]]) -> plt.Figure:
                 ax.axvline(between - 0.5, color="0.85", linewidth=0.6, zorder=0)
     labels = ["MEMIT" if count == 0 else f"MEMAT, {count} heads" for count in counts]
     notes = [plt.Line2D([], [], linestyle="none", label=pair_name(pair)) for pair in by_pair]
-    handles = [plt.Line2D([], [], label=label, **{**lines.style(number), "linestyle": "none"}) for number, label in enumerate(labels)]
+    handles = [plt.Line2D([], [], label=label, **{**lines.style(number), "linestyle": "none"})
+               for number, label in enumerate(labels)]
     figure.legend(handles=[*handles, *notes], loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 

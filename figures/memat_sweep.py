@@ -146,7 +146,7 @@ def _alpha_figures(stages: Mapping[Key, Stage], out: str | Path, published: bool
 def command() -> None:
     parser = Parser(prog="python -m figures.memat_sweep", description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", nargs="+", help="run folders, or folders with runs somewhere in them")
-    parser.add_argument("--over", choices=("heads", "alpha"), default="heads", help="what is on the x axis (default: %(default)s)")
+    parser.add_argument("--over", choices=("heads", "alpha"), default="heads", help="the x axis (default: %(default)s)")
     parser.add_argument("--published", action="store_true", help="add the published values, of another model and other data")
     parser.add_argument("--out", default="results/memat_sweep", help="beginning of the files' names (default: %(default)s)")
     args = parser.parse_args()

@@ -93,7 +93,7 @@ def command() -> None:
     parser.add_argument("--language", default="english", help="of the data set (default: %(default)s)")
     parser.add_argument("--language_eval", default="catalan", help="to compare with (default: %(default)s)")
     parser.add_argument("--data_dir", help="where data files are looked for that are not here")
-    parser.add_argument("--write_subsets", metavar="DIR", help="write the records with different and with the same subjects there")
+    parser.add_argument("--write_subsets", metavar="DIR", help="write the records of differently and equally tokenised subjects")
     parser.add_argument("--out", default="results/tokenisation", help="path of the files without ending (default: %(default)s)")
     args = parser.parse_args()
     files = main(args.model_name, args.ds_name, args.out, (args.language, args.language_eval), args.data_dir, args.write_subsets)

@@ -32,7 +32,7 @@ def occitan(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def golden_pair(golden):
-    return {language: json.loads((golden / "memat" / f"records_{language}.json").read_text()) for language in ("english", "catalan")}
+    return {name: json.loads((golden / "memat" / f"records_{name}.json").read_text()) for name in ("english", "catalan")}
 
 
 def write(path, content):
@@ -115,7 +115,7 @@ def test_what_is_wrong_with_a_block_is_said(golden_pair, tmp_path, change, messa
 
 
 def test_a_file_of_the_other_language_is_refused(golden):
-    with pytest.raises(DataError, match=r"records_english.json, record 0: .*'eval_target_new' is missing \(read as records in catalan\)"):
+    with pytest.raises(DataError, match=r"english.json, record 0: .*'eval_target_new' is missing \(read as records in catalan\)"):
         data.load(golden / "memat" / "records_english.json", language="catalan")
     with pytest.raises(DataError, match=r"'requested_rewrite' is missing \(read as records in english\)"):
         data.load(golden / "memat" / "records_catalan.json", language="english")
@@ -149,18 +149,20 @@ def test_alignment_is_by_case_id(golden_pair, tmp_path):
     write(tmp_path / "english_CF.json", golden_pair["english"])
     write(tmp_path / "catalan_CF.json", golden_pair["catalan"][::-1])
     found = data.load_aligned(tmp_path / "english_CF.json", ["english", "catalan"], limit=4)
-    assert [[r.case_id for r in found[language]] for language in found] == [[r["case_id"] for r in golden_pair["english"][:4]]] * 2
+    ids = [record["case_id"] for record in golden_pair["english"][:4]]
+    assert [[record.case_id for record in records] for records in found.values()] == [ids, ids]
 
 
 def test_data_sets_that_are_not_aligned_are_refused(golden_pair, tmp_path):
     write(tmp_path / "english_CF.json", golden_pair["english"])
     write(tmp_path / "catalan_CF.json", golden_pair["catalan"][3:])
-    with pytest.raises(DataError, match="catalan_CF.json and .*english_CF.json are not aligned: it lacks 3 of the 24 case ids asked for: "):
+    with pytest.raises(DataError, match="catalan_CF.json and .*english_CF.json are not aligned: it lacks 3 of the 24 case ids"):
         data.load_aligned(str(tmp_path / "english_CF.json"), ["english", "catalan"])
     swapped = copy.deepcopy(golden_pair["catalan"])
     swapped[0]["case_id"], swapped[5]["case_id"] = swapped[5]["case_id"], swapped[0]["case_id"]
     write(tmp_path / "catalan_CF.json", swapped)
-    with pytest.raises(DataError, match=f"case {golden_pair['english'][0]['case_id']} has the (relation|new object|true object) "):
+    first = golden_pair["english"][0]["case_id"]
+    with pytest.raises(DataError, match=f"case {first} has the (relation|new object|true object) "):
         data.load_aligned(str(tmp_path / "english_CF.json"), ["english", "catalan"])
 
 

@@ -182,7 +182,7 @@ def test_head_relevance(tmp_path):
 
 
 def test_tokenisation_of_the_golden_records(golden, tmp_path):
-    records = {language: json.loads((golden / "memat" / f"records_{language}.json").read_text()) for language in ("english", "catalan")}
+    records = {name: json.loads((golden / "memat" / f"records_{name}.json").read_text()) for name in ("english", "catalan")}
     records["english"][3]["requested_rewrite"]["subject"] = "zzz qqq"
     for language, content in records.items():
         (tmp_path / f"{language}_CF.json").write_text(json.dumps(content))
