@@ -4,7 +4,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/learned_run.sh
 out=${OUT:-outputs/world_ft}
-for rate in 1e-5 3e-5 1e-4 3e-4 1e-3; do
+for rate in 3e-5 1e-4 3e-4; do
     train "$out/plain_$rate" +alg=ft +experiment=gen +model=world edit_lr=$rate "$@"
     train "$out/locality_$rate" +alg=ft +experiment=gen +model=world edit_lr=$rate ft.locality.enabled=True ft.locality.batch_size=4 \
         ft.locality.cedit=0.1 "$@"

@@ -187,7 +187,8 @@ class EmbeddingScope(Scope):
 
     def best(self, texts: Sequence[str], memory: EditMemory) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return nearest(self.embed(texts), self._vectors(memory), **self.kernel)
+            vectors = self._vectors(memory)
+            return nearest(self.embed(texts), vectors, **self.kernel)
 
 
 class CrossScope(Scope):
