@@ -54,6 +54,8 @@ def main(
 
 def save_checkpoint(folder: Path, change: Edit, model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> None:
     """Write the edited model and its tokenizer as transformers loads them; the model is afterwards what it was, bit by bit."""
+    if not change.changes:
+        raise EditingError("the edit changes no weight, so a checkpoint would be of the unedited model")
     known = dict(model.named_parameters())
     for name in change.changes:
         if name not in known and name.endswith(".bias"):

@@ -95,13 +95,14 @@ def picture(path: Path) -> str:
             f"<figcaption>{escape(path.name)}</figcaption></figure>")
 
 
-def key(labels: Sequence[str], lines: bool = False) -> str:
-    """The legend of all charts whose series have these labels, in this order."""
+def key(labels: Sequence[str], lines: bool = False, numbers: Sequence[int] | None = None) -> str:
+    """The legend of all charts whose series have these labels, in this order. numbers: those that are drawn, by default all."""
     def sample(number: int) -> str:
         mark = _line(number, [(1, 7), (12, 7), (23, 7)]) if lines else _block(number, 2, 1, 20, 12)
         return f'<svg width="24" height="14" aria-hidden="true">{mark}</svg>'
 
-    return '<ul class="key">' + "".join(f"<li>{sample(n)}{escape(label)}</li>" for n, label in enumerate(labels)) + "</ul>"
+    return '<ul class="key">' + "".join(
+        f"<li>{sample(n)}{escape(labels[n])}</li>" for n in (range(len(labels)) if numbers is None else numbers)) + "</ul>"
 
 
 def bars(title: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence[Bar | None]]]) -> str:

@@ -105,7 +105,8 @@ def _sequences(labels: Sequence[str], runs: Sequence[Path]) -> str:
     charts.append(html.lines("distance of the weights, |W - W0| / |W0|", x, of_batches(distance)))
     charts.append(html.lines("perplexity", x, of_batches(lambda batch: batch.get("perplexity"))))
     charts.append(html.lines("seconds a batch", x, of_batches(lambda batch: batch.get("seconds"))))
-    return f'<h2>Over the sequence</h2>{html.key(labels, lines=True)}<div class="charts">{"".join(charts)}</div>'
+    drawn = html.key(labels, lines=True, numbers=[number for number, _ in sequential])
+    return f'<h2>Over the sequence</h2>{drawn}<div class="charts">{"".join(charts)}</div>'
 
 
 def _is_sequence(run: Path) -> bool:

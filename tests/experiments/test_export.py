@@ -108,6 +108,10 @@ def test_places_files_and_models(program, edit, tmp_path, golden):
     Edit({"transformer.h.0.attn.bias": Dense(torch.ones(64))}).save(tmp_path / "edit.safetensors")
     code, _, err = program("--out", tmp_path / "a", "--format", "checkpoint")
     assert code == 2 and "is no parameter of the unedited model, so transformers would not load it" in err
+    Edit({}, {"editor": "SERAC"}).save(tmp_path / "edit.safetensors")
+    for form in ("adapter", "checkpoint"):
+        code, _, err = program("--out", tmp_path / "a", "--format", form)
+        assert code == 2 and "the edit changes no weight" in err
     (tmp_path / "edit.safetensors").write_bytes(b"nothing")
     code, _, err = program("--out", tmp_path / "a")
     assert code == 2 and "truncated, or not a file that Edit.save wrote" in err

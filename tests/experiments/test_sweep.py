@@ -73,7 +73,7 @@ def test_joblib_runs_jobs_side_by_side(golden, tmp_path):
     command = [sys.executable, "-m", "experiments.sweep", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
                "alg_name=FT,MENIT", "hparams.lr=-1", f"model_name={golden / 'tiny-gpt2'}", f"results_dir={tmp_path}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1, done.stderr
     assert "0 of 2 jobs done" in done.stdout and "unknown editor 'MENIT', did you mean 'MEMIT'" in done.stderr
     assert "FT has no hyper-parameters of its own" in done.stderr and "Traceback" not in done.stderr
