@@ -47,7 +47,7 @@ def read_order(path: str | Path, sample_num: int, records: int) -> list[int]:
     """
     content = read_json(path)
     order = content.get(str(sample_num)) if isinstance(content, dict) else content
-    if not isinstance(order, list) or not all(isinstance(position, int) for position in order):
+    if not isinstance(order, list) or not order or not all(isinstance(position, int) for position in order):
         known = ", ".join(map(json.dumps, content)) if isinstance(content, dict) else "no list of whole numbers"
         raise DataError(f'{path}: no order "{sample_num}" of positions; it holds {known[:80]}')
     beyond = [position for position in order if not 0 <= position < records]

@@ -51,7 +51,7 @@ class AlphaEditHParams(SpreadHParams):
 class AlphaEdit(SpreadEditor):
     """Updates only directions in which the preserved keys are small, and keeps off the keys of earlier edits.
 
-    With P the projection onto those directions, A = P K (P (K K^T + K_p K_p^T) P + L2 I)^{-1} (eq. 14): MEMIT's least-squares
+    With P the projection onto those directions, A = (P (K K^T + K_p K_p^T) P + L2 I)^{-1} P K (eq. 14): MEMIT's least-squares
     solution for projected keys, with L2 I and the sum over earlier keys K_p in place of the second moment. The published code
     solves the equal, but not symmetric, system (P (K K^T + K_p K_p^T) + L2 I) X = P K R^T in float32 (`solve` "published").
     """
@@ -61,8 +61,9 @@ class AlphaEdit(SpreadEditor):
 
     def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
         hp = self.hparams
-        if hp.dynamic and task.memory is not None:
-            raise EditingError("dynamic: in a sequence AlphaEdit remembers keys as projected with the first statistics; set it false")
+        if hp.dynamic and task.memory is not None and hp.solve != "published":
+            raise EditingError('dynamic: in a sequence AlphaEdit remembers keys as projected with the first statistics; set it false, or '
+                               'solve to "published", which projects anew')
         moments = second_moments(task, hp, sites, info)
         projectors = {}
         for layer, moment in moments.items():
@@ -71,8 +72,11 @@ class AlphaEdit(SpreadEditor):
             if moment.count < len(moment.matrix):
                 warnings.warn(
                     f"block {layer}: {moment.count} keys cannot span {len(moment.matrix)} dimensions, so much of the null space is an "
-                    "artefact: raise dynamic_multiplier", stacklevel=2,
+                    "artefact: raise dynamic_multiplier or mom2_n_samples", stacklevel=2,
                 )
+            if not projectors[layer].rank:
+                warnings.warn(f"block {layer}: no direction is below nullspace_threshold {hp.nullspace_threshold}, so nothing is written there",
+                              stacklevel=2)
         if not any(projector.rank for projector in projectors.values()):
             raise EditingError(
                 f"nullspace_threshold {hp.nullspace_threshold}: no direction of any layer is below it, so nothing could be edited; "

@@ -6,6 +6,7 @@ import math
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from .hparams import ValueHParams
 
 # Factors by second moment: one Cholesky a layer serves every batch, and goes when the moment goes.
 _factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_ranks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def prepare(
 def keys_for(multiplier: float, model: nn.Module, sites: Sites, layer: int) -> int:
     """FastMEMIT's number of keys, ceil(m * d_in)."""
     _, weight, in_first = weight_of(model, sites, layer)
-    return math.ceil(multiplier * weight.shape[0 if in_first else 1])
+    return math.ceil(Fraction(str(multiplier)) * weight.shape[0 if in_first else 1])  # 1.1 * 6400 is 7040, but not in floats
 
 
 def second_moments(task: Task, hparams: ValueHParams, sites: Sites, info: dict[str, Any]) -> dict[int, Moment]:
@@ -97,9 +99,7 @@ def covariance_factors(
     """
     factors = {}
     for layer, moment in moments.items():
-        added, rank = ridge, moment.identity.get("rank", len(moment.matrix))
-        if rank == len(moment.matrix) and hparams.relative_ridge and torch.linalg.cholesky_ex(moment.matrix.double())[1]:
-            rank = covariance.spectrum(moment.matrix)["rank"]
+        added, rank = ridge, _rank(moment) if hparams.relative_ridge else moment.identity.get("rank", len(moment.matrix))
         if rank < len(moment.matrix) and not ridge and not hparams.relative_ridge:
             raise EditingError(
                 f"block {layer}: the second moment of {moment.count} keys has rank {rank} of {len(moment.matrix)}: raise "
@@ -113,6 +113,11 @@ def covariance_factors(
                 f"relative_ridge adds {helping:.3g} to its diagonal", stacklevel=2,
             )
             added += helping
+        elif rank < len(moment.matrix):
+            warnings.warn(
+                f"block {layer}: the second moment of {moment.count} keys has rank {rank} of {len(moment.matrix)}; "
+                f"{ridge:.3g} on its diagonal (update_norm_lambda / mom2_update_weight) makes it regular", stacklevel=2,
+            )
         by_ridge = _factors.setdefault(moment.matrix, {})
         if added not in by_ridge:
             by_ridge[added] = solve.factorise(moment.matrix, added, where=f"block {layer}", count=moment.count)
@@ -120,9 +125,20 @@ def covariance_factors(
     return factors
 
 
+def _rank(moment: Moment) -> int:
+    """Rank of a second moment, found once."""
+    if moment.matrix not in _ranks:
+        rank = moment.identity.get("rank", len(moment.matrix))
+        if rank == len(moment.matrix) and torch.linalg.cholesky_ex(moment.matrix.double())[1]:
+            rank = covariance.spectrum(moment.matrix)["rank"]
+        _ranks[moment.matrix] = rank
+    return _ranks[moment.matrix]
+
+
 def begun_with(prepared: Prepared, moments: dict[int, Moment]) -> dict[str, Any]:
     """What `Editor.begin` tells of contexts and statistics, JSON-ready."""
-    return {"contexts": contexts_fingerprint(prepared.groups), **{f"statistics of block {layer}": moment.summary() for layer, moment in moments.items()}}
+    statistics = {f"statistics of block {layer}": moment.summary() for layer, moment in moments.items()}
+    return {"contexts": contexts_fingerprint(prepared.groups), **statistics}
 
 
 def to_change(update_left: torch.Tensor, update_right: torch.Tensor, in_first: bool, dtype: torch.dtype) -> LowRank:

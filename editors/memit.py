@@ -55,6 +55,9 @@ class MEMITHParams(SpreadHParams):
             raise EditingError(f"update_norm_lambda: {self.update_norm_lambda} must be a finite number, not below 0")
         if self.edited_key_memory and self.dynamic:
             raise EditingError("dynamic: edited_key_memory adds up on the first statistics; set one of the two false")
+        if self.edited_key_memory and (self.residual == "stale" or self.rect_share is not None):
+            other = "rect_share" if self.rect_share is not None else "residual stale"
+            raise EditingError(f"edited_key_memory: remembers the keys of the model with the whole edit in it, which {other} does not give")
         if self.context_starts is not None and not all(self.context_starts):
             raise EditingError(f"context_starts: {self.context_starts} must be texts, none of them empty")
         if self.rect_share is not None and not 0 < self.rect_share <= 1:
@@ -107,6 +110,7 @@ class MEMIT(SpreadEditor):
     def at_the_end(self, originals: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not self.hparams.prune:
             return {}
+
         def pruned(old: Tensor, now: Tensor) -> Tensor:
             old_wide = solve.double(old)
             return (old_wide + solve.prune(solve.double(now) - old_wide, old_wide)).to(old)

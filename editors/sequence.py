@@ -86,7 +86,7 @@ class EditSequence:
             now, original = double(now), double(original)
             away, size = float((now - original).norm()), float(original.norm())
             found[name] = {
-                "distance_from_original": away / now.numel(), "relative_distance": away / size, "norm": float(now.norm()),
+                "distance_from_original": away / now.numel(), "relative_distance": away / max(size, 1e-30), "norm": float(now.norm()),
             }
         return found
 

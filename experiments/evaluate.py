@@ -163,7 +163,7 @@ def evaluate(job: Job, run: Path) -> None:
             if not todo:
                 continue
             if not prepared:  # all together: statistics and contexts, which each would else collect by itself
-                job.editor.begin(job.model, job.tok)
+                job.editor.begin(job.model, job.tok, job.context_templates)
                 prepared = True
             # Measured in one go; the whole block, also when part of it is done, for the same numbers to the last digit.
             before = measure(job, [record for chunk in block for record in chunk])

@@ -159,7 +159,8 @@ def check_flags(flags: Mapping[str, Any]) -> None:
         ("history_eval_steps", "--sequential", sequential), ("history_sample", "--history_eval_steps", checked),
         ("perplexity_corpus", "--sequential and --history_eval_steps", sequential and checked),
         ("save_model_location", "--save_model", flags["save_model"]),
-        ("downstream_tasks", "--do_downstream_eval", flags["do_downstream_eval"]),
+        *((flag, "--do_downstream_eval", flags["do_downstream_eval"])
+          for flag in ("downstream_tasks", "number_of_tests", "legacy_rte_labels", "downstream_data")),
         *((flag, "--add_attention, or --alg_name MEMAT", flags["add_attention"]) for flag in ATTENTION_FLAGS),
         *((flag, "--language", flags["language"]) for flag in LANGUAGE_FLAGS),
         ("load_attention", "--head_ind, which says whose vectors they are", flags["head_ind"]),

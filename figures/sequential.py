@@ -79,9 +79,12 @@ def _grid(runs: Runs, data, draw, x: str, y: str, *more: Line2D) -> plt.Figure |
 
 
 def draw_forgetting(runs: Runs) -> plt.Figure | None:
-    """How long facts last, and how many are forgotten; None where no run has a history, or none learnt anything."""
-    found = [(number, forgetting(run.cases, run.history), sorted(run.history))
-             for number, (_, run) in enumerate(runs) if run.history]
+    """How long facts last, and how many are forgotten; None where no run has a history of all its edits, or none learnt anything.
+
+    A history of sampled edits (``--history_sample``) can't tell: what was not drawn would pass for kept.
+    """
+    found = [(number, forgetting(run.cases, run.history), sorted(run.history)) for number, (_, run) in enumerate(runs)
+             if run.history and all(len(again) == edits for edits, again in run.history.items())]
     if not any(facts.learnt.size for _, facts, _ in found):
         return None
     rows = -(-len(found) // HISTOGRAMS)

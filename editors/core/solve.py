@@ -46,6 +46,10 @@ class Factor:
         return Factor((lower * lower.diagonal().sign()).contiguous())  # the positive diagonal that a Cholesky factor has
 
 
+DEPENDENT = 1e-12
+"""A key of which less than this share (squared) is new beside the other keys depends on them."""
+
+
 def double(x: Tensor) -> Tensor:
     """x in float64, on its own device where that has float64 (MPS has not)."""
     return x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)
@@ -108,7 +112,7 @@ def emmet(factor: Factor, weight: float, keys: Float[Tensor, "d_in n"], slack: f
     if keys.shape[1] > 1:
         gram.diagonal().add_(slack)
     lower, failed = torch.linalg.cholesky_ex(gram)
-    if failed:
+    if failed or (lower.diagonal().square() <= DEPENDENT * gram.diagonal()).any():  # rounding may leave a small pivot
         raise EditingError(
             f"the keys of the {keys.shape[1]} requests are linearly dependent (two requests about one subject?), so their equality "
             "constraints cannot all hold: set emmet_lambda above 0, or remove the doubles"

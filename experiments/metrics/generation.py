@@ -130,7 +130,7 @@ def perplexities(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int = MAX_LENGTH
 ) -> list[float]:
     """exp(-(1/N) sum log p) of the first N <= ``max_length`` tokens of each text. The sum has N - 1 terms, since nothing
-    predicts the first token; dividing by N is the published definition, and is kept."""
+    predicts the first token; dividing by N is the published definition, and is kept. Above e^700 it is said as e^700."""
     limit = min(max_length, longest_row(model) or max_length)
     rows = [prompt_ids(tok, text)[:limit] for text in texts]
     plan = Plan()
@@ -139,7 +139,7 @@ def perplexities(
             plan.score(row[:1], row[1:])
     scores = ask(model, tok, plan).scores
     sums = [scores[row[:1], row[1:]].nll * (len(row) - 1) if len(row) > 1 else 0.0 for row in rows]
-    return [math.exp(total / len(row)) for total, row in zip(sums, rows)]
+    return [math.exp(min(total / len(row), 700)) for total, row in zip(sums, rows)]
 
 
 def ngram_entropy(text: str) -> float:
