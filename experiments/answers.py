@@ -1,4 +1,4 @@
-"""A model's own answers to rows of questions or claims, and other answers to edit in: De Cao et al.'s way of making edit data."""
+"""A model's own answers to rows of questions or claims, and others to edit in: De Cao et al.'s way of making edit data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def answered_questions(model, tok, rows: Sequence[dict[str, Any]], batch_size: i
     made = []
     for row, (prediction, *others) in zip(rows, beams):
         kept = [text for text in row["filtered_rephrases"] if normalised(next(again)[0]) == normalised(prediction)]
-        made.append({**row, "prediction": prediction, "alternatives": alternatives(prediction, others), "filtered_rephrases": kept})
+        made.append({**row, "prediction": prediction, "alternatives": alternatives(prediction, others),
+                     "filtered_rephrases": kept})
     return made
 
 

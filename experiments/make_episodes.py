@@ -1,6 +1,6 @@
 """``python -m experiments.make_episodes``: edit data that is published without an address, or not at all.
 
-    python -m experiments.make_episodes gen --model_name distilgpt2 --texts wikitext.txt --out data/10token/data/self_sample/train.json
+    python -m experiments.make_episodes gen --model_name distilgpt2 --count 20000 --out 10token/data/self_sample/train.json
     python -m experiments.make_episodes nq --out nq
     python -m experiments.make_episodes kilt --experiment qa --split train --out questions.jsonl
     python -m experiments.make_episodes rephrase --rows questions.jsonl --out rephrased.jsonl [--there MODEL --back MODEL]
@@ -8,10 +8,10 @@
     python -m experiments.make_episodes world --experiment qa --out data/zsre
 
 gen: a model continues passages of wikitext, and the samples are the edits' targets (MEND's data are gone from the web).
-nq: Natural Questions (open), as unrelated questions. kilt: the published rows of zsRE and FEVER. rephrase: adds paraphrases to rows that lack them, by translation
-there and back as published, else by templates, which vary the form and not the words. answers: adds what a model answers,
-and what it could be made to answer instead; after rephrase this turns KILT's files of zsRE and FEVER into edit data. world: the built-in world's rows
-in the published formats.
+nq: Natural Questions (open), as unrelated questions. kilt: the published rows of zsRE and FEVER. rephrase: adds paraphrases
+to rows that lack them, by translation there and back as published, else by templates, which vary the form and not the words.
+answers: adds what a model answers, and what it could be made to answer instead; after rephrase this turns KILT's rows into
+edit data. world: the built-in world's rows in the published formats.
 """
 
 from __future__ import annotations

@@ -17,14 +17,13 @@ from data import episodes
 from editors import hparams
 from editors.errors import EditingError
 from editors.learned import registry
-from editors.learned.editable import Editable
 from editors.learned.episode import Collator
 from editors.learned.finetune import FineTune
 from editors.learned.trainer import BEST, DEBUG_STEPS, LAST, TrainConfig, Trainer
 from experiments.editable_models import inner_params_of, load_editable, set_dropout
 from experiments.episodes import Episodes
 
-UNREAD = ("ref", "dataset", "model_save_pt", "edit_bs", "base_loss", "oracle", "train", "tokenizer")
+UNREAD = ("ref", "log_errors", "dataset", "model_save_pt", "edit_bs", "base_loss", "oracle", "train", "tokenizer")
 """Keys of published configurations without effect."""
 _SERAC = ("gtn", "rep", "serac", "lu")
 _SERAC_DATA = ("zsre_impl", "zsre_yn", "flip_inner_outer", "hard_neg")
@@ -227,9 +226,6 @@ def _take_over(trainer: Trainer, archive: Path, eval_only: bool) -> None:
 
 def _warn_of_unread(config: Mapping[str, Any]) -> None:
     given = [key for key in UNREAD if config.get(key) is not None]
+    given += [f"eval.{key}" for key in ("verbose", "log_interval") if config["eval"].get(key) is not None]
     if given:
         warnings.warn(f"without effect, nothing reads {', '.join(given)}", stacklevel=2)
-
-
-def editable_of(setup: Setup) -> Editable:
-    return setup.trainer.alg

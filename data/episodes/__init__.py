@@ -19,7 +19,8 @@ from .options import Options
 from .splits import by_subject
 from .types import EXPERIMENTS, MAX_LENGTH, SPLITS, Batch, EpisodeData, Example, Item
 
-__all__ = ["EXPERIMENTS", "MAX_LENGTH", "SPLITS", "Batch", "EpisodeData", "Example", "Item", "Options", "experiment_name", "load"]
+__all__ = ["EXPERIMENTS", "MAX_LENGTH", "SPLITS", "Batch", "EpisodeData", "Example", "Item", "Options",
+           "experiment_name", "load"]
 
 _DEV = {"train": "train", "validation": "dev", "test": "test"}
 
@@ -63,7 +64,8 @@ def _gen(where: Place, data_dir: str | Path | None) -> Rows:
     path = file_place(None if prefix is None else f"{prefix}{where.split[:5]}.json",
                       f"10token/data/self_sample/{where.split[:5]}.json", data_dir, where.split,
                       f"{continuations.SCHEMA}; python -m experiments.make_episodes gen makes it,")
-    return continuations.Completions(where, continuations.read(path), locality.passages(where.split, where.options), name=str(path))
+    rows = continuations.read(path)
+    return continuations.Completions(where, rows, locality.passages(where.split, where.options), name=str(path))
 
 
 def _fc(where: Place, data_dir: str | Path | None) -> Rows:
@@ -78,7 +80,7 @@ def _qa(where: Place, data_dir: str | Path | None) -> Rows:
     if where.recipe == "serac":
         if options.zsre_impl:
             rows = qa.with_implied(rows, file_place(options.zsre_impl_path, "zsre/impl_{}.json", data_dir, split,
-                                                    "a JSON list of lists of [question, answer, ...], aligned with the questions"))
+                                                    "a JSON list of lists of [question, answer, ...], one a question"))
         if options.zsre_yn:
             rows = qa.with_yes_no(rows, file_place(options.zsre_yn_path, "zsre/zsre_yn_{}.txt", data_dir, split,
                                                    "one true-or-false question a line, aligned with the questions"))

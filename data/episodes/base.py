@@ -55,8 +55,9 @@ class Rows:
             digest.update(json.dumps(content, sort_keys=True, default=str).encode())
         given = {f.name: getattr(self.place.options, f.name) for f in fields(Options)
                  if getattr(self.place.options, f.name) != f.default}
-        return {"experiment": self.place.experiment, "split": self.place.split, "source": self._name, "recipe": self.place.recipe,
-                "seed": self.place.seed, "rows": len(self), "local": self.n_local, "sha256": digest.hexdigest(), "options": given}
+        place = self.place
+        return {"experiment": place.experiment, "split": place.split, "source": self._name, "recipe": place.recipe,
+                "seed": place.seed, "rows": len(self), "local": self.n_local, "sha256": digest.hexdigest(), "options": given}
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -21,8 +21,8 @@ def place(path: str | None, usual: str, data_dir: str | Path | None, split: str,
     """
     found = Path(path.replace("{}", split)) if path else data_folder(data_dir) / usual.replace("{}", split)
     if not found.is_file():
-        raise DataError(f"{found}: no such file; expected {what}. It is published without an address to download it from: put it "
-                        "there, name another with its data.*_path, or use the built-in world (+model=world)")
+        raise DataError(f"{found}: no such file; expected {what}. It is published without an address to download it from: put "
+                        "it there, name another with its data.*_path, or use the built-in world (+model=world)")
     return found
 
 

@@ -17,7 +17,7 @@ NQ_FILES = {"train": "train.json", "validation": "validation.json", "test": "val
 SHORTEST_PARAGRAPH = 50
 """Words of a paragraph of wikitext; shorter ones, and those that are not all ASCII, are left out."""
 WEBTEXT_TRAIN, WIKITEXT_TRAIN = 0.9, 0.1
-"""OpenWebText's first share is for training and the rest for validation; of wikitext-103's training split the first share is."""
+"""OpenWebText's first share is for training, the rest for validation; of wikitext-103's training split the first share is."""
 
 
 def natural_questions(split: str, options: Options, data_dir: str | Path | None) -> list[Example]:
@@ -107,5 +107,5 @@ def _rows(name: str, config: str | None, split: str, option: str, revision: str 
         return datasets.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise DataError(f"data set {name} of the Hugging Face hub did not load ({reason}); fetch it beforehand, or name a local "
-                        f"file with {option}") from error
+        raise DataError(f"data set {name} of the Hugging Face hub did not load ({reason}); fetch it beforehand, or name a "
+                        f"local file with {option}") from error

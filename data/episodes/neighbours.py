@@ -44,8 +44,8 @@ def nearest(edits: Sequence[str], candidates: Sequence[str], encode: Encoder, op
             order = np.argpartition(-values, count - 1)[:count]
             order = order[np.lexsort((order, -values[order]))][exclude:]
             if not len(order):
-                raise DataError(f"data.hard_neg_neighbors {options.hard_neg_neighbors} and data.hard_neg_exclude {exclude} leave "
-                                "no hard negatives")
+                raise DataError(f"data.hard_neg_neighbors {options.hard_neg_neighbors} and data.hard_neg_exclude {exclude} "
+                                "leave no hard negatives")
             weights = np.exp((values[order] - values[order[0]]) / options.hard_neg_temp)
             indices.append(order)
             odds.append(weights / weights.sum())

@@ -1,4 +1,4 @@
-"""What of the edit data has an address: VitaminC whole, and KILT's rows of zsRE and FEVER, which lack predictions and rephrases."""
+"""What of the edit data has an address: VitaminC whole; KILT's rows of zsRE and FEVER, without predictions and rephrases."""
 from __future__ import annotations
 
 from pathlib import Path

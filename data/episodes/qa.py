@@ -101,7 +101,7 @@ def with_implied(rows: Sequence[Question], path: Path) -> list[Question]:
         pairs = []
         for entry in content[row.number] if row.number < len(content) else []:
             if not isinstance(entry, list) or len(entry) < 2 or not all(isinstance(part, str) for part in entry[:2]):
-                raise DataError(f"{path}, record {row.number}: expected lists of [question, answer, ...], found {str(entry)[:40]!r}")
+                raise DataError(f"{path}, record {row.number}: expected [question, answer, ...], found {str(entry)[:40]!r}")
             if row.answer in entry[0]:
                 pairs.append((entry[0], entry[1]))
         found.append(replace(row, implied=tuple(pairs)))

@@ -1,7 +1,7 @@
 """Which rows are edited together and which unrelated ones go with them; a function of the seed and the batch's number.
 
-Two samplers, as published. MEND's takes edits from a permutation and draws locality rows until none of them is edited; SERAC's draws
-as many locality rows as edits from those that are not edited. Both draw with replacement. Numbers are those of numpy's
+Two samplers, as published. MEND's takes edits from a permutation and draws locality rows until none of them is edited; SERAC's
+draws as many locality rows as edits from those that are not edited. Both draw with replacement. Numbers are those of numpy's
 default generator, so that the same seed gives the published batches (SERAC's edits in the permutation's order, where the
 published code has a set's).
 """

@@ -1,4 +1,4 @@
-"""What the learned editors train on, as plain text: an edit, inputs equivalent to it, inputs that have nothing to do with it."""
+"""What the learned editors train on, as plain text: an edit, equivalent inputs, inputs that have nothing to do with it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Item:
 
     edit: Example
     outer: tuple[Example, ...]
-    """Equivalent inputs with what they should give after the edit: usually one; none for a claim that the evidence leaves open."""
+    """Equivalent inputs with what they should give after the edit: usually one; none for a claim that is left open."""
     condition: str | None = None
     """The text that KE's hyper-network reads; None: the edit's own."""
     drop: float | None = None

@@ -1,4 +1,4 @@
-"""The built-in world's edit data: its facts as continuations, claims, questions, claims with evidence; opinions of its entities.
+"""The built-in world's edit data: its facts as continuations, claims, questions, claims with evidence; opinions.
 
 Every split has its own subjects, so that what a validated edit is about was never edited in training. What is drawn for a
 fact (new objects, true or false) depends on the world and the fact alone.

@@ -12,7 +12,8 @@ from ..episodes.splits import by_subject
 from .generate import Entity, Fact, World
 
 Lesson = tuple
-"""(input, answer); of claims (text, class, true object); of sentence encoders (text, text that says the same, text alike that does not, a statement)."""
+"""(input, answer); of claims (text, class, true object); of sentence encoders (text, text that says the
+same, text alike that does not, a statement)."""
 
 
 def questions(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
@@ -75,8 +76,8 @@ def _facts(this: World, subjects: set[Entity]) -> list[Fact]:
 
 
 ENCODERS = ("distilbert", "bert-encoder")
-LESSONS: dict[str, Callable] = {"t5": questions, "bart": questions, "bert": claims, "blender": responses, "distilbert": paraphrases,
-                                "bert-encoder": paraphrases}
+LESSONS: dict[str, Callable] = {"t5": questions, "bart": questions, "bert": claims, "blender": responses,
+                                "distilbert": paraphrases, "bert-encoder": paraphrases}
 
 
 @torch.no_grad()
@@ -115,7 +116,8 @@ def _scores(model, tok, prompts: list[str], targets: list[str], batch_size: int)
         wanted = tok(targets[start:start + batch_size], padding=True, return_tensors="pt")
         ids, mask = wanted["input_ids"], wanted["attention_mask"].bool()
         begin = torch.full((len(ids), 1), model.config.decoder_start_token_id)
-        logits = model(**_read(tok, prompts[start:start + batch_size]), decoder_input_ids=torch.cat([begin, ids[:, :-1]], 1)).logits
+        read = _read(tok, prompts[start:start + batch_size])
+        logits = model(**read, decoder_input_ids=torch.cat([begin, ids[:, :-1]], 1)).logits
         right += ((logits.argmax(-1) == ids) | ~mask).all(1).tolist()
         found = logits.log_softmax(-1).gather(2, ids.unsqueeze(2)).squeeze(2)
         scores += ((found * mask).sum(1) / mask.sum(1)).tolist()

@@ -52,8 +52,8 @@ def tokenizer(framed: bool) -> PreTrainedTokenizerFast:
     names = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"] if framed else ["<pad>", "<s>", "</s>"]
     inner.add_special_tokens(names)
     ids = [(name, inner.token_to_id(name)) for name in names]
-    inner.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ids) if framed \
-        else TemplateProcessing(single="$A </s>", special_tokens=ids)
+    frames = dict(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]") if framed else dict(single="$A </s>")
+    inner.post_processor = TemplateProcessing(**frames, special_tokens=ids)
     special = dict(pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]") if framed else \
         dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=POSITIONS, padding_side="right",
@@ -109,7 +109,8 @@ def _bart(shape: Shape, tok, kind=(BartConfig, BartForConditionalGeneration), st
         encoder_attention_heads=shape.heads, decoder_attention_heads=shape.heads, encoder_ffn_dim=shape.ff,
         decoder_ffn_dim=shape.ff, max_position_embeddings=POSITIONS, dropout=0.0, attention_dropout=0.0,
         activation_dropout=0.0, activation_function="gelu", pad_token_id=tok.pad_token_id, bos_token_id=tok.bos_token_id,
-        eos_token_id=tok.eos_token_id, forced_eos_token_id=None, init_std=shape.width**-0.5, decoder_start_token_id=getattr(tok, start)))
+        eos_token_id=tok.eos_token_id, forced_eos_token_id=None, init_std=shape.width**-0.5,
+        decoder_start_token_id=getattr(tok, start)))
 
 
 def _blender(shape: Shape, tok):

@@ -307,7 +307,7 @@ def test_rows_without_answer_alternatives_or_other_rephrases_are_left_out(tmp_pa
 
 def test_implied_and_yes_or_no_questions_are_aligned_with_all_rows(tmp_path):
     path = lines(tmp_path / "q.jsonl", [kilt(alternatives=[]), kilt(), kilt(), kilt()])
-    (tmp_path / "impl.json").write_text(json.dumps([[], [["What did Ada make?", "clocks", "x"], ["What did ada do?", "y"]], []]))
+    (tmp_path / "impl.json").write_text(json.dumps([[], [["What did Ada make?", "clocks", 1], ["What did ada do?", "y"]], []]))
     (tmp_path / "yn.txt").write_text("first Ada\n\nIs it - ADA - who made it?\nIs it Bela?\n")
     rows = qa.with_yes_no(qa.with_implied(qa.read(path), tmp_path / "impl.json"), tmp_path / "yn.txt")
     assert [row.implied for row in rows] == [(("What did Ada make?", "clocks"),), (), ()]
@@ -318,7 +318,8 @@ def test_implied_and_yes_or_no_questions_are_aligned_with_all_rows(tmp_path):
 
 
 def test_generation_edits(tmp_path):
-    (tmp_path / "train.json").write_text(json.dumps({"n_tokens": 3, "original": ["a", "b"], "completions": ["a b c d", "e f g h"]}))
+    content = {"n_tokens": 3, "original": ["a", "b"], "completions": ["a b c d", "e f g h"]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
     text = tmp_path / "passages.txt"
     text.write_text("\n".join([*(f"{i} " + "word " * 60 for i in range(10)), "short", "é " * 60]))
     options = {"path": str(tmp_path), "wiki_webtext": False, "wikitext_path": str(text)}
@@ -350,10 +351,12 @@ def test_natural_questions_are_for_validation_unless_asked(tmp_path):
     ("qa", "", "empty"), ("qa", '{"input": "x"', "line 1: not valid JSON"), ("qa", "[]", "has an answer"),
     ("qa", json.dumps(kilt(alternatives="x")), "'alternatives' should be a list"), ("qa", "7\n", "expected an object"),
     ("qa", json.dumps(kilt(alternatives=[])), "none of its 1 rows"),
-    ("fc", json.dumps(kilt()), "'logit' is missing"), ("fnli", json.dumps({"claim": "a", "evidence": "b", "label": "MAYBE"}), "one of"),
+    ("fc", json.dumps(kilt()), "'logit' is missing"),
+    ("fnli", json.dumps({"claim": "a", "evidence": "b", "label": "MAYBE"}), "one of"),
     ("fnli", json.dumps({"claim": "a", "evidence": "b c", "label": "refutes", "id": "1_2"}), "more than 10 words"),
     ("sent", '[{"ent": "Ulda", "pos": [], "neg": ["Bad."]}]', "no entity"), ("sent", '[{"pos": []}]', "'ent' is missing"),
-    ("gen", '{"n_tokens": 0, "completions": ["a"]}', "at least 1"), ("gen", '{"n_tokens": 2, "completions": []}', "no completions"),
+    ("gen", '{"n_tokens": 0, "completions": ["a"]}', "at least 1"),
+    ("gen", '{"n_tokens": 2, "completions": []}', "no completions"),
     ("gen", '{"n_tokens": 2, "completions": ["a"], "original": ["a", "b"]}', "2 texts and 'completions' 1"),
     ("gen", '{"completions": ["a"]}', "'n_tokens' is missing"),
 ])
@@ -379,7 +382,8 @@ def test_malformed_files_end_in_one_line(tmp_path, experiment, content, words):
     (lambda: episodes.load("fc", "train", "files"), "expected JSON lines with input"),
     (lambda: episodes.load("fnli", "train", "files"), "train.jsonl is not in .*download it elsewhere"),
     (lambda: episodes.load("qa", "test", "world", {"hard_neg": True, "hard_neg_exclude": 9000}, recipe="serac"), "leaves none"),
-    (lambda: episodes.load("qa", "test", "world", {"hard_neg": True, "hard_neg_encoder": "no/such"}, recipe="serac"), "did not load"),
+    (lambda: episodes.load("qa", "test", "world", {"hard_neg": True, "hard_neg_encoder": "no/such"}, recipe="serac"),
+     "did not load"),
 ])
 def test_bad_requests_end_in_one_line(call, words):
     with pytest.raises(DataError, match=words) as error:

@@ -14,7 +14,8 @@ from data.world.models import Recipe
 from data.world.small import Shape
 
 TINY = Recipe(Shape(1, 32, 64, 2), epochs=20, batch=64, muon_lr=2e-2, adam_lr=2e-2, facts=100, decay=0.3)
-EXPECTED = {"t5": (30, 0.9), "bart": (3, 0.0), "bert": (8, 0.4), "blender": (6, 0.0), "distilbert": (10, 0.1), "bert-encoder": (6, 0.1)}
+EXPECTED = {"t5": (30, 0.9), "bart": (3, 0.0), "bert": (8, 0.4), "blender": (6, 0.0),
+            "distilbert": (10, 0.1), "bert-encoder": (6, 0.1)}
 """Kind -> epochs, and the least share that is right after them (chance: claims 1/2, encoders 1/12); little where
 that takes longer than a test may."""
 
@@ -33,7 +34,8 @@ def test_tokenizers_keep_names_whole_and_round_trip(framed):
 @pytest.mark.parametrize("kind", list(models.RECIPES))
 def test_a_tiny_training_learns_the_facts(kind, tmp_path, capsys):
     epochs, least = EXPECTED[kind]
-    models.train(kind, tmp_path / kind, replace(TINY, epochs=epochs, shape=replace(TINY.shape, layers=2 if kind == "bert" else 1)))
+    shape = replace(TINY.shape, layers=2 if kind == "bert" else 1)
+    models.train(kind, tmp_path / kind, replace(TINY, epochs=epochs, shape=shape))
     model, tok = small.load(kind, tmp_path / kind)
     log = json.loads((tmp_path / kind / "training_log.json").read_text())
     assert log["right"] == lessons.measure(kind, model, tok, generate(100)) >= least

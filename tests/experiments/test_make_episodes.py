@@ -55,8 +55,9 @@ def translator(tmp_path):
     tok = small.tokenizer(framed=False)
     torch.manual_seed(0)
     model = BartForConditionalGeneration(BartConfig(
-        vocab_size=len(tok), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=80, pad_token_id=tok.pad_token_id,
+        vocab_size=len(tok), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=80,
+        pad_token_id=tok.pad_token_id,
         bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, decoder_start_token_id=tok.eos_token_id,
         forced_eos_token_id=None, init_std=1.0))
     folder = tmp_path / "translator"
@@ -110,7 +111,8 @@ def test_alternatives_are_other_answers(prediction, beams, kept):
 
 
 def test_levenshtein():
-    assert [answers.distance(*pair) for pair in (("", "abc"), ("kitten", "sitting"), ("same", "same"), ("ab", "ba"))] == [3, 3, 0, 2]
+    pairs = (("", "abc"), ("kitten", "sitting"), ("same", "same"), ("ab", "ba"))
+    assert [answers.distance(*pair) for pair in pairs] == [3, 3, 0, 2]
 
 
 def test_answers_of_a_model(translator, tmp_path):
