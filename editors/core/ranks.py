@@ -31,6 +31,8 @@ PATIENCE = timedelta(days=30)
 """How long one waits for another: a unit may take long, and a process that is dead is noticed at once."""
 
 _together = False
+_on_devices = False
+"""Whether tensors can travel from device to device (nccl)."""
 _store: dist.Store | None = None
 
 
@@ -69,7 +71,7 @@ def local_process() -> int:
 @contextmanager
 def started() -> Iterator[None]:
     """Inside, the processes that torchrun has started work together; without torchrun nothing is different."""
-    global _together, _store
+    global _together, _on_devices, _store
     if processes() == 1:
         yield
         return
@@ -77,7 +79,7 @@ def started() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_process() % torch.cuda.device_count())
         if torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1)) and dist.is_nccl_available():
-            backend = "cpu:gloo,cuda:nccl"  # nccl refuses two processes on one device
+            backend, _on_devices = "cpu:gloo,cuda:nccl", True  # nccl refuses two processes on one device
     dist.init_process_group(backend, timeout=PATIENCE)
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     _store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=30))
@@ -177,12 +179,14 @@ def add_in_order(totals: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
     for source in range(world_size()):
         with _connected():
             for total, part in zip(totals, parts):
+                # gloo sends from memory, nccl from the device
+                box = part if _on_devices else part.cpu()
                 if source and rank() == source:
-                    dist.send(part.contiguous(), 0)
+                    dist.send(box, 0)
                 elif source and rank() == 0:
-                    dist.recv(part, source)
+                    dist.recv(box, source)
                 if rank() == 0:
-                    total += part
+                    total += box.to(total.device)
 
 
 def first_to_say() -> bool:
