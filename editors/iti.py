@@ -17,7 +17,7 @@ from .core.heads import Head, check_heads
 from .core.prompts import Request
 from .core.sites import find_sites
 from .errors import EditingError
-from .memat import MEMAT, MEMATHParams
+from .memat import MEMAT, MEMATHParams, one_for_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class ITI(MEMAT):
             raise EditingError('no fact can vote on the direction: edit more facts together, or let all vote ("voters": "all")')
         found = attention.features(model, tok, parsed, sites, progress)
         outputs = torch.stack([found[:, :, layer, head] for layer, head in pairs])
-        return Corrections(pairs, shifts(outputs, voters, self.hparams.alpha if alpha is None else alpha))
+        return one_for_all(pairs, shifts(outputs, voters, self.hparams.alpha if alpha is None else alpha))
 
 
 def shifts(

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from . import attention
 from .attention import Corrections, Relevance
 from .base import Task
-from .core import corrections
+from .core import corrections, ranks
 from .core.contexts import as_groups, context_templates, contexts_fingerprint
 from .core.heads import Head, check_heads, head_shape
 from .core.key_memory import KeyMemory
@@ -148,8 +150,9 @@ class MEMAT(MEMIT):
         self.check(model, tok, parsed)
         memit = self.memit(model, tok, requests, context_templates, z_cache, progress, memory)
         started = time.perf_counter()
-        with memit.applied(model):
-            found = None if self.hparams.heads is not None else self.relevance(model, tok, parsed, progress=progress)
+        with memit.applied(model), torch.inference_mode(False), torch.enable_grad():
+            # One process's, where several work: theirs may differ in the last bits.
+            found = None if self.hparams.heads is not None else ranks.same(self.relevance(model, tok, parsed, progress=progress))
             heads = self.hparams.heads or found.best(self.hparams.top_num_heads)
             made = self.correct(model, tok, parsed, heads, templates, progress)
             biases = self.fold(model, made)
@@ -202,14 +205,16 @@ class MEMAT(MEMIT):
         self, model: nn.Module, tok, requests: Sequence[Mapping | Request], heads: Sequence[Head], templates: Sequence[str] | None = None,
         progress: bool = True,
     ) -> Corrections:
-        """Trained correction vectors for these heads, of the model as it is. templates: as `head_templates` gives them."""
+        """Trained correction vectors for these heads, of the model as it is. templates: as `head_templates` gives them.
+
+        Raises EditingError for heads that the model lacks, and for vectors that are not finite.
+        """
         hp, parsed, sites = self.hparams, self._parsed(model, tok, requests), find_sites(model)
         pairs = check_heads(heads, model, sites)
-        vectors = corrections.train(
-            model, tok, parsed, pairs, self.head_templates(model, tok) if templates is None else templates, sites,
-            self.correction_settings(), progress=progress,
-        )
-        return Corrections(pairs, vectors)
+        templates = self.head_templates(model, tok) if templates is None else templates
+        with torch.inference_mode(False), torch.enable_grad():
+            vectors = corrections.train(model, tok, parsed, pairs, templates, sites, self.correction_settings(), progress=progress)
+        return one_for_all(pairs, vectors)
 
     def correction_settings(self) -> corrections.Settings:
         hp = self.hparams
@@ -249,3 +254,11 @@ class MEMAT(MEMIT):
             raise EditingError("no requests: give at least one")
         check_lengths(tok, parsed, ["{}"], longest_context(model))
         return parsed
+
+
+def one_for_all(heads: list[Head], vectors: Float[Tensor, "heads size"]) -> Corrections:
+    """The first process's, in every process. Raises EditingError for vectors that are not finite."""
+    heads, vectors = ranks.same((heads, vectors))
+    if not torch.isfinite(vectors).all():
+        raise EditingError("the correction vectors are not finite: load the model in a wider dtype, or lower the learning rate")
+    return Corrections(heads, vectors)

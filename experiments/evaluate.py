@@ -265,8 +265,8 @@ def _numbers(kind: type, check: Callable[[Any], bool], what: str) -> Callable[[s
 
 
 def _add_language_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--language", help="edit in this language and tell languages apart; ds_name is then a data set in it: "
-                                           f"{', '.join(data.languages.names())}")
+    parser.add_argument("--language", help="edit in this language and tell languages apart (no texts are generated); ds_name is "
+                                           f"then a data set in it: {', '.join(data.languages.names())}")
     parser.add_argument("--language_eval", help="language that heads are chosen and corrected in; by default --language")
     parser.add_argument("--languages_measured", help="languages to measure in, comma-separated; by default all that the data is in")
     parser.add_argument("--pairing", choices=("matched", "legacy"), help="how prompts in two wordings are scored: each with its own "
@@ -275,8 +275,9 @@ def _add_language_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bilingual", choices=("sum", "joint"), help="edit in both languages: the sum of two edits, or one edit that "
                                                                      "is sought for both")
     parser.add_argument("--add_attention", action="store_true", help="after MEMIT's edit correct attention heads: MEMAT")
-    parser.add_argument("--top_num_heads", type=_numbers(int, lambda n: n > 0, "a whole number from 1"),
-                        help=f"heads to correct, or several numbers, 8,16,32; by default {language_job.DEFAULT_HEADS}")
+    parser.add_argument("--top_num_heads", type=_numbers(int, lambda n: n >= 0, "a whole number from 0"),
+                        help=f"heads to correct, or several numbers, 8,16,32; by default {language_job.DEFAULT_HEADS}; 0: none, "
+                             "MEMIT's edit alone with MEMAT's hyper-parameters")
     parser.add_argument("--alpha", type=_numbers(float, math.isfinite, "a number"),
                         help=f"ITI: strength, or several, 1,5,15; by default {language_job.DEFAULT_ALPHA:g}")
     parser.add_argument("--head_ind", help="correct the heads of this .npy file; {} in its name is the number of the batch")

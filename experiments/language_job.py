@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import data
-from data import bilingual, languages
+from data import bilingual, languages, world
 from data.download import data_folder
 from editors.core.heads import check_heads, head_shape
 from editors.core.prompts import parse_requests
@@ -66,18 +66,20 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     editor = by_language[first]
     flags = {**flags, "pairing": flags["pairing"] or ("legacy" if getattr(editor.hparams, "profile", "") == "paper" else "matched")}
     shape = _head_shape(flags, model, count) if flags["add_attention"] else None
-    return Job(model, tok, editor, records[first], flags, hparams, None, [], None, None,
-               Languages(first, heads, measured, records), by_language, shape)
+    return Job(model, tok, editor, records[first], flags, hparams, generate=None, downstream=[], context_templates=None,
+               perplexity_corpus=None, texts=None, languages=Languages(first, heads, measured, records), editors=by_language,
+               head_shape=shape)
 
 
 def _known_in(flags: Mapping[str, Any], own: list[str]) -> list[str]:
     """The two languages of a run, and any other that the data set is there in."""
     first, ds_name, found = own[0], flags["ds_name"], list(dict.fromkeys(own))
+    builtin = ds_name.partition(":")[0] == "world"
     for name in languages.names():
         if name not in found:
             there = Path(bilingual.counterpart(ds_name, first, name))
             beside = str(there) != ds_name and (there.is_file() or (data_folder(flags["data_dir"]) / there).is_file())
-            if ds_name.partition(":")[0] == "world" or beside:
+            if languages.spec(name).code in world.LANGUAGES if builtin else beside:
                 found.append(name)
     return sorted(found)
 
@@ -119,6 +121,11 @@ def _check_combinations(flags: Mapping[str, Any]) -> None:
     if flags["bilingual"] == "joint" and flags["use_cache"]:
         raise EditingError("--use_cache has no effect with --bilingual joint")
     if flags["profile"] and flags["alg_name"] not in ATTENTION:
-        raise EditingError(f"--profile has no effect with --alg_name {flags['alg_name']}; set what it would in the hparams file")
+        raise EditingError(f"--profile has no effect with --alg_name {flags['alg_name']}; MEMIT's edit alone in a profile is "
+                           "--alg_name MEMAT --top_num_heads 0")
+    if flags["add_attention"] and not any(flags["top_num_heads"]):
+        for flag in ("head_ind", "load_attention", "save_attention_heads", "save_figure", "eval_on_others"):
+            if flags[flag]:
+                raise EditingError(f"--{flag} has no effect with --top_num_heads 0: no heads are corrected")
     if flags["save_figure"] and flags["head_ind"]:
         raise EditingError("--save_figure has no effect with --head_ind: no probes are trained")

@@ -58,12 +58,11 @@ class Stage:
 
 
 def stages(flags: Mapping[str, Any]) -> list[Stage]:
-    """What a run measures, MEMIT's edit alone first."""
-    if not flags["add_attention"]:
-        return [Stage("memit")]
+    """What a run measures, MEMIT's edit alone (which is that with 0 heads) first."""
+    numbers = [number for number in flags["top_num_heads"] if number] if flags["add_attention"] else []
     if flags["alg_name"] == "ITI":
-        return [Stage("memit"), *(Stage("iti", heads, alpha) for heads in flags["top_num_heads"] for alpha in flags["alpha"])]
-    return [Stage("memit"), *(Stage("memat", heads) for heads in flags["top_num_heads"])]
+        return [Stage("memit"), *(Stage("iti", heads, alpha) for heads in numbers for alpha in flags["alpha"])]
+    return [Stage("memit"), *(Stage("memat", heads) for heads in numbers)]
 
 
 def run_files(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def evaluate(job: Job, run: Path) -> None:
     """Edits and measures every chunk whose files are not all there. The model is afterwards what it was, bit by bit."""
     num_edits, count = job.flags["num_edits"], len(job.records)
     chunks = [slice(start, start + num_edits) for start in range(0, count, num_edits)]
-    templates = _templates(job) if job.flags["add_attention"] else []
+    templates = _templates(job) if _corrects(job) else []
     with tqdm(total=count, desc=job.flags["alg_name"], unit="case") as bar:
         for number, chunk in enumerate(chunks):
             records = {language: job.languages.records[language][chunk] for language in job.languages.records}
@@ -93,6 +92,11 @@ def evaluate(job: Job, run: Path) -> None:
             bar.update(len(job.records[chunk]))
     if job.flags["save_figure"]:
         _draw(run, Path(job.flags["save_figure"]))
+
+
+def _corrects(job: Job) -> bool:
+    """Whether any stage has heads corrected."""
+    return any(stage.heads for stage in stages(job.flags))
 
 
 def _done(job: Job, run: Path, records: Mapping[str, Sequence[Record]]) -> bool:
@@ -112,7 +116,7 @@ class _Chunk:
     def evaluate(self) -> None:
         with self._edited() as seconds:
             after = self._measure(Stage("memit"), seconds)
-            if self.flags["add_attention"]:
+            if _corrects(self.job):
                 self._correct(seconds, after)
 
     @contextmanager

@@ -9,5 +9,5 @@ sizes 60:300 1000:3000
 
 out=bilingual/${NAME}_$PROFILE
 in_languages CE "$out/Bilingual_Attention" MEMAT --bilingual sum --top_num_heads "${HEADS:-16}" # its first stage is Loss_Separated
-in_languages CE "$out/Combined_loss" MEMIT --bilingual joint
+in_languages CE "$out/Combined_loss" MEMAT --bilingual joint --top_num_heads 0
 "$PYTHON" -m experiments.memat_results "results/$out" --out "results/$out/table"

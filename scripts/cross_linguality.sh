@@ -7,15 +7,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/memat.sh
 sizes 100:500 1000:7000
 
-all=MEMIT_all/$NAME
+all=MEMIT_all/${NAME}_$PROFILE
 for pair in $PAIRS; do
-    in_languages "$pair" "$all/$pair" MEMIT
+    in_languages "$pair" "$all/$pair" MEMAT --top_num_heads 0
 done
 "$PYTHON" -m experiments.memat_results "results/$all" --out "results/$all/table"
 
 [ "$MODEL" != world ] || exit 0
-dif=MEMIT_diff/$NAME
+dif=MEMIT_diff/${NAME}_$PROFILE
 for pair in $PAIRS; do
-    SUBSET=dif FACTS=1000 in_languages "$pair" "$dif/$pair" MEMIT
+    SUBSET=dif FACTS=1000 in_languages "$pair" "$dif/$pair" MEMAT --top_num_heads 0
 done
 "$PYTHON" -m experiments.memat_results "results/$dif" --out "results/$dif/table"

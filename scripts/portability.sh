@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Heads and corrections of the first chunk of facts, used on others (Tamayo et al. 2024): only MEMIT runs again.
 #     WORLD=1 bash scripts/portability.sh    # the built-in world, under 15 minutes on two cores
-# Goes on where it stopped. From the environment, too: HEADS.
+# Goes on where it stopped. From the environment, too: HEADS (one number).
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/memat.sh
 sizes 60:300 1000:3000
 HEADS=${HEADS:-16}
+[[ $HEADS =~ ^[1-9][0-9]*$ ]] || { echo "error: HEADS=$HEADS: give one number of heads, from 1" >&2; exit 2; }
 
 out=portability/${NAME}_$PROFILE
 for pair in $PAIRS; do

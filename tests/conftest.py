@@ -79,3 +79,21 @@ def relative(ours, theirs) -> float:
     ours, theirs = (np.asarray(x, dtype=np.float64) for x in (ours, theirs))
     assert ours.shape == theirs.shape, f"shape {ours.shape}, expected {theirs.shape}"
     return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-300))
+
+
+OCCITAN = '''
+from data import counterfact
+from data.languages import LanguageSpec
+
+SPEC = LanguageSpec("occitan", "oc", "oci", ("Lo", "Per aquò"), "{} es un", counterfact.parse, {"wikipedia": "owner/oc"})
+'''
+
+
+@pytest.fixture
+def occitan(tmp_path, monkeypatch):
+    """A third language, added by one file."""
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "occitan.py").write_text(OCCITAN)
+    from data import languages
+
+    monkeypatch.setattr(languages, "__path__", [*languages.__path__, str(tmp_path / "more")])

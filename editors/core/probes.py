@@ -38,9 +38,12 @@ class Probes:
 
 
 def fit(x: Float[Tensor, "n probes d"], label: Bool[Tensor, " n"]) -> Probes:
-    """The probes of all columns p of x, float64 on x's device. Raises EditingError if only one class is there."""
+    """The probes of all columns p of x, float64 on x's device. Raises EditingError if only one class is there, or x is
+    not finite."""
     if label.all() or not label.any():
         raise EditingError("probes need examples of both classes")
+    if not torch.isfinite(x).all():
+        raise EditingError("head outputs are not finite: load the model in a wider dtype")
     n, probes, d = x.shape
     step = max(1, CHUNK_FLOATS // ((d + 1) * (n + d + 1)))
     parts = [_newton(x[:, start : start + step].transpose(0, 1), label) for start in range(0, probes, step)]
@@ -51,8 +54,9 @@ def fit(x: Float[Tensor, "n probes d"], label: Bool[Tensor, " n"]) -> Probes:
 def _newton(x: Float[Tensor, "probes n d"], label: Bool[Tensor, " n"]) -> Float[Tensor, "probes d_and_1"]:
     """Newton's method with a backtracking line search; the objective is strictly convex where both classes are there.
 
-    Gradients are float64. Hessians, most of the work, are float32 and stay for as long as the steps with them shrink the gradient:
-    that changes the way to the minimum, not the minimum.
+    Gradients are float64. Hessians, most of the work, are float32 (but for those that float32 can't factorise: large or nearly
+    collinear features) and stay for as long as the steps with them shrink the gradient: that changes the way to the minimum, not the
+    minimum.
     """
     probes, n, d = x.shape
     rough = torch.cat([x.float(), x.new_ones(probes, n, 1, dtype=torch.float32)], 2)
@@ -60,7 +64,7 @@ def _newton(x: Float[Tensor, "probes n d"], label: Bool[Tensor, " n"]) -> Float[
     sign = (2.0 * label.to(x) - 1)[None]
     penalty = x.new_ones(d + 1)
     penalty[d] = 0
-    theta, lower = x.new_zeros(probes, d + 1), rough.new_empty(probes, d + 1, d + 1)
+    theta, lower = x.new_zeros(probes, d + 1), x.new_empty(probes, d + 1, d + 1)
     last, fresh = x.new_zeros(probes), torch.zeros(probes, dtype=torch.bool, device=x.device)
 
     def margins(theta: Tensor) -> Float[Tensor, "probes n"]:
@@ -68,6 +72,15 @@ def _newton(x: Float[Tensor, "probes n d"], label: Bool[Tensor, " n"]) -> Float[
 
     def value(theta: Tensor, margin: Tensor) -> Float[Tensor, " probes"]:
         return -torch.nn.functional.logsigmoid(margin).sum(1) + (penalty * theta**2).sum(1) / 2
+
+    def factor(x: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Cholesky factors of the Hessians of these probes, in x's dtype, and which of them there is none of."""
+        curvature = (miss * (1 - miss))[which].to(x)
+        hessian = torch.bmm((x[which] * curvature[..., None]).transpose(1, 2), x[which]) + torch.diag(penalty.to(x))
+        # The intercept has no penalty: where all margins are large its curvature vanishes to below rounding.
+        hessian[:, d, d] += 1e-6
+        found, failed = torch.linalg.cholesky_ex(hessian)
+        return found, failed != 0
 
     margin = margins(theta)
     now = value(theta, margin)
@@ -81,12 +94,11 @@ def _newton(x: Float[Tensor, "probes n d"], label: Bool[Tensor, " n"]) -> Float[
             break
         fresh.zero_()
         if len(stale):
-            curvature = (miss * (1 - miss))[stale].float()
-            hessian = torch.bmm((rough[stale] * curvature[..., None]).transpose(1, 2), rough[stale]) + torch.diag(penalty.float())
-            # The intercept has no penalty: where all margins are large its curvature vanishes to below rounding.
-            hessian[:, d, d] += 1e-6
-            lower[stale], fresh[stale] = torch.linalg.cholesky(hessian), True
-        direction = torch.cholesky_solve(gradient.float()[..., None], lower)[..., 0].double()
+            found, failed = factor(rough, stale)
+            lower[stale], fresh[stale] = found.double(), True
+            if failed.any():
+                lower[stale[failed]] = factor(x, stale[failed])[0]
+        direction = torch.cholesky_solve(gradient[..., None], lower)[..., 0]
         descent, step = (gradient * direction).sum(1), x.new_ones(probes)
         for _ in range(40):
             tried = theta - step[:, None] * direction

@@ -14,22 +14,6 @@ from data.records import VariantRecord
 from data.world.corpus import sentences
 from data.world.recall import greedy_correct
 
-OCCITAN = '''
-from data import counterfact
-from data.languages import LanguageSpec
-
-SPEC = LanguageSpec("occitan", "oc", "oci", ("Lo", "Per aquò"), "{} es un", counterfact.parse, {"wikipedia": "owner/oc"})
-'''
-
-
-@pytest.fixture
-def occitan(tmp_path, monkeypatch):
-    """A third language, added by one file."""
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more" / "occitan.py").write_text(OCCITAN)
-    monkeypatch.setattr(languages, "__path__", [*languages.__path__, str(tmp_path / "more")])
-
-
 @pytest.fixture(scope="module")
 def golden_pair(golden):
     return {name: json.loads((golden / "memat" / f"records_{name}.json").read_text()) for name in ("english", "catalan")}
