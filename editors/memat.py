@@ -20,7 +20,7 @@ from .core import corrections, ranks
 from .core.contexts import as_groups, context_templates, contexts_fingerprint
 from .core.heads import Head, check_heads, head_shape
 from .core.key_memory import KeyMemory
-from .core.prompts import Request, check_lengths, parse_requests
+from .core.prompts import Request, check_lengths, locate_all, parse_requests
 from .core.sites import find_sites, longest_context
 from .edit import Edit
 from .errors import EditingError
@@ -170,8 +170,11 @@ class MEMAT(MEMIT):
         self, model: nn.Module, tok, requests: Sequence[Mapping | Request], context_templates: Sequence | None = None,
         z_cache: str | os.PathLike | None = None, progress: bool = True, memory: KeyMemory | None = None,
     ) -> Edit:
-        """MEMIT's part alone."""
-        return super().edit(model, tok, requests, context_templates, z_cache, progress, memory)
+        """MEMIT's part alone. `info` tells, too, of how many facts the two ways of `lookup` find other tokens."""
+        edit = super().edit(model, tok, requests, context_templates, z_cache, progress, memory)
+        asked = [(request.prompt, request.subject) for request in parse_requests(requests, tok)]
+        places = zip(locate_all(tok, asked, "subject_last"), locate_all(tok, asked, "subject_last_separate"))
+        return Edit(edit.changes, edit.info | {"lookups_differ": sum(one.index != other.index for one, other in places)})
 
     def prepare(self, task: Task) -> dict[str, Any]:
         templates = self.head_templates(task.model, task.tok, task.context_templates)

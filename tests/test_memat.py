@@ -12,7 +12,7 @@ from editors import attention
 from editors.bilingual import joint_edit
 from editors.core import corrections
 from editors.core.heads import head_outputs, head_shape
-from editors.core.prompts import encode_target, parse_requests
+from editors.core.prompts import encode_target, locate, parse_requests
 from editors.core.sites import find_sites
 from editors.edit import Edit
 from editors.errors import EditingError
@@ -213,6 +213,16 @@ def test_a_fact_in_two_languages_is_in_one_part():
     split = attention.relevance(found, [0, 1, 2, 3, 4, 6, 7], 0.3, 123, facts=[0, 1, 2, 3] * 2)
     assert sorted(split.training + split.validation) == split.voters == [0, 1, 2, 3, 4, 6, 7]
     assert not {i % 4 for i in split.training} & {i % 4 for i in split.validation} and split.validation
+
+
+def test_how_often_the_lookups_differ_is_told():
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"v_num_grad_steps": 1})
+    elided = dict(REQUESTS[0], prompt="Prop d'{} hi ha")
+    asked = [*REQUESTS[1:], elided]
+    apart = [locate(tok, r["prompt"], r["subject"], "subject_last").index != locate(tok, r["prompt"], r["subject"], "subject_last_separate").index
+             for r in asked]
+    assert editor.memit(model, tok, asked, progress=False).info["lookups_differ"] == sum(apart)
 
 
 def test_true_facts_are_worded_for_their_object():
