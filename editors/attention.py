@@ -71,7 +71,11 @@ class Corrections:
         if not {"heads", "vectors"} <= tensors.keys():
             lacking = ", ".join({"heads", "vectors"} - tensors.keys())
             raise EditingError(f"{path}: not a file of correction vectors: it lacks {lacking}")
-        return Corrections([tuple(head) for head in tensors["heads"].tolist()], tensors["vectors"], info)
+        heads, vectors = tensors["heads"], tensors["vectors"]
+        if heads.ndim != 2 or heads.shape[1] != 2 or vectors.ndim != 2 or len(heads) != len(vectors):
+            raise EditingError(f"{path}: heads of shape {list(heads.shape)} and vectors of shape {list(vectors.shape)}, expected one (layer, "
+                               "head) and one vector for each")
+        return Corrections([tuple(head) for head in heads.tolist()], vectors, info)
 
     def first(self, number: int) -> Corrections:
         """Of the best `number` heads only."""
@@ -132,13 +136,19 @@ def said(model: nn.Module, tok, requests: Sequence[Request]) -> Bool[Tensor, " r
 
 
 def relevance(
-    found: Float[Tensor, "requests two layers heads size"], voters: Sequence[int], share: float, seed: int | None
+    found: Float[Tensor, "requests two layers heads size"], voters: Sequence[int], share: float, seed: int | None,
+    facts: Sequence[int] | None = None,
 ) -> Relevance:
     """One probe a head on the voters' sentences; `share` of them, shuffled with `seed` (None: as they stand), validates.
 
-    Raises EditingError for fewer than two voters, or as many as leave a part empty.
+    facts: which fact each request tells, where several tell the same one: those come to the same part. Raises EditingError for
+    fewer than two voters, or as many as leave a part empty.
     """
-    training, validation = probes.split(voters, share, seed)
+    if facts is None:
+        training, validation = probes.split(voters, share, seed)
+    else:
+        parts = probes.split(list(dict.fromkeys(facts[i] for i in voters)), share, seed)
+        training, validation = ([i for i in voters if facts[i] in part] for part in parts)
     label = torch.tensor([True, False])
 
     def part(facts: list[int]) -> tuple[Tensor, Tensor]:

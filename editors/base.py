@@ -37,6 +37,13 @@ class Task:
     memory: KeyMemory | None = None
 
 
+def check_finite(changes: Mapping[str, LowRank | Dense]) -> None:
+    """Raises EditingError for the first change that holds NaN or infinity."""
+    for name, change in changes.items():
+        if not all(torch.isfinite(part).all() for part in vars(change).values()):
+            raise EditingError(f"the change of {name} is not finite: load the model in a wider dtype, or lower the learning rate")
+
+
 class Editor(ABC):
     """Turns requests into an Edit. A subclass gives `name`, `hparams_class` and `changes`."""
 
@@ -75,9 +82,7 @@ class Editor(ABC):
             changes, info = self.changes(Task(model, tok, parsed, context_templates, z_cache, progress, memory))
         # One process's, where several work: theirs may differ in the last bits, and the models must not.
         changes, info = ranks.same(({name: change.smaller() for name, change in changes.items()}, info))
-        for name, change in changes.items():
-            if not all(torch.isfinite(part).all() for part in vars(change).values()):
-                raise EditingError(f"the change of {name} is not finite: load the model in a wider dtype, or lower the learning rate")
+        check_finite(changes)
         about = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(parsed), "model": model_fingerprint(model), **info}
         edit = Edit(changes, about | {"seconds": {**info.get("seconds", {}), "total": time.perf_counter() - started}})
         weights = dict(model.named_parameters())

@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .base import Task
-from .closed_form import second_moments, trial
-from .core import solve
+from .base import Task, check_finite
+from .closed_form import covariance_factors, second_moments, trial
+from .core import ranks, solve
 from .core.covariance import pin
 from .core.fingerprint import model_fingerprint
 from .core.keys import compute_hidden, compute_keys
+from .core.moment_store import Moment
 from .core.prompts import Request, check_lengths, parse_requests
 from .core.sites import evaluating, longest_context, weight_of
 from .core.values import optimise_jointly
@@ -39,10 +40,13 @@ def joint_edit(
     languages: an editor (its hparams say the language's contexts, KL prompt and corpus; layers, lambda and step size are the first
     one's) and the facts, in the same order in each. With a fresh residual what is missing is measured as the mean over the languages;
     published is a stale one.
-    Raises EditingError for different numbers of facts, and for what MEMIT finds wrong.
+    Raises EditingError for different numbers of facts, settings that a joint edit has no use for, and what MEMIT finds wrong.
     """
     started = time.perf_counter()
     first = languages[0][0].hparams
+    for name in ("rect_share", "edited_key_memory", "prune", "calculate_objective_value"):
+        if any(getattr(editor.hparams, name) not in (None, False) for editor, _ in languages):
+            raise EditingError(f"{name}: a joint edit of several languages does not have it; leave it out, or take the sum of two edits")
     tasks = [Task(model, tok, parse_requests(facts, tok), None, None, progress) for _, facts in languages]
     if len({len(task.requests) for task in tasks}) > 1 or not tasks[0].requests:
         counts = ", ".join(str(len(task.requests)) for task in tasks)
@@ -53,13 +57,13 @@ def joint_edit(
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         prepared = [editor.contexts(task) for (editor, _), task in zip(languages, tasks)]
         sites, z_layer, weight = prepared[0].sites, first.layers[-1], first.mom2_update_weight
-        info: dict[str, Any] = {}
-        moments = [second_moments(task, editor.hparams, sites, info) for (editor, _), task in zip(languages, tasks)]
-        factors = {
-            layer: solve.factorise(torch.stack([of[layer].matrix.double() for of in moments]).mean(0),
-                                   first.update_norm_lambda / weight, where=f"block {layer}")
-            for layer in first.layers
-        }
+        told: list[dict[str, Any]] = [{} for _ in languages]
+        moments = [second_moments(task, editor.hparams, sites, own) for (editor, _), task, own in zip(languages, tasks, told)]
+        info: dict[str, Any] = {"statistics": {str(layer): {} for layer in first.layers}}
+        means = {layer: _mean([of[layer] for of in moments]) for layer in first.layers}
+        factors = covariance_factors(means, first, info, ridge=first.update_norm_lambda / weight)
+        for layer, of_layer in info["statistics"].items():
+            of_layer["languages"] = [own["statistics"][layer] for own in told]
         values = optimise_jointly(
             model, tok, [task.requests for task in tasks], z_layer, [editor.hparams for editor, _ in languages], sites,
             [one.templates for one in prepared], "block", progress=progress,
@@ -80,7 +84,15 @@ def joint_edit(
                 model, sites, first.layers, keys, missing, lambda layer, k: solve.memit(factors[layer], weight, k),
                 change if languages[0][0].refreshes else None, progress,
             )
+    # One process's, where several work: theirs may differ in the last bits, and the models must not.
+    changes = ranks.same({weight_of(model, sites, layer)[0]: step.update.smaller() for layer, step in steps.items()})
+    check_finite(changes)
     about = {"editor": languages[0][0].name, "languages": len(languages), "hparams": asdict(first), "requests": len(tasks[0].requests),
              "model": model_fingerprint(model), **info, "seconds": {"total": time.perf_counter() - started}}
-    changes = {weight_of(model, sites, layer)[0]: step.update.smaller() for layer, step in steps.items()}
     return Edit(changes, about)
+
+
+def _mean(moments: Sequence[Moment]) -> Moment:
+    """Of one layer's second moments in several languages, each counting the same."""
+    matrix = torch.stack([moment.matrix.double() for moment in moments]).mean(0)
+    return Moment(matrix, sum(moment.count for moment in moments), moments[0].layer, {}, None, None)

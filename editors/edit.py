@@ -100,15 +100,7 @@ class Edit:
         stack = _applied.get(model, [])
         if any(edit is self for edit, _ in stack):
             raise EditingError("this edit is already applied to the model: revert it first")
-        made = {name: bias for name in self.changes if (bias := _missing_bias(model, name)) is not None}
-        parameters = {name: made[name] if name in made else _parameter(model, name) for name in self.changes}
-        for name, change in self.changes.items():
-            shape = change.delta.shape if isinstance(change, Dense) else (len(change.left), len(change.right))
-            if tuple(shape) != tuple(parameters[name].shape):
-                raise EditingError(
-                    f"the edit of {name} has shape {tuple(shape)} but the model's parameter has "
-                    f"{tuple(parameters[name].shape)}: it was made for another model"
-                )
+        parameters, made = self._fitting(model)
         originals = {
             name: None if name in made else p.detach().to(originals_device or p.device, copy=True) for name, p in parameters.items()
         }
@@ -121,6 +113,23 @@ class Edit:
             _put_back(model, originals)
             raise
         _applied.setdefault(model, []).append((self, originals))
+
+    def check(self, model: nn.Module) -> None:
+        """Raises EditingError if the edit does not fit the model."""
+        self._fitting(model)
+
+    def _fitting(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """(the parameters that the edit changes, of which biases that the model lacks); EditingError if it is not for this model."""
+        made = {name: bias for name in self.changes if (bias := _missing_bias(model, name)) is not None}
+        parameters = {name: made[name] if name in made else _parameter(model, name) for name in self.changes}
+        for name, change in self.changes.items():
+            shape = change.delta.shape if isinstance(change, Dense) else (len(change.left), len(change.right))
+            if tuple(shape) != tuple(parameters[name].shape):
+                raise EditingError(
+                    f"the edit of {name} has shape {tuple(shape)} but the model's parameter has "
+                    f"{tuple(parameters[name].shape)}: it was made for another model"
+                )
+        return parameters, made
 
     def revert(self, model: nn.Module) -> None:
         """Put back the exact bits that `apply` replaced. Edits on top of each other are reverted last first."""

@@ -17,7 +17,7 @@ from .core.heads import Head, check_heads
 from .core.prompts import Request
 from .core.sites import find_sites
 from .errors import EditingError
-from .memat import MEMAT, MEMATHParams, one_for_all
+from .memat import MEMAT, HeadOutputs, MEMATHParams, one_for_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +44,24 @@ class ITI(MEMAT):
 
     def check(self, model: nn.Module, tok, requests: Sequence[Request]) -> None:
         super().check(model, tok, requests)
-        attention.sentence_rows(model, tok, requests)
+        if self.hparams.heads is not None:  # else done above
+            attention.sentence_rows(model, tok, requests)
 
     def correct(
         self, model: nn.Module, tok, requests: Sequence[Mapping | Request], heads: Sequence[Head], templates: Sequence[str] | None = None,
-        progress: bool = True, voters: Sequence[int] | None = None, alpha: float | None = None,
+        progress: bool = True, voters: Sequence[int] | None = None, alpha: float | None = None, outputs: HeadOutputs | None = None,
     ) -> Corrections:
-        """As `MEMAT.correct`, with nothing to train. voters: see `relevance`; alpha: by default the hparams'."""
+        """As `MEMAT.correct`, with nothing to train. voters, outputs: see `relevance`; alpha: by default the hparams'; the vectors are
+        linear in it."""
         parsed, sites = self._parsed(model, tok, requests), find_sites(model)
         pairs = check_heads(heads, model, sites)
         voters = self._voters(model, tok, parsed) if voters is None else list(voters)
         if not voters:
             raise EditingError('no fact can vote on the direction: edit more facts together, or let all vote ("voters": "all")')
-        found = attention.features(model, tok, parsed, sites, progress)
-        outputs = torch.stack([found[:, :, layer, head] for layer, head in pairs])
-        return one_for_all(pairs, shifts(outputs, voters, self.hparams.alpha if alpha is None else alpha))
+        if outputs is None:
+            outputs = self.features(model, tok, parsed, progress)
+        of_heads = torch.stack([outputs[:, :, layer, head] for layer, head in pairs])
+        return one_for_all(pairs, shifts(of_heads, voters, self.hparams.alpha if alpha is None else alpha))
 
 
 def shifts(

@@ -20,7 +20,7 @@ from .core import corrections, ranks
 from .core.contexts import as_groups, context_templates, contexts_fingerprint
 from .core.heads import Head, check_heads, head_shape
 from .core.key_memory import KeyMemory
-from .core.prompts import Request, check_lengths, parse_requests
+from .core.prompts import Request, check_lengths, locate_all, parse_requests
 from .core.sites import find_sites, longest_context
 from .edit import Edit
 from .errors import EditingError
@@ -121,6 +121,9 @@ class MEMATHParams(MEMITHParams):
             raise EditingError(f"head_kl_prompt: {self.head_kl_prompt!r} needs exactly one '{{}}', where the subject stands")
 
 
+HeadOutputs = Float[Tensor, "requests two layers heads size"]
+
+
 class MEMAT(MEMIT):
     """MEMIT's edit of the MLPs, and biases of the attention's output projections that correct the heads which tell the new facts from
     the old ones best. `edit` does all; a program that measures in between takes the steps one by one:
@@ -167,8 +170,11 @@ class MEMAT(MEMIT):
         self, model: nn.Module, tok, requests: Sequence[Mapping | Request], context_templates: Sequence | None = None,
         z_cache: str | os.PathLike | None = None, progress: bool = True, memory: KeyMemory | None = None,
     ) -> Edit:
-        """MEMIT's part alone."""
-        return super().edit(model, tok, requests, context_templates, z_cache, progress, memory)
+        """MEMIT's part alone. `info` tells, too, of how many facts the two ways of `lookup` find other tokens."""
+        edit = super().edit(model, tok, requests, context_templates, z_cache, progress, memory)
+        asked = [(request.prompt, request.subject) for request in parse_requests(requests, tok)]
+        places = zip(locate_all(tok, asked, "subject_last"), locate_all(tok, asked, "subject_last_separate"))
+        return Edit(edit.changes, edit.info | {"lookups_differ": sum(one.index != other.index for one, other in places)})
 
     def prepare(self, task: Task) -> dict[str, Any]:
         templates = self.head_templates(task.model, task.tok, task.context_templates)
@@ -186,26 +192,33 @@ class MEMAT(MEMIT):
         )
         return [template for group in groups for template in group]
 
+    def features(self, model: nn.Module, tok, requests: Sequence[Mapping | Request], progress: bool = True) -> HeadOutputs:
+        """What probes and directions are made of: every head's output behind the new and the old facts, of the model as it is."""
+        return attention.features(model, tok, self._parsed(model, tok, requests), find_sites(model), progress)
+
     def relevance(
-        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], voters: Sequence[int] | None = None, progress: bool = True
+        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], voters: Sequence[int] | None = None, progress: bool = True,
+        outputs: HeadOutputs | None = None, facts: Sequence[int] | None = None,
     ) -> Relevance:
         """How well each head of the model, edited as it is, tells the new facts from the old ones.
 
-        voters: positions of the requests that the probes learn from; by default as the hparams say.
+        voters: positions of the requests that the probes learn from; by default as the hparams say. outputs: what `features` gave.
+        facts: which fact each request tells, where the same ones are there in several languages, so that none is in both parts.
         Raises EditingError for a request without target_true, or too few voters.
         """
-        parsed, sites = self._parsed(model, tok, requests), find_sites(model)
-        attention.sentence_rows(model, tok, parsed)  # whatever is wrong with them, before the work
+        parsed = self._parsed(model, tok, requests)
+        if outputs is None:
+            outputs = self.features(model, tok, parsed, progress)
         if voters is None:
             voters = self._voters(model, tok, parsed)
-        found = attention.features(model, tok, parsed, sites, progress)
-        return attention.relevance(found, voters, self.hparams.val_share, self.hparams.probe_seed)
+        return attention.relevance(outputs, voters, self.hparams.val_share, self.hparams.probe_seed, facts)
 
     def correct(
-        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], heads: Sequence[Head], templates: Sequence[str] | None = None,
-        progress: bool = True,
+        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], heads: Sequence[Head],
+        templates: Sequence[str] | Sequence[Sequence[str]] | None = None, progress: bool = True, kl_prompts: Sequence[str] | None = None,
     ) -> Corrections:
-        """Trained correction vectors for these heads, of the model as it is. templates: as `head_templates` gives them.
+        """Trained correction vectors for these heads, of the model as it is. templates: as `head_templates` gives them, or for
+        each request its own, as kl_prompts are (several languages).
 
         Raises EditingError for heads that the model lacks, and for vectors that are not finite.
         """
@@ -213,7 +226,8 @@ class MEMAT(MEMIT):
         pairs = check_heads(heads, model, sites)
         templates = self.head_templates(model, tok) if templates is None else templates
         with torch.inference_mode(False), torch.enable_grad():
-            vectors = corrections.train(model, tok, parsed, pairs, templates, sites, self.correction_settings(), progress=progress)
+            vectors = corrections.train(model, tok, parsed, pairs, templates, sites, self.correction_settings(), progress=progress,
+                                        kl_prompts=kl_prompts)
         return one_for_all(pairs, vectors)
 
     def correction_settings(self) -> corrections.Settings:

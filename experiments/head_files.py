@@ -7,6 +7,8 @@ containers and runs no code.
 from __future__ import annotations
 
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -38,24 +40,31 @@ def read_heads(path: Path) -> list[Head]:
         pairs = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise EditingError(f"--head_ind {path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise EditingError(f"--head_ind {path}: not readable as .npy ({error})") from None
+    if not isinstance(pairs, np.ndarray):
+        raise EditingError(f"--head_ind {path}: several arrays (.npz), expected one of integers [heads, 2] as .npy")
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer) or not len(pairs):
         raise EditingError(f"--head_ind {path}: holds {pairs.dtype} of shape {list(pairs.shape)}, expected integers [heads, 2]: "
                            "(layer, head)")
     return [(int(layer), int(head)) for layer, head in pairs]
 
 
-def check_model(path: Path, shape: tuple[int, int, int]) -> None:
-    """Raises EditingError if the file that was saved with a .npy says that its heads are of another model.
+def check_model(flag: str, path: Path, shape: tuple[int, int, int], model: str) -> None:
+    """Raises EditingError if a saved file (of a .npy the one that was saved with it) says that its heads are of a model of another
+    shape; warns if they are of another model of this shape.
 
-    shape: layers, heads a layer and head size of the model.
+    shape: layers, heads a layer and head size of the model. model: what :func:`experiments.models.identity` says of it.
     """
     beside = path.with_suffix(".safetensors")
-    if beside.is_file():
-        saved = Corrections.load(beside).info.get("shape")
-        if saved is not None and tuple(saved) != shape:
-            raise EditingError(f"--head_ind {path}: heads of another model, with {_words(saved)}; this one has {_words(shape)}")
+    if not beside.is_file() or path.suffix not in (".npy", ".safetensors"):
+        return
+    info = Corrections.load(beside).info
+    saved, of = info.get("shape"), info.get("model")
+    if saved is not None and tuple(saved) != shape:
+        raise EditingError(f"{flag} {path}: heads of another model, with {_words(saved)}; this one has {_words(shape)}")
+    if of is not None and not of.endswith(model):
+        warnings.warn(f"{flag} {path}: heads of another model, {of}; this one is {model}", stacklevel=2)
 
 
 def read_corrections(path: Path, heads: list[Head]) -> Corrections:
@@ -80,7 +89,10 @@ def read_corrections(path: Path, heads: list[Head]) -> Corrections:
 def read_delta(path: Path) -> Edit:
     """A saved edit, or the original's {parameter: (A [d_in, n], M [d_out, n])}, the weight's change being M A^T."""
     if path.suffix == ".safetensors":
-        return Edit.load(path)
+        edit = Edit.load(path)
+        if not edit.changes:
+            raise EditingError(f"--load_delta {path}: holds no changes of weights")
+        return edit
     found = _tensors(path, "--load_delta")
     pairs = isinstance(found, dict) and all(
         isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(t, torch.Tensor) and t.ndim == 2 for t in pair)
@@ -88,6 +100,9 @@ def read_delta(path: Path) -> Edit:
     )
     if not pairs:
         raise EditingError(f"--load_delta {path}: neither an edit of this toolkit nor a dictionary of weight changes")
+    for key, (a, m) in found.items():
+        if a.shape[1] != m.shape[1]:
+            raise EditingError(f"--load_delta {path}: the factors of {key} have {a.shape[1]} and {m.shape[1]} columns, not one for each fact")
     return Edit({key: LowRank(m.detach(), a.detach()) for key, (a, m) in found.items()}, {"file": str(path), "seconds": {}})
 
 

@@ -48,6 +48,8 @@ class Languages:
     measured: list[str]
     records: Mapping[str, list[Record]]
     """Those of each language: the same facts in the same order."""
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """{flag: hash} of what is loaded instead of made."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """Whatever changes a run's numbers, beside the hyper-parameters: only a run with the same can be continued."""
-        flags = self.flags
+        flags, records = self.flags, self.records
+        if self.languages:
+            records = [record for language in sorted(self.languages.records) for record in self.languages.records[language]]
         return {
             **{key: flags[key] for key in
                ("alg_name", "num_edits", "seed", "generation_test_interval", "skip_generation_tests", "sequential",
@@ -96,10 +100,11 @@ class Job:
             "tokenizer": tokenizer_fingerprint(self.tok),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
-            "data": f"{Path(flags['ds_name']).name}, {len(self.records)} records, sha256 {fingerprint(self.records)[:16]}",
+            "data": f"{Path(flags['ds_name']).name}, {len(self.records)} records, sha256 {fingerprint(records)[:16]}",
             "generation_texts": self.texts,
             **({"contains_length": flags["contains_length"]} if flags["contains_length"] else {}),
             **({"context_templates": self.context_templates} if self.context_templates else {}),
+            **({"loaded": dict(self.languages.files)} if self.languages and self.languages.files else {}),
             "checkpoint": getattr(self.editor, "identity", None),
             "downstream": {run.name: run.settings() for run in self.downstream} and {
                 "tasks": {run.name: run.settings() for run in self.downstream},

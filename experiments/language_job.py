@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import data
 from data import bilingual, languages, world
 from data.download import data_folder
+from editors.core import probes
 from editors.core.heads import check_heads, head_shape
 from editors.core.prompts import parse_requests
 from editors.core.sites import find_sites
 from editors.errors import EditingError
-from experiments import head_files
+from experiments import auto_hparams, head_files
 from experiments.job import ATTENTION, Job, Languages, check_flags, check_lengths, load_editor
-from experiments.models import load_model
+from experiments.models import identity, load_model
 
 DEFAULT_HEADS, DEFAULT_ALPHA = 16, 15.0
 
@@ -66,8 +68,11 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     editor = by_language[first]
     flags = {**flags, "pairing": flags["pairing"] or ("legacy" if getattr(editor.hparams, "profile", "") == "paper" else "matched")}
     shape = _head_shape(flags, model, count) if flags["add_attention"] else None
+    if flags["add_attention"] and any(flags["top_num_heads"]) and not flags["head_ind"]:
+        _check_chunks(flags, editor.hparams, count)
+    files = _files(flags, model, count)
     return Job(model, tok, editor, records[first], flags, hparams, generate=None, downstream=[], context_templates=None,
-               perplexity_corpus=None, texts=None, languages=Languages(first, heads, measured, records), editors=by_language,
+               perplexity_corpus=None, texts=None, languages=Languages(first, heads, measured, records, files), editors=by_language,
                head_shape=shape)
 
 
@@ -91,25 +96,66 @@ def _head_shape(flags: Mapping[str, Any], model: PreTrainedModel, records: int) 
     most = max(flags["top_num_heads"])
     if most > sites.layers * count:
         raise EditingError(f"--top_num_heads {most}: the model has {sites.layers * count} heads ({sites.layers} layers of {count})")
+    named = identity(model) if flags["head_ind"] else ""
     for chunk in range(-(-records // flags["num_edits"])) if flags["head_ind"] else ():
         path = head_files.of_chunk(flags["head_ind"], chunk)
         pairs = check_heads(head_files.read_heads(path), model, sites, f"--head_ind {path}")
-        head_files.check_model(path, (sites.layers, count, size))
+        head_files.check_model("--head_ind", path, (sites.layers, count, size), named)
         if len(pairs) < most:
             raise EditingError(f"--head_ind {path}: names {len(pairs)} heads, --top_num_heads asks for {most}")
         if flags["load_attention"]:
-            made = head_files.read_corrections(head_files.of_chunk(flags["load_attention"], chunk), pairs[:most])
+            vectors = head_files.of_chunk(flags["load_attention"], chunk)
+            made = head_files.read_corrections(vectors, pairs[:most])
+            head_files.check_model("--load_attention", vectors, (sites.layers, count, size), named)
             if made.vectors.shape[1] != size:
                 raise EditingError(f"--load_attention {flags['load_attention']}: vectors of head size {made.vectors.shape[1]}, the model's "
                                    f"heads have {size}")
     return sites.layers, count, size
 
 
+def _check_chunks(flags: Mapping[str, Any], hparams: Any, records: int) -> None:
+    """Raises EditingError for chunks too short to choose heads by, whatever the edits come to."""
+    size, ways = flags["num_edits"], 2 if flags["bilingual"] and hparams.profile == "paper" else 1
+    last = records % size or size
+    if not probes.enough(ways * size, hparams.val_share):
+        raise EditingError(f"--num_edits {size}: heads can't be chosen by {ways * size} facts, which do not split into training and "
+                           f"validation (val_share {hparams.val_share:g}); edit more together, or give heads with --head_ind")
+    if not probes.enough(ways * last, hparams.val_share):
+        raise EditingError(f"the last chunk has {last} facts, too few to choose heads by (val_share {hparams.val_share:g}); leave it out "
+                           f"with --dataset_size_limit {records - last}, or change --num_edits {size}")
+
+
+def _files(flags: Mapping[str, Any], model: PreTrainedModel, records: int) -> dict[str, str]:
+    """{flag: hash of the contents} of the files of all chunks that heads, vectors and changes are loaded from.
+
+    Raises EditingError for a missing or damaged --load_delta, and for one that does not fit the model.
+    """
+    chunks, found = range(-(-records // flags["num_edits"])), {}
+    for flag in ("head_ind", "load_attention", "load_delta"):
+        if not flags[flag] or flags[flag] == "original_model":
+            continue
+        content = hashlib.sha256()
+        for path in dict.fromkeys(head_files.of_chunk(flags[flag], chunk) for chunk in chunks):
+            if flag == "load_delta":
+                try:
+                    head_files.read_delta(path).check(model)
+                except EditingError as error:
+                    raise EditingError(f"--load_delta {path}: {str(error).removeprefix(f'--load_delta {path}: ')}") from error
+            content.update(path.read_bytes())
+        found[flag] = content.hexdigest()[:16]
+    return found
+
+
 def _check_combinations(flags: Mapping[str, Any]) -> None:
     """Raises EditingError for flags that do not go together where languages are told apart."""
-    for flag in ("sequential", "do_downstream_eval", "save_model", "sample_num", "index_file", "max_edits"):
+    for flag in ("sequential", "do_downstream_eval", "save_model", "sample_num", "index_file", "max_edits", "context_templates"):
         if flags[flag] not in (None, False):
             raise EditingError(f"--{flag} does not go with --language and --add_attention")
+    if flags["generation_test_interval"] not in (1, -1):
+        raise EditingError("--generation_test_interval has no effect with --language: no texts are generated")
+    if auto_hparams.is_automatic(flags["hparams_fname"]):
+        raise EditingError(f"--hparams_fname {flags['hparams_fname']} does not go with --language: name a file, such as the params.json "
+                           "of a run without it")
     if flags["alpha"] and flags["alg_name"] != "ITI":
         raise EditingError(f"--alpha has no effect with --alg_name {flags['alg_name']}, only with ITI")
     if flags["bilingual"] and flags["language"] == flags["language_eval"]:

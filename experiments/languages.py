@@ -5,7 +5,8 @@ A run holds, beside ``params.json`` and ``run.json``, a folder for each stage an
     memit/<language>/                    the model with MEMIT's edit alone
     heads_<K>/<language>/                with the corrections of K heads (MEMAT)
     heads_<K>_alpha_<alpha>/<language>/  with K heads shifted (ITI)
-    relevance/<chunk>.json               how well every head tells new facts from old ones
+    relevance/<chunk>.json               how well every head tells new facts from old ones; accuracy null and no heads where too few
+                                         edits took to tell, so that every stage of the chunk is MEMIT's edit alone
 
 All chunks (batches of ``num_edits`` facts) start from the unedited model. Of a chunk there is one MEMIT edit and one probing, whatever
 the number of stages.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from data.records import Record
 from editors.attention import Corrections, Relevance
 from editors.base import Editor
 from editors.bilingual import joint_edit
+from editors.core import probes
 from editors.core.heads import check_heads
 from editors.core.sites import find_sites
 from editors.edit import Edit
@@ -82,7 +85,7 @@ def evaluate(job: Job, run: Path) -> None:
     """Edits and measures every chunk whose files are not all there. The model is afterwards what it was, bit by bit."""
     num_edits, count = job.flags["num_edits"], len(job.records)
     chunks = [slice(start, start + num_edits) for start in range(0, count, num_edits)]
-    templates = _templates(job) if _corrects(job) else []
+    templates = _templates(job) if _corrects(job) else {}
     with tqdm(total=count, desc=job.flags["alg_name"], unit="case") as bar:
         for number, chunk in enumerate(chunks):
             records = {language: job.languages.records[language][chunk] for language in job.languages.records}
@@ -107,7 +110,8 @@ def _done(job: Job, run: Path, records: Mapping[str, Sequence[Record]]) -> bool:
 class _Chunk:
     """One batch of facts: edited, measured, corrected, measured."""
 
-    def __init__(self, job: Job, run: Path, number: int, records: Mapping[str, Sequence[Record]], templates: Sequence[str]):
+    def __init__(self, job: Job, run: Path, number: int, records: Mapping[str, Sequence[Record]],
+                 templates: Mapping[str, tuple[list[str], str]]):
         self.job, self.run, self.number, self.records, self.templates = job, run, number, records, templates
         self.flags, self.languages = job.flags, job.languages
         self.before = {language: measure(job, records[language]) for language in self.languages.measured}
@@ -152,16 +156,27 @@ class _Chunk:
         started = time.perf_counter()
         given = job.given_heads(self.number)
         most = max(stage.heads for stage in wanted)
+        iti = job.flags["alg_name"] == "ITI" and not self.flags["load_attention"]
+        facts = by_fact(self.flags, editor.hparams, len(requests))
+        independent = len(voters if facts is None else {facts[i] for i in voters})
+        if given is None and not probes.enough(independent, editor.hparams.val_share) or iti and not voters:
+            self._without_heads(wanted, voters, seconds, after)
+            return
+        outputs = editor.features(job.model, job.tok, requests, progress=False) if given is None or iti else None
         if given is None:
-            found = editor.relevance(job.model, job.tok, requests, voters, progress=False)
-            self._write_relevance(found, most)
+            found = editor.relevance(job.model, job.tok, requests, voters, progress=False, outputs=outputs, facts=facts)
+            self._write_relevance(found, found.voters, most)
             heads = found.best(most)
         else:
             heads = check_heads(given, job.model, find_sites(job.model), "--head_ind")
+        # Every head's shift is its own, and linear in alpha: one of the most heads serves all stages.
+        unit = editor.correct(job.model, job.tok, requests, heads[:most], voters=voters, alpha=1.0, outputs=outputs) if iti else None
         choosing = time.perf_counter() - started
         for stage in wanted:
             started = time.perf_counter()
-            made = self._corrections(stage, requests, voters, heads[: stage.heads])
+            heads_of = heads[: stage.heads]
+            made = self._corrections(heads_of) if unit is None else Corrections(
+                heads_of, stage.alpha * unit.vectors[: stage.heads])
             if self.flags["save_attention_heads"]:
                 path = head_files.name(self.flags["save_attention_heads"], self.languages.edit, "-".join(self.head_language),
                                        stage.heads, self.number, self.flags["num_edits"])
@@ -171,16 +186,22 @@ class _Chunk:
             with _in_model(biases, job):
                 self._measure(stage, spent)
 
-    def _corrections(self, stage: Stage, requests: list[dict], voters: Sequence[int], heads: list) -> Corrections:
+    def _without_heads(self, wanted: Sequence[Stage], voters: Sequence[int], seconds: float, after: Mapping[str, Any]) -> None:
+        """Too few edits took to choose heads by: none is corrected, so that every stage is MEMIT's edit; ``relevance`` tells."""
+        warnings.warn(f"chunk {self.number}: only {len(voters)} facts can vote on heads; none is corrected there", stacklevel=2)
+        self._write_relevance(None, voters, 0)
+        for stage in wanted:
+            self._write(stage, seconds, after)
+
+    def _corrections(self, heads: list) -> Corrections:
         job = self.job
         if self.flags["load_attention"]:
             return head_files.read_corrections(head_files.of_chunk(self.flags["load_attention"], self.number), heads)
-        if stage.name == "iti":
-            return job.editor.correct(job.model, job.tok, requests, heads, voters=voters, alpha=stage.alpha, progress=False)
+        told = [(request, *self.templates[language]) for language in self.head_language for request in self._requests(language)]
         if self.flags["bilingual"]:  # as published
-            requests = list(requests)
-            random.Random(SHUFFLE_SEED).shuffle(requests)
-        return job.editor.correct(job.model, job.tok, requests, heads, self.templates, progress=False)
+            random.Random(SHUFFLE_SEED).shuffle(told)
+        requests, templates, kl_prompts = map(list, zip(*told))
+        return job.editor.correct(job.model, job.tok, requests, heads, templates, progress=False, kl_prompts=kl_prompts)
 
     def _voters(self, after: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[int]:
         """Positions, among the facts in the languages of the heads, of those whose new object the edited model says."""
@@ -190,21 +211,24 @@ class _Chunk:
 
     def _measure(self, stage: Stage, seconds: float) -> dict[str, dict[int, dict[str, Any]]]:
         """Measures the model as it is in each language and writes the cases."""
-        after = {}
+        after = {language: measure(self.job, self.records[language]) for language in self.languages.measured}
+        self._write(stage, seconds, after)
+        return after
+
+    def _write(self, stage: Stage, seconds: float, after: Mapping[str, Mapping[int, dict[str, Any]]]) -> None:
         for language in self.languages.measured:
             records = self.records[language]
-            after[language] = measure(self.job, records)
             for record in records:
                 results.write_case(self.run / stage.folder / language, self.flags["num_edits"], record, records, results.about_edit(seconds, {}),
                                    self.before[language][record.case_id], after[language][record.case_id])
-        return after
 
-    def _write_relevance(self, found: Relevance, most: int) -> None:
+    def _write_relevance(self, found: Relevance | None, voters: Sequence[int], most: int) -> None:
         ids = [record.case_id for language in self.head_language for record in self.records[language]]
         results.write_json(self.run / RELEVANCE / f"{self.number:06d}.json", {
             "chunk": self.number, "language": self.languages.edit, "language_eval": self.languages.heads, "case_ids": ids,
-            "voters": [ids[i] for i in found.voters], "train": len(found.training), "validation": len(found.validation),
-            "accuracy": found.accuracy.tolist(), "heads": found.best(most)})
+            "voters": [ids[i] for i in voters], "train": len(found.training) if found else 0,
+            "validation": len(found.validation) if found else 0, "accuracy": found.accuracy.tolist() if found else None,
+            "heads": found.best(most) if found else []})
 
     def _about(self, stage: Stage) -> dict[str, Any]:
         return {"model": self.job.settings()["model"], "shape": self.job.head_shape, "language": self.languages.edit,
@@ -231,11 +255,22 @@ def _in_model(edit: Edit, job: Job) -> Iterator[None]:
         edit.revert(job.model)
 
 
-def _templates(job: Job) -> list[str]:
-    """Contexts for training corrections, of the unedited model; of two languages three each, as published."""
-    if not job.flags["bilingual"]:
-        return job.editor.head_templates(job.model, job.tok)
-    return [template for editor in job.editors.values() for template in editor.head_templates(job.model, job.tok)[:3]]
+def by_fact(flags: Mapping[str, Any], hparams: Any, requests: int) -> list[int] | None:
+    """Which fact each request of the heads tells, where both languages tell the same ones; None in the profile paper, which splits
+    requests, so that a fact may be trained on in one language and validated in the other."""
+    return list(range(requests // 2)) * 2 if flags["bilingual"] and hparams.profile != "paper" else None
+
+
+def _templates(job: Job) -> dict[str, tuple[list[str], str]]:
+    """{language of heads: contexts, of the unedited model, and KL prompt for training corrections}: its own; with head_contexts
+    "edits" for both languages three contexts of each, as published."""
+    editors = job.editors if job.flags["bilingual"] else {job.languages.heads: job.editor}
+    found = {language: (editor.head_templates(job.model, job.tok), editor.correction_settings().kl_prompt)
+             for language, editor in editors.items()}
+    if job.flags["bilingual"] and job.editor.hparams.head_contexts == "edits":
+        mixed = [template for templates, _ in found.values() for template in templates[:3]]
+        found = {language: (mixed, kl_prompt) for language, (_, kl_prompt) in found.items()}
+    return found
 
 
 def _draw(run: Path, path: Path) -> None:

@@ -46,6 +46,7 @@ class Relevance:
 def read(run: Path, heads: int | None = None) -> Relevance:
     """The relevance files of a run; heads: how many count as chosen, by default all that were. EditingError without files."""
     found = [results.read_json(path) for path in sorted((run / FOLDER).glob("*.json"))]
+    found = [chunk for chunk in found if chunk["accuracy"] is not None]  # too few edits took there to probe
     if not found:
         raise EditingError(f"{run}: no {FOLDER} of heads; MEMAT and ITI write it where they choose heads")
     accuracy = np.array([chunk["accuracy"] for chunk in found])

@@ -1,5 +1,6 @@
 """MEMAT and ITI as methods: gradients, positions, profiles, two languages."""
 
+import copy
 import dataclasses
 import itertools
 
@@ -11,7 +12,7 @@ from editors import attention
 from editors.bilingual import joint_edit
 from editors.core import corrections
 from editors.core.heads import head_outputs, head_shape
-from editors.core.prompts import parse_requests
+from editors.core.prompts import encode_target, locate, parse_requests
 from editors.core.sites import find_sites
 from editors.edit import Edit
 from editors.errors import EditingError
@@ -207,6 +208,23 @@ def test_heads_for_facts_in_another_language_and_their_own_contexts():
     assert shared.head_templates(model, tok)[1].startswith("The") and shared.correction_settings().kl_prompt == "{} is a"
 
 
+def test_a_fact_in_two_languages_is_in_one_part():
+    found = torch.randn(8, 2, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    split = attention.relevance(found, [0, 1, 2, 3, 4, 6, 7], 0.3, 123, facts=[0, 1, 2, 3] * 2)
+    assert sorted(split.training + split.validation) == split.voters == [0, 1, 2, 3, 4, 6, 7]
+    assert not {i % 4 for i in split.training} & {i % 4 for i in split.validation} and split.validation
+
+
+def test_how_often_the_lookups_differ_is_told():
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"v_num_grad_steps": 1})
+    elided = dict(REQUESTS[0], prompt="Prop d'{} hi ha")
+    asked = [*REQUESTS[1:], elided]
+    apart = [locate(tok, r["prompt"], r["subject"], "subject_last").index != locate(tok, r["prompt"], r["subject"], "subject_last_separate").index
+             for r in asked]
+    assert editor.memit(model, tok, asked, progress=False).info["lookups_differ"] == sum(apart)
+
+
 def test_true_facts_are_worded_for_their_object():
     tok, model = tiny_tokenizer(), tiny_model("gpt2")
     request = dict(REQUESTS[0], true_prompt="{} lives by the", true_subject="Orla")
@@ -215,16 +233,38 @@ def test_true_facts_are_worded_for_their_object():
 
 
 def test_the_model_says_what_it_says():
-    model, tok = tiny_model("llama"), tiny_tokenizer("byte_level_bos")
-    said = []
-    for request in REQUESTS:
-        ids = tok(request["prompt"].replace("{}", request["subject"]), return_tensors="pt").input_ids
-        out = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-        said.append(dict(request, target_new=tok.decode(out)))
-    right = attention.said(model, tok, parse_requests(said + REQUESTS, tok))
-    assert right.tolist()[-4:] == [False] * 4
-    again = [s["target_new"].startswith(" ") and tok(s["target_new"], add_special_tokens=False).input_ids for s in said]
-    assert all(r for r, ids in zip(right.tolist(), again) if ids and len(ids) == 2)
+    """A model whose output matrix is made to say one target behind one prompt: no other target, and no longer one."""
+    model, tok, request = copy.deepcopy(tiny_model("llama")), tiny_tokenizer("byte_level_bos"), REQUESTS[2]
+    target = encode_target(tok, " " + request["target_new"])
+    assert len(target) > 1
+    row = tok(request["prompt"].replace("{}", request["subject"])).input_ids + target[:-1]
+    with torch.no_grad():
+        hidden = model.model(input_ids=torch.tensor([row])).last_hidden_state[0, -len(target) :]
+        inverse = torch.linalg.pinv(hidden).T
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight).index_add(0, torch.tensor(target), inverse))
+    asked = [dict(request, target_new=text) for text in (request["target_new"], "baker", request["target_new"] + "s")]
+    assert attention.said(model, tok, parse_requests(asked, tok)).tolist() == [True, False, False]
+
+
+def test_under_inference_mode():
+    """The same edit as without; heads chosen, too."""
+    model, tok = tiny_model("falcon"), tiny_tokenizer()
+    editor = editors.load("MEMAT", dict(HPARAMS["MEMAT"], heads=None, top_num_heads=3, voters="all"))
+    plain = editor.edit(model, tok, REQUESTS, progress=False)
+    with torch.inference_mode():
+        inside = editor.edit(model, tok, REQUESTS, progress=False)
+        alone = editor.correct(model, tok, REQUESTS, HEADS, TEMPLATES, progress=False)
+    assert inside.info["heads"] == plain.info["heads"] and len(plain.info["heads"]) == 3
+    assert all(torch.equal(change, plain.deltas()[name]) for name, change in inside.deltas().items())
+    assert torch.equal(alone.vectors, editor.correct(model, tok, REQUESTS, HEADS, TEMPLATES, progress=False).vectors)
+
+
+def test_vectors_that_are_not_finite_are_refused(monkeypatch):
+    model, tok = tiny_model("falcon"), tiny_tokenizer()
+    editor = editors.load("MEMAT", dict(HPARAMS["MEMAT"], heads=[[1, 2]]))
+    monkeypatch.setattr(corrections, "train", lambda *args, **kwargs: torch.tensor([[0.0] * 7 + [float("nan")]]))
+    with pytest.raises(EditingError, match="correction vectors are not finite: load the model in a wider dtype, or lower the learning rate"):
+        editor.edit(model, tok, REQUESTS, progress=False)
 
 
 def test_iti_is_linear_in_alpha():
@@ -291,6 +331,22 @@ def test_a_joint_edit_needs_the_same_facts():
     memit = editors.load("MEMIT", MEMIT)
     with pytest.raises(EditingError, match="the languages have 4, 2 facts"):
         joint_edit([(memit, REQUESTS), (memit, REQUESTS[:2])], model, tok)
+
+
+def test_a_joint_edit_tells_each_languages_statistics():
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    memit = editors.load("MEMIT", MEMIT | {"context_starts": ["The"]})
+    told = joint_edit([(memit, REQUESTS), (memit, REQUESTS)], model, tok).info["statistics"]
+    own = memit.edit(model, tok, REQUESTS, progress=False).info["statistics"]
+    assert {layer: of["languages"] for layer, of in told.items()} == {layer: [of, of] for layer, of in own.items()}
+
+
+@pytest.mark.parametrize("name, value", [("rect_share", 0.4), ("edited_key_memory", True), ("prune", True), ("calculate_objective_value", True)])
+def test_what_a_joint_edit_does_not_have_is_refused(name, value):
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    one, two = editors.load("MEMIT", MEMIT), editors.load("MEMIT", MEMIT | {name: value})
+    with pytest.raises(EditingError, match=f"^{name}: a joint edit of several languages does not have it"):
+        joint_edit([(one, REQUESTS), (two, REQUESTS)], model, tok)
 
 
 def test_the_sum_of_two_edits_is_their_sum():

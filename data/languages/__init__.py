@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pkgutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -22,7 +23,7 @@ class LanguageSpec:
     code: str
     """ISO 639-1: "ca"."""
     tag: str
-    """ISO 639-2: "cat", in the published file names (data_cat_dif_subj.json) and of what is kept for each language."""
+    """ISO 639-2: "cat", in the published file names (data_cat_dif_subj.json)."""
     context_starts: tuple[str, ...]
     """Beginnings of the context templates, for the model to go on with."""
     kl_prompt: str
@@ -33,8 +34,18 @@ class LanguageSpec:
     """Where second moments come from: corpus of the hyper-parameters (``mom2_dataset``) -> the same in this language."""
 
     def corpus(self, dataset: str) -> str:
-        """The corpus in this language; one that the language says nothing about is taken as it is."""
-        return self.corpora.get(dataset, dataset)
+        """The corpus in this language. Files are taken as they are, and so is English.
+
+        Raises DataError for a corpus known by an English name that the language has no counterpart of; warns of another of the hub.
+        """
+        if dataset in self.corpora or self.code == "en" or dataset == "world" or dataset.endswith((".jsonl", ".txt")):
+            return self.corpora.get(dataset, dataset)
+        if "/" not in dataset:
+            raise DataError(f"mom2_dataset {dataset!r} has no counterpart in {self.name}: add it to the corpora of its file in "
+                            "data/languages, or name a file of texts")
+        if dataset not in self.corpora.values():
+            warnings.warn(f"mom2_dataset {dataset!r} is taken as it is for {self.name}, whose corpora do not name it", stacklevel=2)
+        return dataset
 
 
 def names() -> list[str]:

@@ -67,11 +67,11 @@ class _Job:
     kl_index: int
 
     @staticmethod
-    def build(tok, request: Request, templates: Sequence[str], settings: Settings) -> _Job:
+    def build(tok, request: Request, templates: Sequence[str], settings: Settings, kl_prompt: str | None = None) -> _Job:
         target = encode_target(tok, request.target_new)
         texts = [fill(fill(t, request.prompt), request.subject) for t in templates]
         rows = [continued(tok, text, ids, target, settings.target_tokens) for text, (ids, _) in zip(texts, tokenize(tok, texts))]
-        kl = locate(tok, settings.kl_prompt, request.subject, settings.fact_token)
+        kl = locate(tok, kl_prompt or settings.kl_prompt, request.subject, settings.fact_token)
         whole = settings.position == "legacy"  # its length decides where the vectors stand
         return _Job(rows, target, kl.ids if whole else kl.ids[: kl.index + 1], kl.index)
 
@@ -81,14 +81,17 @@ class _Job:
 
 
 def train(
-    model: nn.Module, tok, requests: Sequence[Request], heads: Sequence[Head], templates: Sequence[str], sites: Sites,
-    settings: Settings, watch: Watcher | None = None, progress: bool = True,
+    model: nn.Module, tok, requests: Sequence[Request], heads: Sequence[Head], templates: Sequence[str] | Sequence[Sequence[str]],
+    sites: Sites, settings: Settings, watch: Watcher | None = None, progress: bool = True, kl_prompts: Sequence[str] | None = None,
 ) -> Float[Tensor, "heads size"]:
     """The correction vector of each head, for the model as it is; float32 at least, on the CPU. The model is left as it was.
 
-    templates: contexts with one "{}" each. Raises EditingError for a target without tokens or a subject that is not found.
+    templates: contexts with one "{}" each; a list of them for each request, where these are in several languages. kl_prompts: one for
+    each request, in the place of that of the settings. Raises EditingError for a target without tokens or a subject that is not found.
     """
-    jobs = [_Job.build(tok, request, templates, settings) for request in requests]
+    own = [templates] * len(requests) if isinstance(templates[0], str) else templates
+    kl_prompts = [settings.kl_prompt] * len(requests) if kl_prompts is None else kl_prompts
+    jobs = [_Job.build(tok, request, of, settings, kl) for request, of, kl in zip(requests, own, kl_prompts, strict=True)]
     with frozen(model), evaluating(model), torch.enable_grad():
         norms = _norms(model, tok, jobs, heads, sites, settings)
         vectors = torch.zeros(len(heads), norms.shape[-1], dtype=norms.dtype, device=input_device(model))

@@ -117,6 +117,11 @@ def _newton(x: Float[Tensor, "probes n d"], label: Bool[Tensor, " n"]) -> Float[
     return theta
 
 
+def enough(voters: int, share: float) -> bool:
+    """Whether `split` leaves facts in both parts."""
+    return 0 < int(voters * (1 - share)) < voters
+
+
 def split(voters: Sequence[int], share: float, seed: int | None) -> tuple[list[int], list[int]]:
     """(training facts, validation facts): the first int(n (1 - share)) of the voters, shuffled with `seed` (None: as they stand).
 
@@ -126,7 +131,7 @@ def split(voters: Sequence[int], share: float, seed: int | None) -> tuple[list[i
     if seed is not None:
         random.Random(seed).shuffle(order)
     training = int(len(order) * (1 - share))
-    if not 0 < training < len(order):
+    if not enough(len(order), share):
         raise EditingError(
             f"{len(order)} voting facts can't be split into training and validation (share {share:g}): edit more facts together, let "
             'all vote ("voters": "all"), or give the heads'

@@ -51,16 +51,18 @@ def test_outputs_are_what_the_projection_projects(model):
             assert relative(weight @ outputs[layer].flatten() + bias, out) < 1e-5
 
 
-def test_a_head_sees_its_own_values(model):
-    """Silencing one query head's slice silences that head alone: the slices do not mix."""
+def test_a_shift_moves_its_own_head_alone(model):
+    """In its layer by its vector and no other head; nothing below."""
     sites = find_sites(model)
     count, size = head_shape(model, sites)
     clean = head_outputs(model, tiny_tokenizer(), ROWS[:1], sites)[0]
-    last = LAYERS - 1
-    with shifted(model, sites, [(last, 1)], torch.ones(1, size)):
-        moved = head_outputs(model, tiny_tokenizer(), ROWS[:1], sites)[0]
-    assert moved.shape == (LAYERS, count, size)
-    assert torch.allclose(moved[:last], clean[:last], atol=1e-6)
+    layer, head, vector = LAYERS - 2, 1, torch.arange(1.0, size + 1)
+    with shifted(model, sites, [(layer, head)], vector[None]):
+        moved = head_outputs(model, tiny_tokenizer(), ROWS[:1], sites)[0] - clean
+    expected = torch.zeros(layer + 1, count, size)
+    expected[layer, head] = vector
+    assert torch.allclose(moved[: layer + 1], expected, atol=1e-5)
+    assert moved[layer + 1 :].abs().max() > 1e-4
 
 
 def test_a_shift_everywhere_is_a_bias(model):

@@ -32,7 +32,15 @@ def test_what_a_language_says():
     assert catalan.context_starts == ("El", "Per tant", "Perquè", "Ella", "M'encanta") and catalan.kl_prompt == "{} és"
     assert languages.spec("english").kl_prompt == "{} is a"
     assert catalan.corpus("wikipedia").endswith(".ca") and languages.spec("english").corpus("wikipedia") == "wikipedia"
-    assert catalan.corpus("texts.jsonl") == "texts.jsonl"
+    assert catalan.corpus("texts.jsonl") == "texts.jsonl" and catalan.corpus("world") == "world"
+
+
+def test_a_corpus_that_a_language_lacks(occitan):
+    with pytest.raises(DataError, match="mom2_dataset 'wikitext' has no counterpart in catalan: add it to the corpora"):
+        languages.spec("catalan").corpus("wikitext")
+    with pytest.warns(UserWarning, match="'owner/other' is taken as it is for occitan"):
+        assert languages.spec("occitan").corpus("owner/other") == "owner/other"
+    assert languages.spec("english").corpus("owner/other") == "owner/other"
 
 
 @pytest.mark.parametrize("name", ["catalan", "english"])
@@ -135,6 +143,15 @@ def test_alignment_is_by_case_id(golden_pair, tmp_path):
     found = data.load_aligned(tmp_path / "english_CF.json", ["english", "catalan"], limit=4)
     ids = [record["case_id"] for record in golden_pair["english"][:4]]
     assert [[record.case_id for record in records] for records in found.values()] == [ids, ids]
+
+
+@pytest.mark.parametrize("name", ["english", "catalan"])
+def test_a_case_that_is_there_twice_is_refused(golden_pair, tmp_path, name):
+    for language, records in golden_pair.items():
+        write(tmp_path / f"{language}_CF.json", [*records[:4], *(records[:1] if language == name else [])])
+    case_id = golden_pair[name][0]["case_id"]
+    with pytest.raises(DataError, match=f"{name}_CF.json, record 4: its case_id {case_id} is that of record 0"):
+        data.load_aligned(str(tmp_path / "english_CF.json"), ["english", "catalan"])
 
 
 def test_data_sets_that_are_not_aligned_are_refused(golden_pair, tmp_path):

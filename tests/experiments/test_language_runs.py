@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from editors.attention import Corrections
+from editors.core import corrections
 from editors.edit import Edit
-from experiments import evaluate, results, summarize
+from editors.errors import EditingError
+from experiments import evaluate, language_job, results, summarize
 from experiments.cli import run_program
 from tests.conftest import GOLDEN, load_tiny
 
@@ -189,6 +191,40 @@ def test_the_paper_profile_scores_as_published(run, place):
     assert about["stage"]["profile"] == "paper" and about["settings"]["profile"] == "paper"
     crossed, matched = (cases(place / "results" / name / "run_000" / "memit" / "catalan") for name in ("paper", "MEMAT"))
     assert crossed[2]["pre"]["rewrite_prompts_probs"] != matched[2]["pre"]["rewrite_prompts_probs"] or crossed[1]["pre"] != matched[1]["pre"]
+    alone = run(profile="paper", top_num_heads=[0], dataset_size_limit=BATCH, dir_name="paper_alone")
+    assert sorted(str(path.relative_to(alone)) for path in results.runs_in(alone)) == ["memit/catalan", "memit/english"]
+    assert cases(alone / "memit" / "catalan") == crossed != matched
+    joint = run(profile="paper", top_num_heads=[0], bilingual="joint", dataset_size_limit=BATCH, dir_name="paper_joint")
+    assert results.read_about(joint / "memit" / "english")["stage"]["profile"] == "paper" and len(list(results.runs_in(joint))) == 2
+
+
+def test_a_language_that_the_world_lacks_is_not_measured(occitan, tmp_path):
+    flags = {"ds_name": "world:300", "data_dir": tmp_path}
+    assert language_job._known_in(flags, ["english"]) == ["catalan", "english"]
+    (tmp_path / "occitan_CF.json").write_text("[]")
+    assert language_job._known_in(flags | {"ds_name": "english_CF.json"}, ["english"]) == ["english", "occitan"]
+
+
+@pytest.mark.parametrize("profile", ["default", "paper"])
+def test_both_languages_keep_their_own_contexts(run, place, profile, monkeypatch):
+    """By default contexts, KL prompt and the split go by language and fact; published, contexts are mixed."""
+    seen, plain = {}, corrections.train
+
+    def train(model, tok, requests, heads, templates, sites, settings, **more):
+        seen.update({request.prompt: (own[1:], kl) for request, own, kl in zip(requests, templates, more["kl_prompts"], strict=True)})
+        return plain(model, tok, requests, heads, templates, sites, settings, **more)
+
+    monkeypatch.setattr(corrections, "train", train)
+    run("MEMAT", bilingual="sum", profile=profile, top_num_heads=[2], dataset_size_limit=BATCH, dir_name=f"own_{profile}")
+    english = {record["requested_rewrite"]["prompt"] for record in json.loads((place / "english_CF.json").read_text())}
+    assert english & seen.keys() and seen.keys() - english
+    for prompt, (contexts, kl_prompt) in seen.items():
+        catalan = prompt not in english
+        if profile == "default":
+            assert len(contexts) == 5 and kl_prompt == ("{} és" if catalan else "{} is a")
+            assert contexts[0].startswith("El" if catalan else "The")
+        else:
+            assert (len(contexts), kl_prompt) == (5, "{} is a") and contexts == next(iter(seen.values()))[0]
 
 
 @pytest.fixture
@@ -215,7 +251,8 @@ def fails(monkeypatch, capsys, place, tmp_path):
     ({"language": "catalán"}, "no language 'catalán'; did you mean 'catalan'"),
     ({"language_eval": "basque"}, "no language 'basque'; known are catalan, english; a file in data/languages adds one"),
     ({"top_num_heads": 49}, r"--top_num_heads 49: the model has 48 heads \(6 layers of 8\)"),
-    ({"top_num_heads": "0"}, "'0' should be a whole number from 1"), ({"top_num_heads": "8,8"}, "'8,8' should be"),
+    ({"top_num_heads": "x"}, "'x' should be a whole number from 0"),
+    ({"top_num_heads": "0", "save_figure": "x"}, "--save_figure has no effect with --top_num_heads 0"), ({"top_num_heads": "8,8"}, "'8,8' should be"),
     ({"load_attention": "x.safetensors"}, "--load_attention has no effect without --head_ind"),
     ({"alg_name": "MEMIT", "hparams": "{MEMIT}", "head_ind": "x.npy"}, "--head_ind has no effect without --add_attention"),
     ({"alpha": "5"}, "--alpha has no effect with --alg_name MEMAT"), ({"alpha": "five", "alg_name": "ITI"}, "'five' should be a number"),
@@ -227,6 +264,11 @@ def fails(monkeypatch, capsys, place, tmp_path):
     ({"num_edits": 7}, "--num_edits 7: .* has only 6 records"), ({"profile": "paprika"}, "invalid choice"),
     ({"alg_name": "MEMIT", "hparams": "{MEMIT}", "profile": "paper"}, "--profile has no effect with --alg_name MEMIT"),
     ({"bilingual": "sum", "load_delta": "x"}, "--load_delta does not go with --bilingual"),
+    ({"num_edits": 5}, "the last chunk has 1 facts, too few to choose heads by .* leave it out with --dataset_size_limit 5"),
+    ({"num_edits": 1}, "--num_edits 1: heads can't be chosen by 1 facts"),
+    ({"context_templates": "x.json"}, "--context_templates does not go with --language"),
+    ({"generation_test_interval": 2}, "--generation_test_interval has no effect with --language: no texts are generated"),
+    ({"hparams": "auto"}, "--hparams_fname auto does not go with --language"),
     ({"save_figure": "x", "head_ind": "x.npy"}, "--save_figure has no effect with --head_ind"),
 ])
 def test_flags(fails, place, changes, message):
@@ -238,7 +280,7 @@ def test_flags(fails, place, changes, message):
     (np.array([[0, 1], [9, 2]]), r"\[9, 2\] is no \(layer, head\) of this model, whose layers are 0 to 5 with heads 0 to 7"),
     (np.array([[0, 1], [0, 1]]), "names a head twice"), (np.array([[0, 1]]), "names 1 heads, --top_num_heads asks for 2"),
     (np.array([[0.5, 1.0]]), "expected integers"), (np.array([1, 2, 3]), r"of shape \[3\], expected integers \[heads, 2\]"),
-    (b"12345", "not readable as .npy"),
+    (b"12345", "not readable as .npy"), (b"PK\x03\x04 cut", "not readable as .npy"),
 ])
 def test_heads_in_files(fails, tmp_path, content, message):
     path = tmp_path / "heads.npy"
@@ -260,6 +302,24 @@ def test_vectors_in_files(fails, tmp_path, save, message):
     assert re.search(message, fails(head_ind=tmp_path / "heads.npy", load_attention=path, top_num_heads=2))
 
 
+def test_several_arrays_are_no_heads(fails, tmp_path):
+    np.savez(tmp_path / "heads.npz", a=np.array([[0, 1]]))
+    assert "--head_ind" in (line := fails(head_ind=tmp_path / "heads.npz", top_num_heads=1)) and "several arrays (.npz)" in line
+
+
+@pytest.mark.parametrize("delta, message", [
+    ({"transformer.h.0.mlp.dense_4h_to_h.weight": (torch.zeros(256, 3), torch.zeros(64, 2))}, "have 3 and 2 columns"),
+    ({"transformer.h.0.mlp.dense_4h_to_h.weight": (torch.zeros(9, 3), torch.zeros(64, 3))}, "made for another model"),
+    ({"model.layers.0": (torch.zeros(9, 3), torch.zeros(64, 3))}, "has no module 'model.layers'"),
+])
+def test_deltas_of_every_chunk_are_checked_before_the_run(fails, place, tmp_path, delta, message):
+    name = "transformer.h.0.mlp.dense_4h_to_h.weight"
+    torch.save({name: (torch.zeros(256, 3), torch.zeros(64, 3))}, tmp_path / "d0")
+    torch.save(delta, tmp_path / "d1")
+    line = fails(alg_name="MEMIT", hparams=place / "MEMIT.json", load_delta=tmp_path / "d{}")
+    assert message in line and f"--load_delta {tmp_path / 'd1'}: " in line
+
+
 def test_heads_of_another_model(fails, tmp_path):
     Corrections([(0, 1), (2, 3)], torch.zeros(2, 64), {"shape": [32, 71, 64]}).save(tmp_path / "h.safetensors")
     line = fails(head_ind=tmp_path / "h.npy", top_num_heads=2)
@@ -278,8 +338,43 @@ def test_misaligned_data(fails, place, tmp_path, spoil, message):
     assert re.search(message, fails(dataset_name=tmp_path / "catalan_CF.json"))
 
 
-def test_too_few_voters_end_in_one_line(run, place):
-    from editors.errors import EditingError
+@pytest.mark.parametrize("alg_name", ["MEMAT", "ITI"])
+def test_with_too_few_voters_no_heads_are_corrected(run, place, alg_name):
+    from figures import head_relevance
 
-    with pytest.raises(EditingError, match="0 voting facts can't be split"):
-        run(hparams_fname=place / "MEMIT.json", dataset_size_limit=BATCH, load_delta="original_model", top_num_heads=[2], dir_name="few")
+    with pytest.warns(UserWarning, match="chunk 0: only 0 facts can vote on heads; none is corrected there"):
+        folder = run(alg_name, hparams_fname=place / "MEMIT.json", dataset_size_limit=BATCH, load_delta="original_model", top_num_heads=[2],
+                     dir_name=f"few_{alg_name}")
+    (stage,) = folder.glob("heads_2*")
+    assert cases(stage / "english") == cases(folder / "memit" / "english") and len(cases(stage / "english")) == BATCH
+    told = results.read_json(folder / "relevance" / "000000.json")
+    assert (told["accuracy"], told["heads"], told["voters"], told["train"]) == (None, [], [], 0)
+    with pytest.raises(EditingError, match="no relevance of heads"):
+        head_relevance.read(folder)
+
+
+def test_weights_that_differ_are_warned_of(first, run, place, tmp_path):
+    made = Corrections.load(place / "saved" / "h_catalan-english_5heads_chunk0_3edits.safetensors")
+    flags = {"top_num_heads": [2], "head_ind": str(tmp_path / "h.npy"), "load_attention": str(tmp_path / "h.safetensors"),
+             "load_delta": "original_model", "dataset_size_limit": BATCH, "dir_name": "warned"}
+    Corrections(made.heads, made.vectors, {**made.info, "model": "tiny, weights 0123"}).save(tmp_path / "h.safetensors")
+    with pytest.warns(UserWarning, match="--load_attention .*h.safetensors: heads of another model, tiny, weights 0123; this one is weights"):
+        run(**flags)
+    # Other vectors in the same file, or another fact in a language that is only measured: another run.
+    Corrections(made.heads, 2 * made.vectors, made.info).save(tmp_path / "h.safetensors")
+    with pytest.raises(EditingError, match="loaded"):
+        run(**flags, continue_from_run="run_000")
+    made.save(tmp_path / "h.safetensors")
+
+
+def test_every_languages_records_are_the_runs(run, place, tmp_path):
+    for language in ("english", "catalan"):
+        (tmp_path / f"{language}_CF.json").write_text((place / f"{language}_CF.json").read_text())
+    flags = {"alg_name": "MEMIT", "ds_name": str(tmp_path / "catalan_CF.json"), "language_eval": "catalan", "dataset_size_limit": BATCH,
+             "dir_name": "every"}
+    run(**flags)
+    records = json.loads((tmp_path / "english_CF.json").read_text())
+    records[0]["paraphrase_prompts"][0] += " indeed"
+    (tmp_path / "english_CF.json").write_text(json.dumps(records))
+    with pytest.raises(EditingError, match="data"):
+        run(**flags, continue_from_run="run_000")
