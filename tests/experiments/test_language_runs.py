@@ -43,10 +43,6 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(place, falcon):
     """Runs the program with these flags; returns the run's folder."""
-    import os
-
-    os.environ["KE_STATS_DIR"] = str(place / "stats")
-
     def start(alg_name="MEMAT", **flags):
         flags = {"model_name": falcon, "hparams_fname": place / ("MEMIT.json" if alg_name == "MEMIT" else "all.json"),
                  "ds_name": str(place / "catalan_CF.json"), "language": "catalan", "language_eval": "english", "num_edits": BATCH,
