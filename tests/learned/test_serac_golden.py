@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace as Item
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
@@ -160,7 +161,9 @@ def test_supervised_episodes(task, run, tmp_path):
                 if norms.get(name, 0) > 1e-5:
                     assert float(p.grad.norm()) == pytest.approx(norms[name], rel=1e-3), name
                 if f"{run}/outer_grad/{name}" in z and "key.bias" not in name:
-                    assert relative(p.grad, z[f"{run}/outer_grad/{name}"]) < 2e-4, name
+                    theirs = z[f"{run}/outer_grad/{name}"]
+                    # Where all terms cancel, what is left is rounding, theirs and ours.
+                    assert np.linalg.norm(p.grad - theirs) < 2e-4 * np.linalg.norm(theirs) + 1e-6, name
 
 
 @pytest.mark.parametrize("options", [{}, {"cos": True}, {"square": False, "bound": True}], ids=str)
