@@ -60,7 +60,7 @@ RECIPES = {
     "t5": Recipe(Shape(2, 128, 512), epochs=18, warm_epochs=10),
     "bart": Recipe(Shape(2, 128, 512), epochs=14, warm_epochs=7),
     "bert": Recipe(Shape(3, 128, 512), epochs=16, warm_epochs=8, muon_lr=4e-3, adam_lr=4e-3),
-    "blender": Recipe(Shape(2, 128, 256), epochs=24, muon_lr=4e-3, adam_lr=4e-3),
+    "blender": Recipe(Shape(2, 128, 256), epochs=14, muon_lr=4e-3, adam_lr=4e-3),
     "distilbert": Recipe(Shape(2, 128, 256), epochs=6),
     "bert-encoder": Recipe(Shape(2, 128, 256), epochs=6),
 }
