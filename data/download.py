@@ -98,7 +98,11 @@ def _open_alone(part: Path) -> IO[bytes]:
     while True:
         file = open(part, "a+b")
         fcntl.flock(file, fcntl.LOCK_EX)
-        if part.exists() and part.stat().st_ino == os.fstat(file.fileno()).st_ino:
+        try:
+            same = part.stat().st_ino == os.fstat(file.fileno()).st_ino
+        except FileNotFoundError:
+            same = False
+        if same:
             return file
         file.close()  # the process before this one has moved or removed the file that was waited for
 
