@@ -82,10 +82,12 @@ class Corrections:
         return Corrections(self.heads[:number], self.vectors[:number], self.info)
 
 
-def sentence_rows(model: nn.Module, tok, requests: Sequence[Request]) -> list[list[int]]:
-    """Token ids of the new and then the old fact of each request, each with the prompt that agrees with its object.
+def sentence_rows(model: nn.Module, tok, requests: Sequence[Request], end: str = "target") -> list[list[int]]:
+    """Token ids of the new and then the old fact of each request, each with the prompt that agrees with its object; with end
+    "prompt" without the object.
 
-    Raises EditingError for a request without target_true, or with a sentence longer than the model.
+    Raises EditingError for a request without target_true, or with a sentence longer than the model; with "prompt", where no request
+    has two different ones.
     """
     texts: list[str] = []
     for number, request in enumerate(requests):
@@ -93,7 +95,11 @@ def sentence_rows(model: nn.Module, tok, requests: Sequence[Request]) -> list[li
             raise EditingError(f"request {number} (case_id {request.case_id}) has no target_true: heads are chosen by what tells the "
                                "new fact from the old one; give it, or give the heads")
         true = fill(request.true_prompt or request.prompt, request.true_subject or request.subject)
-        texts += [fill(request.prompt, request.subject) + request.target_new, f"{true} {request.target_true.lstrip()}"]
+        new = fill(request.prompt, request.subject)
+        texts += [new, true] if end == "prompt" else [new + request.target_new, f"{true} {request.target_true.lstrip()}"]
+    if end == "prompt" and texts[::2] == texts[1::2]:
+        raise EditingError("probe_token: the new and the old object of every request stand behind the same prompt, so that nothing tells "
+                           'them apart there; take "target"')
     rows, limit = [ids for ids, _ in tokenize(tok, texts)], longest_context(model)
     for i, row in enumerate(rows):
         if limit and len(row) > limit:
@@ -104,10 +110,10 @@ def sentence_rows(model: nn.Module, tok, requests: Sequence[Request]) -> list[li
 
 
 def features(
-    model: nn.Module, tok, requests: Sequence[Request], sites: Sites, progress: bool = False
+    model: nn.Module, tok, requests: Sequence[Request], sites: Sites, end: str = "target", progress: bool = False
 ) -> Float[Tensor, "requests two layers heads size"]:
-    """Output of every head at the last token of the new ([:, 0]) and of the old fact ([:, 1])."""
-    found = head_outputs(model, tok, sentence_rows(model, tok, requests), sites, progress)
+    """Output of every head at the last token of the new ([:, 0]) and of the old fact ([:, 1]), or ("prompt") of their prompts."""
+    found = head_outputs(model, tok, sentence_rows(model, tok, requests, end), sites, progress)
     return found.unflatten(0, (len(requests), 2))
 
 

@@ -45,7 +45,7 @@ class ITI(MEMAT):
     def check(self, model: nn.Module, tok, requests: Sequence[Request]) -> None:
         super().check(model, tok, requests)
         if self.hparams.heads is not None:  # else done above
-            attention.sentence_rows(model, tok, requests)
+            attention.sentence_rows(model, tok, requests, self.hparams.probe_token)
 
     def correct(
         self, model: nn.Module, tok, requests: Sequence[Mapping | Request], heads: Sequence[Head], templates: Sequence[str] | None = None,

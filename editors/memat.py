@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,13 @@ class MEMATHParams(MEMITHParams):
     """Share of the voting facts that the heads' accuracy is measured on."""
     probe_seed: int | None = 123
     """Of the order in which voting facts are split; None: as they stand."""
+    probe_token: Literal["target", "prompt"] = "target"
+    """Where heads are read: at the last token of prompt and object, or of the prompt, which predicts the object. With "prompt" only
+    records whose new and old object have prompts of their own (articles that agree) tell anything."""
+    head_choice: Literal["probe", "random"] = "probe"
+    """The heads whose probes do best, or, as a control, any (by probe_seed)."""
+    held_out: float = 0.0
+    """Share of the facts, the last ones, that are edited but neither choose heads nor train corrections."""
 
     same_layer: Literal["sum", "last"] | None = None
     """Corrections of one layer's heads add up, or only the last counts."""
@@ -115,6 +123,8 @@ class MEMATHParams(MEMITHParams):
                 raise EditingError(f"{name}: {getattr(self, name)} must be at least 1")
         if not 0 < self.val_share < 1:
             raise EditingError(f"val_share: {self.val_share} must be above 0 and below 1")
+        if not 0 <= self.held_out < 1:
+            raise EditingError(f"held_out: {self.held_out} must be at least 0 and below 1")
         if self.heads is not None and not self.heads:
             raise EditingError("heads: an empty list; leave it out to have them chosen")
         if self.head_kl_prompt is not None and self.head_kl_prompt.count("{}") != 1:
@@ -147,7 +157,7 @@ class MEMAT(MEMIT):
         default context_templates or what the hparams say.
         """
         heads_requests = requests if heads_requests is None else heads_requests
-        parsed = self._parsed(model, tok, heads_requests)
+        parsed = self._parsed(model, tok, heads_requests[: self.for_heads(len(heads_requests))])
         templates = self.head_templates(model, tok, heads_templates or context_templates)
         check_lengths(tok, parsed, templates[1:], longest_context(model))
         self.check(model, tok, parsed)
@@ -156,7 +166,7 @@ class MEMAT(MEMIT):
         with memit.applied(model), torch.inference_mode(False), torch.enable_grad():
             # One process's, where several work: theirs may differ in the last bits.
             found = None if self.hparams.heads is not None else ranks.same(self.relevance(model, tok, parsed, progress=progress))
-            heads = self.hparams.heads or found.best(self.hparams.top_num_heads)
+            heads = self.hparams.heads or self.choose(found, self.hparams.top_num_heads)
             made = self.correct(model, tok, parsed, heads, templates, progress)
             biases = self.fold(model, made)
         seconds = memit.info["seconds"] | {"heads": time.perf_counter() - started}
@@ -194,7 +204,7 @@ class MEMAT(MEMIT):
 
     def features(self, model: nn.Module, tok, requests: Sequence[Mapping | Request], progress: bool = True) -> HeadOutputs:
         """What probes and directions are made of: every head's output behind the new and the old facts, of the model as it is."""
-        return attention.features(model, tok, self._parsed(model, tok, requests), find_sites(model), progress)
+        return attention.features(model, tok, self._parsed(model, tok, requests), find_sites(model), self.hparams.probe_token, progress)
 
     def relevance(
         self, model: nn.Module, tok, requests: Sequence[Mapping | Request], voters: Sequence[int] | None = None, progress: bool = True,
@@ -212,6 +222,19 @@ class MEMAT(MEMIT):
         if voters is None:
             voters = self._voters(model, tok, parsed)
         return attention.relevance(outputs, voters, self.hparams.val_share, self.hparams.probe_seed, facts)
+
+    def for_heads(self, facts: int) -> int:
+        """How many of so many facts, the first ones, heads are chosen and corrected by."""
+        return facts - int(facts * self.hparams.held_out)
+
+    def choose(self, found: Relevance, number: int) -> list[Head]:
+        """The heads to correct, in the order of their rank. Raises EditingError if the model does not have so many."""
+        best = found.best(number)
+        if self.hparams.head_choice == "probe":
+            return best
+        layers, heads = found.accuracy.shape
+        every = [(layer, head) for layer in range(layers) for head in range(heads)]
+        return random.Random(self.hparams.probe_seed).sample(every, len(every))[:number]
 
     def correct(
         self, model: nn.Module, tok, requests: Sequence[Mapping | Request], heads: Sequence[Head],
@@ -249,7 +272,7 @@ class MEMAT(MEMIT):
                 raise EditingError(
                     f"top_num_heads: {self.hparams.top_num_heads} heads can't be chosen, the model has {sites.layers * count}"
                 )
-            attention.sentence_rows(model, tok, requests)
+            attention.sentence_rows(model, tok, requests, self.hparams.probe_token)
         else:
             check_heads(self.hparams.heads, model, sites)
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import data
 from data import bilingual, languages, world
 from data.download import data_folder
+from editors.attention import sentence_rows
 from editors.core import probes
 from editors.core.heads import check_heads, head_shape
 from editors.core.prompts import parse_requests
@@ -69,7 +70,9 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     flags = {**flags, "pairing": flags["pairing"] or ("legacy" if getattr(editor.hparams, "profile", "") == "paper" else "matched")}
     shape = _head_shape(flags, model, count) if flags["add_attention"] else None
     if flags["add_attention"] and any(flags["top_num_heads"]) and not flags["head_ind"]:
-        _check_chunks(flags, editor.hparams, count)
+        _check_chunks(flags, editor, count)
+        for language in [first, heads] if flags["bilingual"] else [heads]:
+            sentence_rows(model, tok, parse_requests([record.request() for record in records[language]], tok), editor.hparams.probe_token)
     files = _files(flags, model, count)
     return Job(model, tok, editor, records[first], flags, hparams, generate=None, downstream=[], context_templates=None,
                perplexity_corpus=None, texts=None, languages=Languages(first, heads, measured, records, files), editors=by_language,
@@ -113,14 +116,15 @@ def _head_shape(flags: Mapping[str, Any], model: PreTrainedModel, records: int) 
     return sites.layers, count, size
 
 
-def _check_chunks(flags: Mapping[str, Any], hparams: Any, records: int) -> None:
+def _check_chunks(flags: Mapping[str, Any], editor: Any, records: int) -> None:
     """Raises EditingError for chunks too short to choose heads by, whatever the edits come to."""
-    size, ways = flags["num_edits"], 2 if flags["bilingual"] and hparams.profile == "paper" else 1
+    hparams, size = editor.hparams, flags["num_edits"]
+    ways = 2 if flags["bilingual"] and hparams.profile == "paper" else 1
     last = records % size or size
-    if not probes.enough(ways * size, hparams.val_share):
-        raise EditingError(f"--num_edits {size}: heads can't be chosen by {ways * size} facts, which do not split into training and "
+    if not probes.enough(ways * editor.for_heads(size), hparams.val_share):
+        raise EditingError(f"--num_edits {size}: heads can't be chosen by {ways * editor.for_heads(size)} facts, which do not split into training and "
                            f"validation (val_share {hparams.val_share:g}); edit more together, or give heads with --head_ind")
-    if not probes.enough(ways * last, hparams.val_share):
+    if not probes.enough(ways * editor.for_heads(last), hparams.val_share):
         raise EditingError(f"the last chunk has {last} facts, too few to choose heads by (val_share {hparams.val_share:g}); leave it out "
                            f"with --dataset_size_limit {records - last}, or change --num_edits {size}")
 

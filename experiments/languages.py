@@ -31,7 +31,7 @@ from editors.attention import Corrections, Relevance
 from editors.base import Editor
 from editors.bilingual import joint_edit
 from editors.core import probes
-from editors.core.heads import check_heads
+from editors.core.heads import Head, check_heads
 from editors.core.sites import find_sites
 from editors.edit import Edit
 from editors.errors import EditingError
@@ -75,7 +75,7 @@ def run_files(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
         for language in job.languages.measured:
             of_stage = {"name": stage.name, "heads": stage.heads, "alpha": stage.alpha, "language": job.languages.edit,
                         "language_eval": job.languages.heads, "measured": language, "profile": job.settings()["profile"],
-                        "bilingual": job.flags["bilingual"]}
+                        "bilingual": job.flags["bilingual"], "held_out": getattr(job.editor.hparams, "held_out", 0.0)}
             place = f"{stage.folder}/{language}"
             files |= {f"{place}/{results.PARAMS}": job.hparams, f"{place}/{results.RUN}": {**about, "stage": of_stage}}
     return files
@@ -151,7 +151,7 @@ class _Chunk:
     def _correct(self, seconds: float, after: Mapping[str, Mapping[int, dict[str, Any]]]) -> None:
         """Every stage with corrections, on top of MEMIT's edit."""
         job, editor, wanted = self.job, self.job.editor, [stage for stage in stages(self.flags) if stage.heads]
-        requests = [request for language in self.head_language for request in self._requests(language)]
+        requests = [request for language in self.head_language for request in self._head_requests(language)]
         voters = self._voters(after) if editor.hparams.voters == "correct" else list(range(len(requests)))
         started = time.perf_counter()
         given = job.given_heads(self.number)
@@ -165,8 +165,8 @@ class _Chunk:
         outputs = editor.features(job.model, job.tok, requests, progress=False) if given is None or iti else None
         if given is None:
             found = editor.relevance(job.model, job.tok, requests, voters, progress=False, outputs=outputs, facts=facts)
-            self._write_relevance(found, found.voters, most)
-            heads = found.best(most)
+            heads = editor.choose(found, most)
+            self._write_relevance(found, found.voters, heads)
         else:
             heads = check_heads(given, job.model, find_sites(job.model), "--head_ind")
         # Every head's shift is its own, and linear in alpha: one of the most heads serves all stages.
@@ -189,7 +189,7 @@ class _Chunk:
     def _without_heads(self, wanted: Sequence[Stage], voters: Sequence[int], seconds: float, after: Mapping[str, Any]) -> None:
         """Too few edits took to choose heads by: none is corrected, so that every stage is MEMIT's edit; ``relevance`` tells."""
         warnings.warn(f"chunk {self.number}: only {len(voters)} facts can vote on heads; none is corrected there", stacklevel=2)
-        self._write_relevance(None, voters, 0)
+        self._write_relevance(None, voters, [])
         for stage in wanted:
             self._write(stage, seconds, after)
 
@@ -197,7 +197,7 @@ class _Chunk:
         job = self.job
         if self.flags["load_attention"]:
             return head_files.read_corrections(head_files.of_chunk(self.flags["load_attention"], self.number), heads)
-        told = [(request, *self.templates[language]) for language in self.head_language for request in self._requests(language)]
+        told = [(request, *self.templates[language]) for language in self.head_language for request in self._head_requests(language)]
         if self.flags["bilingual"]:  # as published
             random.Random(SHUFFLE_SEED).shuffle(told)
         requests, templates, kl_prompts = map(list, zip(*told))
@@ -206,7 +206,7 @@ class _Chunk:
     def _voters(self, after: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[int]:
         """Positions, among the facts in the languages of the heads, of those whose new object the edited model says."""
         right = [after[language][record.case_id]["rewrite_prompts_correct"][0]
-                 for language in self.head_language for record in self.records[language]]
+                 for language in self.head_language for record in self._head_records(language)]
         return [position for position, correct in enumerate(right) if correct]
 
     def _measure(self, stage: Stage, seconds: float) -> dict[str, dict[int, dict[str, Any]]]:
@@ -222,13 +222,13 @@ class _Chunk:
                 results.write_case(self.run / stage.folder / language, self.flags["num_edits"], record, records, results.about_edit(seconds, {}),
                                    self.before[language][record.case_id], after[language][record.case_id])
 
-    def _write_relevance(self, found: Relevance | None, voters: Sequence[int], most: int) -> None:
-        ids = [record.case_id for language in self.head_language for record in self.records[language]]
+    def _write_relevance(self, found: Relevance | None, voters: Sequence[int], heads: list[Head]) -> None:
+        ids = [record.case_id for language in self.head_language for record in self._head_records(language)]
         results.write_json(self.run / RELEVANCE / f"{self.number:06d}.json", {
             "chunk": self.number, "language": self.languages.edit, "language_eval": self.languages.heads, "case_ids": ids,
             "voters": [ids[i] for i in voters], "train": len(found.training) if found else 0,
             "validation": len(found.validation) if found else 0, "accuracy": found.accuracy.tolist() if found else None,
-            "heads": found.best(most) if found else []})
+            "heads": heads})
 
     def _about(self, stage: Stage) -> dict[str, Any]:
         return {"model": self.job.settings()["model"], "shape": self.job.head_shape, "language": self.languages.edit,
@@ -238,6 +238,14 @@ class _Chunk:
 
     def _requests(self, language: str) -> list[dict[str, Any]]:
         return [record.request() for record in self.records[language]]
+
+    def _head_records(self, language: str) -> list[Record]:
+        """Those that heads are chosen and corrected by."""
+        records = self.records[language]
+        return list(records[: self.job.editor.for_heads(len(records))])
+
+    def _head_requests(self, language: str) -> list[dict[str, Any]]:
+        return [record.request() for record in self._head_records(language)]
 
 
 def _memit(editor: Editor, job: Job, requests: list[dict], cache: Path | None) -> Edit:

@@ -4,7 +4,8 @@
 
 Reads every stage (MEMIT alone; corrections of K heads; measured in a language) of the runs in the folders. A value is the mean
 over chunks, the facts that were edited together, with the standard error over chunks; the gain is a stage's difference from
-MEMIT alone on the same chunks. Published values, of another model and other data, are marked as such.
+MEMIT alone on the same chunks. Published values, of another model and other data, are marked as such. With --held_out only the
+facts count that heads were neither chosen nor trained by (the hyper-parameter held_out).
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Stage:
     key: Key
     chunks: Mapping[tuple[int, ...], Mapping[str, float]]
     """Case ids that were edited together -> each metric of COLUMNS, percent."""
+    cases: int
+    """That count."""
 
     @property
     def heads(self) -> int:
@@ -56,10 +59,6 @@ class Stage:
     @property
     def alpha(self) -> float:
         return self.key[5]
-
-    @property
-    def cases(self) -> int:
-        return sum(map(len, self.chunks))
 
     @cached_property
     def values(self) -> Float[np.ndarray, "chunks metrics"]:
@@ -78,14 +77,17 @@ def _mean(values: Float[np.ndarray, " chunks"]) -> Value:
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
 
 
-def read(folders: Sequence[str | Path]) -> dict[Key, Stage]:
-    """All stages in these folders, however deep. Raises EditingError for none, for two of a kind, and for unfinished ones."""
+def read(folders: Sequence[str | Path], held_out: bool = False) -> dict[Key, Stage]:
+    """All stages in these folders, however deep; of their facts only those held out, if asked.
+
+    Raises EditingError for none, for two of a kind, for unfinished ones, and for one without the facts asked for.
+    """
     stages: dict[Key, Stage] = {}
     for path in sorted(file.parent for folder in folders for file in Path(folder).rglob(results.RUN)):
         about = results.read_about(path)
         if "stage" not in about:
             continue
-        stage = _read_stage(path, about)
+        stage = _read_stage(path, about, held_out)
         if stage.key in stages:
             raise EditingError(f"{path} and {stages[stage.key].path} are both of {name(stage.key)}: give only one of them")
         stages[stage.key] = stage
@@ -94,20 +96,26 @@ def read(folders: Sequence[str | Path]) -> dict[Key, Stage]:
     return dict(sorted(stages.items(), key=lambda item: (*item[0][:3], *item[0][4:])))  # MEMIT alone, 0 heads, before the others
 
 
-def _read_stage(path: Path, about: Mapping[str, Any]) -> Stage:
+def _read_stage(path: Path, about: Mapping[str, Any], held_out: bool) -> Stage:
     of = about["stage"]
     chunks: dict[tuple[int, ...], list[Mapping[str, float]]] = {}
-    for _, file in results.case_files(path):
+    files = results.case_files(path)
+    for case_id, file in files:
         case = results.read_json(file)
-        chunks.setdefault(tuple(case["grouped_case_ids"]), []).append(summary.case_values(case))
-    found = sum(map(len, chunks.values()))
-    if found < about["cases"]:
-        raise EditingError(f"{path} has {found} of {about['cases']} cases; finish its run with --continue_from_run")
+        chunk = tuple(case["grouped_case_ids"])
+        of_chunk = chunks.setdefault(chunk, [])
+        if not held_out or case_id in chunk[len(chunk) - int(len(chunk) * of.get("held_out", 0.0)) :]:
+            of_chunk.append(summary.case_values(case))
+    if len(files) < about["cases"]:
+        raise EditingError(f"{path} has {len(files)} of {about['cases']} cases; finish its run with --continue_from_run")
+    if not all(chunks.values()):
+        raise EditingError(f"{path}: a chunk has no facts held out; --held_out is for runs with the hyper-parameter held_out above 0")
     first, second = of["language"][0].upper(), of["language_eval"][0].upper()
     pair = {"sum": f"{first}+{second}", "joint": f"({first}+{second})"}.get(of.get("bilingual"), first + second)
     method = "ported" if of["name"] == "memat" and about["flags"].get("head_ind") else of["name"]
     key = (of["profile"] or "default", pair, of["measured"], method, of["heads"], of["alpha"] or 0.0)
-    return Stage(path, Path(about["flags"]["model_name"]).name, key, {chunk: _percent(cases) for chunk, cases in chunks.items()})
+    return Stage(path, Path(about["flags"]["model_name"]).name, key, {chunk: _percent(cases) for chunk, cases in chunks.items()},
+                 sum(map(len, chunks.values())))
 
 
 def _percent(cases: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -188,9 +196,9 @@ def _cell(value: float, error: float | None, sign: str = "") -> str:
     return f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
-def main(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
+def main(folders: Sequence[str | Path], out: str | Path, held_out: bool = False) -> list[Path]:
     """Writes <out>.md and <out>.csv of the runs in these folders; returns the files written."""
-    found = rows(read(folders))
+    found = rows(read(folders, held_out))
     return tables.write(out, text_of(found), found)
 
 
@@ -198,8 +206,9 @@ def command() -> None:
     parser = Parser(prog="python -m experiments.memat_results", description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", nargs="+", help="run folders, or folders with runs somewhere in them")
     parser.add_argument("--out", default="results/memat_table", help="path of the files without ending (default: %(default)s)")
+    parser.add_argument("--held_out", action="store_true", help="of each chunk only the facts held out from choosing and training heads")
     args = parser.parse_args()
-    files = main(args.folders, args.out)
+    files = main(args.folders, args.out, args.held_out)
     print(files[0].read_text())
     print("written:", *files)
 

@@ -193,6 +193,36 @@ def test_heads_are_chosen_and_told(tmp_path):
     assert not any(name.endswith("dense.bias") for name, _ in model.named_parameters())
 
 
+def test_held_out_facts_are_edited_all_the_same():
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    hp = dict(HPARAMS["MEMAT"], heads=None, top_num_heads=5, voters="all")
+    whole, held = (editors.load("MEMAT", hp | change).edit(model, tok, REQUESTS, progress=False) for change in ({}, {"held_out": 0.3}))
+    other = editors.load("MEMAT", hp).edit(model, tok, REQUESTS, progress=False, heads_requests=REQUESTS[:3])
+    assert held.info["voters"] == 3 and held.info["heads"] == other.info["heads"] and held.changes.keys() == other.changes.keys()
+    assert all(torch.equal(held.deltas()[name], other.deltas()[name]) for name in held.changes)
+    assert all(torch.equal(held.deltas()[name], whole.deltas()[name]) for name in held.changes if name.endswith("weight"))
+
+
+def test_heads_may_be_any_as_a_control():
+    found = attention.Relevance(torch.rand(4, 5), [], [], [])
+    editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"head_choice": "random"})
+    heads = editor.choose(found, 20)
+    assert editor.choose(attention.Relevance(torch.zeros(4, 5), [], [], []), 7) == heads[:7]
+    assert sorted(heads) == sorted(found.best(20)) and heads != found.best(20)
+
+
+def test_heads_may_be_read_in_front_of_the_object():
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    requests = parse_requests([REQUESTS[0] | {"true_prompt": "{} lives by the"}, *REQUESTS[1:]], tok)
+    found = attention.features(model, tok, requests, find_sites(model), "prompt")
+    expected = head_outputs(model, tok, [tok(text).input_ids for text in ("Orla Venn lives in the city of", "Orla Venn lives by the")],
+                            find_sites(model))
+    assert torch.allclose(found[0], expected, atol=1e-6) and torch.equal(found[1, 0], found[1, 1])
+    with pytest.raises(EditingError, match="behind the same prompt"):
+        editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "top_num_heads": 2, "probe_token": "prompt"}).edit(
+            model, tok, REQUESTS, progress=False)
+
+
 def test_heads_for_facts_in_another_language_and_their_own_contexts():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     others = [dict(r, prompt=r["prompt"].replace("lives in the city of", "viu a")) for r in REQUESTS]
@@ -292,7 +322,8 @@ def test_corrections_on_disk(tmp_path):
 @pytest.mark.parametrize("change, message", [
     ({"heads": [[7, 0]]}, r"heads: \[7, 0\] is no \(layer, head\) of this model"),
     ({"heads": []}, "heads: an empty list"), ({"heads": None, "top_num_heads": 17}, "top_num_heads: 17 heads can't be chosen, the model has 16"),
-    ({"top_num_heads": 0}, "top_num_heads: 0"), ({"val_share": 1.0}, "val_share"), ({"correction_lr": -1.0}, "correction_lr"),
+    ({"top_num_heads": 0}, "top_num_heads: 0"), ({"val_share": 1.0}, "val_share"), ({"held_out": 1.0}, "held_out"),
+    ({"correction_lr": -1.0}, "correction_lr"),
     ({"heads": None, "top_num_heads": 4, "voters": "correct"}, "0 voting facts can't be split"),
     ({"head_kl_prompt": "is a"}, "head_kl_prompt"), ({"profile": "papre"}, "profile"), ({"kl_prompt": "{} {}"}, "kl_prompt"),
 ])

@@ -12,7 +12,7 @@ from editors.attention import Corrections
 from editors.core import corrections
 from editors.edit import Edit
 from editors.errors import EditingError
-from experiments import evaluate, language_job, results, summarize
+from experiments import evaluate, language_job, memat_results, results, summarize
 from experiments.cli import run_program
 from tests.conftest import GOLDEN, load_tiny
 
@@ -69,7 +69,7 @@ def test_stages_are_runs(first):
     stages = {str(path.relative_to(first)): results.read_about(path)["stage"] for path in results.runs_in(first)}
     assert sorted(stages) == [f"{name}/{language}" for name in ("heads_2", "heads_5", "memit") for language in ("catalan", "english")]
     assert stages["heads_5/english"] == {"name": "memat", "heads": 5, "alpha": None, "language": "catalan", "language_eval": "english",
-                                         "measured": "english", "profile": "default", "bilingual": None}
+                                         "measured": "english", "profile": "default", "bilingual": None, "held_out": 0.0}
     for path in results.runs_in(first.parent):
         assert sorted(cases(path)) == list(range(RECORDS))
         about, lists = summarize.read_run(path)
@@ -150,6 +150,22 @@ def test_portability(first, run, place):
     whole = cases(first / "memit" / "english")
     assert cases(ported / "memit" / "english") == {case_id: whole[case_id] for case_id in (3, 4, 5)}
     assert cases(ported / "heads_5" / "english")[3] != cases(first / "heads_5" / "english")[3]
+
+
+def test_held_out_facts_neither_choose_nor_train(run, place, first):
+    """One fact of three is held out: the heads come from the first two, as in an edit where only these are there."""
+    (place / "held_out.json").write_text(json.dumps(json.loads((place / "all.json").read_text()) | {"held_out": 0.4, "head_choice": "random"}))
+    folder = run(hparams_fname=place / "held_out.json", top_num_heads=[5], dataset_size_limit=BATCH, dir_name="held_out",
+                 save_attention_heads=str(place / "held" / "h"))
+    found = results.read_json(folder / "relevance" / "000000.json")
+    assert found["case_ids"] == [0, 1] == found["voters"] and (found["train"], found["validation"]) == (1, 1)
+    assert len({tuple(head) for head in found["heads"]}) == 5
+    assert sorted(cases(folder / "heads_5" / "english")) == [0, 1, 2]
+    assert cases(folder / "memit" / "english") == {i: cases(first / "memit" / "english")[i] for i in range(BATCH)}
+    files = memat_results.main([folder], place / "held_out_table", held_out=True)
+    assert "1 chunks of 1 facts" in files[0].read_text()
+    with pytest.raises(EditingError, match="a chunk has no facts held out"):
+        memat_results.read([first], held_out=True)
 
 
 def test_memit_alone_in_two_languages(run):
