@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .base import check_finite
 from .core.files import new_folder
 from .core.modules import get_module
 from .edit import Dense, LowRank
@@ -51,8 +52,10 @@ def factors(changes: Mapping[str, LowRank | Dense], model: nn.Module, max_rank: 
     """{module name: what the adapter adds there}, in float32, ranks rounded up to `RANKS` with zeros.
 
     max_rank: one of `RANKS`, or None for no limit (ranks above 512 are then not rounded, and vLLM does not load them).
-    Raises EditingError for a parameter that is no weight or bias of a linear map, or is shared with another module.
+    Raises EditingError for a parameter that is no weight or bias of a linear map, or is shared with another module, and for a change
+    that is not finite.
     """
+    check_finite(changes)
     if max_rank is not None and max_rank not in RANKS:
         raise EditingError(f"max_rank {max_rank}: give one of {', '.join(map(str, RANKS))}")
     weights, biases = {}, {}
@@ -107,6 +110,9 @@ def save(
         warnings.warn(
             "the edit changes biases: peft applies them (lora_bias), vLLM does not; export a checkpoint for it", stacklevel=2
         )
+    for module, lora in loras.items():
+        if not lora.up.any() and lora.bias is None:
+            warnings.warn(f"the edit changes nothing in {module}: its part of the adapter is zero", stacklevel=2)
     rank = max(lora.rank for lora in loras.values())
     pattern = {module: lora.rank for module, lora in loras.items() if lora.rank != rank}
     config = LoraConfig(

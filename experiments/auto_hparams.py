@@ -20,7 +20,7 @@ from editors.core import ranks
 from editors.core.sites import find_sites, longest_context
 from editors.errors import EditingError
 from experiments import results
-from experiments.causal_trace import AVERAGES
+from experiments.causal_trace import read_averages
 from experiments.models import identity
 from experiments.tracing.averages import LAST_SUBJECT, FactScores, averages, proposal
 from experiments.tracing.facts import PUBLISHED, load_facts
@@ -109,12 +109,7 @@ def _traced(flags: Mapping[str, Any], model: PreTrainedModel, tok: PreTrainedTok
 
 def _saved(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
     """What experiments.causal_trace found. Raises EditingError if that is not there, or of another model."""
-    path = folder / AVERAGES
-    if not path.is_file():
-        raise EditingError(f"--hparams_fname {NAME}:{folder}: no {AVERAGES} there; "
-                           "finish the trace with experiments.causal_trace")
-    average = results.read_json(path)
-    own = identity(model)
+    average, own = read_averages(folder), identity(model)
     if not average["settings"]["model"].endswith(own):
         raise EditingError(f"--hparams_fname {NAME}:{folder}: a trace of another model ({average['settings']['model']}), "
                            f"not of this ({own})")

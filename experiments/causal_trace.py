@@ -185,6 +185,17 @@ def _fingerprint(facts: Sequence) -> str:
     return hashlib.sha256(json.dumps([vars(fact) for fact in facts]).encode()).hexdigest()[:16]
 
 
+def read_averages(folder: Path) -> dict[str, Any]:
+    """The content of a trace's averages.json. Raises EditingError if it is missing, unfinished or not of this program."""
+    path = folder / AVERAGES
+    if not path.is_file():
+        raise EditingError(f"{folder}: has no {AVERAGES}; finish the trace with experiments.causal_trace")
+    average = results.read_json(path)
+    if not isinstance(average, dict) or not {"indirect_effect", "classes", "settings", "proposal"} <= average.keys():
+        raise EditingError(f"{path}: was not written by experiments.causal_trace")
+    return average
+
+
 def command() -> None:
     parser = Parser(prog="python -m experiments.causal_trace", description=__doc__.split("\n\n")[0],
                     formatter_class=HelpFormatter)

@@ -72,6 +72,7 @@ def main(
     history_eval_steps: int = 0,
     history_sample: int | None = None,
     perplexity_corpus: str | None = None,
+    save_edits: bool = False,
     save_model: bool = False,
     save_model_interval: int = 100,
     save_model_location: str | Path | None = None,
@@ -172,7 +173,7 @@ def evaluate(job: Job, run: Path) -> None:
             with ranks.alone() if apart else nullcontext():
                 for i in mine:
                     chunk = block[i]
-                    about, after = _edit_and_measure(job, chunk, start + i + 1, checkups)
+                    about, after = _edit_and_measure(job, run, chunk, start + i + 1, checkups)
                     for record in chunk if ranks.rank() == 0 else ():
                         results.write_case(run, num_edits, record, chunk, about, before[record.case_id], after[record.case_id])
                     bar.update(len(chunk))
@@ -187,12 +188,14 @@ def _unfinished(run: Path, num_edits: int, block: Sequence[Sequence[Record]]) ->
 
 
 def _edit_and_measure(
-    job: Job, chunk: Sequence[Record], number: int, checkups: Checkups
+    job: Job, run: Path, chunk: Sequence[Record], number: int, checkups: Checkups
 ) -> tuple[dict[str, float], dict[int, dict[str, Any]]]:
     """(what the edit took and lost, metrics of each record under it). The model is afterwards what it was, bit by bit."""
     started = time.perf_counter()
     cache = data_folder(job.flags["data_dir"]) / "z_cache" if job.flags["use_cache"] else None
     edit = job.editor.edit(job.model, job.tok, [record.request() for record in chunk], job.context_templates, z_cache=cache)
+    if job.flags["save_edits"] and ranks.rank() == 0:
+        edit.save(run / results.EDITS / f"{number - 1:06d}.safetensors")
     edit.apply(job.model, originals_device="cpu" if job.flags["conserve_memory"] else None)
     seconds = time.perf_counter() - started
     try:
@@ -330,6 +333,8 @@ def command_line() -> Parser:
     parser.add_argument("--history_sample", type=at_least_one, help="measure so many of the earlier edits; by default all")
     parser.add_argument("--perplexity_corpus", help="measure the perplexity of the first 20 texts of this .txt or .jsonl file, or "
                         "data set of the hub, on the unedited model and whenever the history is measured; world: its own corpus")
+    _add_switch(parser, "--save_edits", "keep the edit of every batch in the run's folder, as edits/<batch>.safetensors, for "
+                                        "experiments.export and Edit.load")
     _add_switch(parser, "--save_model", "save the edited model as transformers loads it")
     parser.add_argument("--save_model_interval", type=at_least_one, default=100, help="batches from one to the next")
     parser.add_argument("--save_model_location", help="folder for them; by default models in the run's folder")

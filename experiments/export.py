@@ -18,6 +18,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editors.adapter import ABOUT, RANKS
+from editors.base import check_finite
 from editors.core.files import new_folder
 from editors.core.fingerprint import model_fingerprint
 from editors.edit import Edit
@@ -56,6 +57,7 @@ def save_checkpoint(folder: Path, change: Edit, model: PreTrainedModel, tok: Pre
     """Write the edited model and its tokenizer as transformers loads them; the model is afterwards what it was, bit by bit."""
     if not change.changes:
         raise EditingError("the edit changes no weight, so a checkpoint would be of the unedited model")
+    check_finite(change.changes)
     known = dict(model.named_parameters())
     for name in change.changes:
         if name not in known and name.endswith(".bias"):

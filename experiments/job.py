@@ -177,6 +177,9 @@ def check_flags(flags: Mapping[str, Any]) -> None:
         check_writable(Path(location), "models")
         if flags["continue_from_run"] is None and any(Path(location).glob("edits_*")):
             raise EditingError(f"--save_model_location {location}: holds models of another run; choose another folder")
+    for flag, instead in (("sequential", "--save_model"), ("language", "--save_delta_matrix")):
+        if flags["save_edits"] and flags[flag]:
+            raise EditingError(f"--save_edits does not go with --{flag}; there is {instead}")
     number = flags["sample_num"]
     if number is not None and not flags["index_file"] and not 0 <= number < orders.SAMPLES:
         raise EditingError(f"--sample_num {number}: there are orders 0 to {orders.SAMPLES - 1}")

@@ -24,6 +24,7 @@ from data.records import Record
 from editors.errors import EditingError
 
 PARAMS, RUN = "params.json", "run.json"
+EDITS = "edits"
 STATISTICS = "statistics.json"
 """{layer: what the editor's second moment was made of}: keys, documents, seconds and, of counted keys, rank and condition."""
 _RUN_NAME = re.compile(r"run_(\d+)")
@@ -123,14 +124,18 @@ def case_files(run: Path) -> list[tuple[int, Path]]:
 
 def runs_in(folder: Path) -> Iterator[Path]:
     """The run folders in ``folder``, or the folder itself if it is one, by name; of a run in several languages
-    (:mod:`experiments.languages`) its stages."""
+    (:mod:`experiments.languages`) its stages. Where there are none, those one folder further down, as a sweep's are."""
     if not folder.is_dir():
         raise EditingError(f"{folder}: no such folder of results")
     if case_files(folder) or (folder / RUN).exists():
         yield from _parts(folder)
     else:
-        for path in sorted(path for path in folder.iterdir() if path.is_dir() and _RUN_NAME.fullmatch(path.name)):
-            yield from _parts(path)
+        for level in ("*", "*/*"):
+            found = sorted(path for path in folder.glob(level) if path.is_dir() and _RUN_NAME.fullmatch(path.name))
+            for path in found:
+                yield from _parts(path)
+            if found:
+                return
 
 
 def _parts(run: Path) -> list[Path]:

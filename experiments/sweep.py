@@ -8,8 +8,10 @@
 
 Every combination of the values (Hydra's multirun) is a job: experiments.evaluate in a process of its own. Any of its flags can
 be set, and under ``hparams.`` any key of the editor's hyper-parameter file. A job that fails stops no other and is listed at
-the end; the same command again runs what is not finished. The folder ``<results_dir>/sweeps/<name>`` holds, for each job,
-``job.json``, ``log.txt`` and ``run_000``; then sweep.json, .csv and .md, a row for each job, and the figure.
+the end; the same command again runs what is not finished, another command of the same name adds its jobs. The folder
+``<results_dir>/sweeps/<name>`` holds, for each job, ``job.json``, ``log.txt`` and ``run_000``; then sweep.json, .csv and .md,
+a row for each job, and the figure.
+Exit code: 0 when all jobs of the command are done, 2 when none could begin for a mistake in its settings, else 1.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from experiments.cli import run_program
 CONFIGS = Path(__file__).resolve().parent.parent / "hparams" / "sweep"
 ROOT = CONFIGS.parent.parent
 JOB, LOG, TABLE = "job.json", "log.txt", "sweep.json"
-ELSEWHERE = ("name", "results_dir", "data_dir", "stats_dir", "processes", "device")
+ELSEWHERE = ("name", "results_dir", "data_dir", "stats_dir", "processes", "device", "command")
 """Settings that say where and how, not what: a job is the same whatever they are."""
 METRICS = {
     "score": "score", "rewrite_success": "efficacy", "paraphrase_success": "paraphrase",
@@ -58,18 +60,22 @@ def run_job(cfg: DictConfig) -> None:
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     overrides = dict(word.lstrip("+").split("=", 1) for word in HydraConfig.get().overrides.task)
     folder = Path(HydraConfig.get().sweep.dir) / label(overrides)
-    if (folder / JOB).exists() and results.read_json(folder / JOB)["status"] == "done":
-        print(f"done before: {folder.name}")
-        return
-    started = time.perf_counter()
-    about = {"overrides": overrides, "settings": {key: value for key, value in settings.items() if key != "hparams"} | {
-        f"hparams.{key}": value for key, value in settings["hparams"].items()}}
+    before = read_job(folder / JOB) if (folder / JOB).exists() else {}
+    started, mistake = time.perf_counter(), True
+    about = {"overrides": overrides, "command": settings["command"], "settings": {
+        key: value for key, value in settings.items() if key not in ("hparams", "command")}}
     try:
+        about["settings"] |= {f"hparams.{key}": value for key, value in _changes(settings).items()}
+        if before.get("status") == "done":
+            _check_same_hparams(settings, folder)
+            results.write_json(folder / JOB, before | {"command": settings["command"]})
+            print(f"done before: {folder.name}")
+            return
         results.write_json(folder / JOB, about | {"status": "unfinished"})
-        error = _evaluate(settings, folder)
+        error, mistake = _evaluate(settings, folder)
     except (EditingError, DataError, OSError) as caught:
         error = str(caught)
-    outcome = {"status": "failed", "error": " ".join(error.split())} if error else {"status": "done"}
+    outcome = {"status": "failed", "error": " ".join(error.split()), "mistake": mistake} if error else {"status": "done"}
     results.write_json(folder / JOB, about | outcome | {"seconds": time.perf_counter() - started})
     print(f"{outcome['status']}: {folder.name}" + (f": {outcome['error']}" if error else ""), flush=True)
 
@@ -83,9 +89,31 @@ def label(overrides: Mapping[str, str]) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.,=+-]+', '-', text)[:100]}-{digest}"
 
 
-def _evaluate(settings: Mapping[str, Any], folder: Path) -> str | None:
-    """Runs experiments.evaluate in a process of its own; returns what went wrong, if anything."""
-    flags = {key: value for key, value in settings.items() if key not in ("name", "hparams", "processes")}
+def _changes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes to the hyper-parameters. Raises EditingError for what is none, and for a wrong number of processes."""
+    if not isinstance(settings["hparams"], dict):
+        raise EditingError(f"hparams={settings['hparams']}: name a key, as in hparams.v_lr=0.1")
+    if not isinstance(settings["processes"], int) or settings["processes"] < 1:
+        raise EditingError(f"processes={settings['processes']}: give a whole number from 1")
+    return settings["hparams"]
+
+
+def _flags(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of experiments.evaluate."""
+    return {key: value for key, value in settings.items() if key not in ("name", "hparams", "processes", "command")}
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """The content of a job.json. Raises EditingError if no sweep wrote it."""
+    job = results.read_json(path)
+    if not isinstance(job, dict) or not isinstance(job.get("settings"), dict) or "status" not in job:
+        raise EditingError(f"{path}: was not written by experiments.sweep; delete its folder")
+    return job
+
+
+def _evaluate(settings: Mapping[str, Any], folder: Path) -> tuple[str | None, bool]:
+    """Runs experiments.evaluate in a process of its own; returns what went wrong, if anything, and whether for a user's mistake."""
+    flags = _flags(settings)
     if settings["hparams"]:
         flags["hparams_fname"] = _changed_hparams(flags, settings["hparams"], folder)
     flags |= {"results_dir": folder.parent, "dir_name": folder.name}
@@ -105,43 +133,68 @@ def _evaluate(settings: Mapping[str, Any], folder: Path) -> str | None:
         log.seek(0)
         lines = [line.rpartition("\r")[2].strip() for line in log if line.strip()]
     if done.returncode == 0:
-        return None
+        return None, False
     said = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "")
-    return said.removeprefix("error: ") or f"ended with code {done.returncode}"
+    return said.removeprefix("error: ") or f"ended with code {done.returncode}", done.returncode == 2
 
 
 def _changed_hparams(flags: Mapping[str, Any], changes: Mapping[str, Any], folder: Path) -> Path:
     """The file that the flags name, with changes, in the job's folder."""
     from editors import load
     from experiments.auto_hparams import is_automatic
-    from experiments.job import load_editor  # torch is slow to import, and jobs without changes don't need it here
 
     if is_automatic(flags["hparams_fname"]):
         raise EditingError(f"hparams.* changes a file, and hparams_fname is {flags['hparams_fname']}: name a file")
     path = folder / "hparams.json"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the job says the same
-        values = {**load_editor(flags)[0], **changes}
+        values = _hparams(flags, changes)
         load(flags["alg_name"], values)  # raises EditingError for a key that the editor doesn't have, or a wrong value
     results.write_json(path, values)
     return path.absolute()
 
 
-def summarise(folder: Path) -> dict[str, Any]:
-    """Writes the table of all jobs in the folder as sweep.json, .csv and .md; returns sweep.json's content."""
+def _hparams(flags: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    from experiments.job import load_editor  # torch is slow to import
+
+    return {**load_editor(flags)[0], **changes}
+
+
+def _check_same_hparams(settings: Mapping[str, Any], folder: Path) -> None:
+    """Raises EditingError for a job whose file of hyper-parameters has changed since it was done."""
+    from experiments.auto_hparams import is_automatic
+
+    flags, path = _flags(settings), folder / "run_000" / results.PARAMS
+    if is_automatic(flags["hparams_fname"]) or not path.is_file():
+        return
+    was, now = results.read_json(path), _hparams(flags, settings["hparams"])
+    differing = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+    if differing:
+        raise EditingError(f"done with another {', '.join(differing)}, the file of hyper-parameters has changed since: choose another "
+                           f"name=, or delete {folder}")
+
+
+def summarise(folder: Path, command: str | None = None) -> dict[str, Any]:
+    """Writes the table of all jobs in the folder as sweep.json, .csv and .md; returns sweep.json's content.
+
+    command: jobs of others are in it only where they are done; None: all are.
+    """
     from experiments.metrics import summary
     from experiments.summarize import read_run
 
     jobs = []
     for path in sorted(folder.glob(f"*/{JOB}")):
-        job = {"folder": path.parent.name, "cases": 0, "statistics": {}, **results.read_json(path)}
+        job = {"folder": path.parent.name, "cases": 0, "statistics": {}, **read_job(path)}
+        if command is not None and job.get("command") != command and job["status"] != "done":
+            print(f"left out: {path.parent}, {job['status']} in an earlier command", file=sys.stderr)
+            continue
         if (path.parent / "run_000").is_dir():
             about, lists = read_run(path.parent / "run_000")
             job |= {"cases": about["num_cases"], "statistics": summary.statistics(lists)}
         jobs.append(job)
     keys = dict.fromkeys(key for job in jobs for key in job["settings"] if key not in ELSEWHERE)
     varied = [key for key in keys if len({repr(job["settings"].get(key)) for job in jobs}) > 1]
-    jobs.sort(key=lambda job: [(isinstance(value, str), value or 0) for value in map(job["settings"].get, varied)])
+    jobs.sort(key=lambda job: [_order(value) for value in map(job["settings"].get, varied)])
     content = {"varied": varied, "jobs": jobs}
     results.write_json(folder / TABLE, content)
     rows = table(content)
@@ -151,6 +204,13 @@ def summarise(folder: Path) -> dict[str, Any]:
     for name, written in (("sweep.csv", text.getvalue()), ("sweep.md", markdown)):
         write_atomically(folder / name, lambda file, written=written: file.write(written.encode()))
     return content
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """Nothing before numbers before all else."""
+    if isinstance(value, (int, float)):
+        return 1, value, ""
+    return 2 * (value is not None), 0, str(value)
 
 
 def table(content: Mapping[str, Any]) -> list[list[str]]:
@@ -176,9 +236,9 @@ def _cell(value: Mapping[str, float | None] | None) -> str:
     return f"{value['mean']:.1f}" + ("" if value["se"] is None else f" ± {value['se']:.1f}")
 
 
-def _finish(folder: Path) -> None:
-    """Table, figure and failures. Raises SystemExit(1) if a job failed."""
-    content = summarise(folder)
+def _finish(folder: Path, command: str) -> None:
+    """Table, figure and failures. Raises SystemExit if a job of the command failed: 2 if all did, for mistakes, else 1."""
+    content = summarise(folder, command)
     print("\n" + (folder / "sweep.md").read_text())
     jobs = content["jobs"]
     unfinished = [job for job in jobs if job["status"] != "done"]
@@ -190,7 +250,8 @@ def _finish(folder: Path) -> None:
         print(f"{job['status']}: {job['folder']}: {job.get('error', 'was interrupted')}", file=sys.stderr)
     if unfinished:
         print("the same command again runs these once more", file=sys.stderr)
-        raise SystemExit(1)
+        own = [job for job in jobs if job.get("command") == command]
+        raise SystemExit(2 if all(job.get("mistake") for job in own) else 1)
 
 
 def _arguments(words: Sequence[str]) -> list[str]:
@@ -213,12 +274,17 @@ def command() -> None:
     try:
         if any(word.startswith("-") for word in sys.argv[1:]):  # --help, --cfg job: Hydra answers
             return main()
-        folder = _folder(sys.argv[1:])
+        folder, own = _folder(sys.argv[1:]), f"at_{time.time_ns()}"
+        lacking = [key for key, value in flags.items() if value == "???" and not any(word.startswith(f"{key}=") for word in sys.argv[1:])]
+        if lacking:
+            given = ", ".join(word.partition("=")[0] for word in sys.argv[1:]) or "no settings"
+            raise EditingError(f"give {', '.join(f'{key}=...' for key in lacking)}; given are {given}")
+        sys.argv.append(f"command={own}")
         main()
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error  # Hydra tells the cause in the chained error, over several lines
         raise EditingError(" ".join(f"{error} {cause if cause is not error else ''}".split())) from None
-    _finish(folder)
+    _finish(folder, own)
 
 
 def _folder(words: Sequence[str]) -> Path:

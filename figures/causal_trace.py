@@ -10,6 +10,7 @@ the answer's probability, on one scale in each figure.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,16 @@ from matplotlib.axes import Axes
 
 from editors.errors import EditingError
 from experiments import results
-from experiments.causal_trace import case_path, read_case
+from experiments.causal_trace import case_path, read_averages, read_case
 from experiments.cli import Parser, run_program
 from experiments.tracing.averages import LAST_SUBJECT
 from experiments.tracing.scores import KINDS
 from figures import lines
-from figures.traces import read_averages
 
 TITLES = {"state": "hidden state", "mlp": "MLP", "attn": "attention"}
 SEVERED_TITLES = {"state": "hidden state", "no_mlp": "without the MLPs of later blocks",
                   "no_attn": "without the attentions of later blocks"}
+FIRST = "first"
 CURVES = ("last subject token", "first subsequent token", "last token")
 
 
@@ -81,13 +82,13 @@ def draw_fact(cases: Mapping[str, Mapping[str, np.ndarray]]) -> plt.Figure:
     return figure
 
 
-def main(folder: str | Path, out: str | Path | None = None, known_ids: Sequence[int] = ()) -> list[Path]:
+def main(folder: str | Path, out: str | Path | None = None, known_ids: Sequence[int] | str = ()) -> list[Path]:
     """Draws the figures; returns the files written: ``out`` (by default average in the folder) with .pdf and .png, single facts
     beside it."""
     folder = Path(folder)
     average = read_averages(folder)
     average = {**average, "layers": results.read_json(folder / results.RUN)["layers"]}
-    facts = {known_id: _fact(folder, known_id) for known_id in known_ids}
+    facts = {known_id: _fact(folder, known_id) for known_id in ([_first_known(folder)] if known_ids == FIRST else known_ids)}
     out = Path(out or folder / "average")
     files = lines.save(draw_averages(average), out)
     if all(kind in average["indirect_effect"] for kind in SEVERED_TITLES):
@@ -101,15 +102,23 @@ def _fact(folder: Path, known_id: int) -> dict[str, dict[str, np.ndarray]]:
     """Raises EditingError for a fact that was not traced."""
     paths = {kind: case_path(folder, known_id, kind) for kind in KINDS}
     if not all(path.exists() for path in paths.values()):
-        raise EditingError(f"{folder}: has no fact {known_id}; the first is {_first(folder)}")
+        raise EditingError(f"{folder}: has no fact {known_id}; the first is {next(iter(_traced(folder)), 'none')}")
     cases = {kind: read_case(path) for kind, path in paths.items()}
     if not all(case["correct_prediction"] for case in cases.values()):
         raise EditingError(f"{folder}: the model does not know fact {known_id}, so it was not traced")
     return cases
 
 
-def _first(folder: Path) -> str:
-    return min((path.stem.split("_")[1] for path in folder.glob("cases/knowledge_*.npz")), key=int, default="none")
+def _traced(folder: Path) -> list[int]:
+    return sorted({int(path.stem.split("_")[1]) for path in folder.glob("cases/knowledge_*.npz")})
+
+
+def _first_known(folder: Path) -> int:
+    """Raises EditingError where the model knows none."""
+    for number in _traced(folder):
+        if read_case(case_path(folder, number, "state"))["correct_prediction"]:
+            return number
+    raise EditingError(f"{folder}: the model knows none of the facts")
 
 
 def _curve(ax: Axes, number: int, effect: Mapping[str, Any], row: int) -> None:
@@ -137,7 +146,11 @@ def _map(ax: Axes, values: np.ndarray, bounds: tuple[float, float], rows: Sequen
     return image
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str) -> list[int] | str:
+    if text == FIRST:
+        return text
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} should be whole numbers with commas between, or {FIRST}")
     return [int(part) for part in text.split(",")]
 
 
@@ -145,7 +158,8 @@ def command(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m figures.causal_trace", description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", help="of a finished trace")
     parser.add_argument("--out", help="path of the files without ending; by default average in the folder")
-    parser.add_argument("--known_ids", type=_numbers, default=[], help="comma list of facts to draw one by one")
+    parser.add_argument("--known_ids", type=_numbers, default=[],
+                        help="comma list of facts to draw one by one; first: the first that the model knows")
     args = parser.parse_args(argv)
     print("written:", *main(args.folder, args.out, args.known_ids))
 

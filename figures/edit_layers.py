@@ -20,13 +20,12 @@ from jaxtyping import Float
 
 from editors.errors import EditingError
 from experiments import results
-from experiments.causal_trace import AVERAGES
+from experiments.causal_trace import AVERAGES, read_averages
 from experiments.cli import Parser, run_program
 from experiments.metrics import summary
 from experiments.summarize import read_run
 from experiments.tracing.averages import LAST_SUBJECT
 from figures import lines
-from figures.traces import read_averages
 
 PANELS = {"score": "score", "efficacy": "rewrite_success", "paraphrase": "paraphrase_success",
           "neighbourhood": "neighborhood_success"}

@@ -33,6 +33,8 @@ def read(folder: Path) -> tuple[str, Points]:
     if not (folder / TABLE).is_file():
         raise EditingError(f"{folder}: no {TABLE} there, so it is no folder of experiments.sweep")
     content = results.read_json(folder / TABLE)
+    if not isinstance(content, dict) or not {"jobs", "varied"} <= content.keys():
+        raise EditingError(f"{folder / TABLE}: was not written by experiments.sweep")
     jobs = [job for job in content["jobs"] if any(f"post_{key}" in job["statistics"] for key in METRICS)]
     if not jobs:
         raise EditingError(f"{folder}: no job has results to draw")

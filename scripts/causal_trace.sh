@@ -4,7 +4,7 @@
 # cores; as published on known_1000:
 #     MODEL=gpt2-xl bash scripts/causal_trace.sh
 # Goes on where it stopped. From the environment: MODEL, NOISE, FACTS (so many), SHOWN (numbers of facts with a heat map of
-# their own; the model must know them).
+# their own, which the model must know; by default the first that it knows).
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 MODEL=${MODEL:-world}
 case $MODEL in # as published, where it was
@@ -13,9 +13,9 @@ case $MODEL in # as published, where it was
     EleutherAI/gpt-neox-20b) noise=0.03 ;;
     *) noise=s3 ;;
 esac
-NOISE=${NOISE:-$noise} FACTS=${FACTS:-$([ "$MODEL" = world ] && echo 200 || echo 1209)} SHOWN=${SHOWN:-0}
+NOISE=${NOISE:-$noise} FACTS=${FACTS:-$([ "$MODEL" = world ] && echo 200 || echo 1209)} 
 out=results/causal_trace/$(basename "$MODEL")_n$NOISE
 
 "$PYTHON" -m experiments.causal_trace --model_name "$MODEL" --noise_level "$NOISE" --dataset_size_limit "$FACTS" --severed \
     --output_dir "$out"
-"$PYTHON" -m figures.causal_trace "$out" --known_ids "$SHOWN"
+"$PYTHON" -m figures.causal_trace "$out" --known_ids "${SHOWN:-first}"

@@ -34,11 +34,27 @@ hparams_of() {
     echo "$HPARAMS"
 }
 
-# editors NAME...: those of them that are there and have a file for the model.
+# editors NAME...: those of them that have a file for the model and, where they are trained, networks; says which are left out.
 editors() {
-    local name
+    local name file why
     for name in "$@"; do
-        [ -f "hparams/$name/$(hparams_of "$name")" ] && echo "$name"
+        file=$(hparams_of "$name") why="there is no hparams/$name/$file"
+        [ ! -f "hparams/$name/$file" ] || why=$(lacking "$name" "$file") || why="it can't be loaded"
+        if [ -z "$why" ]; then echo "$name"; else echo "$name is left out: $why" >&2; fi
     done
-    return 0
+}
+
+# lacking NAME FILE: what an editor that is trained lacks, in words; nothing if it can edit.
+lacking() {
+    case $1 in MEND | KE | ENN | SERAC) ;; *) return 0 ;; esac
+    "$PYTHON" - "$1" "$2" "$MODEL" <<'PY'
+import sys
+from editors.errors import EditingError
+from experiments.job import load_editor
+name, file, model = sys.argv[1:]
+try:
+    load_editor({"alg_name": name, "hparams_fname": file, "model_name": model, "seed": 0, "data_dir": None})[1].identity
+except EditingError as error:
+    print(error)
+PY
 }

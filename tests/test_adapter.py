@@ -101,6 +101,24 @@ def test_above_the_limit_the_best_adapter_and_its_error(arch, dense):
     assert float((product - delta).norm() / delta.norm()) == pytest.approx(best, rel=1e-4)
 
 
+@pytest.mark.parametrize("dense", [True, False])
+def test_changes_that_are_not_finite_are_refused(dense, tmp_path):
+    model = tiny_model("llama")
+    edit = random_edit(model, dense=dense)
+    name, change = next(iter(edit.changes.items()))
+    (change.delta if dense else change.right)[0, 0] = torch.nan
+    with pytest.raises(EditingError, match=f"the change of {name} is not finite"):
+        edit.save_adapter(tmp_path / "adapter", model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_change_of_nothing_is_warned_of(tmp_path):
+    model = tiny_model("llama")
+    edit = Edit({name: Dense(torch.zeros_like(change.dense())) for name, change in random_edit(model).changes.items()})
+    with pytest.warns(UserWarning, match="changes nothing in"):
+        edit.save_adapter(tmp_path / "adapter", model)
+
+
 def test_ranks_are_those_that_vllm_takes():
     model = tiny_model("gpt2", n_embd=64)
     name = "transformer.h.0.mlp.c_proj.weight"

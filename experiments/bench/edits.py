@@ -5,7 +5,6 @@ and one batch of all edits. A clock around the program's own steps tells them ap
 tell what a busy machine adds. Memory is the largest that the process had held by the end of a step.
 """
 
-import argparse
 import resource
 import sys
 import tempfile
@@ -16,14 +15,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
-
 from editors import memit, spread
 from editors.core import solve
 from experiments import evaluate, results
 from experiments.cli import at_least_one
 from experiments.metrics import summary
 from experiments.summarize import read_run
+
+from .options import options, parse
 
 MIB = 1 / 2**20 if sys.platform == "darwin" else 1 / 2**10  # of ru_maxrss: bytes there, kilobytes elsewhere
 
@@ -75,17 +74,14 @@ def _clocked(clock: Clock) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Prints seconds and memory by step, and what the edits reached."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench edits", description=__doc__.split("\n\n")[0])
+    parser = options("edits", __doc__, seed=False)
     parser.add_argument("--alg_name", default="MEMIT", help="MEMIT or a variant of it (default: %(default)s)")
     parser.add_argument("--model_name", default="world", help="(default: %(default)s)")
     parser.add_argument("--hparams_fname", help="by default <model_name>.json")
     parser.add_argument("--ds_name", default="world:10000", help="(default: %(default)s)")
     parser.add_argument("--edits", type=at_least_one, default=10000, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
-                        help="torch threads (default: %(default)s)")
     parser.add_argument("--out", help="write the figures to this .json file, too")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    args = parse(parser, argv)
     clock, started, busy = Clock(), time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         with _clocked(clock):

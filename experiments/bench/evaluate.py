@@ -17,8 +17,10 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from data.records import Record, Target
 from editors.core.prompts import fill
 from experiments.bench.inputs import SMALL, TINY, random_gpt2, word_tokenizer
-from experiments.cli import Parser, a_seed, at_least_one
+from experiments.cli import at_least_one
 from experiments.metrics.counterfact import counterfact_metrics
+
+from .options import options, parse
 
 TOLERANCE = 1e-4
 """Largest relative difference between the two ways' negative log-probabilities that counts as equal."""
@@ -27,16 +29,11 @@ GROUPS = ("rewrite", "paraphrase", "neighborhood")
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints seconds of both ways, their ratio and the largest difference; returns them. Exits with 1 if the results differ."""
-    parser = Parser(prog="python -m experiments.bench evaluate", description=__doc__.split("\n\n")[0])
+    parser = options("evaluate", __doc__, tiny=True)
     parser.add_argument("--cases", type=at_least_one, default=100, help="number of cases (default: %(default)s)")
     parser.add_argument("--repeats", type=at_least_one, default=3,
                         help="times that each way runs, in turn (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
-                        help="torch threads of both ways (default: %(default)s)")
-    parser.add_argument("--seed", type=a_seed, default=0, help="of weights and prompts")
-    parser.add_argument("--tiny", action="store_true", help="a model of width 32: tests the program, its times mean nothing")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    args = parse(parser, argv)
 
     shape = TINY if args.tiny else SMALL
     model, tok = random_gpt2(shape, args.seed), word_tokenizer(shape["vocab_size"])

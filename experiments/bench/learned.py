@@ -19,26 +19,23 @@ from editors.learned.inner_params import default_inner_params
 from editors.learned.losses import IGNORED
 from editors.learned.mend import MEND
 from experiments.bench.inputs import SMALL, TINY, random_gpt2
-from experiments.cli import Parser, a_seed, at_least_one
+from experiments.cli import at_least_one
+
+from .options import options, parse
 
 TOLERANCE = 1e-3
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints edits per second of each way and the ratios; exits with 1 if the edited models' answers differ."""
-    parser = Parser(prog="python -m experiments.bench learned", description=__doc__.split("\n\n")[0])
+    parser = options("learned", __doc__, tiny=True)
     parser.add_argument("--edits", type=at_least_one, default=20, help="(default: %(default)s)")
     parser.add_argument("--tokens", type=at_least_one, default=20,
                         help="of an edit, the last two its target (default: %(default)s)")
     parser.add_argument("--rank", type=at_least_one, default=1920, help="of the editor networks (default: %(default)s)")
     parser.add_argument("--side_by_side", type=at_least_one, default=10, help="edits together (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
-                        help="torch threads (default: %(default)s)")
     parser.add_argument("--repeats", type=at_least_one, default=2, help="the fastest of so many counts (default: %(default)s)")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model instead of GPT-2 small's shape")
-    parser.add_argument("--seed", type=a_seed, default=0)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    args = parse(parser, argv)
     shape = TINY if args.tiny else SMALL
     model = random_gpt2(shape, args.seed)
     alg = MEND(model, default_inner_params(model), {"rank": args.rank, "edit_lr": 1e-3})

@@ -19,7 +19,9 @@ from transformers import BertConfig, BertModel
 from data.files import write_json
 from editors.learned.memory import EditMemory
 from editors.learned.scope import log_similarity, nearest
-from experiments.cli import Parser, a_seed, at_least_one
+from experiments.cli import at_least_one
+
+from .options import options, parse
 
 SIZES = (1, 10, 100, 1000, 10_000, 100_000)
 PLAIN = 10_000
@@ -28,7 +30,7 @@ PLAIN = 10_000
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Prints a line a size and returns the numbers; exits with 1 if the two ways find different edits."""
-    parser = Parser(prog="python -m experiments.bench memory", description=__doc__.split("\n\n")[0])
+    parser = options("memory", __doc__)
     parser.add_argument("--sizes", type=at_least_one, nargs="+", default=list(SIZES),
                         help="edits in the memory (default: %(default)s)")
     parser.add_argument("--queries", type=at_least_one, default=32, help="in a batch (default: %(default)s)")
@@ -36,12 +38,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--layers", type=at_least_one, default=6, help="of the encoder (default: %(default)s)")
     parser.add_argument("--tokens", type=at_least_one, default=16, help="of a query (default: %(default)s)")
     parser.add_argument("--repeats", type=at_least_one, default=5, help="the fastest counts (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
-                        help="torch threads (default: %(default)s)")
-    parser.add_argument("--seed", type=a_seed, default=0)
     parser.add_argument("--out", type=Path, help="a JSON file for the figure")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    args = parse(parser, argv)
     torch.manual_seed(args.seed)
 
     shape = {"hidden_size": args.width, "num_hidden_layers": args.layers, "num_attention_heads": max(1, args.width // 64)}

@@ -13,22 +13,21 @@ import numpy as np
 import torch
 
 from editors.core import probes
-from experiments.cli import Parser, a_seed, at_least_one
+from experiments.cli import at_least_one
+
+from .options import options, parse
 
 COMPARED, TOLERANCE = 100, 1e-4
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints the seconds of both, their ratio, and how far coefficients and accuracies differ; exits with 1 where these do."""
-    parser = Parser(prog="python -m experiments.bench probes", description=__doc__.split("\n\n")[0])
+    parser = options("probes", __doc__)
     parser.add_argument("--layers", type=at_least_one, default=32, help="Aguila has 32 (default: %(default)s)")
     parser.add_argument("--heads", type=at_least_one, default=71, help="of a layer; Aguila has 71 (default: %(default)s)")
     parser.add_argument("--size", type=at_least_one, default=64, help="of a head (default: %(default)s)")
     parser.add_argument("--facts", type=at_least_one, default=200, help="that vote, two sentences each (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(), help="torch threads (default: %(default)s)")
-    parser.add_argument("--seed", type=a_seed, default=0)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    args = parse(parser, argv)
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

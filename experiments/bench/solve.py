@@ -14,23 +14,21 @@ from collections.abc import Sequence
 import torch
 
 from editors.core.solve import factorise, memit
-from experiments.cli import Parser, a_seed, at_least_one
+from experiments.cli import at_least_one
+
+from .options import options, parse
 
 TOLERANCE = 1e-8
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints seconds of each batch both ways and the ratios; exits with 1 if the solutions differ."""
-    parser = Parser(prog="python -m experiments.bench solve", description=__doc__.split("\n\n")[0])
+    parser = options("solve", __doc__)
     parser.add_argument("--d", type=at_least_one, default=6400, help="width of a key; GPT-2 XL has 6400 (default: %(default)s)")
     parser.add_argument("--keys", type=at_least_one, default=10, help="edits in a batch (default: %(default)s)")
     parser.add_argument("--batches", type=at_least_one, default=3, help="(default: %(default)s)")
     parser.add_argument("--weight", type=float, default=20000.0, help="lambda (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
-                        help="torch threads (default: %(default)s)")
-    parser.add_argument("--seed", type=a_seed, default=0)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    args = parse(parser, argv)
     generator = torch.Generator().manual_seed(args.seed)
 
     # A second moment with a spectrum that falls like a language model's: eigenvalues over four orders of magnitude.

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from editors.core.key_sums import KeySums, add_batch, batches, fitting_tokens
 from editors.core.sites import Sites, find_sites, get_module
-from experiments.cli import Parser, a_seed, at_least_one
+from experiments.cli import at_least_one
 
 from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
+from .options import options, parse
 
 TOLERANCE = 1e-6
 """Largest relative difference (Frobenius) between the two ways' moments that counts as equal."""
@@ -26,18 +27,13 @@ TOLERANCE = 1e-6
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints seconds of both ways, their ratio and the largest difference; returns them. Exits with 1 if the moments differ."""
-    parser = Parser(prog="python -m experiments.bench stats", description=__doc__.split("\n\n")[0])
+    parser = options("stats", __doc__, tiny=True)
     parser.add_argument("--layers", type=_layers, default="4,5,6,7,8",
                         help="comma list of blocks, counted from 0 (default: %(default)s)")
     parser.add_argument("--texts", type=at_least_one, default=100, help="number of texts (default: %(default)s)")
     parser.add_argument("--repeats", type=at_least_one, default=1,
                         help="times that each way runs, in turn (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(),
-                        help="torch threads of both ways (default: %(default)s)")
-    parser.add_argument("--seed", type=a_seed, default=0, help="of weights and texts")
-    parser.add_argument("--tiny", action="store_true", help="a model of width 32: tests the program, its times mean nothing")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    args = parse(parser, argv)
     layers = args.layers
 
     shape = TINY if args.tiny else SMALL

@@ -5,7 +5,6 @@ one token and one block (or window) at a time and runs a clean and ten noisy cop
 the logits of all positions. It runs a random sample of the cells; both are timed by the cell.
 """
 
-import argparse
 import random
 import time
 from collections.abc import Sequence
@@ -17,11 +16,13 @@ from data.known import KnownFact
 from editors.core.modules import hooked
 from editors.core.prompts import fill
 from editors.core.sites import by_row, evaluating, find_sites, first, get_module
+from experiments.cli import at_least_one
 from experiments.tracing.noise import Noise
 from experiments.tracing.prompts import TracePrompt, trace_prompts
 from experiments.tracing.scores import KINDS, SEVERED, default_window, trace, window
 
 from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
+from .options import options, parse
 from .values import made_up_requests
 
 TOLERANCE = 1e-4
@@ -30,14 +31,10 @@ STD = 0.1
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints milliseconds a cell of both ways, their ratio and the largest difference; exits with 1 if the scores differ."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench trace", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--prompts", type=int, default=8, help="(default: %(default)s)")
-    parser.add_argument("--cells", type=int, default=40, help="that the plain loop runs (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true", help="a model of width 32: tests the program, its times mean nothing")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    parser = options("trace", __doc__, tiny=True)
+    parser.add_argument("--prompts", type=at_least_one, default=8, help="(default: %(default)s)")
+    parser.add_argument("--cells", type=at_least_one, default=40, help="that the plain loop runs (default: %(default)s)")
+    args = parse(parser, argv)
     shape = TINY if args.tiny else SMALL
     model, tok = random_gpt2(shape, args.seed), word_tokenizer(shape["vocab_size"])
     sites, noise = find_sites(model), Noise("gaussian", STD)

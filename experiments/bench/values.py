@@ -6,7 +6,6 @@ model over all positions of 6 contexts and the KL prompt, right-padded, computes
 the KL term, once from the last block for the target), and goes back through both.
 """
 
-import argparse
 import random
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from editors.core.sites import find_sites, first, get_module
 from editors.core.values import LOSS_GOAL, optimise
 
 from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
+from .options import options, parse
 
 TOLERANCE = 1e-4
 SETTINGS = SimpleNamespace(
@@ -30,15 +30,11 @@ SETTINGS = SimpleNamespace(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints seconds a request of both ways, their ratio and the largest difference; exits with 1 if the states differ."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench values", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--requests", type=int, default=8, help="(default: %(default)s)")
-    parser.add_argument("--layer", type=int, default=8, help="edited block (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="times that each way runs, in turn (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true", help="a float64 model of width 32: tests the program, its times mean nothing")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    parser = options("values", __doc__, tiny=True)
+    parser.add_argument("--requests", type=at_least_one, default=8, help="(default: %(default)s)")
+    parser.add_argument("--layer", type=at_least_one, default=8, help="edited block (default: %(default)s)")
+    parser.add_argument("--repeats", type=at_least_one, default=1, help="times that each way runs, in turn (default: %(default)s)")
+    args = parse(parser, argv)
     shape = TINY if args.tiny else SMALL
     model, tok = random_gpt2(shape, args.seed), word_tokenizer(shape["vocab_size"])
     if args.tiny:

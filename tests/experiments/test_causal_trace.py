@@ -89,6 +89,7 @@ def test_figures(traced, tmp_path):
     files = figure.main(traced, tmp_path / "average", [3])
     assert [file.name for file in files] == [
         f"average{name}{kind}" for name in ("", "_knowledge_3") for kind in (".pdf", ".png")]
+    assert "first_knowledge_0.pdf" in [file.name for file in figure.main(traced, tmp_path / "first", "first")]
     average = {**results.read_json(traced / "averages.json"), "layers": 6}
     drawn = figure.draw_averages(average)
     assert np.array_equal(drawn.axes[1].images[0].get_array(), np.array(
@@ -231,7 +232,10 @@ def test_nothing_is_known(tiny_gpt2, tmp_path, run):
 
 
 def test_automatic_layers_refused(run, traced, tmp_path, tiny_gptj, golden):
-    with pytest.raises(EditingError, match=f"auto:{tmp_path}: no averages.json there"):
+    with pytest.raises(EditingError, match="has no averages.json; finish the trace"):
+        run("FT", hparams_fname=f"auto:{tmp_path}")
+    (tmp_path / "averages.json").write_text("{}")
+    with pytest.raises(EditingError, match="averages.json: was not written by experiments.causal_trace"):
         run("FT", hparams_fname=f"auto:{tmp_path}")
     with pytest.raises(EditingError, match="a trace of another model"):
         run("FT", hparams_fname=f"auto:{traced}", model_name=tiny_gptj)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from editors import Edit
 from editors.errors import EditingError
 from experiments import evaluate, results
 
@@ -56,6 +57,23 @@ def test_the_model_is_unchanged_and_pre_and_post_are_apart(run, tiny_gpt2):
     for case in found.values():
         assert case["pre"].keys() == case["post"].keys()
         assert case["pre"]["rewrite_prompts_probs"] != case["post"]["rewrite_prompts_probs"]
+
+
+def test_edits_are_kept(run, tiny_gpt2, capsys):
+    """Put into the model again, the second batch's edit gives what its cases say."""
+    folder, (model, tok) = run("FT", num_edits=2, dataset_size_limit=4, save_edits=True), tiny_gpt2
+    assert sorted(path.name for path in (folder / "edits").iterdir()) == ["000000.safetensors", "000001.safetensors"]
+    case = cases(folder)["2_edits-case_2.json"]
+    prompt = case["requested_rewrite"]["prompt"].format(case["requested_rewrite"]["subject"])
+    target = tok(" " + case["requested_rewrite"]["target_new"]["str"]).input_ids
+    ids = torch.tensor([tok(prompt).input_ids + target])
+    with Edit.load(folder / "edits" / "000001.safetensors").applied(model), torch.no_grad():
+        log_p = model(ids).logits[0].log_softmax(-1)[-len(target) - 1 : -1]
+    nll = -log_p[range(len(target)), target].mean()
+    assert float(nll) == pytest.approx(case["post"]["rewrite_prompts_probs"][0]["target_new"], abs=1e-4)
+    for flags in ({"sequential": True}, {"language": "english"}):
+        with pytest.raises(EditingError, match="--save_edits does not go with"):
+            run("FT", save_edits=True, **flags)
 
 
 def test_run_json_says_what_ran(run):

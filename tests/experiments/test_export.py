@@ -73,6 +73,15 @@ def test_checkpoint(program, edit, tmp_path):
     assert json.loads((tmp_path / "edited" / "edit.json").read_text())["info"]["editor"] == "random"
 
 
+@pytest.mark.parametrize("form", ["adapter", "checkpoint"])
+def test_an_edit_that_is_not_finite(program, edit, tmp_path, form):
+    edit.changes[NAME].left[0, 0] = torch.inf
+    edit.save(tmp_path / "edit.safetensors")
+    code, _, said = program("--out", tmp_path / "out", "--format", form)
+    assert code == 2 and said == f"error: the change of {NAME} is not finite: load the model in a wider dtype, or lower the learning rate"
+    assert not (tmp_path / "out").exists()
+
+
 def test_half_precision_loses_more(program, edit, tmp_path):
     code, out, err = program("--out", tmp_path / "edited", "--format", "checkpoint", "--dtype", "bfloat16")
     assert code == 0 and re.search("relative error 0.0[0-9]+ from rounding to torch.bfloat16", out)

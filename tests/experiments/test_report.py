@@ -65,6 +65,13 @@ def test_two_runs(run, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_sweeps_folder(run, tmp_path):
+    for name in ("a", "b"):
+        run("FT", num_edits=1, dataset_size_limit=1, results_dir=tmp_path / "sweeps", dir_name=name)
+    page = read(report.main([tmp_path / "sweeps"], tmp_path / "report.html"))
+    assert "[1] a/run_000: FT" in page.text and "[2] b/run_000: FT" in page.text
+
+
 def test_a_sequence_and_its_pictures(run, tmp_path):
     folder = run("FT", num_edits=2, dataset_size_limit=6, sequential=True, history_eval_steps=1)
     (folder / "curve.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')

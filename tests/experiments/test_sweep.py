@@ -56,6 +56,13 @@ def test_a_sweep(start, tmp_path, monkeypatch):
     # Killed in the midst of that job: the same command goes on with its run, and then there is nothing left to do.
     job, commands = run.parent / "job.json", []
     job.write_text(json.dumps(json.loads(job.read_text()) | {"status": "unfinished"}))
+    changed = json.loads((run / "params.json").read_text())
+    (run / "params.json").write_text(json.dumps(changed | {"num_steps": 99}))
+    job.write_text(json.dumps(json.loads(job.read_text()) | {"status": "done"}))
+    code, _, err = start(*settings)
+    assert code == 2 and "done with another num_steps, the file of hyper-parameters has changed since" in err
+    (run / "params.json").write_text(json.dumps(changed))
+    job.write_text(json.dumps(json.loads(job.read_text()) | {"status": "unfinished"}))
     done = subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command) or done)
     assert start(*settings)[1].startswith("failed: ")
@@ -63,6 +70,8 @@ def test_a_sweep(start, tmp_path, monkeypatch):
     assert evaluate[-2:] == ["--continue_from_run", "run_000"] and str(run.parent / "hparams.json") in evaluate
     assert json.loads(job.read_text())["status"] == "done"
     commands.clear()
+    right = start("name=mine", "alg_name=FT", "hparams.lr=0.005")  # without the mistake: that job counts no more
+    assert right[0] == 0 and "1 of 1 jobs done" in right[1] and "failed in an earlier command" in right[2]
     assert "done before: " in start(*settings)[1] and not [command for command in commands if "experiments.evaluate" in command]
     start("name=mine", "alg_name=FT", "processes=2")
     torchrun = next(command for command in commands if "experiments.evaluate" in command)
@@ -74,14 +83,14 @@ def test_joblib_runs_jobs_side_by_side(golden, tmp_path):
                "alg_name=FT,MENIT", "hparams.lr=-1", f"model_name={golden / 'tiny-gpt2'}", f"results_dir={tmp_path}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
     assert "0 of 2 jobs done" in done.stdout and "unknown editor 'MENIT', did you mean 'MEMIT'" in done.stderr
     assert "FT has no hyper-parameters of its own" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("argv", "message"), [
     (["alg_nmae=FT"], "alg_nmae"),
-    ([], "alg_name"),
+    ([], "give alg_name=..."),
     (["alg_name=FT", "dir_name=x"], "dir_name"),
     (["alg_name=FT", "name=a/b"], "name=a/b: give the name of a folder"),
     (["alg_name=FT", "name=a,b"], "name=a,b"),
@@ -90,14 +99,37 @@ def test_joblib_runs_jobs_side_by_side(golden, tmp_path):
 ])
 def test_mistakes(start, tmp_path, argv, message):
     code, out, err = start(*argv)
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert code == 2 and len(lines) == 1 and message in lines[0] and "Traceback" not in err
+    lines = err.splitlines()
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
     assert not list(tmp_path.glob("sweeps/*/*/job.json"))
 
 
 def test_changes_of_automatic_hparams_are_refused(start, tmp_path):
     code, _, err = start("alg_name=MEMIT", "hparams_fname=auto", "hparams.v_lr=1")
-    assert code == 1 and "hparams.* changes a file, and hparams_fname is auto" in err
+    assert code == 2 and "hparams.* changes a file, and hparams_fname is auto" in err
+
+
+@pytest.mark.parametrize(("setting", "message"), [
+    ("hparams=3", "hparams=3: name a key"), ("processes=abc", "processes=abc: give a whole number"), ("processes=0", "processes=0"),
+    ("num_edits=0", "'0' should be a whole number from 1"),
+])
+def test_a_mistake_that_all_jobs_share(start, setting, message):
+    code, out, err = start("alg_name=FT", setting)
+    assert code == 2 and "0 of 1 jobs done" in out and message in err and "Traceback" not in err
+
+
+def test_lists_are_sorted_too(tmp_path):
+    for number, value in enumerate([[1], None, 0.5, [0, 1], "x", 2]):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "job.json").write_text(json.dumps({"status": "done", "settings": {"hparams.layers": value}}))
+    content = sweep.summarise(tmp_path)
+    assert [job["settings"]["hparams.layers"] for job in content["jobs"]] == [None, 0.5, 2, [0, 1], [1], "x"]
+    (tmp_path / "0" / "job.json").write_text("{}")
+    with pytest.raises(EditingError, match="job.json: was not written by experiments.sweep"):
+        sweep.summarise(tmp_path)
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(EditingError, match="sweep.json: was not written by experiments.sweep"):
+        figure.main(tmp_path)
 
 
 @pytest.mark.parametrize(("launcher", "target"), [
