@@ -17,6 +17,7 @@ from unittest import mock
 
 from editors import memit, spread
 from editors.core import solve
+from editors.errors import EditingError
 from experiments import evaluate, results
 from experiments.cli import at_least_one
 from experiments.metrics import summary
@@ -80,14 +81,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--hparams_fname", help="by default <model_name>.json")
     parser.add_argument("--ds_name", default="world:10000", help="(default: %(default)s)")
     parser.add_argument("--edits", type=at_least_one, default=10000, help="(default: %(default)s)")
+    parser.add_argument("--results_dir", help="keep the run there; by default it is thrown away")
+    parser.add_argument("--dir_name", default="edits", help="of the run in it (default: %(default)s)")
+    parser.add_argument("--data_dir", help="keep statistics and target states there, for other runs; a new folder")
     parser.add_argument("--out", help="write the figures to this .json file, too")
     args = parse(parser, argv)
     clock, started, busy = Clock(), time.perf_counter(), time.process_time()
+    if args.data_dir and Path(args.data_dir).exists():
+        raise EditingError(f"--data_dir {args.data_dir}: is there already, and statistics in it would not be collected")
     with tempfile.TemporaryDirectory() as folder:
         with _clocked(clock):
             run = evaluate.main(args.alg_name, args.model_name, args.hparams_fname, args.ds_name, dataset_size_limit=args.edits,
-                                num_edits=args.edits, skip_generation_tests=True, results_dir=Path(folder) / "results",
-                                data_dir=folder, dir_name="edits")
+                                num_edits=args.edits, generation_test_interval=-1, results_dir=args.results_dir or Path(folder) / "results",
+                                data_dir=args.data_dir or folder, dir_name=args.dir_name, use_cache=bool(args.data_dir))
         total, busy = time.perf_counter() - started, time.process_time() - busy
         reached = {name: values["mean"] for name, values in summary.statistics(read_run(run)[1]).items()
                    if name.endswith(("_success", "_acc", "score"))}
