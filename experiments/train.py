@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,6 +31,10 @@ from data.download import data_folder
 from editors.errors import EditingError
 from experiments import results
 from experiments.cli import run_program
+
+if TYPE_CHECKING:
+    from editors.learned.kinds import ModelKind
+    from editors.learned.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hparams" / "train"
 CONFIG, RESULTS = "config.json", "results.json"
@@ -60,7 +64,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if config["results_dir"]:
         _share(Path(config["results_dir"]), setup.config, content, setup.about)
     if config["export"]:
-        _export(config, folder)
+        _export(config, trainer)
     print(f"{table(summary, suffix)}\nresults: {folder / RESULTS}")
     return summary
 
@@ -109,23 +113,21 @@ def _share(folder: Path, config: Mapping[str, Any], content: Mapping[str, Any], 
     print(f"shared: {run_folder}")
 
 
-def default_export(config: Mapping[str, Any]) -> Path:
+def default_export(config: Mapping[str, Any], kind: ModelKind) -> Path:
     """Where experiments.evaluate looks for the editor of this algorithm and model."""
-    from editors.learned.weight_editors import EDITOR_OF
+    from editors.learned.weight_editors import EDITOR_OF, checkpoint_name
 
     editor = EDITOR_OF.get(config["alg"], config["alg"].upper())
-    return data_folder(config["data_dir"]) / "learned" / editor / f"{config['model']['name'].replace('/', '_')}.safetensors"
+    return data_folder(config["data_dir"]) / "learned" / editor / checkpoint_name(config["model"]["name"], kind)
 
 
-def _export(config: Mapping[str, Any], folder: Path) -> None:
+def _export(config: Mapping[str, Any], trainer: Trainer) -> None:
     from editors.learned.trainer import BEST
 
-    target = default_export(config) if config["export"] == "default" else Path(config["export"])
-    if not (folder / BEST).is_file():
-        raise EditingError(f"export={config['export']}: this run has kept no networks (debug, or nothing was trained)")
+    target = default_export(config, trainer.alg.kind) if config["export"] == "default" else Path(config["export"])
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    shutil.copyfile(folder / BEST, part)
+    shutil.copyfile(trainer.folder / BEST, part)
     part.replace(target)
     print(f"editor: {target}")
 
