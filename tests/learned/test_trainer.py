@@ -8,7 +8,8 @@ import torch
 from editors.errors import EditingError
 from editors.learned import checkpoint, registry
 from editors.learned.episode import joined
-from editors.learned.trainer import BEST, LAST, LOG, TrainConfig, Trainer
+from editors.learned.run_log import LOG
+from editors.learned.trainer import BEST, LAST, TrainConfig, Trainer
 from tests.conftest import relative
 from tests.learned.trained import INNER, OPTIONS, TEXTS, Texts, texts_episode
 
