@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ..errors import EditingError
 
 
-def optimiser_class(name: str, key: str, shapes: Sequence[Sequence[int]] = ((2,), (2, 2))) -> type[Optimizer]:
+def optimiser_class(name: str, key: str, lr: float, shapes: Sequence[Sequence[int]] = ((2,), (2, 2))) -> type[Optimizer]:
     """The class of that name. shapes: what it must be able to step, as dense parameters. Raises EditingError that names `key`."""
     kind = getattr(torch.optim, name, None)
     if not isinstance(kind, type):
@@ -21,10 +21,10 @@ def optimiser_class(name: str, key: str, shapes: Sequence[Sequence[int]] = ((2,)
     for p in params:
         p.grad = torch.ones_like(p)
     try:
-        kind(params, lr=0.1).step()
+        kind(params, lr=lr).step()
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise EditingError(f"{key}: {name} can't take a step from gradients alone ({said}); Adam or RMSprop can") from None
+        raise EditingError(f"{key}: {name} can't take a step from gradients alone, at the rate {lr:g} ({said})") from None
     return kind
 
 

@@ -57,4 +57,4 @@ class TrainConfig(Options):
         for name in ("lr", "lr_lr", "cedit", "cloc", "cbase", "grad_clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
-        optimiser_class(self.opt, "opt")
+        optimiser_class(self.opt, "opt", max(self.lr, self.lr_lr))

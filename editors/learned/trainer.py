@@ -71,7 +71,7 @@ class Trainer:
         self.optimiser = None
         if any(self.groups.values()) and not config.eval_only:
             groups = [{"params": params, "lr": rates[name]} for name, params in self.groups.items() if params]
-            self.optimiser = optimisers.optimiser_class(config.opt, "opt")(groups)
+            self.optimiser = getattr(torch.optim, config.opt)(groups)
 
     # One episode
 
