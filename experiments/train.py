@@ -11,12 +11,14 @@ command and ``archive=<its folder>``, and ends with the same numbers.
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
+import re
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data.download import data_folder
+from data.files import read_json
 from editors.errors import EditingError
+from editors.learned.aliases import ALIASES
 from experiments import results
 from experiments.cli import run_program
 
@@ -47,6 +51,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     from experiments.train_setup import prepare  # torch is slow to import, and --help needs none of it
 
     config = _plain(cfg)
+    _check_keys(config)
     setup = prepare(config, folder)
     trainer = setup.trainer
     folder = trainer.folder
@@ -54,12 +59,12 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     results.write_json(folder / CONFIG, setup.config)
     results.write_json(folder / results.RUN, {**results.provenance(), **setup.about, "command": sys.argv[1:]})
     trainer.run()
-    source, suffix = (setup.final, f"_{setup.split}") if config["eval"]["final_eval"] else (trainer.validation, "_validation")
-    suffix = suffix.replace("validation", "val")
+    source, split = (setup.final, setup.split) if config["eval"]["final_eval"] else (trainer.validation, "validation")
+    suffix = "_val" if split == "validation" else f"_{split}"
     means = trainer.validate(source, trainer.config.final_steps, suffix)
     summary = means | derived(means, suffix) | {"iterations": trainer.iteration, "best_iteration": trainer.early.best_iteration,
                                                 "train/skipped": trainer.skipped, "time/training": trainer.elapsed}
-    content = {"results": summary, "split": setup.split, "config": setup.config}
+    content = {"results": summary, "split": split, "config": setup.config}
     results.write_json(folder / RESULTS, content)
     if config["results_dir"]:
         _share(Path(config["results_dir"]), setup.config, content, setup.about)
@@ -106,6 +111,22 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         raise EditingError(f"choose +{group}=NAME (there is {there})") from None
 
 
+def _check_keys(config: Mapping[str, Any]) -> None:
+    """Raises EditingError for keys that neither config.yaml nor the algorithm's file has, which nothing would read."""
+    alg = config["alg"]
+    own = CONFIGS / "alg" / f"{ALIASES.get(alg, alg)}.yaml"
+    known = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
+    known |= OmegaConf.to_container(OmegaConf.load(own)) if own.is_file() else {}
+    known["model"] = dict.fromkeys(key for path in (CONFIGS / "model").glob("*.yaml") for key in OmegaConf.load(path))
+    unknown = [key for key in config if key not in known]
+    unknown += [f"{part}.{key}" for part in ("eval", "legacy", "model") for key in config[part] if key not in known[part]]
+    if unknown:
+        dotted = [*known, *(f"{part}.{key}" for part in ("eval", "legacy", "model") for key in known[part])]
+        near = difflib.get_close_matches(unknown[0], dotted, n=1)
+        raise EditingError(f"{unknown[0]}: no key of a training with alg={alg}; " + (
+            f"did you mean {near[0]}?" if near else "a preset or option of another algorithm has no effect"))
+
+
 def _share(folder: Path, config: Mapping[str, Any], content: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """The results in the shared folder, under the algorithm's name."""
     run_folder = results.new_run(folder / config["alg"].upper(), {
@@ -133,8 +154,20 @@ def _export(config: Mapping[str, Any], trainer: Trainer) -> None:
 
 
 def _arguments(words: list[str]) -> list[str]:
-    """The groups may be named without their plus."""
-    return [f"+{word}" if word.startswith(("alg=", "experiment=", "model=")) else word for word in words]
+    """The groups may be named without their plus, an algorithm's options behind its alias."""
+    words = [f"+{word}" if word.startswith(("alg=", "experiment=", "model=")) else word for word in words]
+    return [re.sub(rf"^(\+*)({'|'.join(ALIASES)})(?=[.=])", lambda match: match[1] + ALIASES[match[2]], word) for word in words]
+
+
+def check_finished(folder: Path, words: Sequence[str]) -> None:
+    """Raises EditingError unless the run in the folder was started with these words, in whatever order."""
+    def asked(given: Sequence[str]) -> set[str]:
+        return {word for word in _arguments(list(given)) if not word.startswith(("archive=", "hydra.run.dir="))}
+
+    was, now = asked(read_json(folder / results.RUN)["command"]), asked(words)
+    if was != now:
+        raise EditingError(f"{folder}: a finished run with other words ({', '.join(sorted(was ^ now))}); "
+                           "choose another folder, or delete it")
 
 
 def command() -> None:
