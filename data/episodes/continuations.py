@@ -80,8 +80,10 @@ class Continuations(Rows):
         rng = self.rng(index, epoch, f"kin-{place}")
         if rng.random() >= self.place.options.same_relation:
             return None
-        others = [other for other in self._of_relation[self.rows[index].relation] if other not in edits]
-        return self.own_local(rng.choice(others), epoch) if others else None
+        row = self.rows[index]
+        others = [other for other in self._of_relation[row.relation] if other not in edits]
+        alike = [other for other in others if self.rows[other].old == row.old] or others
+        return self.own_local(rng.choice(alike), epoch) if alike else None
 
     def item(self, index: int, epoch: int) -> Item:
         row, rng = self.rows[index], self.rng(index, epoch)

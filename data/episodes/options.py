@@ -73,7 +73,8 @@ class Options:
     """As published: the decoder reads the very tokens that it is scored on (read by the trainer)."""
     # the built-in world
     same_relation: float = 0.0
-    """gen: with this probability an unrelated example is another subject's fact of the edit's relation. As published: 0."""
+    """gen: with this probability an unrelated example is another subject's fact of the edit's relation, and with the object that
+    the edit takes away if there is one, as CounterFact's neighbours are. As published: 0."""
     facts: int | None = None
     """Size of the world; the shipped models know the usual one."""
     language: str = "en"

@@ -71,7 +71,7 @@ class LearnedHParams(Options):
             if path.is_file():
                 return path
         raise EditingError(
-            f"{editor} needs a trained editor, but there is no {' nor '.join(map(str, places))}: train one with "
+            f"{editor} needs a trained editor, but there is no {' nor '.join(map(str, places[: len(names)]))}: train one with "
             f"experiments.train ... export={places[0]}, or name its file as checkpoint (a bare name is looked for in {folder})"
         )
 

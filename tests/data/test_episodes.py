@@ -152,7 +152,7 @@ def test_batches_repeat_and_differ_by_seed(experiment, recipe):
 
 
 def test_unrelated_facts_of_the_same_relation():
-    """Of other subjects, with their own objects, as often as asked, and the others as drawn without."""
+    """Of other subjects with the same object where there are some, as often as asked, and the others as drawn without."""
     plain, mixed, all_ = (episodes.load("gen", "train", "world", {"same_relation": p}).batches(2, 4) for p in (0, 0.5, 1))
     rows = mixed._data.rows
     facts = {f"{prompt}{row.old}": (row.relation, i) for i, row in enumerate(rows) for prompt in (row.prompt, *row.rephrases)}
@@ -160,10 +160,12 @@ def test_unrelated_facts_of_the_same_relation():
     for number in range(60):
         batch = mixed[number]
         assert batch.items == plain[number].items == all_[number].items
-        wanted = [rows[batch.items[place % 2].index].relation for place in range(4)]
+        edited = [rows[batch.items[place % 2].index] for place in range(4)]
         for place, (example, usual, near) in enumerate(zip(batch.local, plain[number].local, all_[number].local)):
             relation, index = facts[near.input + near.target]
-            assert relation == wanted[place] and index not in batch.indices
+            assert relation == edited[place].relation and index not in batch.indices
+            others = [row for i, row in enumerate(rows) if row.relation == relation and row.old == edited[place].old]
+            assert (rows[index].old == edited[place].old) == (len(others) > 1)
             assert example in (usual, near)
             count += example == near
     assert 90 < count < 160
