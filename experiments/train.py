@@ -122,7 +122,7 @@ def _check_keys(config: Mapping[str, Any]) -> None:
     unknown += [f"{part}.{key}" for part in ("eval", "legacy", "model") for key in config[part] if key not in known[part]]
     if unknown:
         dotted = [*known, *(f"{part}.{key}" for part in ("eval", "legacy", "model") for key in known[part])]
-        near = difflib.get_close_matches(unknown[0], dotted, n=1)
+        near = difflib.get_close_matches(unknown[0], dotted, n=1, cutoff=0.7)
         raise EditingError(f"{unknown[0]}: no key of a training with alg={alg}; " + (
             f"did you mean {near[0]}?" if near else "a preset or option of another algorithm has no effect"))
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What fine-tuning at the time of the edit reaches on the test edits and unrelated inputs of scripts/train_world_editors.sh: its rate, with and without
-# the divergence on unrelated inputs in its loss. Prints success and drawdown of each.
+# What fine-tuning at the time of the edit reaches on the test edits and unrelated inputs of scripts/train_world_editors.sh: its rate,
+# with and without the divergence on unrelated inputs in its loss. Prints success and drawdown of each.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/learned_run.sh
 out=${OUT:-outputs/world_ft}

@@ -171,7 +171,9 @@ def test_unrelated_facts_of_the_same_relation():
     assert 90 < count < 160
     assert mixed[3] == episodes.load("gen", "train", "world", {"same_relation": 0.5}).batches(2, 4)[3]
     assert {"same_relation": 0.5} == mixed._data.about["options"] and plain._data.about["options"] == {}
-    for experiment, source, p, message in (("qa", "world", 0.5, "is for gen"), ("gen", "files", 0.5, "is for gen"), ("gen", "world", 2, "probab")):
+    for experiment, source, p, message in (
+        ("qa", "world", 0.5, "is for gen"), ("gen", "files", 0.5, "is for gen"), ("gen", "world", 2, "a probability"),
+    ):
         with pytest.raises(DataError, match=message):
             episodes.load(experiment, "train", source, {"same_relation": p})
 

@@ -111,7 +111,8 @@ def test_wrong_checkpoints(made, tiny_gpt2, tmp_path, monkeypatch):
     cases = [
         ("KE", {"checkpoint": str(made["MEND"][1])}, "a trained MEND, not a KE"),
         ("MEND", {"checkpoint": "none.safetensors"}, "no .*MEND/none.safetensors: train .*experiments.train ... export=.*none"),
-        ("MEND", {"model_name": "gpt2-xl", "n_toks": 10}, "no .*/mend-10tok-gpt2-xl.safetensors nor .*/gpt2-xl.safetensors: .*export=.*mend-10"),
+        ("MEND", {"model_name": "gpt2-xl", "n_toks": 10},
+         "no .*/mend-10tok-gpt2-xl.safetensors nor .*/gpt2-xl.safetensors: .*export=.*mend-10"),
         ("MEND", {"model_name": "gpt2-xl", "n_toks": 1, "counterfact": True}, "mend-1tok-counterfact-gpt2-xl.safetensors"),
         ("MEND", {"model_name": "EleutherAI/gpt-j-6B", "n_toks": 10}, "mend-10tok-gpt-j-6b.safetensors"),
         ("KE", {"model_name": "gpt2-xl", "zsre": True}, "efk-1tok-zsre-gpt2-xl.safetensors"),
