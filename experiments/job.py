@@ -238,8 +238,8 @@ def load_editor(flags: Mapping[str, Any], language: str | None = None, contexts:
     starts of the language ``contexts``, which the published program keeps for both).
 
     ``hparams_fname`` is looked for in hparams/<alg_name>/, then as a path; the default is <model_name>.json. ``mom2_dataset``
-    "world" stands for the built-in world's corpus, ``system`` "world" for the SERAC trained on it; a ``checkpoint`` may stand beside
-    the file; ``context_seed``, where the file does not set it, is ``seed``.
+    "world" stands for the built-in world's corpus, ``system`` "world" for the SERAC trained on it; a ``checkpoint`` is looked for among
+    trained editors, then beside the file; ``context_seed``, where the file does not set it, is ``seed``.
     """
     alg_name = flags["alg_name"]
     if auto_hparams.is_automatic(flags["hparams_fname"]):
@@ -282,8 +282,11 @@ def _configured(
         changed["mom2_dataset"] = _world_corpus(flags, language and languages.spec(language).code)
     if hparams.get("system") == "world":
         changed["system"] = str(data_folder(flags["data_dir"]) / "world-models" / "serac")
-    if folder and hparams.get("checkpoint") and (folder / hparams["checkpoint"]).is_file():
-        changed["checkpoint"] = str(folder / hparams["checkpoint"])
+    if "checkpoint" in fields:
+        beside = [folder] * bool(folder) + [HPARAMS / flags["alg_name"]]  # a sweep's changed files stand elsewhere
+        trained = editor.hparams.file(editor.name, data_folder(flags["data_dir"]) / "learned", beside)
+        changed["checkpoint"] = str(trained.absolute())
+        print(f"trained editor: {trained}")
     return editors.load(flags["alg_name"], dataclasses.replace(editor.hparams, **changed))
 
 

@@ -114,7 +114,8 @@ def sample(model, tok, passages: Sequence[str], args: argparse.Namespace) -> tup
     longest = getattr(model.config, "max_position_embeddings", None) or args.context_tokens + args.n_tokens
     room = min(args.context_tokens, longest - args.n_tokens)
     if room < 2:
-        raise DataError(f"the model reads {longest} tokens, which leaves no context before {args.n_tokens} new ones")
+        raise DataError("--context_tokens 1: a continuation needs at least 2 tokens before it" if args.context_tokens < 2 else
+                        f"the model reads {longest} tokens, which leaves no context before {args.n_tokens} new ones")
     originals: list[str] = []
     completions: list[str] = []
     rows = [ids for ids in (tok(p, add_special_tokens=False)["input_ids"][:room + args.n_tokens] for p in passages)

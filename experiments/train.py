@@ -11,14 +11,16 @@ command and ``archive=<its folder>``, and ends with the same numbers.
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
+import re
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,9 +30,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data.download import data_folder
+from data.files import read_json
 from editors.errors import EditingError
+from editors.learned.aliases import ALIASES
 from experiments import results
 from experiments.cli import run_program
+
+if TYPE_CHECKING:
+    from editors.learned.kinds import ModelKind
+    from editors.learned.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hparams" / "train"
 CONFIG, RESULTS = "config.json", "results.json"
@@ -43,6 +51,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     from experiments.train_setup import prepare  # torch is slow to import, and --help needs none of it
 
     config = _plain(cfg)
+    _check_keys(config)
     setup = prepare(config, folder)
     trainer = setup.trainer
     folder = trainer.folder
@@ -50,17 +59,17 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     results.write_json(folder / CONFIG, setup.config)
     results.write_json(folder / results.RUN, {**results.provenance(), **setup.about, "command": sys.argv[1:]})
     trainer.run()
-    source, suffix = (setup.final, f"_{setup.split}") if config["eval"]["final_eval"] else (trainer.validation, "_validation")
-    suffix = suffix.replace("validation", "val")
+    source, split = (setup.final, setup.split) if config["eval"]["final_eval"] else (trainer.validation, "validation")
+    suffix = "_val" if split == "validation" else f"_{split}"
     means = trainer.validate(source, trainer.config.final_steps, suffix)
     summary = means | derived(means, suffix) | {"iterations": trainer.iteration, "best_iteration": trainer.early.best_iteration,
                                                 "train/skipped": trainer.skipped, "time/training": trainer.elapsed}
-    content = {"results": summary, "split": setup.split, "config": setup.config}
+    content = {"results": summary, "split": split, "config": setup.config}
     results.write_json(folder / RESULTS, content)
     if config["results_dir"]:
         _share(Path(config["results_dir"]), setup.config, content, setup.about)
     if config["export"]:
-        _export(config, folder)
+        _export(config, trainer)
     print(f"{table(summary, suffix)}\nresults: {folder / RESULTS}")
     return summary
 
@@ -102,6 +111,22 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         raise EditingError(f"choose +{group}=NAME (there is {there})") from None
 
 
+def _check_keys(config: Mapping[str, Any]) -> None:
+    """Raises EditingError for keys that neither config.yaml nor the algorithm's file has, which nothing would read."""
+    alg = config["alg"]
+    own = CONFIGS / "alg" / f"{ALIASES.get(alg, alg)}.yaml"
+    known = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
+    known |= OmegaConf.to_container(OmegaConf.load(own)) if own.is_file() else {}
+    known["model"] = dict.fromkeys(key for path in (CONFIGS / "model").glob("*.yaml") for key in OmegaConf.load(path))
+    unknown = [key for key in config if key not in known]
+    unknown += [f"{part}.{key}" for part in ("eval", "legacy", "model") for key in config[part] if key not in known[part]]
+    if unknown:
+        dotted = [*known, *(f"{part}.{key}" for part in ("eval", "legacy", "model") for key in known[part])]
+        near = difflib.get_close_matches(unknown[0], dotted, n=1, cutoff=0.7)
+        raise EditingError(f"{unknown[0]}: no key of a training with alg={alg}; " + (
+            f"did you mean {near[0]}?" if near else "a preset or option of another algorithm has no effect"))
+
+
 def _share(folder: Path, config: Mapping[str, Any], content: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """The results in the shared folder, under the algorithm's name."""
     run_folder = results.new_run(folder / config["alg"].upper(), {
@@ -109,30 +134,40 @@ def _share(folder: Path, config: Mapping[str, Any], content: Mapping[str, Any], 
     print(f"shared: {run_folder}")
 
 
-def default_export(config: Mapping[str, Any]) -> Path:
+def default_export(config: Mapping[str, Any], kind: ModelKind) -> Path:
     """Where experiments.evaluate looks for the editor of this algorithm and model."""
-    from editors.learned.weight_editors import EDITOR_OF
+    from editors.learned.weight_editors import EDITOR_OF, checkpoint_name
 
     editor = EDITOR_OF.get(config["alg"], config["alg"].upper())
-    return data_folder(config["data_dir"]) / "learned" / editor / f"{config['model']['name'].replace('/', '_')}.safetensors"
+    return data_folder(config["data_dir"]) / "learned" / editor / checkpoint_name(config["model"]["name"], kind)
 
 
-def _export(config: Mapping[str, Any], folder: Path) -> None:
+def _export(config: Mapping[str, Any], trainer: Trainer) -> None:
     from editors.learned.trainer import BEST
 
-    target = default_export(config) if config["export"] == "default" else Path(config["export"])
-    if not (folder / BEST).is_file():
-        raise EditingError(f"export={config['export']}: this run has kept no networks (debug, or nothing was trained)")
+    target = default_export(config, trainer.alg.kind) if config["export"] == "default" else Path(config["export"])
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    shutil.copyfile(folder / BEST, part)
+    shutil.copyfile(trainer.folder / BEST, part)
     part.replace(target)
     print(f"editor: {target}")
 
 
 def _arguments(words: list[str]) -> list[str]:
-    """The groups may be named without their plus."""
-    return [f"+{word}" if word.startswith(("alg=", "experiment=", "model=")) else word for word in words]
+    """The groups may be named without their plus, an algorithm's options behind its alias."""
+    words = [f"+{word}" if word.startswith(("alg=", "experiment=", "model=")) else word for word in words]
+    return [re.sub(rf"^(\+*)({'|'.join(ALIASES)})(?=[.=])", lambda match: match[1] + ALIASES[match[2]], word) for word in words]
+
+
+def check_finished(folder: Path, words: Sequence[str]) -> None:
+    """Raises EditingError unless the run in the folder was started with these words, in whatever order."""
+    def asked(given: Sequence[str]) -> set[str]:
+        return {word for word in _arguments(list(given)) if not word.startswith(("archive=", "hydra.run.dir="))}
+
+    was, now = asked(read_json(folder / results.RUN)["command"]), asked(words)
+    if was != now:
+        raise EditingError(f"{folder}: a finished run with other words ({', '.join(sorted(was ^ now))}); "
+                           "choose another folder, or delete it")
 
 
 def command() -> None:

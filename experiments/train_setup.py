@@ -25,6 +25,8 @@ from experiments.episodes import Episodes
 
 UNREAD = ("ref", "log_errors", "dataset", "model_save_pt", "edit_bs", "base_loss", "oracle", "train", "tokenizer")
 """Keys of published configurations without effect."""
+AGREED = ("seed", "batch_size", "single_batch", "dropout", "no_grad_layers", "half")
+"""Keys that a run which goes on must have as before, beside the trainer's and the data's."""
 _SERAC = ("gtn", "rep", "serac", "lu")
 _SERAC_DATA = ("zsre_impl", "zsre_yn", "flip_inner_outer", "hard_neg")
 
@@ -48,6 +50,8 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     Raises EditingError or DataError for whatever does not fit.
     """
     _warn_of_unread(config)
+    if config["archive"] is None:
+        _check_unused(folder)
     experiment = episodes.experiment_name(config["task"])
     alg_name = registry.algorithm_name(config["alg"])
     config = {**config, "task": experiment, "recipe": _recipe(config, experiment)}
@@ -56,6 +60,9 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     if not trained and not config["eval_only"]:
         print(f"{alg_name} has nothing to learn before an edit: evaluation only")
         config["eval_only"] = True
+    if config["export"] and (config["eval_only"] or config["debug"] and not config["save"]):
+        why = "eval_only trains nothing" if config["eval_only"] else "debug keeps no networks without save=True"
+        raise EditingError(f"export={config['export']}: there will be no trained editor, because {why}")
     for module in (random, np.random):
         module.seed(config["seed"])
     torch.manual_seed(config["seed"])
@@ -89,14 +96,25 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     trainer_class = getattr(alg, "trainer_class", Trainer)
     trainer = trainer_class(
         alg, train_config, train, validation, folder if archive is None or config["eval_only"] else archive.parent,
-        original=model if train_config.train_base else None, identity={"seed": config["seed"], **about["data"]},
+        original=model if train_config.train_base else None,
+        identity={"val_batch_size": val_batch, "data": about["data"], **{key: config[key] for key in AGREED}},
         progress=not config["silent"],
     )
     if archive is not None:
         _take_over(trainer, archive, config["eval_only"])
     elif config["eval_only"] and trained:
         raise EditingError(f"eval_only of {alg_name} needs a trained editor: archive=PATH")
+    else:
+        trainer.rehearse()
     return Setup(trainer, final, split, config, about)
+
+
+def _check_unused(folder: Path) -> None:
+    """Raises EditingError if another run has kept its networks or results in the folder."""
+    there = [name for name in (BEST, LAST, "results.json") if (folder / name).is_file()]
+    if there:
+        raise EditingError(f"{folder}: holds the {' and '.join(there)} of another run; choose another hydra.run.dir, delete them, "
+                           f"or go on with that run: archive={folder}")
 
 
 def _recipe(config: Mapping[str, Any], experiment: str) -> str:
@@ -108,7 +126,7 @@ def _recipe(config: Mapping[str, Any], experiment: str) -> str:
 
 def _options(config: Mapping[str, Any], alg_name: str) -> dict[str, Any]:
     """The algorithm's own options: its sub-tree, and the shared keys that it reads."""
-    options = dict(config.get(config["alg"]) or {})
+    options = dict(config.get(alg_name) or {})
     unread = ("hidden_dim", "act", "verbose", "lora")
     options = {key: value for key, value in options.items() if value is not None or key not in unread}
     fields = {field.name for field in dataclasses.fields(registry.algorithm(alg_name).options_class)}
@@ -169,7 +187,14 @@ class _Sources:
             self._rows[split] = episodes.load(self.experiment, split, self.source, options, self.config["seed"],
                                               self.config["data_dir"], self.config["recipe"])
             self.about[split] = self._rows[split].about
+            self._check_targets(self._rows[split])
         return self._rows[split]
+
+    def _check_targets(self, rows) -> None:
+        """Raises EditingError for a text that is not longer than its target, which only tokens tell."""
+        if self.experiment == "gen" and self.source == "files":
+            for start in range(0, len(rows), 1000):
+                self.collate.batch([rows.item(i, 0).edit for i in range(start, min(start + 1000, len(rows)))])
 
     def of(self, split: str, batch_size: int, limit: int | None = None) -> Episodes:
         n_edits = batch_size if self.is_serac else self.config["data"]["n_edits"]
@@ -188,7 +213,10 @@ def _attach_local(alg: FineTune, config: Mapping[str, Any], sources: _Sources) -
     """Where FT's locality loss draws its unrelated inputs: from the training data, a new batch each time."""
     if not alg.options.locality:
         return
-    batches = sources.rows("train").batches(1, config["ft"]["locality"]["batch_size"])
+    n_local = config["ft"]["locality"]["batch_size"]
+    if not isinstance(n_local, int) or n_local < 1:
+        raise EditingError(f"ft.locality.batch_size: {n_local!r} is no whole number from 1")
+    batches = sources.rows("train").batches(1, n_local)
     drawn = iter(range(10**9))
 
     def local():

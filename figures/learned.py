@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from data.errors import DataError
-from editors.learned.trainer import LOG
+from editors.learned.run_log import LOG
 from experiments.cli import Parser, run_program
 from figures.lines import faint, label_axes, legend, panels, plot, save
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains MEND, KE and ENN on the built-in world's facts (about 10 minutes each on a core), puts them where experiments.evaluate looks
-# for them, and draws their training curves. Further words go to every run (seed=1, max_iters=1000, ...). MEND's also ships as
-# hparams/MEND/world.safetensors, which this run makes.
+# Trains MEND, KE and ENN on the built-in world's facts (minutes each on a core), puts them where experiments.evaluate looks first, so
+# before the MEND that ships as hparams/MEND/world.safetensors, and draws their training curves. Further words go to every run
+# (seed=1, max_iters=1000, ...); for runs with other words choose another OUT.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/learned_run.sh
 out=${OUT:-outputs/world_editors}

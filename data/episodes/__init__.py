@@ -50,6 +50,8 @@ def load(experiment: str, split: str, source: str = "files", options: Mapping[st
     if source not in ("files", "world"):
         raise DataError(f'the source of edit data is "files" or "world", not {source!r}')
     options = options if isinstance(options, Options) else Options.of(options or {})
+    if options.same_relation and (experiment, source) != ("gen", "world"):
+        raise DataError(f"data.same_relation is for gen in the built-in world, whose relations are known; not for {experiment} of {source}")
     where = Place(experiment, split, source, options, recipe, seed)
     if source == "world":
         return _world(where)
@@ -63,7 +65,7 @@ def _gen(where: Place, data_dir: str | Path | None) -> Rows:
         prefix = f"{prefix.rstrip('/')}/"
     path = file_place(None if prefix is None else f"{prefix}{where.split[:5]}.json",
                       f"10token/data/self_sample/{where.split[:5]}.json", data_dir, where.split,
-                      f"{continuations.SCHEMA}; python -m experiments.make_episodes gen makes it,")
+                      f"{continuations.SCHEMA}; python -m experiments.make_episodes gen makes it")
     rows = continuations.read(path)
     return continuations.Completions(where, rows, locality.passages(where.split, where.options), name=str(path))
 

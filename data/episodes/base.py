@@ -87,6 +87,10 @@ class Rows:
     def local_of(self, index: int, epoch: int) -> Example | None:  # noqa: ARG002 (of claims with evidence)
         return None
 
+    def kin(self, edits: Sequence[int], place: int, epoch: int) -> Example | None:  # noqa: ARG002 (of the world's facts)
+        """What stands at a place of the unrelated examples instead of the one drawn, for ``data.same_relation``."""
+        return None
+
     def batches(self, n_edits: int, n_local: int, seed: int | None = None, limit: int | None = None,
                 single_batch: bool = False) -> Batches:
         """Batches of ``n_edits`` edits and ``n_local`` unrelated examples, by their number.
@@ -123,7 +127,7 @@ class Batches:
             items = [_flipped(item) for item in items]
         items = _cut(items, options.n_outer_max)
         owned = [data.local_of(index, draw.epoch) for index in draw.edits][:len(draw.local)]
-        drawn = [data.local(index, draw.epoch) for index in draw.local]
+        drawn = [data.kin(draw.edits, place, draw.epoch) or data.local(index, draw.epoch) for place, index in enumerate(draw.local)]
         local = [own or other for own, other in zip(owned, drawn)] + drawn[len(owned):]
         return Batch(tuple(items), tuple(local), (draw.hard,) * len(local), draw.epoch)
 

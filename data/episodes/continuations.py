@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import DataError
@@ -30,6 +31,7 @@ class Continuation:
     new: str
     old: str
     rephrases: tuple[str, ...]
+    relation: str = ""
 
 
 def read(path: Path) -> list[Completion]:
@@ -65,6 +67,23 @@ class Continuations(Rows):
     """Facts of the built-in world: the equivalent is another phrasing with the same new object."""
 
     rows: Sequence[Continuation]
+
+    @cached_property
+    def _of_relation(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for index, row in enumerate(self.rows):
+            found.setdefault(row.relation, []).append(index)
+        return found
+
+    def kin(self, edits: Sequence[int], place: int, epoch: int) -> Example | None:
+        index = edits[place % len(edits)]
+        rng = self.rng(index, epoch, f"kin-{place}")
+        if rng.random() >= self.place.options.same_relation:
+            return None
+        row = self.rows[index]
+        others = [other for other in self._of_relation[row.relation] if other not in edits]
+        alike = [other for other in others if self.rows[other].old == row.old] or others
+        return self.own_local(rng.choice(alike), epoch) if alike else None
 
     def item(self, index: int, epoch: int) -> Item:
         row, rng = self.rows[index], self.rng(index, epoch)

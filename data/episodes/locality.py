@@ -53,7 +53,7 @@ def passages(split: str, options: Options) -> list[Example]:
     is named, else from the hub. Raises DataError."""
     if options.wiki_webtext:
         texts = (_local(options.webtext_path, split) if options.webtext_path
-                 else _part(_hub("stas/openwebtext-10k", None, "train", "data.webtext_path", "refs/convert/parquet"), split))
+                 else _published_part(_hub("stas/openwebtext-10k", None, "train", "data.webtext_path", "refs/convert/parquet"), split))
     else:
         texts = [text for text in paragraphs(split, options.wikitext_path)
                  if text.isascii() and len(text.split(" ")) >= SHORTEST_PARAGRAPH]
@@ -69,8 +69,8 @@ def paragraphs(split: str, path: str | None) -> Sequence[str]:
 
 
 def _local(path: str, split: str) -> Sequence[str]:
-    """The texts of a local file, one a line. A file for all splits (no ``{}`` in its name) gives 90 % to training, the rest to
-    validation and test."""
+    """The texts of a local file, one a line. A file for all splits (no ``{}`` in its name) gives 90 % to training, of the
+    rest half to validation and half to test."""
     file = Path(path.replace("{}", split))
     texts = []
     for number, line in numbered_lines(file):
@@ -86,10 +86,15 @@ def _local(path: str, split: str) -> Sequence[str]:
         texts.append(line.strip())
     if not texts:
         raise DataError(f"{file}: it has no text")
-    return texts if "{}" in path else _part(texts, split)
+    if "{}" in path:
+        return texts
+    cut = int(WEBTEXT_TRAIN * len(texts))
+    middle = cut + (len(texts) - cut + 1) // 2
+    return {"train": texts[:cut], "validation": texts[cut:middle], "test": texts[middle:]}[split]
 
 
-def _part(texts: Sequence[str], split: str) -> Sequence[str]:
+def _published_part(texts: Sequence[str], split: str) -> Sequence[str]:
+    """As published there is no test split: what is not for training is for both others."""
     cut = int(WEBTEXT_TRAIN * len(texts))
     return texts[:cut] if split == "train" else texts[cut:]
 

@@ -66,7 +66,7 @@ def continuation(this: World, fact: Fact, language: str) -> Continuation:
     """The first phrasing, to be continued by a new object; the other statements are its rephrasings."""
     prompts = _prompts(fact, fact.relation.statements(language), language)
     return Continuation(prompts[0], " " + new_objects(this, fact, 1)[0].name(language), " " + fact.object.name(language),
-                        tuple(prompts[1:]))
+                        tuple(prompts[1:]), fact.relation.id)
 
 
 def question(this: World, fact: Fact, language: str) -> Question:

@@ -14,6 +14,7 @@ from ..errors import EditingError
 from .editable import Editable, forward
 from .episode import Batch
 from .losses import locality_kl, locality_mask
+from .optimisers import optimiser_class
 from .options import Options
 
 
@@ -46,8 +47,9 @@ class FineTuneOptions(Options):
             raise EditingError("max_edit_steps must be at least 1")
         if self.rank is not None and self.rank < 1:
             raise EditingError("rank must be at least 1, or null")
-        if not isinstance(getattr(torch.optim, self.opt, None), type):
-            raise EditingError(f"opt: torch.optim has no {self.opt!r}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise EditingError(f"time_limit: {self.time_limit} seconds leave no time for a step; null is no limit")
+        optimiser_class(self.opt, "ft.opt", self.edit_lr, [(2, 2)])
 
 
 class FineTune(Editable):
@@ -80,6 +82,7 @@ class FineTune(Editable):
                     break
                 scores = self.score(forward(self.model, self.overrides | weights, batch), batch)
                 losses.append(scores.nll.item())
+                _check(scores.nll, len(losses) - 1)
                 last = number == options.max_edit_steps - 1 and options.legacy_off_by_one
                 if scores.acc == 1 or time.perf_counter() > deadline or last:
                     break
@@ -91,6 +94,8 @@ class FineTune(Editable):
                     p.grad = grad
                 nn.utils.clip_grad_norm_(parameters, options.grad_clip)
                 optimiser.step()
+        for weight in weights.values():
+            _check(weight, len(losses))
         return {name: weight.detach() for name, weight in weights.items()}, {"losses": losses}
 
     def _residuals(self, starts: Mapping[str, Tensor]) -> tuple[dict[str, Callable[[], Tensor]], list[Tensor]]:
@@ -118,3 +123,9 @@ class FineTune(Editable):
         with torch.no_grad():
             before = self(local)
         return locality_kl(before, forward(self.model, self.overrides | dict(weights), local), locality_mask(local))
+
+
+def _check(value: Tensor, steps: int) -> None:
+    if not torch.isfinite(value).all():
+        what = f"the loss is {value.item()}" if value.dim() == 0 else "weights are not finite"
+        raise EditingError(f"fine-tuning: {what} after {steps} step{'s' * (steps != 1)}; lower edit_lr")

@@ -103,7 +103,7 @@ class KE(LowRankEditable):
             ({name: t[i::n] for name, t in batch.items()}, {name: t[i::n] for name, t in condition.items()}) for i in range(n)
         ]
 
-    def context(self, condition: Batch, segments: int) -> Float[Tensor, "segments condition"]:
+    def context(self, condition: Batch, factors: Mapping[str, Factors], segments: int) -> Float[Tensor, "segments condition"]:
         return self.net.condition(condition).unflatten(0, (segments, -1)).mean(1)
 
     def transformed(self, number: int, factors: Factors, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:

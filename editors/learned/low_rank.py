@@ -73,12 +73,12 @@ class LowRankEditable(Editable):
 
     @abstractmethod
     def transformed(
-        self, number: int, factors: Factors, context: Tensor | None
+        self, number: int, factors: Factors, context: Any
     ) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"], Int[Tensor, "rows"]]:
         """What one step adds to inner parameter `number`, as rows (u, delta, segment), from its gradient's."""
 
-    def context(self, condition: Batch | None, segments: int) -> Tensor | None:
-        """What `transformed` needs besides."""
+    def context(self, condition: Batch | None, factors: Mapping[str, Factors], segments: int) -> Any:
+        """What `transformed` needs besides, from the condition or from the factors of all inner parameters."""
         return None
 
     def parts(self, batch: Batch, condition: Batch | None, segments: int) -> list[tuple[Batch, Batch | None]]:
@@ -105,11 +105,11 @@ class LowRankEditable(Editable):
 
     def step(self, batch: Batch, condition: Batch | None, segments: int, chunk: int) -> dict[str, Rows]:
         """What one step adds to each inner parameter."""
-        factors = gradient_factors(self, batch, segments, chunk, self.second_order())
-        context = self.context(condition, segments)
+        found = gradient_factors(self, batch, segments, chunk, self.second_order())
+        factors = {name: each.kept() for name, each in found.items()}
+        context = self.context(condition, factors, segments)
         return {
-            name: Rows.packed(*self.transformed(i, each.kept(), context), segments)
-            for i, (name, each) in enumerate(factors.items())
+            name: Rows.packed(*self.transformed(i, each, context), segments) for i, (name, each) in enumerate(factors.items())
         }
 
     def with_rows(self, rows: Mapping[str, Rows]) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -79,9 +79,25 @@ class MEND(LowRankEditable):
         self.net.edit_lrs = nn.Parameter(torch.full((len(self.inner),), self.options.edit_lr))
         self.net.to(next(model.parameters()).device)
 
-    def transformed(self, number: int, factors: Factors, context: None) -> tuple[Tensor, Tensor, Tensor]:
+    def context(self, condition: None, factors: Mapping[str, Factors], segments: int) -> dict[str, Factors]:
+        """The factors normalised. In training their rows are counted before, those of one edit after the other: so edits side by
+        side have the moments that they have in turn."""
+        if not self.net.training or segments == 1:
+            return {name: self._normalised(name, each) for name, each in factors.items()}
+        parts = {
+            name: list(zip(*(x.split(torch.bincount(each.segment, minlength=segments).tolist()) for x in astuple(each))))
+            for name, each in factors.items()
+        }
+        turns = [{name: self._normalised(name, Factors(*part[i])) for name, part in parts.items()} for i in range(segments)]
+        return {name: Factors(*map(torch.cat, zip(*(astuple(turn[name]) for turn in turns)))) for name in factors}
+
+    def _normalised(self, name: str, factors: Factors) -> Factors:
+        editor, dtype = self.net.mend[self.place[name][0]], self.net.edit_lrs.dtype
+        return Factors(*editor.normalised(factors.u.to(dtype), factors.delta.to(dtype)), factors.segment)
+
+    def transformed(self, number: int, factors: Factors, context: Mapping[str, Factors]) -> tuple[Tensor, Tensor, Tensor]:
         """Differentiable in the networks and step sizes, not in the gradient."""
-        rate = self.net.edit_lrs[number]
-        key, mode = self.place[self.inner[number]]
-        u, delta = self.net.mend[key](factors.u.to(rate.dtype), factors.delta.to(rate.dtype), mode)
+        rate, name = self.net.edit_lrs[number], self.inner[number]
+        key, mode = self.place[name]
+        u, delta = self.net.mend[key].edited(context[name].u, context[name].delta, mode)
         return (-rate if self.options.descent else rate) * u, delta, factors.segment

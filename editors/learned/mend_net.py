@@ -86,20 +86,33 @@ class FactorEditor(nn.Module):
             if not options.x_only and (not options.one_sided or not smaller_is_u):
                 self.mlp2 = net(d_out)
 
+    def normalised(
+        self, u: Float[Tensor, "rows d_in"], delta: Float[Tensor, "rows d_out"]
+    ) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"]]:
+        """By the moments, to which in training these rows are added before.
+
+        Raises EditingError if there are no statistics yet and none are gathered.
+        """
+        if self.training:
+            self.count(u, delta)
+        if not self.norm:
+            return u, delta
+        if not torch.isfinite(self.k).item():
+            raise EditingError(
+                "the editor has never been trained: it has no statistics of gradient factors; train it with experiments.train"
+            )
+        return (u - self.u_mean) / (self.u_std + EPSILON), (delta - self.v_mean) / (self.v_std + EPSILON)
+
     def forward(
         self, u: Float[Tensor, "rows d_in"], delta: Float[Tensor, "rows d_out"], mode: int | None
     ) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"]]:
-        """Raises EditingError if there are no statistics yet and none are gathered."""
-        if self.training:
-            self.count(u, delta)
-        if self.norm:
-            if not torch.isfinite(self.k).item():
-                raise EditingError(
-                    "the editor has never been trained: it has no statistics of gradient factors; "
-                    "train it with experiments.train"
-                )
-            u = (u - self.u_mean) / (self.u_std + EPSILON)
-            delta = (delta - self.v_mean) / (self.v_std + EPSILON)
+        """What factors become."""
+        return self.edited(*self.normalised(u, delta), mode)
+
+    def edited(
+        self, u: Float[Tensor, "rows d_in"], delta: Float[Tensor, "rows d_out"], mode: int | None
+    ) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"]]:
+        """What normalised factors become."""
         if self.mlp is not None:
             both = self.mlp(torch.cat([u, delta], -1), mode)
             return both[:, : self.d_in], both[:, self.d_in :]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import EditingError
+from .aliases import ALIASES
 from .editable import Editable
 from .options import Options
 
@@ -21,7 +22,6 @@ _ALGORITHMS = {
     "lu": "lookup:Lookup",
     "rep": "serac:SERAC",
 }
-_ALIASES = {"gtn": "mend", "ke": "efk", "serac": "rep"}
 
 
 def names() -> list[str]:
@@ -31,9 +31,9 @@ def names() -> list[str]:
 def algorithm_name(name: str) -> str:
     """The algorithm's own name, from it or an alias in any case. Raises EditingError with the nearest one if there is none."""
     lower = name.lower()
-    own = _ALIASES.get(lower, lower)
+    own = ALIASES.get(lower, lower)
     if own not in _ALGORITHMS:
-        near = difflib.get_close_matches(lower, [*_ALGORITHMS, *_ALIASES], n=1)
+        near = difflib.get_close_matches(lower, [*_ALGORITHMS, *ALIASES], n=1)
         hint = f", did you mean {near[0]!r}?" if near else ";"
         raise EditingError(f"unknown algorithm {name!r}{hint} known: {', '.join(names())}")
     return own

@@ -1,91 +1,35 @@
-"""Training of a learned editor on episodes: optimiser, validation, early stop, and checkpoints that go on exactly."""
+"""Training of a learned editor on episodes: optimiser steps, validation, early stop, and checkpoints that go on exactly."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import EditingError
-from . import checkpoint
+from . import checkpoint, episode_stats, optimisers, run_log
 from .averages import Averages, EarlyStop
 from .editable import Editable, forward
-from .episode import Batch, Episode, joined
+from .episode import Episode, joined
 from .low_rank import LowRankEditable
-from .losses import IGNORED, Scores, locality_kl, locality_mask, retained, row_log_probs, score, sentiment_nll, sentiment_scores
-from .options import Options
+from .losses import Scores, locality_kl, locality_mask, sentiment_nll
+from .train_config import TrainConfig
 
-BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
+BEST, LAST = "best.safetensors", "last.safetensors"
 DEBUG_STEPS = 200
 """Episodes of the final evaluation in debug mode."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(Options):
-    """The trainer's part of the configuration; keys and defaults are those published."""
-
-    lr: float = 1e-5
-    lr_lr: float = 1e-3
-    """Learning rate of the learned step sizes."""
-    max_iters: int = 1_000_000
-    log_interval: int = 100
-    val_interval: int = 5000
-    val_steps: int = 500
-    """Edits of a validation."""
-    accumulate_bs: int = 10
-    """Episodes per optimiser step."""
-    parallel: int = 1
-    """Episodes that go through the model side by side, where the algorithm can: the same gradients in less time."""
-    cedit: float = 0.1
-    cloc: float = 1.0
-    cbase: float = 1.0
-    opt: str = "Adam"
-    grad_clip: float = 100.0
-    """Largest norm of all outer gradients together."""
-    train_base: bool = True
-    """Hold the trained model to the original one (ENN)."""
-    early_stop_patience: int = 20_000
-    """Iterations without a better validation."""
-    early_stop_key: str = "loss/total_edit_val"
-    save: bool = True
-    """Keep checkpoints."""
-    eval_only: bool = False
-    final_steps: int | None = None
-    """Edits of the final evaluation; None: all."""
-    unlikelihood: bool = True
-    """Edits of opinions: responses of the wrong sentiment shall become unlikely, too."""
-    accumulate_first_step_plus_one: bool = False
-    """As published: the first optimiser step is of one episode more, still divided by accumulate_bs."""
-    lr_lr_without_effect: bool = False
-    """As published by MEND: learned step sizes move at lr."""
-    cbase_not_in_gradient: bool = False
-    """As published: cbase scales what is reported only."""
-
-    def __post_init__(self):
-        for name in (
-            "max_iters",
-            "log_interval",
-            "val_interval",
-            "val_steps",
-            "accumulate_bs",
-            "early_stop_patience",
-            "parallel",
-        ):
-            if getattr(self, name) < (name != "max_iters"):
-                raise EditingError(f"{name}: {getattr(self, name)} is too small")
-        for name in ("lr", "lr_lr", "cedit", "cloc", "cbase", "grad_clip"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
-        if not isinstance(getattr(torch.optim, self.opt, None), type):
-            raise EditingError(f"opt: torch.optim has no {self.opt!r}")
+FREE = {"max_iters", "log_interval", "eval_only", "final_steps"}
+"""Keys that may differ between a run and what it goes on from."""
+REHEARSED = 8
+"""Episodes of validation among which a rehearsal looks for the quantity that stops the run."""
 
 
 class Source(Protocol):
@@ -118,7 +62,7 @@ class Trainer:
         identity: what a run that goes on must agree on besides `config` (data, seed)."""
         self.alg, self.config, self.train, self.validation, self.folder = alg, config, train, validation, folder
         self.original = original if config.train_base else None
-        self.identity = json.loads(json.dumps({**asdict(config), **(identity or {})}))
+        self.identity = _flat(json.loads(json.dumps({**asdict(config), **(identity or {})})))
         self.progress, self.report = progress, report
         self.iteration, self.skipped, self.elapsed = 0, 0, 0.0
         self.averages, self.early = Averages(), EarlyStop(config.early_stop_patience)
@@ -139,86 +83,38 @@ class Trainer:
             before = alg(episode.loc)
         started = time.perf_counter()
         with torch.set_grad_enabled(training):
-            options = {"segments": segments} if segments > 1 else {}
-            edited, _ = alg.edit(episode.edit_inner, episode.cond, **options)
+            edited, _ = alg.edit(episode.edit_inner, episode.cond, **({"segments": segments} if segments > 1 else {}))
             seconds = (time.perf_counter() - started) / segments
             after = edited(episode.loc)
             l_loc = locality_kl(before, after, locality_mask(episode.loc), segments)
-            stats = {"kl/edit": l_loc, "loss/loc": l_loc}
+            stats = {"kl/edit": l_loc, "loss/loc": l_loc} | episode_stats.of_unrelated(alg, episode.loc, before, after)
             l_edit = after.new_zeros(())
             if episode.edit_outer is not None:
                 logits = edited(episode.edit_outer)
                 scores = self.outer_scores(episode, logits)
-                l_edit = scores.nll if segments == 1 else segment_nll(logits, episode.edit_outer, alg.kind.shift, segments)
-                stats |= {
-                    "loss/edit": l_edit,
-                    "edit/acc": scores.acc,
-                    "edit/log_prob": scores.log_prob,
-                    "edit/prob": scores.prob,
-                }
-                stats |= self._flips(episode, logits)
-                if not training:
-                    stats |= self._opinions(episode, logits)
-            total = config.cedit * l_edit + config.cloc * l_loc
-        stats["loss/total_edit"] = total
-        if training:
-            self.safe_backward(total, segments)
-        if (episode.loc["labels"] != IGNORED).any():
-            pre, post = alg.score(before, episode.loc), alg.score(after, episode.loc)
-            for name in ("acc", "token_acc", "nll", "n_tokens"):
-                stats |= {f"{name}/pre": getattr(pre, name), f"{name}/post": getattr(post, name)}
-        stats["retain/edit"] = retained(before, after, episode.loc["labels"], alg.kind.shift)
-        if self.original is not None:
-            l_base, base_stats = self._base_loss(episode, before, after, training)
-            stats |= base_stats
-            total = total + config.cbase * l_base
+                outer, shift = episode.edit_outer, alg.kind.shift
+                l_edit = scores.nll if segments == 1 else episode_stats.segment_nll(logits, outer, shift, segments)
+                stats |= {"loss/edit": l_edit} | episode_stats.of_equivalents(alg, episode, logits, scores, training)
+            stats["loss/total_edit"] = loss = total = config.cedit * l_edit + config.cloc * l_loc
+            if self.original is not None:
+                with torch.no_grad():
+                    original = forward(self.original.train(training), {}, episode.loc)
+                l_base = locality_kl(original, alg(episode.loc), locality_mask(episode.loc), segments)
+                stats |= {"loss/base": l_base} | episode_stats.of_original(alg, episode.loc, original, before, after)
+                loss = total + (1 if config.cbase_not_in_gradient else config.cbase) * l_base
+                total = total + config.cbase * l_base
         stats["loss/total"] = total
-        return {name: value.item() for name, value in stats.items()} | {"time/edit": seconds}
-
-    def _base_loss(self, episode: Episode, before: Tensor, after: Tensor, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """KL(original || current) on the unrelated inputs: what holds the trained model in place."""
-        loc, shift = episode.loc, self.alg.kind.shift
-        with torch.no_grad():
-            original = forward(self.original.train(training), {}, loc)
-        with torch.set_grad_enabled(training):
-            l_base = locality_kl(original, self.alg(loc), locality_mask(loc), episode.segments)
         if training:
-            self.safe_backward(l_base if self.config.cbase_not_in_gradient else self.config.cbase * l_base, episode.segments)
-        scores = score(original, loc["labels"], shift)
-        return l_base.detach(), {
-            "loss/base": l_base,
-            "nll/original": scores.nll,
-            "acc/original": scores.acc,
-            "n_tokens/original": scores.n_tokens,
-            "kl/orig_post": locality_kl(original, after, locality_mask(loc)),
-            "retain/orig_pre": retained(original, before, loc["labels"], shift),
-            "retain/orig_post": retained(original, after, loc["labels"], shift),
-        }
+            self.safe_backward(loss, segments)
+        return {name: value.item() for name, value in stats.items()} | {"time/edit": seconds}
 
     def outer_scores(self, episode: Episode, logits: Tensor) -> Scores:
         """Of the equivalents; where the edits are of opinions, of those of the edit's sentiment: with `unlikelihood` the loss
         holds down the others."""
-        same = same_sentiment(episode)
+        same = episode_stats.same_sentiment(episode)
         if same is None:
             return self.alg.score(logits, episode.edit_outer)
         return sentiment_nll(logits, episode.edit_outer["labels"], same, self.alg.kind.shift, self.config.unlikelihood)
-
-    def _opinions(self, episode: Episode, logits: Tensor) -> dict[str, Tensor]:
-        """SERAC's success of edited opinions, where both sentiments are there to be told apart."""
-        same = same_sentiment(episode)
-        if same is None or same.all() or not same.any():
-            return {}
-        before = self.alg(episode.edit_outer)
-        scores = sentiment_scores(before, logits, episode.edit_outer["labels"], same, self.alg.kind.shift)
-        return {f"edit/{name}": value for name, value in scores.items()}
-
-    def _flips(self, episode: Episode, logits: Tensor) -> dict[str, Tensor]:
-        """Success on edits that really change the answer, where the data says which do."""
-        flips = [getattr(item, "flip", None) for item in episode.extras.get("items", ())]
-        rows = [row for row, edit in episode.pos_pairs.tolist() if flips and flips[edit]]
-        if not rows:
-            return {}
-        return {"edit/acc_flip": self.alg.score(logits[rows], {"labels": episode.edit_outer["labels"][rows]}).acc}
 
     def safe_backward(self, loss: Tensor, episodes: int = 1) -> None:
         """Adds d loss / d outer parameters, divided by the episodes per step, to `.grad`; the loss is the mean of so many.
@@ -226,11 +122,7 @@ class Trainer:
         A gradient that is not finite is left out and counted. Raises EditingError for a loss that is not finite.
         """
         if not torch.isfinite(loss):
-            kept = self.folder / BEST
-            raise EditingError(
-                f"the loss is {loss.item()} in iteration {self.iteration + 1}, so training stops; lower lr or edit_lr"
-                + (f"; the best networks so far are in {kept}" if kept.is_file() else "")
-            )
+            raise self._diverged(f"the loss is {loss.item()} in iteration {self.iteration + 1}")
         params = [p for group in self.groups.values() for p in group]
         grads = torch.autograd.grad(loss, params, allow_unused=True)
         if not all(torch.isfinite(g).all() for g in grads if g is not None):
@@ -241,16 +133,46 @@ class Trainer:
                 g = g * (episodes / self.config.accumulate_bs)
                 p.grad = g if p.grad is None else p.grad + g
 
+    def _diverged(self, what: str) -> EditingError:
+        kept = f"; the best networks so far are in {self.folder / BEST}" if self.has_best else ""
+        return EditingError(f"{what}, so the run stops; lower lr or edit_lr{kept}")
+
     # The loop
+
+    def rehearse(self) -> None:
+        """Episodes of training and of validation that leave nothing behind: what is wrong with data or configuration shows at once.
+
+        Raises EditingError for that.
+        """
+        if self.optimiser is None or not self.config.max_iters:
+            return
+        buffers = {name: buffer.clone() for name, buffer in self.alg.net.named_buffers()}
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            for episode in self._episodes(self.train, self.iteration, self._until_next()):
+                self.step(episode, training=True)
+            averages = Averages()
+            for number in range(min(REHEARSED, len(self.validation))):
+                for episode in self._episodes(self.validation, number, 1):
+                    averages.add(self.step(episode, training=False))
+        self._check_early_stop_key(averages.means("_val"))
+        for name, buffer in self.alg.net.named_buffers():
+            buffer.copy_(buffers[name])
+        self.optimiser.zero_grad()
+        self.skipped = 0
 
     def run(self) -> None:
         """Trains, if there is anything to train; the networks are afterwards those of the best validation."""
         if self.optimiser is None:
             return
+        run_log.cut(self.folder, self.iteration)
         self._loop()
-        best = self.folder / BEST
-        if self.config.save and best.is_file():
-            checkpoint.load(best, self.alg)
+        if self.has_best:
+            checkpoint.load(self.folder / BEST, self.alg)
+
+    @property
+    def has_best(self) -> bool:
+        """Whether this run has kept its best networks."""
+        return self.config.save and self.early.best_iteration is not None
 
     def _loop(self) -> None:
         config = self.config
@@ -267,7 +189,7 @@ class Trainer:
             if self.iteration % config.log_interval == 0:
                 means = self.averages.means("_train") | {"train/skipped": self.skipped, **self._rates()}
                 self.log(means)
-                bar.set_postfix_str(summary(means, "_train"))
+                bar.set_postfix_str(episode_stats.summary(means, "_train"))
                 self.averages = Averages()
             if self.iteration % config.val_interval == 0 or self.iteration == config.max_iters:
                 self._validation()
@@ -312,15 +234,22 @@ class Trainer:
 
     def _validation(self) -> None:
         means = self.validate(self.validation, self.config.val_steps)
+        self._check_early_stop_key(means)
+        value = means[self.early_stop_key]
+        if math.isnan(value):
+            raise self._diverged(f"{self.early_stop_key} is nan after iteration {self.iteration}")
         self.log(means)
-        self.report(f"{self.iteration}/{self.config.max_iters} {summary(means, '_val')}")
-        key = self.early_stop_key
-        if key not in means:
-            raise EditingError(f"early_stop_key: a validation reports no {key!r}; it reports {', '.join(sorted(means))}")
-        if self.early.update(self.iteration, means[key]) and self.config.save:
+        self.report(f"{self.iteration}/{self.config.max_iters} {episode_stats.summary(means, '_val')}")
+        if self.early.update(self.iteration, value) and self.config.save:
             checkpoint.save(self.folder / BEST, self.alg, {"iteration": self.iteration, "validation": means})
         if self.config.save:
             self.save(self.folder / LAST)
+
+    def _check_early_stop_key(self, found: Collection[str]) -> None:
+        if self.early_stop_key not in found:
+            raise EditingError(
+                f"early_stop_key: a validation reports no {self.early_stop_key!r}; it reports {', '.join(sorted(found))}"
+            )
 
     @property
     def early_stop_key(self) -> str:
@@ -331,7 +260,10 @@ class Trainer:
         return next(self.alg.model.parameters()).device
 
     def validate(self, source: Source, edits: int | None, suffix: str = "_val") -> dict[str, float]:
-        """Means over the first episodes of `source` that hold so many edits (None: all)."""
+        """Means over the first episodes of `source` that hold so many edits (None: all).
+
+        Raises EditingError for a loss that is not finite.
+        """
         averages, started, number, seen = Averages(), time.perf_counter(), 0, 0
         while number < len(source) and (edits is None or seen < edits):
             for episode in self._episodes(source, number, min(self.side_by_side, len(source) - number)):
@@ -341,115 +273,54 @@ class Trainer:
             raise EditingError(
                 "the validation data has no episode: fewer examples than a batch holds; make val_batch_size smaller"
             )
+        means = averages.means(suffix)
+        for key, value in means.items():
+            if key.startswith("loss/") and not math.isfinite(value):
+                raise self._diverged(f"{key} is {value} after iteration {self.iteration}")
         seconds = time.perf_counter() - started
-        return averages.means(suffix) | {"eval_time/elapsed": seconds, "eval_time/average": seconds / number}
+        return means | {"eval_time/elapsed": seconds, "eval_time/average": seconds / number}
 
     def log(self, stats: Mapping[str, float]) -> None:
         """One line of the run's log."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / LOG, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.iteration, **stats}) + "\n")
+        run_log.append(self.folder, self.iteration, stats)
 
     # Checkpoints
 
     def save(self, path: Path) -> None:
         """All that a run needs to go on as if it had never stopped."""
-        state, tensors, scalars = self.optimiser.state_dict(), {}, {}
-        for number, entry in state["state"].items():
-            for key, value in entry.items():
-                if isinstance(value, Tensor):
-                    tensors[f"opt/{number}/{key}"] = value.detach().cpu()
-                else:
-                    scalars[f"{number}/{key}"] = value
-        for i, p in enumerate(self.alg.outer_parameters()):
-            if p.grad is not None:
-                tensors[f"grad/{i}"] = p.grad.detach().cpu()
-        tensors["rng/cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["rng/cuda"] = torch.cuda.get_rng_state()
-        checkpoint.save(
-            path,
-            self.alg,
-            {
-                "iteration": self.iteration,
-                "skipped": self.skipped,
-                "elapsed": self.elapsed,
-                "early": self.early.state(),
-                "averages": asdict(self.averages),
-                "identity": self.identity,
-                "opt": scalars,
-            },
-            tensors,
-        )
+        scalars, tensors = optimisers.state_of(self.optimiser, self.alg.outer_parameters())
+        info = {
+            "iteration": self.iteration,
+            "skipped": self.skipped,
+            "elapsed": self.elapsed,
+            "early": self.early.state(),
+            "averages": asdict(self.averages),
+            "identity": self.identity,
+            "opt": scalars,
+        }
+        checkpoint.save(path, self.alg, info, tensors)
 
     def restore(self, path: Path) -> None:
         """Go on from what `save` wrote. Raises EditingError if that is of another configuration, model or data."""
         info, tensors = checkpoint.load(path, self.alg)
         if "identity" not in info:
             raise EditingError(f"{path}: holds networks, but no state of a training to go on with (that is in {LAST})")
-        free = {"max_iters", "log_interval", "eval_only", "final_steps"}
-        differing = sorted(
-            k
-            for k in (info["identity"].keys() | self.identity.keys()) - free
-            if info["identity"].get(k) != self.identity.get(k)
-        )
+        was, now = _flat(info["identity"]), self.identity
+        differing = [key for key in (was.keys() | now.keys()) - FREE if was.get(key) != now.get(key)]
         if differing:
-            raise EditingError(f"{path}: a run with another {', '.join(differing)}; use the same, or start a new run")
-        state = self.optimiser.state_dict()
-        state["state"] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            if kind == "opt":
-                number, _, key = rest.partition("/")
-                state["state"].setdefault(int(number), {})[key] = tensor
-            elif kind == "grad":
-                p = self.alg.outer_parameters()[int(rest)]
-                p.grad = tensor.to(p.device)
-        for name, value in info["opt"].items():
-            number, _, key = name.partition("/")
-            state["state"].setdefault(int(number), {})[key] = value
-        self.optimiser.load_state_dict(state)
-        torch.set_rng_state(tensors["rng/cpu"])
-        if "rng/cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng/cuda"])
+            named = ", ".join(sorted(differing, key=lambda key: (key.count("."), key))[:5])
+            raise EditingError(f"{path}: a run with another {named}; use the same, or start a new run")
+        optimisers.restore(self.optimiser, self.alg.outer_parameters(), info["opt"], tensors)
         self.iteration, self.skipped, self.elapsed = info["iteration"], info["skipped"], info["elapsed"]
         self.early.restore(info["early"])
         self.averages = Averages(**info["averages"])
-        self._cut_log()
-
-    def _cut_log(self) -> None:
-        """Drops what a killed run logged after its last checkpoint."""
-        path = self.folder / LOG
-        if path.is_file():
-            lines = [
-                line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= self.iteration
-            ]
-            path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        if self.has_best and not (self.folder / BEST).is_file():
+            raise EditingError(f"{self.folder / BEST}: no such file; a run goes on from {LAST} with its best networks beside it")
 
 
-def segment_nll(logits: Tensor, batch: Batch, shift: bool, segments: int) -> Float[Tensor, ""]:
-    """The mean over segments of the mean of their labels' -log p."""
-    log_p, n = (rows.reshape(segments, -1).sum(-1) for rows in row_log_probs(logits, batch["labels"], shift))
-    return -(log_p / n).mean()
-
-
-def same_sentiment(episode: Episode) -> Bool[Tensor, "outer"] | None:
-    """Whether each equivalent has the sentiment of its edit; None where the edits are not of opinions."""
-    items = episode.extras.get("items", ())
-    if not items or getattr(items[0], "sentiment", None) is None:
-        return None
-    signs = [sign for item in items for sign in item.outer_sentiments]
-    same = [signs[row] == items[edit].sentiment for row, edit in episode.pos_pairs.tolist()]
-    return torch.tensor(same, dtype=torch.bool, device=episode.pos_pairs.device)
-
-
-def summary(stats: Mapping[str, float], suffix: str) -> str:
-    """The few numbers of a progress line."""
-    parts = [
-        ("edit", "edit/acc"),
-        ("acc_pre", "token_acc/pre"),
-        ("acc_post", "token_acc/post"),
-        ("kl", "kl/edit"),
-        ("loss", "loss/total_edit"),
-    ]
-    return " ".join(f"{name}: {stats[key + suffix]:.4g}" for name, key in parts if key + suffix in stats)
+def _flat(identity: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """{dotted key: value}."""
+    flat = {}
+    for key, value in identity.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {before + key: value}
+    return flat

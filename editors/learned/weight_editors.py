@@ -6,7 +6,7 @@ import copy
 import hashlib
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from . import checkpoint, registry
 from .editable import Editable, identity_of
 from .episode import Batch, Collator
 from .factors import CHUNK
+from .kinds import ModelKind
 from .options import Options
 
 EDITOR_OF = {"mend": "MEND", "gtn": "MEND", "efk": "KE", "ke": "KE", "enn": "ENN"}
@@ -32,8 +33,8 @@ EDITOR_OF = {"mend": "MEND", "gtn": "MEND", "efk": "KE", "ke": "KE", "enn": "ENN
 @dataclass(frozen=True, kw_only=True)
 class LearnedHParams(Options):
     checkpoint: str | None = None
-    """What experiments.train kept (best.safetensors): a path, or a name in the folder of trained editors. None: the published
-    name that the keys below make, in that folder."""
+    """What experiments.train kept (best.safetensors): a path with a separator, or a name in the folder of trained editors. None:
+    the published name that the keys below make, or else the model's, in that folder."""
     lr_scale: float = 1.0
     """The update is multiplied by this."""
     n_toks: int = 1
@@ -54,16 +55,24 @@ class LearnedHParams(Options):
         if self.chunk < 1 or not 0 < self.lr_scale < float("inf"):
             raise EditingError("chunk must be at least 1, lr_scale a finite number above 0")
 
-    def file(self, editor: str) -> Path:
-        """The checkpoint of an editor of that name. Raises EditingError if there is none."""
-        name = self.checkpoint or self._published(editor)
-        folder = trained_folder() / editor
-        for path in (Path(name).expanduser(), folder / name):
+    def file(self, editor: str, trained: Path | None = None, shipped: Sequence[Path] = ()) -> Path:
+        """The checkpoint of an editor of that name. Raises EditingError if there is none.
+
+        trained: where trained editors are kept (default: `trained_folder`), one folder an editor. shipped: folders in
+        which a name is looked for if it is not there.
+        """
+        folder = (trained or trained_folder()) / editor
+        names = [self.checkpoint] if self.checkpoint else [self._published(editor), checkpoint_name(self.model_name)]
+        if os.sep in names[0]:
+            places = [Path(names[0]).expanduser()]
+        else:
+            places = [place / name for place in (folder, *shipped) for name in names]
+        for path in places:
             if path.is_file():
                 return path
         raise EditingError(
-            f"{editor} needs a trained editor, but there is no {name} here nor in {folder}: train one with "
-            "experiments.train and export=default, or name its file as checkpoint"
+            f"{editor} needs a trained editor, but there is no {' nor '.join(map(str, places[: len(names)]))}: train one with "
+            f"experiments.train ... export={places[0]}, or name its file as checkpoint (a bare name is looked for in {folder})"
         )
 
     def _published(self, editor: str) -> str:
@@ -71,6 +80,11 @@ class LearnedHParams(Options):
         model = self.model_name.rpartition("/")[2].lower()
         algorithm = {"KE": "efk"}.get(editor, editor.lower())
         return f"{algorithm}-{'mini-' if self.mini else ''}{self.n_toks}tok-{data}{model}.safetensors"
+
+
+def checkpoint_name(model_name: str, kind: ModelKind = ModelKind.DECODER) -> str:
+    """What experiments.train calls a trained editor of this model by default. Only decoders are edited by their name alone."""
+    return f"{model_name.replace('/', '_')}{'' if kind is ModelKind.DECODER else f'-{kind.value}'}.safetensors"
 
 
 def trained_folder() -> Path:
@@ -94,6 +108,8 @@ class LearnedEditor(Editor):
     algorithm: ClassVar[str]
     any_model: ClassVar[bool] = False
     """Whether the model may differ from that of the checkpoint."""
+    applied: ClassVar[Mapping[str, Any]] = {}
+    """Options of the algorithm that matter in training alone, as they are best for an edit."""
 
     def __init__(self, hparams: LearnedHParams):
         super().__init__(hparams)
@@ -123,7 +139,7 @@ class LearnedEditor(Editor):
                     f"{path}: a trained {EDITOR_OF.get(about['algorithm'], about['algorithm'])}, not a {self.name}"
                 )
             with torch.random.fork_rng(devices=[]):
-                alg = registry.build(self.algorithm, model, about["inner_params"], about["options"])
+                alg = registry.build(self.algorithm, model, about["inner_params"], about["options"] | self.applied)
             checkpoint.load(path, alg, self.any_model)
             alg.net.requires_grad_(False)
             info = {"checkpoint": path.name, "trained": {key: about[key] for key in ("algorithm", "options", "inner_params")}}
@@ -180,6 +196,7 @@ class ENNEditor(LearnedEditor):
     name, algorithm = "ENN", "enn"
 
     any_model = True
+    applied = {"first_order": True}  # any attention kernel will do
 
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
         alg, info = self.editable(task.model)

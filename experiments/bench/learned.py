@@ -105,11 +105,13 @@ def _plain(alg: MEND, edits: list[Batch]) -> Iterator[Tensor]:
         for batch in edits:
             with torch.enable_grad():
                 alg.score(forward(model, {}, batch), batch).nll.backward()
-            weights = {}
-            for i, name in enumerate(alg.inner):
+            weights, factors = {}, {}
+            for name in alg.inner:
                 u, delta = (noted[name][key].flatten(0, 1) for key in ("u", "delta"))
-                factors = Factors(u, delta, torch.zeros(len(u), dtype=torch.long)).kept()
-                u, delta, _ = alg.transformed(i, factors, None)
+                factors[name] = Factors(u, delta, torch.zeros(len(u), dtype=torch.long)).kept()
+            context = alg.context(None, factors, 1)
+            for i, name in enumerate(alg.inner):
+                u, delta, _ = alg.transformed(i, factors[name], context)
                 weights[name] = model.get_parameter(name).detach() + (u.T @ delta if alg.in_first[name] else delta.T @ u)
             model.zero_grad(set_to_none=True)
             yield _answers(forward(model, weights, batch))[0]

@@ -151,6 +151,33 @@ def test_batches_repeat_and_differ_by_seed(experiment, recipe):
     assert [first[i] for i in range(4)] != [other[i] for i in range(4)]
 
 
+def test_unrelated_facts_of_the_same_relation():
+    """Of other subjects with the same object where there are some, as often as asked, and the others as drawn without."""
+    plain, mixed, all_ = (episodes.load("gen", "train", "world", {"same_relation": p}).batches(2, 4) for p in (0, 0.5, 1))
+    rows = mixed._data.rows
+    facts = {f"{prompt}{row.old}": (row.relation, i) for i, row in enumerate(rows) for prompt in (row.prompt, *row.rephrases)}
+    count = 0
+    for number in range(60):
+        batch = mixed[number]
+        assert batch.items == plain[number].items == all_[number].items
+        edited = [rows[batch.items[place % 2].index] for place in range(4)]
+        for place, (example, usual, near) in enumerate(zip(batch.local, plain[number].local, all_[number].local)):
+            relation, index = facts[near.input + near.target]
+            assert relation == edited[place].relation and index not in batch.indices
+            others = [row for i, row in enumerate(rows) if row.relation == relation and row.old == edited[place].old]
+            assert (rows[index].old == edited[place].old) == (len(others) > 1)
+            assert example in (usual, near)
+            count += example == near
+    assert 90 < count < 160
+    assert mixed[3] == episodes.load("gen", "train", "world", {"same_relation": 0.5}).batches(2, 4)[3]
+    assert {"same_relation": 0.5} == mixed._data.about["options"] and plain._data.about["options"] == {}
+    for experiment, source, p, message in (
+        ("qa", "world", 0.5, "is for gen"), ("gen", "files", 0.5, "is for gen"), ("gen", "world", 2, "a probability"),
+    ):
+        with pytest.raises(DataError, match=message):
+            episodes.load(experiment, "train", source, {"same_relation": p})
+
+
 def test_claims_flip_half_of_the_time(invented):
     data = invented["fc", "train"]
     items = [data.item(i, 0) for i in range(600)]
@@ -331,6 +358,8 @@ def test_generation_edits(tmp_path):
     assert episodes.load("gen", "train", "files", options | {"rephrase": False}).item(1, 0).drop is None
     webtext = options | {"wiki_webtext": True, "webtext_path": str(text)}
     assert episodes.load("gen", "train", "files", webtext).n_local == 10  # 90 % of the 12, unfiltered
+    parts = [{e.input for e in locality.passages(split, Options.of(webtext))} for split in episodes.SPLITS]
+    assert [len(part) for part in parts] == [10, 1, 1] and len(set.union(*parts)) == 12
 
 
 def test_natural_questions_are_for_validation_unless_asked(tmp_path):

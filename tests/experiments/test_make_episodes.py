@@ -86,6 +86,7 @@ def test_translation_there_and_back(translator, tmp_path):
     (["gen", "--model_name", "{gpt2}", "--texts", "{tmp}/rows.jsonl"], "'text' is missing"),
     (["gen", "--model_name", "{gpt2}", "--texts", "{tmp}/short.txt"], "no passage of 50"),
     (["gen", "--model_name", "{gpt2}", "--texts", "{tmp}/texts.txt", "--n_tokens", "5000"], "leaves no context"),
+    (["gen", "--model_name", "{gpt2}", "--texts", "{tmp}/texts.txt", "--context_tokens", "1"], "--context_tokens 1: .* at least 2"),
     (["nq"], "did not load"), (["kilt", "--experiment", "qa", "--split", "dev"], "can't be reached|answers"),
 ])
 def test_bad_requests_write_nothing(argv, words, golden, passages, tmp_path):

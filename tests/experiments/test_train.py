@@ -105,8 +105,8 @@ def start(monkeypatch, tmp_path):
 def fails(monkeypatch, capsys, tmp_path):
     """Runs the program; returns its one error line. Checks that nothing was written."""
 
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["experiments.train", *map(str, words), f"hydra.run.dir={tmp_path / 'failed'}"])
+    def run(*words, into=tmp_path / "failed"):
+        monkeypatch.setattr("sys.argv", ["experiments.train", *map(str, words), f"hydra.run.dir={into}"])
         monkeypatch.chdir(tmp_path)
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
@@ -223,6 +223,84 @@ def test_the_published_command_on_files(start, folders, tmp_path):
     assert about["split"] == "validation" and "perplexity/pre_val" in about["results"]
 
 
+def test_targets_as_long_as_their_texts(fails, folders, tmp_path):
+    """Anywhere in the file: the error comes before the training."""
+    texts = [f"The river number {i} flows through the old town and then to the sea in spring." for i in range(8)] + ["So."]
+    (tmp_path / "train.json").write_text(json.dumps({"n_tokens": 9, "original": texts, "completions": texts}))
+    (tmp_path / "valid.json").write_text(json.dumps({"n_tokens": 9, "original": texts[:8], "completions": texts[:8]}))
+    (tmp_path / "wiki.txt").write_text("\n".join("word " * 55 + f"number {i}" for i in range(20)))
+    given = [w for w in words("mend", "gen", folders) if not w.startswith("data.")]
+    given += [f"data.path={tmp_path}/", "data.source=files", "data.wiki_webtext=False", f"data.wikitext_path={tmp_path / 'wiki.txt'}"]
+    assert "the target of 'So.' has 9 tokens of a text of " in fails(*given)
+
+
+def test_the_validation_s_numbers_are_called_so(start, folders):
+    run = start(*words("mend", "gen", folders, "eval.final_eval=False"))
+    found = json.loads((run / "results.json").read_text())
+    assert found["split"] == "validation" and "edit/acc_val" in found["results"] and "edit/acc_test" not in found["results"]
+
+
+@pytest.mark.parametrize("word, message", [
+    ("ft.locality.batch_size=0", "ft.locality.batch_size: 0"), ("ft.time_limit=0", "time_limit: 0"),
+    ("ft.time_limit=-1", "time_limit: -1"), ("ft.opt=LBFGS", "ft.opt: LBFGS"),
+])
+def test_mistakes_of_ft(fails, folders, word, message):
+    assert message in fails(*words("ft", "gen", folders, "ft.locality.enabled=True", word))
+
+
+def test_ft_that_diverges(monkeypatch, capsys, folders, tmp_path):
+    monkeypatch.setattr("sys.argv", ["train", *words("ft", "gen", folders, "edit_lr=1e38"), f"hydra.run.dir={tmp_path / 'run'}"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        run_program(train.command)
+    assert caught.value.code == 2 and "fine-tuning: " in capsys.readouterr().err and not (tmp_path / "run" / "results.json").exists()
+
+
+def test_finished_runs_are_those_of_the_same_words(start, folders):
+    given = words("gtn", "qa", folders)
+    run = start(*given)
+    train.check_finished(run, [*reversed(given), "archive=x"])
+    with pytest.raises(ValueError, match="finished run with other words .lr=3, seed=3."):
+        train.check_finished(run, [*given, "seed=3", "lr=3"])
+
+
+def test_default_places():
+    from editors.learned.kinds import ModelKind
+
+    config = {"alg": "gtn", "data_dir": "/data", "model": {"name": "world"}}
+    names = {kind: str(train.default_export(config, kind)) for kind in ModelKind}
+    assert names[ModelKind.DECODER] == "/data/learned/MEND/world.safetensors" and len(set(names.values())) == len(names)
+    hub = {**config, "alg": "ke", "model": {"name": "EleutherAI/gpt-j-6B"}}
+    assert str(train.default_export(hub, ModelKind.DECODER)) == "/data/learned/KE/EleutherAI_gpt-j-6B.safetensors"
+
+
+def test_evaluations_take_the_trained_editor_before_the_shipped(tmp_path, capsys):
+    from experiments.job import HPARAMS, load_editor
+
+    flags = {"alg_name": "MEND", "hparams_fname": None, "model_name": "world", "data_dir": str(tmp_path), "seed": 0}
+    trained = tmp_path / "learned" / "MEND" / "world.safetensors"
+    for path in (HPARAMS / "MEND" / "world.safetensors", trained):
+        assert load_editor(flags)[1].hparams.checkpoint == str(path)
+        assert f"trained editor: {path}" in capsys.readouterr().out
+        trained.parent.mkdir(parents=True, exist_ok=True)
+        trained.touch()
+    with pytest.raises(ValueError, match="/KE/world.safetensors: train one"):
+        load_editor({**flags, "alg_name": "KE"})
+
+
+@pytest.mark.parametrize("alias", ["gtn", "ke", "serac"])
+def test_presets_reach_an_algorithm_by_any_name(alias, monkeypatch, capsys):
+    own = {"gtn": "mend", "ke": "efk", "serac": "rep"}[alias]
+    preset, key, value = {"gtn": ("world_mend", "descent", True), "ke": ("world_ke", "condition_dim", 128),
+                          "serac": ("world_serac", "cls_name", "world")}[alias]
+    option = {"gtn": "rank", "ke": "several", "serac": "threshold"}[alias]
+    given = [f"+alg={alias}", "+experiment=gen", "+model=world", f"+preset={preset}", f"{alias}.{option}=7", "--cfg", "job"]
+    monkeypatch.setattr("sys.argv", ["train", *given])
+    train.command()
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["alg"] == alias and alias not in config and config[own][key] == value and config[own][option] == 7
+
+
 def test_several_edits_and_legacy_switches(start, folders):
     run = start(
         *words(
@@ -250,6 +328,14 @@ def test_ft_with_locality(start, folders):
     [
         (("alg=mendd",), "mendd"),
         (("lrr=3",), "lrr"),
+        (("+lrr=3",), "lrr: no key of a training with alg=mend; did you mean lr"),
+        (("+preset=world_ke",), "efk: no key of a training with alg=mend"),
+        (("+legacy.ft_off_by_two=true",), "did you mean legacy.ft_off_by_one"),
+        (("+model.knd=t5",), "did you mean model.kind"),
+        (("export=mine.safetensors", "debug=True"), "export=mine.safetensors: .*debug"),
+        (("export=default", "eval_only=True"), "export=default: .*eval_only"),
+        (("early_stop_key=nonsense",), "no 'nonsense'; it reports .*loss/total_edit_val"),
+        (("opt=LBFGS",), "opt: LBFGS can't take a step"),
         (("mend.rank=big",), "rank is .*expected an integer"),
         (("lr=fast",), "lr is .*expected a number"),
         (("model.name=./nowhere",), "'./nowhere': no such folder"),
@@ -313,7 +399,14 @@ def test_damaged_data_and_archives(fails, start, folders, tmp_path):
         *[w for w in words("mend", "gen", folders) if w != "mend.rank=4"], "mend.rank=5", f"archive={run}"
     )
     assert "another algorithm" in fails(*words("efk", "gen", folders), f"archive={run}")
-    assert "another seed" in fails(*words("mend", "gen", folders, "seed=3", f"archive={run}"))
+    assert "another seed, data.test.seed, data.train.seed" in fails(*words("mend", "gen", folders, "seed=3", f"archive={run}"))
+    for word in ("batch_size=3", "val_batch_size=3", "single_batch=True", "dropout=0.1", "half=True"):
+        message = fails(*words("mend", "gen", folders, word, f"archive={run}"))
+        assert f"another {word.split('=')[0]};" in message or word == "half=True" and "another" in message
+    message = fails(*words("mend", "gen", folders, "data.rephrase=False", f"archive={run}"))
+    assert "another data.test.options.rephrase, data.train.options.rephrase" in message
+    taken = fails(*words("mend", "gen", folders), into=run)
+    assert "holds the best.safetensors and last.safetensors and results.json of another run" in taken and f"archive={run}" in taken
     (run / "last.safetensors").write_bytes((run / "last.safetensors").read_bytes()[:-9])
     assert "truncated or damaged" in fails(*words("mend", "gen", folders, f"archive={run}"))
 

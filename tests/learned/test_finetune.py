@@ -110,7 +110,17 @@ def test_bad_options():
         ({"opt": "Sgdx"}, "torch.optim"),
         ({"rank": 0}, "rank"),
         ({"max_edit_steps": 0}, "max_edit_steps"),
+        ({"time_limit": 0}, "time_limit"),
+        ({"time_limit": -1.0}, "time_limit"),
+        ({"opt": "LBFGS"}, "ft.opt: LBFGS can't take a step"),
     ):
         with pytest.raises(EditingError, match=message):
             build(**options)
     assert len(build(time_limit=1e-9)[0].edit(build()[1])[1]["losses"]) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_numbers_that_are_not_finite_stop(steps):
+    alg, one = build(edit_lr=1e38, max_edit_steps=steps)
+    with pytest.raises(EditingError, match="fine-tuning: .* not finite|fine-tuning: the loss is nan"):
+        alg.edit(one)

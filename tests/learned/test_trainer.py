@@ -8,7 +8,8 @@ import torch
 from editors.errors import EditingError
 from editors.learned import checkpoint, registry
 from editors.learned.episode import joined
-from editors.learned.trainer import BEST, LAST, LOG, TrainConfig, Trainer
+from editors.learned.run_log import LOG
+from editors.learned.trainer import BEST, LAST, TrainConfig, Trainer, _flat
 from tests.conftest import relative
 from tests.learned.trained import INNER, OPTIONS, TEXTS, Texts, texts_episode
 
@@ -31,7 +32,8 @@ def frozen(tiny_gpt2):
 
 
 @pytest.mark.parametrize(
-    "name, options", [("efk", {}), ("enn", {"first_order": False}), ("mend", {"norm": False, "edit_lr": 0.1})]
+    "name, options",
+    [("efk", {}), ("enn", {"first_order": False}), ("mend", {"norm": False, "edit_lr": 0.1}), ("mend", {}), ("mend", {"shared": False})],
 )
 def test_side_by_side_is_one_after_another(frozen, tmp_path, name, options):
     """The same reported numbers and the same gradients, up to rounding."""
@@ -40,6 +42,10 @@ def test_side_by_side_is_one_after_another(frozen, tmp_path, name, options):
     episodes = [texts_episode(tok, i) for i in range(4)]
     alone = [trainer.step(episode, training=True) for episode in episodes]
     single = [None if p.grad is None else p.grad.clone() for p in trainer.alg.outer_parameters()]
+    moments = {key: buffer.clone() for key, buffer in trainer.alg.net.named_buffers() if name == "mend"}
+    for key, buffer in trainer.alg.net.named_buffers():
+        if key in moments:
+            buffer.fill_(float("nan"))
     for p in trainer.alg.outer_parameters():
         p.grad = None
     together = trainer.step(joined(episodes), training=True)
@@ -49,6 +55,8 @@ def test_side_by_side_is_one_after_another(frozen, tmp_path, name, options):
         assert (p.grad is None) == (grad is None)
         if grad is not None and grad.abs().max() > 1e-7:
             assert relative(p.grad, grad) < 1e-3
+    for key, buffer in trainer.alg.net.named_buffers():
+        assert key not in moments or relative(buffer, moments[key]) < 1e-5, key
 
 
 def test_episodes_of_different_sizes_are_not_joined(frozen):
@@ -94,7 +102,7 @@ def test_a_killed_run_goes_on_bit_by_bit(frozen, tmp_path, name):
     part._loop()
     part.log({"loss": 1.0})  # logged after the checkpoint, before the kill: goes when the run goes on
     with open(tmp_path / "part" / LOG, "a") as file:
-        file.write(json.dumps({"step": 9}) + "\n")
+        file.write(json.dumps({"step": 9}) + '\n{"step": 10, "lo')
     again = build(name, model, tok, tmp_path / "part", seed=7, max_iters=10)
     again.restore(tmp_path / "part" / LAST)
     assert again.iteration == 8
@@ -111,6 +119,14 @@ def test_a_run_does_not_go_on_as_another(frozen, tmp_path):
     build("mend", model, tok, tmp_path, max_iters=4).run()
     with pytest.raises(EditingError, match="another lr;"):
         build("mend", model, tok, tmp_path, max_iters=8, lr=0.5).restore(tmp_path / LAST)
+    run = build("mend", model, tok, tmp_path / "data", max_iters=4)
+    run.identity |= {"data.train.seed": 0, "dropout": 0.0}
+    run.run()
+    for changed, message in (({"data": {"train": {"seed": 1}}, "dropout": 0.0}, "another data.train.seed;"), ({}, "dropout, data")):
+        again = build("mend", model, tok, tmp_path / "data", max_iters=8)
+        again.identity |= _flat(changed)
+        with pytest.raises(EditingError, match=message):
+            again.restore(tmp_path / "data" / LAST)
     with pytest.raises(EditingError, match="no state of a training"):
         build("mend", model, tok, tmp_path, max_iters=8).restore(tmp_path / BEST)
 
@@ -156,6 +172,59 @@ def test_nan_stops_and_keeps_the_best(frozen, tmp_path):
     assert "\n" not in str(error.value) and (tmp_path / BEST).read_bytes() == kept
 
 
+def test_nan_in_a_validation_stops_before_anything_is_written(frozen, tmp_path):
+    model, tok = frozen
+    trainer = build("mend", model, tok, tmp_path, max_iters=8, accumulate_bs=8, val_interval=8, lr=1e30, lr_lr=1e30)  # one step, the last
+    with pytest.raises(EditingError, match="loss/.*_val is nan after iteration 8, so the run stops; lower lr or edit_lr$"):
+        trainer.run()
+    assert not (tmp_path / BEST).exists() and not (tmp_path / LAST).exists()
+
+
+def test_networks_of_an_earlier_run_are_not_the_best(frozen, tmp_path):
+    model, tok = frozen
+    build("efk", model, tok, tmp_path, max_iters=4).run()
+    trainer = build("efk", model, tok, tmp_path, max_iters=3, val_interval=9, save=False)
+    trainer.run()
+    assert trainer.iteration == 3 and not trainer.has_best
+    assert any(not torch.equal(t, trainer.alg.state()[k.removeprefix("net/")]) for k, t in checkpoint.read(tmp_path / BEST)[1].items())
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3]
+    whole = build("efk", model, tok, tmp_path / "whole", max_iters=4)
+    whole.run()
+    (tmp_path / "whole" / BEST).unlink()
+    with pytest.raises(EditingError, match="best.safetensors: no such file"):
+        build("efk", model, tok, tmp_path / "whole", max_iters=8).restore(tmp_path / "whole" / LAST)
+
+
+@pytest.mark.parametrize("name", ["mend", "enn"])
+def test_a_rehearsal_leaves_nothing(frozen, tmp_path, name):
+    model, tok = frozen
+    trainer = build(name, model, tok, tmp_path, parallel=3, options={} if name == "mend" else {"first_order": True})
+    before, rng = {key: t.clone() for key, t in trainer.alg.state().items()}, torch.get_rng_state()
+    trainer.rehearse()
+    assert all(torch.equal(t.nan_to_num(7), before[key].nan_to_num(7)) for key, t in trainer.alg.state().items())
+    assert torch.equal(rng, torch.get_rng_state()) and all(p.grad is None for p in trainer.alg.outer_parameters())
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+    with pytest.raises(EditingError, match="early_stop_key: .*'nonsense'.*loss/total_edit_val"):
+        build(name, model, tok, tmp_path, early_stop_key="nonsense").rehearse()
+
+
+def test_an_episode_that_is_skipped_is_skipped_whole(frozen, tmp_path, monkeypatch):
+    """ENN's loss of the edit and of the trained model: one gradient, counted once."""
+    model, tok = frozen
+    trainer = build("enn", model, tok, tmp_path, train_base=True, cbase=0.5)
+    trainer.step(texts_episode(tok), training=True)
+    both = [p.grad.clone() for p in trainer.alg.outer_parameters() if p.grad is not None]
+    for p in trainer.alg.outer_parameters():
+        p.grad = None
+    infinite = [torch.full_like(p, float("inf")) for p in trainer.alg.outer_parameters()]
+    calls = []
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, real=torch.autograd.grad, **k: (
+        (calls.append(1), infinite)[1] if k.get("allow_unused") else real(*a, **k)))
+    trainer.step(texts_episode(tok), training=True)
+    assert both and len(calls) == trainer.skipped == 1 and all(p.grad is None for p in trainer.alg.outer_parameters())
+
+
 def test_infinite_gradients_are_counted_not_taken(frozen, tmp_path):
     model, tok = frozen
     trainer = build("mend", model, tok, tmp_path)
@@ -196,6 +265,8 @@ def test_bad_configurations(frozen, tmp_path):
     model, tok = frozen
     for wrong, message in (
         ({"opt": "Adamm"}, "Adamm"),
+        ({"lr": 1e38}, "opt: Adam can't take a step"),
+        *(({"opt": name}, f"opt: {name} can't take a step") for name in ("LBFGS", "SparseAdam", "Optimizer")),
         ({"accumulate_bs": 0}, "accumulate_bs"),
         ({"lr": -1.0}, "lr"),
         ({"cloc": float("nan")}, "cloc"),

@@ -110,7 +110,9 @@ def test_wrong_checkpoints(made, tiny_gpt2, tmp_path, monkeypatch):
     model, tok = tiny_gpt2
     cases = [
         ("KE", {"checkpoint": str(made["MEND"][1])}, "a trained MEND, not a KE"),
-        ("MEND", {"checkpoint": "none.safetensors"}, "no none.safetensors here nor in .*experiments.train"),
+        ("MEND", {"checkpoint": "none.safetensors"}, "no .*MEND/none.safetensors: train .*experiments.train ... export=.*none"),
+        ("MEND", {"model_name": "gpt2-xl", "n_toks": 10},
+         "no .*/mend-10tok-gpt2-xl.safetensors nor .*/gpt2-xl.safetensors: .*export=.*mend-10"),
         ("MEND", {"model_name": "gpt2-xl", "n_toks": 1, "counterfact": True}, "mend-1tok-counterfact-gpt2-xl.safetensors"),
         ("MEND", {"model_name": "EleutherAI/gpt-j-6B", "n_toks": 10}, "mend-10tok-gpt-j-6b.safetensors"),
         ("KE", {"model_name": "gpt2-xl", "zsre": True}, "efk-1tok-zsre-gpt2-xl.safetensors"),
@@ -137,3 +139,34 @@ def test_wrong_checkpoints(made, tiny_gpt2, tmp_path, monkeypatch):
     (tmp_path / "learned" / "MEND" / "mine.safetensors").write_bytes(made["MEND"][1].read_bytes())
     assert editors.load("MEND", {"checkpoint": "mine.safetensors"}).edit(model, tok, REQUESTS).changes
     assert LearnedHParams.of({"checkpoint": "x"}).lr_scale == 1 and OPTIONS
+
+
+def test_places_of_trained_editors(made, tmp_path, monkeypatch):
+    """A name: among trained editors, then in the shipped folder, never in the current one; a path: there alone."""
+    trained, shipped = tmp_path / "learned", tmp_path / "shipped"
+    for folder in (tmp_path, shipped):
+        folder.mkdir(exist_ok=True)
+        (folder / "mine.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    mine = LearnedHParams(checkpoint="mine.safetensors")
+    assert mine.file("MEND", trained, [shipped]) == shipped / "mine.safetensors"
+    with pytest.raises(EditingError, match="MEND/mine.safetensors: train"):
+        mine.file("MEND", trained)
+    assert LearnedHParams(checkpoint="./mine.safetensors").file("MEND", trained, [shipped]).samefile("mine.safetensors")
+    (trained / "MEND").mkdir(parents=True)
+    (trained / "MEND" / "mine.safetensors").touch()
+    assert mine.file("MEND", trained, [shipped]).parent == trained / "MEND"
+    published = LearnedHParams(model_name="EleutherAI/gpt-j-6B", n_toks=10)
+    for name in ("EleutherAI_gpt-j-6B.safetensors", "mend-10tok-gpt-j-6b.safetensors"):
+        (trained / "MEND" / name).touch()
+        assert published.file("MEND", trained, [shipped]).name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_attention_will_do(made, tiny_gpt2, name):
+    """Models load with sdpa, which can't be differentiated twice."""
+    model, tok = copy.deepcopy(tiny_gpt2[0]), tiny_gpt2[1]
+    model.set_attn_implementation("sdpa")
+    deltas = load(made, name).edit(model, tok, REQUESTS).deltas()
+    eager = load(made, name).edit(*tiny_gpt2, REQUESTS).deltas()
+    assert all(relative(deltas[n], eager[n]) < 1e-4 for n in INNER)

@@ -1,0 +1,3 @@
+"""Other names of algorithms, from the published configurations."""
+
+ALIASES = {"gtn": "mend", "ke": "efk", "serac": "rep"}

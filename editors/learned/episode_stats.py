@@ -1,0 +1,75 @@
+"""What an episode reports besides its losses, and the few numbers of a progress line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .editable import Editable
+from .episode import Batch, Episode
+from .losses import IGNORED, Scores, locality_kl, locality_mask, retained, row_log_probs, score, sentiment_scores
+
+
+def segment_nll(logits: Tensor, batch: Batch, shift: bool, segments: int) -> Float[Tensor, ""]:
+    """The mean over segments of the mean of their labels' -log p."""
+    log_p, n = (rows.reshape(segments, -1).sum(-1) for rows in row_log_probs(logits, batch["labels"], shift))
+    return -(log_p / n).mean()
+
+
+@torch.no_grad()
+def of_equivalents(alg: Editable, episode: Episode, logits: Tensor, scores: Scores, training: bool) -> dict[str, Tensor]:
+    """Success of the edits, and of those alone that really change the answer, where the data says which do. In validation of
+    opinions SERAC's success, too, where both sentiments are there to be told apart."""
+    stats = {"edit/acc": scores.acc, "edit/log_prob": scores.log_prob, "edit/prob": scores.prob}
+    flips = [getattr(item, "flip", None) for item in episode.extras.get("items", ())]
+    rows = [row for row, edit in episode.pos_pairs.tolist() if flips and flips[edit]]
+    if rows:
+        stats["edit/acc_flip"] = alg.score(logits[rows], {"labels": episode.edit_outer["labels"][rows]}).acc
+    same = same_sentiment(episode)
+    if not training and same is not None and same.any() and not same.all():
+        before = alg(episode.edit_outer)
+        found = sentiment_scores(before, logits, episode.edit_outer["labels"], same, alg.kind.shift)
+        stats |= {f"edit/{name}": value for name, value in found.items()}
+    return stats
+
+
+@torch.no_grad()
+def of_unrelated(alg: Editable, loc: Batch, before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    """How unrelated inputs are answered before and after the edit."""
+    stats = {"retain/edit": retained(before, after, loc["labels"], alg.kind.shift)}
+    if (loc["labels"] != IGNORED).any():
+        pre, post = alg.score(before, loc), alg.score(after, loc)
+        for name in ("acc", "token_acc", "nll", "n_tokens"):
+            stats |= {f"{name}/pre": getattr(pre, name), f"{name}/post": getattr(post, name)}
+    return stats
+
+
+@torch.no_grad()
+def of_original(alg: Editable, loc: Batch, original: Tensor, before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    """How the model before any training answers unrelated inputs, and how far the trained one is from that."""
+    shift, scores = alg.kind.shift, score(original, loc["labels"], alg.kind.shift)
+    return {
+        **{f"{name}/original": getattr(scores, name) for name in ("nll", "acc", "n_tokens")},
+        "kl/orig_post": locality_kl(original, after, locality_mask(loc)),
+        "retain/orig_pre": retained(original, before, loc["labels"], shift),
+        "retain/orig_post": retained(original, after, loc["labels"], shift),
+    }
+
+
+def same_sentiment(episode: Episode) -> Bool[Tensor, "outer"] | None:
+    """Whether each equivalent has the sentiment of its edit; None where the edits are not of opinions."""
+    items = episode.extras.get("items", ())
+    if not items or getattr(items[0], "sentiment", None) is None:
+        return None
+    signs = [sign for item in items for sign in item.outer_sentiments]
+    same = [signs[row] == items[edit].sentiment for row, edit in episode.pos_pairs.tolist()]
+    return torch.tensor(same, dtype=torch.bool, device=episode.pos_pairs.device)
+
+
+def summary(stats: Mapping[str, float], suffix: str) -> str:
+    """The few numbers of a progress line."""
+    parts = {"edit": "edit/acc", "acc_pre": "token_acc/pre", "acc_post": "token_acc/post", "kl": "kl/edit", "loss": "loss/total_edit"}
+    return " ".join(f"{name}: {stats[key + suffix]:.4g}" for name, key in parts.items() if key + suffix in stats)

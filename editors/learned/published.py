@@ -1,0 +1,66 @@
+"""Networks of the published MEND and KE, by the names of their own checkpoints, as those of this package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import EditingError
+
+_MEND_KEY = re.compile(r"mend\.(\([^)]*\)|[^.]+)\.(mlp[12]?)\.layers\.(\d+)\.u")
+_KE_NAMES = {"condition.lstm._module.": "condition.lstm.", "condition.linear._linear_layers.0.": "condition.linear.",
+             ".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
+
+
+def mend_state(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(options that the shapes tell, state): of MEND (`mend.`), and of SERAC's port of it (`gtn.`).
+
+    Not told by shapes: norm, init and descent. Raises EditingError if there is no such network.
+    """
+    state = {re.sub(r"^gtn\.", "mend.", name): t for name, t in tensors.items() if name.startswith(("mend.", "gtn.", "edit_lrs"))}
+    found = [(match, state[match[0]]) for match in map(_MEND_KEY.fullmatch, state) if match]
+    if not found or "edit_lrs" not in state:
+        raise EditingError("holds no MEND: no networks mend.* or gtn.* with their edit_lrs")
+    sides = {match[2] for match, _ in found}
+    editors = {match[1]: {other[2] for other, _ in found if other[1] == match[1]} for match, _ in found}
+    options = {
+        "shared": found[0][0][1].startswith("("),
+        "combine": sides == {"mlp"},
+        "n_hidden": max(int(match[3]) for match, _ in found),
+        "rank": max(u.shape[1] for _, u in found),
+        "x_only": sides == {"mlp1"},
+        "delta_only": sides == {"mlp2"},
+        "one_sided": len(sides) > 1 and any(len(of_editor) == 1 for of_editor in editors.values()),
+    }
+    return options, state
+
+
+def ke_state(tensors: Mapping[str, Tensor], vocabulary: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(options that the shapes tell, state): of KE as MEND has it (`editor.`).
+
+    The row that was added to the embedding for padding is dropped: padding is never read. Raises EditingError if there is no
+    such network.
+    """
+    state = {}
+    for name, tensor in tensors.items():
+        if name.startswith("editor."):
+            name = name.removeprefix("editor.")
+            for old, new in _KE_NAMES.items():
+                name = name.replace(old, new)
+            state[re.sub(r"^conditioners\.(\w+)_conditioner\.conditioners\.", r"conditioners.\1.layers.", name)] = tensor
+    if not {"condition.embedding.weight", "condition.lstm.weight_hh_l0", "condition.linear.weight"} <= state.keys():
+        raise EditingError("holds no KE: no network editor.condition")
+    state["condition.embedding.weight"] = state["condition.embedding.weight"][:vocabulary]
+    options = {"hidden_dim": state["condition.lstm.weight_hh_l0"].shape[1], "condition_dim": state["condition.linear.weight"].shape[0]}
+    return options, state
+
+
+def state_of(algorithm: str, tensors: Mapping[str, Tensor], vocabulary: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """As `mend_state` or `ke_state`. Raises EditingError for other algorithms."""
+    readers: dict[str, Callable] = {"mend": mend_state, "efk": lambda found: ke_state(found, vocabulary)}
+    if algorithm not in readers:
+        raise EditingError(f"published networks of {algorithm!r} are not read, only those of MEND and KE")
+    return readers[algorithm](tensors)

@@ -1,0 +1,90 @@
+"""Published checkpoints of MEND and KE become trained editors, without running what a pickle says."""
+
+import pytest
+import torch
+from transformers import GPT2Config
+
+import editors
+from editors.errors import EditingError
+from editors.learned import checkpoint, published, registry
+from experiments import convert_editor
+from tests.learned.conftest import arrays
+from tests.learned.test_ke import published as ke_name
+from tests.learned.trained import INNER, trained
+from tests.test_contract import REQUESTS
+
+
+def write(path, state, **more):
+    """As the published programs: networks beside the model's configuration, the optimiser and other things."""
+    model = {**state, "model_config": GPT2Config(n_layer=2), "model.transformer.ln_f.weight": torch.ones(3)}
+    torch.save({"model": model, "opt": {"state": {}}, "lr_opt": None, "val_stats": {"loss": 0.5}, "start_time": "01/02/2022-03:04:05/6",
+                "elapsed_time": 3.0, "step": 7, **more}, path)
+
+
+@pytest.mark.parametrize("name", ["mend", "gtn", "efk"])
+def test_an_editor_of_the_published_names(name, tiny_gpt2, golden, tmp_path, monkeypatch):
+    """The same networks, and the same edits."""
+    model, tok = tiny_gpt2
+    own = registry.algorithm_name(name)
+    alg, path = trained(own, model, tok, tmp_path, iterations=4)
+    if own == "mend":
+        state = {key.replace("mend.", f"{name}.", 1): t for key, t in alg.state().items()}
+    else:
+        state = {f"editor.{ke_name(key)}": t for key, t in alg.state().items()}
+        words = state["editor.condition.embedding.weight"]
+        state["editor.condition.embedding.weight"] = torch.cat([words, words.mean(0, keepdim=True)])  # [PAD]
+    write(tmp_path / "published.pt", state)
+    monkeypatch.setenv("KE_DATA_DIR", str(tmp_path / "data"))
+    options = ["descent=true"] if own == "mend" else []
+    out = convert_editor.main(str(tmp_path / "published.pt"), name, str(golden / "tiny-gpt2"), option=options, inner_params=INNER)
+    assert out.parent == tmp_path / "data" / "learned" / ("MEND" if own == "mend" else "KE")
+    found, expected = checkpoint.read(out)[1], checkpoint.read(path)[1]
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], t) for key, t in expected.items())
+    editor = {"mend": "MEND", "efk": "KE"}[own]
+    one, two = (editors.load(editor, {"checkpoint": str(p)}).edit(model, tok, REQUESTS).deltas() for p in (out, path))
+    assert all(torch.equal(one[n], two[n]) for n in INNER)
+
+
+def test_options_from_shapes():
+    z, about = arrays("mend_gpt2")
+    names = {key.removeprefix("weights_random/"): torch.tensor(z[key]) for key in z if key.startswith("weights_random/")}
+    state = {key if key == "edit_lrs" else f"gtn.{key}": tensor for key, tensor in names.items()}
+    options, _ = published.mend_state(state)
+    config = about["mend_config"]
+    assert {key: options[key] for key in ("shared", "combine", "n_hidden", "one_sided", "x_only", "delta_only")} == {
+        key: config[key] for key in ("shared", "combine", "n_hidden", "one_sided", "x_only", "delta_only")}
+    assert options["rank"] == min(config["rank"], max(t.shape[0] for key, t in names.items() if key.endswith(".u")))
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_mistakes(golden, tmp_path, capsys):
+    path, model = tmp_path / "file.pt", str(golden / "tiny-gpt2")
+
+    def convert(alg="MEND", **more):
+        return convert_editor.main(str(path), alg, model, str(tmp_path / "out.safetensors"), **{"inner_params": INNER, **more})
+
+    with pytest.raises(EditingError, match="file.pt: no such file"):
+        convert()
+    path.write_bytes(b"nothing")
+    with pytest.raises(EditingError, match="no checkpoint of tensors"):
+        convert()
+    write(path, {}, callback=Evil())
+    with pytest.raises(EditingError, match="no checkpoint of tensors") as error:
+        convert()
+    assert "\n" not in str(error.value) and "run" not in capsys.readouterr().out
+    write(path, {"edit_lrs": torch.zeros(4)})
+    for alg, message in (("MEND", "holds no MEND"), ("KE", "holds no KE"), ("ENN", "only those of MEND and KE")):
+        with pytest.raises(EditingError, match=f"file.pt: .*{message}"):
+            convert(alg)
+    with pytest.raises(EditingError, match="--inner_params: name"):
+        convert(inner_params=())
+    state = {"mend.(64, 256).mlp.layers.0.u": torch.zeros(320, 2), "edit_lrs": torch.zeros(4)}
+    write(path, state)
+    for option, message in (("descent", "KEY=VALUE"), ("descnt=1", "descnt"), ("norm=false", "networks are not those")):
+        with pytest.raises(EditingError, match=message):
+            convert(option=[option])
+    assert not (tmp_path / "out.safetensors").exists()
