@@ -446,3 +446,18 @@ def test_nearest_by_words():
                                neighbours.encoder("words"), Options(hard_neg_neighbors=2), 0, [0, None, None, None])
     assert [list(row) for row in found.indices][0][0] == 1 and found.indices[1][0] == 2
     assert all(np.isclose(sum(p), 1) for p in found.probabilities) and found.probabilities[1][0] > found.probabilities[1][1]
+
+
+def test_pages_that_are_parts_of_each_other(tmp_path):
+    """No claim is unrelated to a page whose name is in all others: said at once, where drawing would never end."""
+    row = {"evidence": "word " * 12, "label": "SUPPORTS", "revision_type": "real"}
+
+    def load(*pages):
+        lines(tmp_path / "test.jsonl", [{**row, "claim": f"Of {page}.", "page": page} for page in pages])
+        return episodes.load("fnli", "test", "files", {"vitaminc_path": str(tmp_path / "{}.jsonl")}, recipe="serac")
+
+    data = load("Ann", "Anna Keller", "Bo")
+    assert {data.local_of(i, epoch).input for i in range(3) if data.rows[i].page != "Bo" for epoch in range(9)} == {"Of Bo."}
+    with pytest.raises(DataError, match="every page's name contains 'ann' or is a part of it") as error:
+        load("Ann", "Anna Keller", "ann b")
+    assert "\n" not in str(error.value)
