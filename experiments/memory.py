@@ -11,8 +11,10 @@
 
 FILE is also what a SERAC edit's ``save`` writes, and, where an editor was named, what ``Edit.load`` reads. ``ask`` prints what is
 answered, which edit is the nearest, and how near. With ``--run`` a trained SERAC of any kind (experiments.train +alg=rep) answers, of
-questions, claims (``create --statements``), opinions or continuations; else the decoder that the memory was created for. Two edits whose inputs are equal, whatever their case and spacing, are about
-the same thing: the newer one takes the older one's place and id. Ids are never given twice.
+questions, claims (``create --statements``), opinions or continuations; else the decoder that the memory was created for.
+
+Two edits whose inputs are equal, whatever their case and spacing, are about the same thing: the newer one takes the older one's
+place and id. Ids are never given twice.
 """
 
 from __future__ import annotations

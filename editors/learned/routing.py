@@ -77,11 +77,11 @@ class Router:
         for name in [p.name for p in self._signature.parameters.values() if p.kind is p.VAR_KEYWORD]:
             given |= given.pop(name, {})
         as_tuple = not (getattr(self._model.config, "return_dict", True) if given.get("return_dict") is None else given["return_dict"])
-        output = self._forward(given | {"return_dict": True})
+        output = self._forward(given | {"return_dict": True} if as_tuple else given)
         return output.to_tuple() if as_tuple else output
 
     def _whole(self, generate: Callable, *args, **kwargs):
-        config = kwargs.get("generation_config") or self._model.generation_config
+        config = next((c for c in (*args[1:2], kwargs.get("generation_config")) if c is not None), self._model.generation_config)
         if kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None):
             raise EditingError("prefill_chunk_size: the prompt decides which edit answers, so it is read in one pass: leave it out")
         self._generating, self._held = True, None

@@ -70,8 +70,8 @@ def test_table(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("experiment, alg, words, recipe", [
-    ("qa", "gtn", [], "serac"), ("qa", "mend", [], "mend"), ("qa", "mend", ["data.zsre_yn=true"], "serac"), ("qa", "rep", ["recipe=mend"], "mend"),
-    ("fnli", "ft", [], "serac"),
+    ("qa", "gtn", [], "serac"), ("qa", "mend", [], "mend"), ("qa", "mend", ["data.zsre_yn=true"], "serac"),
+    ("qa", "rep", ["recipe=mend"], "mend"), ("fnli", "ft", [], "serac"),
 ])
 def test_the_data_are_those_of_the_training(tmp_path, monkeypatch, experiment, alg, words, recipe):
     asked = []

@@ -154,7 +154,8 @@ def test_calibration():
     (("rep.pooling=max",), "pooling"), (("rep.threshold=1.5",), "threshold"), (("rep.dist_heads=5",), "does not divide"),
     (("rep.cls_name=./nowhere",), "cls_name: './nowhere' does not load"), (("++model.small_name=./nowhere",), "small_name"),
     (("rep.freeze=9",), "only 2 blocks"), (("+rep.thresold=1",), "did you mean 'threshold'"),
-    (("rep.cls_class=NoModel",), "has no NoModel"), (("rep.cls_class=pipeline",), "pipeline is no class of models"), (("rep.nearest_negatives=true", "rep.use_all_negatives=true"), "goes with neither"),
+    (("rep.cls_class=NoModel",), "has no NoModel"), (("rep.cls_class=pipeline",), "pipeline is no class of models"),
+    (("rep.nearest_negatives=true", "rep.use_all_negatives=true"), "goes with neither"),
 ])
 def test_bad_options(folders, tmp_path, words, message):
     with pytest.raises(EditingError, match=message) as error:

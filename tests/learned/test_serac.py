@@ -222,7 +222,8 @@ def test_tokenizers_that_tell_no_places_lose_whole_words():
 def test_targets_of_decoders_fit_behind_a_prompt():
     alg = serac("gpt2-tiny", {"threshold": 1e-6}, "gpt").eval()
     longest = alg.model.config.n_positions
-    items = [Item(Example("The mother tongue of Anna Keller is", " French"), (Example("word " * longest + "Anna Keller speaks", " French"),))]
+    long = Example("word " * longest + "Anna Keller speaks", " French")
+    items = [Item(Example("The mother tongue of Anna Keller is", " French"), (long,))]
     one = with_texts(Collator(alg.tok, alg.kind, longest)(items, [Example("The river is", " long")]))
     with pytest.warns(UserWarning, match="without their beginning"), torch.no_grad():
         assert alg.edit(one.edit_inner)[0](one.edit_outer).isfinite().all()
