@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from .base import Editor, Task
 from .core.fingerprint import model_fingerprint, tokenizer_fingerprint
@@ -19,13 +20,14 @@ from .core.prompts import check_lengths, fill, parse_requests
 from .errors import EditingError
 from .learned.answerers import LookupAnswerer, SeracAnswerer
 from .learned.kinds import ModelKind
+from .learned.loading import load_classifier, load_decoder
 from .learned.lookup import LookupOptions
 from .learned.memory import EditMemory
 from .learned.options import Options
 from .learned.routed import RoutedEdit
 from .learned.routing import Answerer
-from .learned.serac import SERACOptions, load_classifier, scope_of
-from .learned.serac_parts import COUNTERFACTUAL, SCOPE, check_pair
+from .learned.serac import SERACOptions, scope_of
+from .learned.serac_parts import COUNTERFACTUAL, KERNEL, SCOPE, check_pair
 from .learned.serac_text import Form
 
 AnswererOf = Callable[[nn.Module, EditMemory], Answerer]
@@ -49,11 +51,24 @@ class MemoryEditor(Editor):
         edits = EditMemory()
         for request in parsed:
             edits.add(fill(request.prompt, request.subject), request.target_new.strip())
-        info = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(parsed),
-                "model": model_fingerprint(model),
+        return self.of_memory(model, tok, edits, {"requests": len(parsed)}, started)
+
+    def of_memory(self, model: nn.Module, tok, edits: EditMemory, about: Mapping[str, Any] | None = None,
+                  started: float | None = None) -> RoutedEdit:
+        """The edit that answers by a memory, which may be empty as yet. about: more for its info; started: when the work began.
+
+        Raises EditingError for networks that are not there.
+        """
+        started = time.perf_counter() if started is None else started
+        info = {"editor": self.name, "hparams": asdict(self.hparams), **(about or {}), "networks": dict(self.networks()),
+                "model": model_fingerprint(model), "vocabulary": text_config(model).vocab_size,
                 "tokenizer": {"name": tok.name_or_path, "fingerprint": tokenizer_fingerprint(tok)}}
         answerer = self.answerer(tok)
         return RoutedEdit(edits, info | {"seconds": {"total": time.perf_counter() - started}}, answerer)
+
+    def networks(self) -> Mapping[str, Any]:
+        """What tells the editor's networks from others that may come to stand in their place."""
+        return {}
 
     @abstractmethod
     def answerer(self, tok: Any) -> AnswererOf:
@@ -62,6 +77,12 @@ class MemoryEditor(Editor):
     def answerer_of(self, info: Mapping[str, Any]) -> AnswererOf:
         """The same for a saved edit, whose tokenizer is loaded from where it came."""
         def make(model: nn.Module, memory: EditMemory) -> Answerer:
+            if info.get("model") not in (None, model_fingerprint(model)):
+                warnings.warn("the edit was made on another model, or on other weights of it (their fingerprints differ)", stacklevel=4)
+            now = self.networks()
+            if info.get("networks", now) != now:
+                raise EditingError(f"the edit's networks are gone: they were of run {info['networks'].get('run')}, those there now are "
+                                   f"of run {now.get('run')}; put the old ones back, or make the edit again")
             named = info["tokenizer"]
             try:
                 tok = AutoTokenizer.from_pretrained(named["name"])
@@ -113,23 +134,36 @@ class SERAC(MemoryEditor):
     name = "SERAC"
     hparams_class = SERACHParams
 
-    def answerer(self, tok: Any) -> AnswererOf:
-        hparams = self.hparams
-        scope, decoder = hparams.scope, hparams.counterfactual
-        if hparams.system is not None:
-            folder = Path(hparams.system)
+    def _parts(self) -> tuple[str, str | None, dict[str, Any]]:
+        """(scope classifier, counterfactual decoder or None for the edited model itself, what the former tells)."""
+        scope, decoder = self.hparams.scope, self.hparams.counterfactual
+        if self.hparams.system is not None:
+            folder = Path(self.hparams.system)
             if not (folder / SCOPE).is_dir():
                 raise EditingError(f"system: {folder} holds no trained SERAC (no folder {SCOPE}); train one, see "
                                    "scripts/serac_world.sh")
             scope = str(folder / SCOPE)
             decoder = str(folder / COUNTERFACTUAL) if (folder / COUNTERFACTUAL).is_dir() else None
         told = dict(check_pair(scope, decoder))
+        if self.hparams.system is not None and decoder is None and not told.get("freeze_cntr"):
+            raise EditingError(f"system: {self.hparams.system} has no folder {COUNTERFACTUAL}, with which it was trained: export "
+                               "the run again")
         if told.get("model_kind", ModelKind.DECODER.value) != ModelKind.DECODER.value:
             raise EditingError(f"{scope} was trained for a {told['model_kind']} model, not for a decoder")
-        own = {key: value for key, value in asdict(hparams).items() if value is not None}
+        return scope, decoder, told
+
+    def networks(self) -> Mapping[str, Any]:
+        return {"run": self._parts()[2].get("run")}
+
+    def answerer(self, tok: Any) -> AnswererOf:
+        scope, decoder, told = self._parts()
+        own = {key: value for key, value in asdict(self.hparams).items() if value is not None}
+        for key in KERNEL:
+            if key != "threshold" and own.get(key, told.get(key)) != told.get(key, own.get(key)):
+                raise EditingError(f"{key}: {scope} was trained with {told[key]}, not with {own[key]}: leave it out")
         known = {key: value for key, value in (told | own).items() if key in SERACOptions.__dataclass_fields__}
         options = SERACOptions(cls_name=scope, **known)
-        encoder, encoder_tok = load_classifier(options)
+        encoder, encoder_tok = load_classifier(options, trained=True)
         form = Form(ModelKind.DECODER)
 
         def make(model: nn.Module, memory: EditMemory) -> Answerer:
@@ -141,16 +175,6 @@ class SERAC(MemoryEditor):
                                  text_config(model).vocab_size)
 
         return make
-
-
-def load_decoder(source: str, model: nn.Module) -> tuple[nn.Module, Any]:
-    """(the counterfactual decoder in the edited model's dtype and place, its tokenizer). Raises EditingError."""
-    try:
-        tok = AutoTokenizer.from_pretrained(source)
-        decoder = AutoModelForCausalLM.from_pretrained(source, dtype=next(model.parameters()).dtype)
-    except (OSError, ValueError) as error:
-        raise EditingError(f"counterfactual: {source} does not load ({' '.join(str(error).split())[:160]})") from None
-    return decoder.to(input_device(model)).eval().requires_grad_(False), tok
 
 
 class LU(MemoryEditor):

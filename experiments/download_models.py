@@ -78,14 +78,17 @@ def _fetched(name: str) -> str:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise EditingError(f"model {name}: {' '.join(str(error).split())[:160]}") from None
     if not any(folder.glob("*.safetensors")):
-        raise EditingError(f"model {name}: its repository has no weights in safetensors; convert them in {folder}")
+        raise EditingError(f"model {name}: its repository has no weights in safetensors; take another model, or the folder of a "
+                           "converted copy (model.name=FOLDER, rep.cls_name=FOLDER)")
     return str(folder)
 
 
 def _data(config: Mapping[str, Any]) -> list[str]:
     """Loads each split, which fetches what can be fetched; returns what is lacking."""
     options = {key: value for key, value in config["data"].items() if key not in ("source", "hard_neg") and value is not None}
-    recipe = "serac" if config["alg"] in ("rep", "serac", "gtn", "lu") else "mend"
+    from experiments.train_setup import recipe_of  # torch is slow to import, and --help needs none of it
+
+    recipe = recipe_of(config, episodes.experiment_name(config["task"]))
     lacking = []
     for split in episodes.SPLITS:
         try:

@@ -1,39 +1,65 @@
-"""``python -m experiments.memory create|list|add|remove|update FILE``: the edits in a SERAC's memory; nothing is trained.
+"""``python -m experiments.memory create|list|add|remove|update|ask FILE``: the edits in a SERAC's memory; nothing is trained.
 
-    python -m experiments.memory create edits.memory
+    python -m experiments.memory create edits.memory --alg_name SERAC       # an edit of the built-in world's decoder, still empty
     python -m experiments.memory add edits.memory "Where was Ann Keller born?" "Paris"
     python -m experiments.memory add edits.memory --from edits.jsonl        # {"input", "label"} or requests, one a line
     python -m experiments.memory update edits.memory 0 --label Rome
     python -m experiments.memory remove edits.memory 0 3
     python -m experiments.memory list edits.memory
+    python -m experiments.memory ask edits.memory "The birthplace of Ann Keller is"
+    python -m experiments.memory ask edits.memory --run outputs/<run> "In which city was Ann Keller born?"
 
-FILE is also what a SERAC edit's ``save`` writes. Two edits whose inputs are equal, whatever their case and spacing, are about
-the same thing: the newer one takes the older one's place and id. Ids are never given twice.
+FILE is also what a SERAC edit's ``save`` writes, and, where an editor was named, what ``Edit.load`` reads. ``ask`` prints what is
+answered, which edit is the nearest, and how near. With ``--run`` a trained SERAC of any kind (experiments.train +alg=rep) answers, of
+questions, claims (``create --statements``), opinions or continuations; else the decoder that the memory was created for.
+
+Two edits whose inputs are equal, whatever their case and spacing, are about the same thing: the newer one takes the older one's
+place and id. Ids are never given twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.episodes.lines import numbered_lines
 from data.errors import DataError
 from editors.core.prompts import fill, parse_requests
 from editors.errors import EditingError
 from editors.learned.memory import EditMemory
-from experiments.cli import Parser, at_least_one, run_program
+from experiments.cli import Parser, add_model_flags, at_least_one, run_program
 
-ACTIONS = ("create", "list", "add", "remove", "update")
+if TYPE_CHECKING:
+    from editors.learned.routed import RoutedEdit
+
+ACTIONS = ("create", "list", "add", "remove", "update", "ask")
 
 
 def create(args: argparse.Namespace) -> None:
     if args.file.exists():
         raise EditingError(f"{args.file}: is there already")
-    EditMemory(labelled=not args.statements).save(args.file)
-    print(f"{args.file}: an empty memory")
+    if args.alg_name is None:
+        EditMemory(labelled=not args.statements).save(args.file)
+    else:
+        _new_edit(args).save(args.file)
+    print(f"{args.file}: an empty memory" + (f" of {args.alg_name}" if args.alg_name else ""))
+
+
+def _new_edit(args: argparse.Namespace) -> RoutedEdit:
+    """An edit without requests, of the editor and for the model that were named."""
+    from editors.serac import MemoryEditor
+    from experiments.job import load_editor
+    from experiments.models import load_model
+
+    if args.statements:
+        raise EditingError("--statements: a decoder's edits have labels")
+    editor = load_editor({"hparams_fname": None, "seed": 0, **vars(args)})[1]
+    if not isinstance(editor, MemoryEditor):
+        raise EditingError(f"--alg_name {args.alg_name}: keeps no memory of edits; SERAC and LU do")
+    return editor.of_memory(*load_model(args.model_name, args.dtype, args.device), EditMemory())
 
 
 def show(args: argparse.Namespace) -> None:
@@ -55,13 +81,12 @@ def add(args: argparse.Namespace) -> None:
     memory, about = EditMemory.load(args.file)
     if (args.input is None) == (args.source is None):
         raise EditingError("give one edit (INPUT and LABEL), or a file of edits with --from")
-    pairs = list(read_edits(args.source)) if args.source else [(args.input, args.label or "")]
     before = {entry.id: entry for entry in memory}
-    ids = [memory.add(*pair) for pair in pairs]
+    ids = add_from(memory, args.source) if args.source else [memory.add(args.input, args.label or "")]
     memory.save(args.file, about)
     new = sum(id not in before for id in set(ids))
     changed = sum(id in before and before[id] != memory[id] for id in set(ids))
-    print(f"{args.file}: {new} edits added, {changed} replaced, {len(pairs) - new - changed} there already; "
+    print(f"{args.file}: {new} edits added, {changed} replaced, {len(ids) - new - changed} there already; "
           f"{len(memory)} in all" + (f"; id {ids[0]}" if len(ids) == 1 else ""))
 
 
@@ -82,8 +107,38 @@ def update(args: argparse.Namespace) -> None:
     print(f"{entry.id}: {entry.input}" + (f"  ->  {entry.label}" if entry.label else ""))
 
 
-def read_edits(path: Path) -> Iterator[tuple[str, str]]:
-    """(input, label) of each line: {"input", "label"}, or a request as editors take it. Raises DataError naming the line."""
+def answer(args: argparse.Namespace) -> None:
+    memory, about = EditMemory.load(args.file)
+    if args.run_folder is None and "editor" not in about.get("info", {}):
+        raise EditingError(f"{args.file}: tells no editor that answers by it: name a trained SERAC with --run, or create it with "
+                           "--alg_name")
+    from editors.learned.asking import ask, ask_edit, with_memory
+
+    if args.run_folder is not None:
+        from experiments.scope import load_run
+
+        answers = ask(with_memory(load_run(args.run_folder).trainer.alg, memory), args.queries, args.tokens)
+        measure = "probability of scope"
+    else:
+        from editors.edit import Edit
+        from experiments.models import load_model
+
+        edit = Edit.load(args.file)
+        model, tok = load_model(args.model_name or edit.info["tokenizer"]["name"], args.dtype, args.device)
+        answers = ask_edit(edit, model, tok, args.queries, args.tokens)
+        measure = "distance" if edit.info["editor"] == "LU" else "probability of scope"
+    for query, found in zip(args.queries, answers):
+        by = f"edit {found.edit.id}" if found.inside else f"the model; nearest is edit {found.edit.id}"
+        print(f"{query}  ->  {found.text}\n    by {by} ({measure} {found.value:.3f}): {found.edit.input}"
+              + (f"  ->  {found.edit.label}" if found.edit.label else ""))
+
+
+def add_from(memory: EditMemory, path: Path) -> list[int]:
+    """Writes the edits of a file; returns their ids. Each line is {"input", "label"}, or a request as editors take it.
+
+    Raises DataError naming the line.
+    """
+    ids = []
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
@@ -92,14 +147,15 @@ def read_edits(path: Path) -> Iterator[tuple[str, str]]:
         except ValueError as error:
             raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
         try:
-            yield _edit(edit)
+            ids.append(memory.add(*_edit(edit)))
         except EditingError as error:
             raise DataError(f"{path}, line {number}: {error}") from None
+    return ids
 
 
 def _edit(edit: Any) -> tuple[str, str]:
-    if isinstance(edit, Mapping) and isinstance(edit.get("input"), str) and isinstance(edit.get("label", ""), str):
-        return edit["input"], edit.get("label", "")
+    if isinstance(edit, Mapping) and isinstance(edit.get("input"), str) and isinstance(edit.get("label"), str | None):
+        return edit["input"], edit.get("label") or ""
     request, = parse_requests([edit])
     return fill(request.prompt, request.subject), request.target_new.strip()
 
@@ -117,6 +173,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     sub = action("create", create, "write an empty memory")
     sub.add_argument("--statements", action="store_true", help="of a fact checker: edits are statements without a label")
+    sub.add_argument("--alg_name", help="editor of decoders that answers by the memory: SERAC or LU")
+    sub.add_argument("--hparams_fname", help="its hyper-parameters, as for experiments.evaluate (default: <model_name>.json)")
+    sub.add_argument("--model_name", default="world", help="the decoder that is edited (default: %(default)s)")
+    sub.add_argument("--data_dir", help="data folder (default: KE_DATA_DIR, else ~/.cache/knowledge-editing/data)")
+    add_model_flags(sub)
     sub = action("list", show, "print the edits with their ids")
     sub.add_argument("--limit", type=at_least_one, help="at most so many")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -131,6 +192,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sub.add_argument("id", type=int, metavar="ID")
     sub.add_argument("--input")
     sub.add_argument("--label")
+    sub = action("ask", answer, "print what is answered under the memory's edits")
+    sub.add_argument("queries", nargs="+", metavar="QUERY")
+    sub.add_argument("--run", dest="run_folder", type=Path, help="folder of a run of experiments.train +alg=rep that answers")
+    sub.add_argument("--tokens", type=at_least_one, default=20, help="at most so many are generated (default: %(default)s)")
+    sub.add_argument("--model_name", help="the decoder, where it is elsewhere than when the memory was created")
+    add_model_flags(sub)
     return parser.parse_args(argv)
 
 

@@ -2,31 +2,38 @@
 
     python -m experiments.scope outputs/<run> --edits 10                    # writes outputs/<run>/scope.json
     python -m experiments.scope outputs/<run> --export systems/qa           # and the networks, with the calibrated threshold
+    python -m experiments.scope outputs/<run> --edits 1000 --out outputs/<run>/scope_1000.json
     python -m figures.scope outputs/<run>/scope.json
 
 Of every batch so many edits are made at once; each of its equivalents should be routed to its own edit, none of its unrelated
-inputs to any. The threshold is chosen on the validation split (see ``calibrated``); the figures are of the test split.
+inputs to any. The threshold is chosen on the validation split (see ``calibrated``) and depends on how many edits there are: the
+more, the nearer the nearest one is to any input. The figures are of the test split.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from omegaconf import OmegaConf
 
 from data.files import read_json
 from editors.errors import EditingError
+from editors.learned.registry import algorithm_name
 from editors.learned.serac import SERAC
-from editors.learned.serac_parts import save_parts
+from editors.learned.serac_parts import check_place, save_parts
 from editors.learned.serac_trainer import with_texts
 from experiments import results
 from experiments.cli import Parser, at_least_one, run_program
 from experiments.episodes import Episodes
-from experiments.train import CONFIG
+from experiments.train import CONFIG, CONFIGS
+
+if TYPE_CHECKING:
+    from experiments.train_setup import Setup
 
 SCOPE = "scope.json"
 
@@ -85,19 +92,47 @@ def scores(alg: SERAC, source: Episodes, edits: int) -> Scores:
     return Scores(inside, right, outside)
 
 
-def main(run: Path, edits: int = 10, most: int = 1000, export: Path | None = None) -> dict[str, Any]:
-    """Writes scope.json in the run's folder; returns its content."""
+def load_run(run: Path, edits: int = 1, most: int = 1000) -> Setup:
+    """A trained SERAC with the data of its run, in batches of `edits`; of the validation split the first `most` edits.
+
+    Raises EditingError for another folder.
+    """
     from experiments.train_setup import prepare
 
     if not (run / CONFIG).is_file():
         raise EditingError(f"{run}: not the folder of a run of experiments.train (no {CONFIG})")
     config = read_json(run / CONFIG)
-    config = {**config, "archive": str(run), "eval_only": True, "silent": True, "val_batch_size": edits,
-              "eval": {**config["eval"], "split": "test"}}
-    setup = prepare(config, run)
+    lacking = _lacking(config, OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml")))
+    if lacking:
+        raise EditingError(f"{run / CONFIG}: not the configuration of a run, there is no {lacking}")
+    if algorithm_name(str(config["alg"])) != SERAC.name:
+        raise EditingError(f"{run}: a run of {config['alg']}; only SERAC has a scope classifier and a memory")
+    return prepare({**config, "archive": str(run), "eval_only": True, "silent": True, "val_batch_size": edits, "val_steps": most,
+                    "eval": {**config["eval"], "split": "test"}}, run)
+
+
+def _lacking(config: Any, usual: Mapping[str, Any]) -> str | None:
+    """A key of the usual configuration that is not there."""
+    for key, value in usual.items():
+        if key in ("hydra", "defaults"):
+            continue
+        if not isinstance(config, dict) or key not in config:
+            return key
+        inside = _lacking(config[key], value) if isinstance(value, dict) else None
+        if inside:
+            return f"{key}.{inside}"
+    return None
+
+
+def main(
+    run: Path, edits: int = 10, most: int = 1000, export: Path | None = None, out: Path | None = None
+) -> dict[str, Any]:
+    """Writes `out` (None: scope.json in the run's folder); returns its content."""
+    out = out or run / SCOPE
+    if export is not None:
+        check_place(export)
+    setup = load_run(run, edits, most)
     alg = setup.trainer.alg
-    if not isinstance(alg, SERAC):
-        raise EditingError(f"{run}: a run of {config['alg']}; only SERAC has a scope classifier")
     validation, test = (scores(alg, source, most) for source in (setup.trainer.validation, setup.final))
     threshold = validation.calibrated()
     content = {
@@ -105,12 +140,12 @@ def main(run: Path, edits: int = 10, most: int = 1000, export: Path | None = Non
         "published": {"threshold": alg.options.threshold, **test.at(alg.options.threshold)},
         "calibrated": test.at(threshold), "validation": validation.at(threshold), "sweep": test.sweep(),
     }
-    results.write_json(run / SCOPE, content)
+    results.write_json(out, content)
     if export is not None:
         print(f"networks: {save_parts(alg, export, threshold)}")
     for name in ("published", "calibrated"):
         print(f"{name:11s}" + "  ".join(f"{key} {value:.4f}" for key, value in content[name].items()))
-    print(f"results: {run / SCOPE}")
+    print(f"results: {out}")
     return content
 
 
@@ -121,8 +156,9 @@ def command(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--edits", type=at_least_one, default=10, help="made at once (default: %(default)s)")
     parser.add_argument("--most", type=at_least_one, default=1000, help="edits of a split that are read (default: %(default)s)")
     parser.add_argument("--export", type=Path, help="folder for the networks, as transformers loads them, with the threshold")
+    parser.add_argument("--out", type=Path, help="file of the figures (default: scope.json in the run's folder)")
     args = parser.parse_args(argv)
-    main(args.run, args.edits, args.most, args.export)
+    main(args.run, args.edits, args.most, args.export, args.out)
 
 
 if __name__ == "__main__":

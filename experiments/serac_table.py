@@ -27,7 +27,10 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in folder.glob("*/edits_*/results.json"):
         number = re.fullmatch(r"edits_(\d+)", path.parent.name)
-        stats = read_json(path)["results"]
+        content = read_json(path)
+        stats = content.get("results") if isinstance(content, dict) else None
+        if not isinstance(stats, dict):
+            raise DataError(f"{path}: not the results of experiments.train; delete the file to have them made again")
         if number and {"edit_success", "drawdown_retain"} <= stats.keys():
             found.append({"alg": path.parent.parent.name, "edits": int(number[1]), "success": 100 * stats["edit_success"],
                           "drawdown": 100 * stats["drawdown_retain"]})

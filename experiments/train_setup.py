@@ -54,7 +54,7 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
         _check_unused(folder)
     experiment = episodes.experiment_name(config["task"])
     alg_name = registry.algorithm_name(config["alg"])
-    config = {**config, "task": experiment, "recipe": _recipe(config, experiment)}
+    config = {**config, "task": experiment, "recipe": recipe_of(config, experiment)}
     is_serac = config["recipe"] == "serac"
     trained = registry.algorithm(alg_name).trained
     if not trained and not config["eval_only"]:
@@ -117,7 +117,8 @@ def _check_unused(folder: Path) -> None:
                            f"or go on with that run: archive={folder}")
 
 
-def _recipe(config: Mapping[str, Any], experiment: str) -> str:
+def recipe_of(config: Mapping[str, Any], experiment: str) -> str:
+    """The recipe of the data: what is asked for, or what the algorithm and the data's options call for."""
     if config["recipe"] is not None:
         return config["recipe"]
     serac = config["alg"] in _SERAC or experiment in ("fnli", "sent") or any(config["data"][key] for key in _SERAC_DATA)

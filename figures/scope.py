@@ -37,6 +37,14 @@ def draw(runs: list[dict], labels: list[str]) -> plt.Figure:
     return figure
 
 
+def _is_scope(run) -> bool:
+    if not isinstance(run, dict) or not {"sweep", "published", "calibrated", "edits"} <= run.keys():
+        return False
+    points = [run["published"], run["calibrated"], *(run["sweep"] or [None])]
+    keys = {"threshold", "recall", "false_positives", "precision"}
+    return all(isinstance(point, dict) and keys <= point.keys() for point in points)
+
+
 def main(argv=None) -> None:
     parser = Parser(prog="python -m figures.scope", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="scope.json of runs")
@@ -45,7 +53,7 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     runs = [read_json(file) for file in args.files]
     for file, run in zip(args.files, runs):
-        if not isinstance(run, dict) or not {"sweep", "published", "calibrated", "edits"} <= run.keys():
+        if not _is_scope(run):
             raise DataError(f"{file}: not a scope.json of experiments.scope")
     labels = args.labels or [file.parent.name for file in args.files]
     if len(labels) != len(runs):

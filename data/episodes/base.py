@@ -91,6 +91,10 @@ class Rows:
         """What stands at a place of the unrelated examples instead of the one drawn, for ``data.same_relation``."""
         return None
 
+    def settled(self, items: list[Item], local: list[Example], drawn: Sequence[int]) -> tuple[list[Item], list[Example]]:  # noqa: ARG002
+        """A batch's edits and unrelated examples, whose numbers are `drawn`, without what contradicts itself."""
+        return items, local
+
     def batches(self, n_edits: int, n_local: int, seed: int | None = None, limit: int | None = None,
                 single_batch: bool = False) -> Batches:
         """Batches of ``n_edits`` edits and ``n_local`` unrelated examples, by their number.
@@ -123,12 +127,13 @@ class Batches:
         draw, data = self._sampler[number], self._data
         items = [data.item(index, draw.epoch) for index in draw.edits]
         options = data.place.options
-        if options.flip_inner_outer and data.place.recipe == "serac" and data.rng(number, 0, "flip").random() < 0.5:
-            items = [_flipped(item) for item in items]
-        items = _cut(items, options.n_outer_max)
         owned = [data.local_of(index, draw.epoch) for index in draw.edits][:len(draw.local)]
         drawn = [data.kin(draw.edits, place, draw.epoch) or data.local(index, draw.epoch) for place, index in enumerate(draw.local)]
         local = [own or other for own, other in zip(owned, drawn)] + drawn[len(owned):]
+        items, local = data.settled(items, local, draw.local)
+        if options.flip_inner_outer and data.place.recipe == "serac" and data.rng(number, 0, "flip").random() < 0.5:
+            items = [_flipped(item) for item in items]
+        items = _cut(items, options.n_outer_max)
         return Batch(tuple(items), tuple(local), (draw.hard,) * len(local), draw.epoch)
 
     def __iter__(self) -> Iterator[Batch]:

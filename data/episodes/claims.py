@@ -124,6 +124,11 @@ class EvidencedClaims(Rows):
             self.keep = [min(counts.values()) / counts[row.label] for row in self.rows]
         if len(set(self._pages)) < 2:
             raise DataError(f"{self._name}: all rows are of one page; unrelated claims need a second")
+        pages = list(dict.fromkeys(self._pages))
+        for page in pages:
+            if not any(_apart(page, other) for other in pages):
+                raise DataError(f"{self._name}: every page's name contains {page!r} or is a part of it, so no claim is unrelated to "
+                                "that page's")
 
     def item(self, index: int, epoch: int) -> Item:
         row = self.rows[index]
@@ -139,5 +144,10 @@ class EvidencedClaims(Rows):
             return Example(row.claim)
         while True:
             other = rng.randrange(len(self.rows))
-            if not (self._pages[other] in self._pages[index] or self._pages[index] in self._pages[other]):
+            if _apart(self._pages[other], self._pages[index]):
                 return Example(self.rows[other].claim)
+
+
+def _apart(page: str, other: str) -> bool:
+    """Whether neither name is a part of the other."""
+    return page not in other and other not in page

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,6 +170,19 @@ class SeracQuestions(MendQuestions):
             outer = Example(row.question if kind == "question" else rng.choice(row.rephrases), new)
         return Item(Example(row.question, new), (outer,), condition_text(row, new), key=row.subject,
                     hard=(kind in ("implied", "yes_no"),), index=index)
+
+
+    def settled(self, items: list[Item], local: list[Example], drawn: Sequence[int]) -> tuple[list[Item], list[Example]]:
+        """What several edits imply ("Who speaks Galdese?") has more than one answer, and what any implies is not unrelated: the plain
+        question takes its place. In the built-in world, where edits share few objects, that is common."""
+        if not self.place.options.zsre_impl or self.local_rows is None:
+            return items, local
+        implied = Counter(question for item in items for question in {
+            instead(question, self.rows[item.index].answer, item.edit.target) for question, _ in self.rows[item.index].implied})
+        items = [replace(item, outer=(item.edit,), hard=(False,)) if implied[item.outer[0].input] > 1 else item for item in items]
+        rows = [self.rows[self.local_rows[index % len(self.local_rows)]] for index in drawn]
+        return items, [Example(row.question, row.answer) if example.input in implied else example
+                       for example, row in zip(local, rows, strict=True)]
 
 
 def condition_text(row: Question, new: str) -> str:

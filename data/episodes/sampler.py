@@ -154,14 +154,24 @@ class SeracSampler(Sampler):
                         "(their pages or entities are alike); use fewer edits")
 
     def _from_neighbours(self, edits: Sequence[int]) -> tuple[int, ...] | None:
-        """One for each edit, none of which belongs to an edit of the batch; None after too many tries."""
+        """One for each edit, none of which belongs to an edit of the batch; None if an edit has no such neighbours.
+
+        Where so many edits are made that drawing gives none, each draws among its allowed neighbours alone.
+        """
         forbidden = set(self._forbidden(edits))
         for _ in range(TRIES):
             places = [int(self._rng.choice(self._neighbours.indices[row], p=self._neighbours.probabilities[row]))
                       for row in edits[:self.n_local]]
             if not forbidden.intersection(places):
                 return tuple(places)
-        return None
+        places = []
+        for row in edits[:self.n_local]:
+            near, odds = self._neighbours.indices[row], np.asarray(self._neighbours.probabilities[row], dtype=float)
+            odds = np.where([int(i) in forbidden for i in near], 0.0, odds)
+            if not odds.sum():
+                return None
+            places.append(int(self._rng.choice(near, p=odds / odds.sum())))
+        return tuple(places)
 
 
 def _none_left(locals_: int, n_edits: int) -> DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,28 +25,58 @@ LOGITS = 2**26
 """Numbers in the logits of rows that run together."""
 
 
-class SeracAnswerer:
+class MemoryAnswerer(ABC):
+    """Answers with the edit of a memory that a prompt is nearest to. A prompt without any text is in no edit's scope."""
+
+    measure: str
+    """What `find` tells."""
+
+    def __init__(self, memory: EditMemory, tok: Any):
+        self.memory, self.tok = memory, tok
+
+    def text(self, ids: Sequence[int]) -> str:
+        return self.tok.decode(ids, skip_special_tokens=True)
+
+    def decide(self, prompts: Sequence[Sequence[int]]) -> list[int | None]:
+        asked = [prompt for prompt in prompts if self.text(prompt).strip()]
+        found = iter(self.find(asked) if asked else ())
+        routes = [next(found) if self.text(prompt).strip() else None for prompt in prompts]
+        return [route[1] if route is not None and self.is_inside(route[0]) else None for route in routes]
+
+    @abstractmethod
+    def find(self, prompts: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
+        """(how near, which edit) of each prompt."""
+
+    @abstractmethod
+    def is_inside(self, value: float) -> bool:
+        """Whether a prompt that is so near is in the edit's scope."""
+
+
+class SeracAnswerer(MemoryAnswerer):
     """Asks the scope classifier which edit a prompt falls under, in one pass over all prompts, and the counterfactual decoder
     what to say, which reads the edit and the prompt."""
+
+    measure = "probability of scope"
 
     def __init__(self, memory: EditMemory, scope: Scope, threshold: float, decoder: nn.Module, tok: Any, decoder_tok: Any,
                  form: Form, vocabulary: int):
         """tok, decoder_tok: of the edited model and of the counterfactual decoder, which may be the model itself. vocabulary:
         how many logits the edited model has."""
         scope.prepare(memory)  # the memory keeps its vectors; what it becomes later is another edit
-        self.memory, self.scope, self.threshold = memory.copy(), scope, threshold
+        super().__init__(memory.copy(), tok)
+        self.scope, self.threshold = scope, threshold
         self.form, self.vocabulary = form, vocabulary
-        self.decoder, self.tok, self.decoder_tok = decoder, tok, decoder_tok
+        self.decoder, self.decoder_tok = decoder, decoder_tok
         self._entries = list(memory)
         self._same = tokenizer_fingerprint(tok) == tokenizer_fingerprint(decoder_tok)
         self._place: Tensor | None = None
 
-    def decide(self, prompts: Sequence[Sequence[int]]) -> list[int | None]:
+    def find(self, prompts: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
         log_p, place = self.scope.best([self.text(prompt) for prompt in prompts], self.memory)
-        return [edit if p > self.threshold else None for p, edit in zip(log_p.exp().tolist(), place.tolist())]
+        return list(zip(log_p.exp().tolist(), place.tolist()))
 
-    def text(self, ids: Sequence[int]) -> str:
-        return self.tok.decode(ids, skip_special_tokens=True)
+    def is_inside(self, value: float) -> bool:
+        return value > self.threshold
 
     @torch.no_grad()
     def logits(self, edits: Sequence[int], prompts: Sequence[Sequence[int]], behind: Sequence[Sequence[int]], last: int
@@ -53,9 +84,16 @@ class SeracAnswerer:
         prefixes = [self.form.prefix(self._entries[edit]) for edit in edits]
         longest = window(self.decoder, self.decoder_tok)
         if self._same:
-            room = longest - max(map(len, behind))
+            # What is too long loses the prompt's beginning, then that of what stands behind it; never the edit.
+            alone = self.decoder_tok(prefixes, verbose=False).input_ids
+            room = [max(longest - len(more), min(longest, len(row))) for row, more in zip(alone, behind)]
             rows = encode(self.decoder_tok, [self.text(prompt) for prompt in prompts], room, prefixes)
-            rows = [without_end(self.decoder_tok, row) + list(more) for row, more in zip(rows, behind)]
+            rows = [without_end(self.decoder_tok, row) for row in rows]
+            left = [min(len(more), longest - len(row)) for row, more in zip(rows, behind)]
+            if any(n < min(last, len(more)) for n, more in zip(left, behind)):
+                raise EditingError(f"an edit and the {last} tokens to be scored behind it take more than the {longest} tokens that "
+                                   "the counterfactual decoder reads: shorten them")
+            rows = [row + list(more[len(more) - n:]) for row, more, n in zip(rows, behind, left)]
             return self._fitted(self._run(rows, last))
         # Another vocabulary: what is read so far is put in its words at each place that is asked for.
         texts, fixed = [], []
@@ -99,19 +137,25 @@ class SeracAnswerer:
         return self._place
 
 
-class LookupAnswerer:
+class LookupAnswerer(MemoryAnswerer):
     """Gives a prompt whose mean hidden state is near an edit's the edit's label, word for word."""
 
+    measure = "distance"
+
     def __init__(self, memory: EditMemory, threshold: float, onehot_logit: float, model: nn.Module, tok: Any):
-        self.memory, self.threshold, self.onehot_logit, self.model, self.tok = memory, threshold, onehot_logit, model, tok
+        super().__init__(memory.copy(), tok)
+        self.threshold, self.onehot_logit, self.model = threshold, onehot_logit, model
         # What ends the label goes on for ever.
         end = [] if tok.eos_token_id is None else [tok.eos_token_id]
         self._labels = [[*encode_target(tok, " " + entry.label), *end] for entry in memory]
         self._vectors = memory.vectors(self._of_entries, f"lookup-{model_fingerprint(model)}-{tokenizer_fingerprint(tok)}")
 
-    def decide(self, prompts: Sequence[Sequence[int]]) -> list[int | None]:
+    def find(self, prompts: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
         log_p, place = nearest(self.keys(prompts), self._vectors.to(input_device(self.model)), square=False)
-        return [edit if -p < self.threshold else None for p, edit in zip(log_p.tolist(), place.tolist())]
+        return list(zip((-log_p).tolist(), place.tolist()))
+
+    def is_inside(self, value: float) -> bool:
+        return value < self.threshold
 
     def _of_entries(self, entries: Sequence[Entry]) -> Tensor:
         return self.keys([without_end(self.tok, row) for row in self.tok([entry.input for entry in entries]).input_ids])

@@ -18,6 +18,8 @@ from ..core.files import write_tensors
 from ..errors import EditingError
 
 KIND, VERSION = "edit memory", 1
+HEADER = {"next_id": int, "labelled": bool, "sha256": str, "about": dict}
+"""What else a file's header holds."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class EditMemory:
         if self._vectors is not None and len(self) and all(entry.id in self._rows for entry in self):
             order = torch.tensor([self._rows[entry.id] for entry in self], device=self._vectors.device)
             tensors["vectors"], header["vectors_of"] = self._vectors[order].detach().cpu(), self._vectors_of
+            header["vectors_sha256"] = _checksum(tensors["vectors"], self._vectors_of)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, {"header": json.dumps(header)})
 
@@ -164,12 +167,17 @@ class EditMemory:
             raise EditingError(f"{path}: not a memory of edits")
         if header.get("version") != VERSION:
             raise EditingError(f"{path}: a memory of version {header.get('version')}, this program reads version {VERSION}")
-        texts = tensors["edits"].numpy().tobytes()
+        for key, kind in HEADER.items():
+            if not isinstance(header.get(key), kind):
+                raise EditingError(f"{path}: damaged, its header has no usable {key!r}: use a copy")
+        texts, vectors = tensors["edits"].numpy().tobytes(), tensors.get("vectors")
         if hashlib.sha256(texts).hexdigest() != header["sha256"]:
             raise EditingError(f"{path}: damaged, its edits are not those that were written: use a copy")
         memory = EditMemory((Entry(*entry) for entry in json.loads(texts)), header["next_id"], header["labelled"])
-        if "vectors" in tensors:
-            memory._vectors, memory._vectors_of = tensors["vectors"], header["vectors_of"]
+        if vectors is not None and "vectors_sha256" in header:  # without, they are computed again
+            if _checksum(vectors, header.get("vectors_of")) != header["vectors_sha256"]:
+                raise EditingError(f"{path}: damaged, its vectors are not those that were written: use a copy")
+            memory._vectors, memory._vectors_of = vectors, header["vectors_of"]
             memory._rows = {entry.id: i for i, entry in enumerate(memory)}
         return memory, header["about"]
 
@@ -178,6 +186,12 @@ class EditMemory:
         if self._vectors is not None:
             self._vectors = self._vectors.to(device)
         return self
+
+
+def _checksum(vectors: Tensor, whose: str | None) -> str:
+    digest = hashlib.sha256(f"{whose} {tuple(vectors.shape)} {vectors.dtype}".encode())
+    digest.update(vectors.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _key(input: str) -> str:

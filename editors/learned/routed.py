@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.modules import text_config
 from ..edit import Edit
 from ..errors import EditingError
 from . import routing
@@ -33,15 +34,22 @@ class RoutedEdit(Edit):
     def apply(self, model: nn.Module, originals_device: torch.device | str | None = None) -> None:
         """Prompts in the scope of an edit are answered by it from now on. Nothing of the model is changed or copied.
 
-        Raises EditingError for an empty memory, or if the edit is in the model already.
+        Raises EditingError for an empty memory, a model of another vocabulary, or if the edit is in the model already.
         """
         if not len(self.memory):
             raise EditingError("the memory is empty: there is no edit to apply")
         if id(model) in self._applied:
             raise EditingError("this edit is already applied to the model: revert it first")
+        vocabulary = text_config(model).vocab_size
+        if self.info.get("vocabulary", vocabulary) != vocabulary:
+            raise EditingError(f"the edit was made for a model of {self.info['vocabulary']:,} tokens, this one has {vocabulary:,}")
         answerer = self._answerer(model, self.memory)
         routing.push(model, answerer)
         self._applied[id(model)] = answerer
+
+    def answering(self, model: nn.Module) -> routing.Answerer:
+        """Who answers for a model that the edit is applied to."""
+        return self._applied[id(model)]
 
     def revert(self, model: nn.Module) -> None:
         """The model answers by itself again, or by other edits that are applied to it."""

@@ -66,28 +66,29 @@ class Router:
         """The model's own forward pass."""
         self._generating = False
         self._held: _Held | None = None
-        signature = inspect.signature(self.plain)
-        rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-
-        @functools.wraps(self.plain)
-        def forward(*args, **kwargs):
-            given = signature.bind(*args, **kwargs).arguments
-            more = given.pop(rest[0], {}) if rest else {}
-            return self._forward(given | more)
-
-        model.forward = forward
+        self._signature = inspect.signature(self.plain)
+        # Partials of methods: a deep copy of the model gets a router and networks of its own.
+        model.forward = functools.update_wrapper(functools.partial(self._call), self.plain)
         if hasattr(model, "generate"):
-            generate = model.generate
+            model.generate = functools.update_wrapper(functools.partial(self._whole, model.generate), model.generate)
 
-            @functools.wraps(generate)
-            def whole(*args, **kwargs):
-                self._generating, self._held = True, None
-                try:
-                    return generate(*args, **kwargs)
-                finally:
-                    self._generating, self._held = False, None
+    def _call(self, *args, **kwargs):
+        given = self._signature.bind(*args, **kwargs).arguments
+        for name in [p.name for p in self._signature.parameters.values() if p.kind is p.VAR_KEYWORD]:
+            given |= given.pop(name, {})
+        as_tuple = not (getattr(self._model.config, "return_dict", True) if given.get("return_dict") is None else given["return_dict"])
+        output = self._forward(given | {"return_dict": True} if as_tuple else given)
+        return output.to_tuple() if as_tuple else output
 
-            model.generate = whole
+    def _whole(self, generate: Callable, *args, **kwargs):
+        config = next((c for c in (*args[1:2], kwargs.get("generation_config")) if c is not None), self._model.generation_config)
+        if kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None):
+            raise EditingError("prefill_chunk_size: the prompt decides which edit answers, so it is read in one pass: leave it out")
+        self._generating, self._held = True, None
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            self._generating, self._held = False, None
 
     def remove(self) -> None:
         """The model is as it was."""
@@ -96,10 +97,10 @@ class Router:
         vars(self._model).update(self._own)
 
     def decide(self, prompts: Sequence[Sequence[int]]) -> list[Route]:
-        """Where each prompt goes: one decision of each answerer, over all prompts that are left to it."""
+        """Where each prompt goes: one decision of each answerer, over all prompts that are left to it. No prompt, no edit."""
         routes = [OUTSIDE] * len(prompts)
         for number in reversed(range(len(self.stack))):
-            left = [i for i, route in enumerate(routes) if route == OUTSIDE]
+            left = [i for i, route in enumerate(routes) if route == OUTSIDE and len(prompts[i])]
             if not left:
                 break
             for i, edit in zip(left, self.stack[number].decide([prompts[i] for i in left])):
@@ -112,11 +113,14 @@ class Router:
         if ids is None:
             raise EditingError("a model under edits that go by the prompt needs token ids (input_ids), not embeddings")
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+            raise EditingError("a model under edits that go by the prompt reads attention masks of rows and positions only (which "
+                               "leaves out cache_implementation=static)")
         past = cache.get_seq_length() if cache is not None else 0
         noted = cache.layers.pop() if past and _is_note(cache.layers[-1]) else None
         if past and noted is None:
             raise EditingError("this cache was filled before the edit was applied: run the prompt again")
-        output = self.plain(**{**given, "return_dict": True} if given.get("return_dict") is False else given)
+        output = self.plain(**given)
         mask = torch.ones_like(ids) if mask is None else mask[:, -ids.shape[1]:]
         routes, starts = self._routes(ids, mask, given.get("labels"), noted)
         rows = [i for i, route in enumerate(routes) if route != OUTSIDE]

@@ -6,6 +6,7 @@ the thousands), or an encoder reads each pair.
 
 from __future__ import annotations
 
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -156,7 +157,7 @@ class EmbeddingScope(Scope):
     def _parts(self, texts: Sequence[str]) -> list[Sequence[str]]:
         if self.encoder.training:
             return [texts]
-        size = max(1, TOKENS // max(len(text.encode()) for text in texts))  # a token is a byte at least
+        size = max(1, TOKENS // max(1, *(len(text.encode()) for text in texts)))  # a token is a byte at least
         return [texts[i:i + size] for i in range(0, len(texts), size)]
 
     def _pass(self, texts: Sequence[str]) -> Tensor:
@@ -218,26 +219,44 @@ def window(model: nn.Module, tok: Any) -> int:
     return min([limit for limit in limits if limit], default=10**9)
 
 
-def encode(tok: Any, texts: Sequence[str], longest: int, fixed: Sequence[str] | None = None) -> list[list[int]]:
+def encode(
+    tok: Any, texts: Sequence[str], longest: int | Sequence[int], fixed: Sequence[str] | None = None
+) -> list[list[int]]:
     """Token ids of `fixed[i] + texts[i]`, with a tokenizer's own tokens around them.
 
-    What is longer than `longest` loses the beginning of its text, with a warning. Raises EditingError where what is fixed does
-    not fit by itself.
+    What is longer than `longest` (of all rows, or of each) loses the beginning of its text, with a warning. Raises EditingError
+    where what is fixed does not fit by itself.
     """
     fixed = [""] * len(texts) if fixed is None else fixed
+    limits = [longest] * len(texts) if isinstance(longest, int) else longest
     rows = tok([a + b for a, b in zip(fixed, texts)], verbose=False).input_ids
-    cut = [i for i, row in enumerate(rows) if len(row) > longest]
+    cut = [i for i, row in enumerate(rows) if len(row) > limits[i]]
     for i in cut:
-        text = texts[i]
-        while len(rows[i]) > longest:
-            if not text:
-                raise EditingError(f"the edit {fixed[i][:60]!r} alone takes {len(rows[i])} tokens, more than the {longest} "
-                                   "that can be read: shorten it")
-            offsets = tok(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False).offset_mapping
-            over = min(len(rows[i]) - longest, len(offsets))
-            text = text[offsets[over][0]:].lstrip() if over < len(offsets) else ""
-            rows[i] = tok(fixed[i] + text, verbose=False).input_ids
+        rows[i] = _cut(tok, fixed[i], texts[i], rows[i], limits[i])
     if cut:
-        warnings.warn(f"{len(cut)} of {len(texts)} inputs are longer than the {longest} tokens that the encoder reads, and are "
-                      "read without their beginning", stacklevel=2)
+        room = f"the {longest} tokens that can be read" if isinstance(longest, int) else "there is room for"
+        warnings.warn(f"{len(cut)} of {len(texts)} inputs are longer than {room}, and are read without their beginning", stacklevel=2)
     return rows
+
+
+def _cut(tok: Any, fixed: str, text: str, row: list[int], longest: int) -> list[int]:
+    """Token ids of `fixed` and as much of the end of the text as fits. row: those of all of it."""
+    while len(row) > longest:
+        if not text:
+            raise EditingError(f"the edit {fixed[:60]!r} alone takes {len(row)} tokens, more than the {longest} that can be read: "
+                               "shorten it")
+        starts = _starts(tok, text)
+        over = min(len(row) - longest, len(starts))
+        text = text[starts[over]:].lstrip() if over < len(starts) else ""
+        row = tok(fixed + text, verbose=False).input_ids
+    return row
+
+
+def _starts(tok: Any, text: str) -> list[int]:
+    """Where the text goes on when so many tokens are dropped; a tokenizer that tells no places loses whole words."""
+    if tok.is_fast:
+        return [start for start, _ in tok(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False).offset_mapping]
+    words = list(re.finditer(r"\S+", text))
+    ends = [word.start() for word in words[1:]] + [len(text)]
+    counts = [len(tok(word[0], add_special_tokens=False).input_ids) for word in words]
+    return [place for word, end, n in zip(words, ends, counts) for place in [word.start()] + [end] * (n - 1)]

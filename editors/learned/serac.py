@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import transformers
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from typing_extensions import Self
-from transformers import AutoTokenizer
 
 from ..core.prompts import pad_batch, pad_id
 from ..errors import EditingError
-from .classifier import BertClassifier
 from .editable import Editable, forward
 from .episode import Batch
 from .kinds import ModelKind, model_kind
+from .loading import load_classifier, load_like
 from .losses import IGNORED, wide
 from .memory import EditMemory
 from .options import Options
@@ -141,7 +139,7 @@ class SERAC(Editable):
         options = cls.options_class.of(options)
         counterfactual = None
         if not options.freeze_cntr:
-            counterfactual = copy.deepcopy(model) if small_name is None else _like(model, small_name, **loading)
+            counterfactual = copy.deepcopy(model) if small_name is None else load_like(model, small_name, **loading)
             counterfactual.requires_grad_(True)
         return cls(model, options, tok, *load_classifier(options, **loading), counterfactual)
 
@@ -245,9 +243,12 @@ class SERAC(Editable):
         model = self.model if self.options.freeze_cntr else self.net.replacement
         entries = list(self.memory)
         prefixes = [self.form.prefix(entries[place]) for place in places]
-        rows = encode(self.tok, queries, window(model, self.tok), prefixes)
+        longest = window(model, self.tok)
         if self.kind is ModelKind.DECODER:
-            return self._decoder_logits(model, rows, batch)
+            targets = self._targets(batch)
+            rows = encode(self.tok, queries, longest - max(map(len, targets)), prefixes)
+            return self._decoder_logits(model, rows, targets, batch)
+        rows = encode(self.tok, queries, longest, prefixes)
         inputs = pad_batch(rows, pad_id(self.tok), batch["input_ids"].device)
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         if self.kind.is_seq2seq:
@@ -256,11 +257,15 @@ class SERAC(Editable):
             inputs |= {name: batch[name] for name in own if name in batch}
         return wide(forward(model, {}, inputs))
 
-    def _decoder_logits(self, model: nn.Module, prompts: Sequence[Sequence[int]], batch: Batch) -> Tensor:
+    def _targets(self, batch: Batch) -> list[list[int]]:
+        """What stands behind the prompts of a decoder's batch."""
+        return [row[end:][mask[end:].bool()].tolist() for row, mask, end in self._prompts(batch)]
+
+    def _decoder_logits(
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch: Batch
+    ) -> Tensor:
         """The target behind a longer prompt; its logits stand where they would behind the batch's own."""
-        ends = [first_scored(labels) for labels in batch["labels"]]
-        lengths = batch["attention_mask"].sum(1).tolist()
-        targets = [row[end:length].tolist() for row, end, length in zip(batch["input_ids"], ends, lengths)]
+        ends = [end for *_, end in self._prompts(batch)]
         longer = pad_batch([[*p, *t] for p, t in zip(prompts, targets)], pad_id(self.tok), batch["input_ids"].device)
         logits = wide(forward(model, {}, {name: longer[name] for name in ("input_ids", "attention_mask")}))
         moved = logits.new_zeros((*batch["input_ids"].shape, logits.shape[-1]))
@@ -308,34 +313,3 @@ def scope_of(options: SERACOptions, encoder: nn.Module, tok: Any, form: Form) ->
         return CrossScope(encoder, tok, form)
     o = options
     return EmbeddingScope(encoder, tok, form, o.dist_heads, o.square, o.cos, o.bound_embeds, o.pooling)
-
-
-def load_classifier(options: SERACOptions, **loading) -> tuple[nn.Module, Any]:
-    """(encoder, tokenizer) of the scope classifier, in float32. Raises EditingError if it can't be had."""
-    name = options.cls_class + "ForSequenceClassification" * options.cross_attend
-    loader = getattr(transformers, name, None)
-    if loader is None:
-        raise EditingError(f"cls_class: transformers has no {name}")
-    more = {"num_labels": 2} if options.cross_attend else {}
-    try:
-        tok = AutoTokenizer.from_pretrained(options.cls_name, **loading)
-        encoder = loader.from_pretrained(options.cls_name, dtype=torch.float32, **more, **loading)
-    except (OSError, ValueError) as error:
-        raise EditingError(f"cls_name: {options.cls_name!r} does not load ({_short(error)})") from None
-    if options.pooling != "pooler" and not options.cross_attend and getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # never read, and at random where the checkpoint has none
-    return encoder, tok
-
-
-def _like(model: nn.Module, name: str, **loading) -> nn.Module:
-    """A model of the same class from the hub or a folder."""
-    try:
-        if isinstance(model, BertClassifier):
-            return BertClassifier.from_pretrained(name, **loading)
-        return type(model).from_pretrained(name, dtype=torch.float32, **loading).eval()
-    except (OSError, ValueError) as error:
-        raise EditingError(f"small_name: {name!r} does not load ({_short(error)})") from None
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from ..core.files import check_writable
 from ..core.fingerprint import model_fingerprint
 from ..errors import EditingError
 from .serac import SERAC
@@ -21,28 +23,53 @@ KERNEL = ("cos", "square", "bound_embeds", "dist_heads", "pooling", "cross_atten
 """Options that belong to the scope classifier."""
 
 
-def save_parts(alg: SERAC, folder: Path, threshold: float | None = None) -> Path:
-    """Writes the networks of `alg` with their tokenizers; what was in the folder goes. threshold: a calibrated one.
+def check_place(folder: Path) -> Path:
+    """The folder's absolute path. Raises EditingError if it holds anything but an earlier `save_parts`, or can't be made."""
+    folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise EditingError(f"{folder}: is a file; networks need a folder")
+    entries = list(folder.iterdir()) if folder.exists() else []
+    if not all(entry.name in (SCOPE, COUNTERFACTUAL) and _is_part(entry) for entry in entries):
+        raise EditingError(f"{folder}: holds other things than a trained SERAC, which would be lost: choose a new folder")
+    check_writable(folder.parent, "networks")
+    return folder
 
-    Both configurations name the pair (`serac.run`), so that halves of different runs are told apart.
+
+def _is_part(folder: Path) -> bool:
+    try:
+        return "serac" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def save_parts(alg: SERAC, folder: Path, threshold: float | None = None) -> Path:
+    """Writes the networks of `alg` with their tokenizers, in the place of an earlier export. threshold: a calibrated one.
+
+    Both configurations name the pair (`serac.run`), so that halves of different runs are told apart. Raises EditingError as
+    `check_place` does.
     """
-    options = {name: getattr(alg.options, name) for name in KERNEL}
+    folder = check_place(folder)
+    options = {name: getattr(alg.options, name) for name in (*KERNEL, "freeze_cntr")}
     if threshold is not None:
         options["threshold"] = threshold
     parts = {SCOPE: (alg.net.classifier, alg.scope.tok)}
     if not alg.options.freeze_cntr:
         parts[COUNTERFACTUAL] = (alg.net.replacement, alg.tok)
     run = hashlib.sha256(" ".join(model_fingerprint(model) for model, _ in parts.values()).encode()).hexdigest()[:16]
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.part")
+    part, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.{end}") for end in ("part", "old"))
     try:
         for name, (model, tok) in parts.items():
             model.config.serac = {"run": run, "model_kind": alg.kind.value, **options}
             model.save_pretrained(part / name)
             tok.save_pretrained(part / name)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(part, folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
     return folder
 
 

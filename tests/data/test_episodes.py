@@ -475,3 +475,44 @@ def test_nearest_by_words():
                                neighbours.encoder("words"), Options(hard_neg_neighbors=2), 0, [0, None, None, None])
     assert [list(row) for row in found.indices][0][0] == 1 and found.indices[1][0] == 2
     assert all(np.isclose(sum(p), 1) for p in found.probabilities) and found.probabilities[1][0] > found.probabilities[1][1]
+
+
+def test_pages_that_are_parts_of_each_other(tmp_path):
+    """No claim is unrelated to a page whose name is in all others: said at once, where drawing would never end."""
+    row = {"evidence": "word " * 12, "label": "SUPPORTS", "revision_type": "real"}
+
+    def load(*pages):
+        lines(tmp_path / "test.jsonl", [{**row, "claim": f"Of {page}.", "page": page} for page in pages])
+        return episodes.load("fnli", "test", "files", {"vitaminc_path": str(tmp_path / "{}.jsonl")}, recipe="serac")
+
+    data = load("Ann", "Anna Keller", "Bo")
+    assert {data.local_of(i, epoch).input for i in range(3) if data.rows[i].page != "Bo" for epoch in range(9)} == {"Of Bo."}
+    with pytest.raises(DataError, match="every page's name contains 'ann' or is a part of it") as error:
+        load("Ann", "Anna Keller", "ann b")
+    assert "\n" not in str(error.value)
+
+
+def test_what_several_edits_imply_is_asked_of_none():
+    """Nor is an unrelated question what an edit implies."""
+    data = episodes.load("qa", "test", "world", {"zsre_impl": True, "zsre_yn": True}, recipe="serac")
+    batch = data.batches(150, 150)[0]
+    implied = Counter(qa.instead(question, data.rows[item.index].answer, item.edit.target)
+                      for item in batch.items for question, _ in data.rows[item.index].implied)
+    asked = [item for item in batch.items if item.outer[0].input in implied]
+    assert any(count > 1 for count in implied.values()) and asked
+    assert all(implied[item.outer[0].input] == 1 and item.hard == (True,) for item in asked)
+    assert not any(example.input in implied for example in batch.local)
+    answers = {row.question: row.answer for row in data.rows}
+    assert all(answers[example.input] == example.target for example in batch.local if example.input in answers)
+    # What is asked of a few edits is what it was.
+    one = data.batches(1, 1)
+    assert [one[i].items[0] for i in range(20)] == [data.item(one[i].indices[0], one[i].epoch) for i in range(20)]
+
+
+def test_hard_negatives_of_many_edits():
+    """Neighbours that are edited themselves are left out; an edit draws among its others."""
+    near = neighbours.Neighbours([[1, 2, 6], [0, 2, 7], [0, 1, 6], [0, 1, 7], [0, 1, 6], [0, 1, 7]], [[0.6, 0.3, 0.1]] * 6, 1.0)
+    sampler = SeracSampler(6, 6, 6, locals_=8, local_rows=range(8), neighbours=near)
+    draws = [sampler[i] for i in range(4)]
+    assert all(draw.hard and {(row, i) for row, i in zip(draw.edits, draw.local)} == {(row, near.indices[row][2]) for row in range(6)}
+               for draw in draws)

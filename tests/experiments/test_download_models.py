@@ -62,5 +62,24 @@ def test_table(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-2:] == ["| SERAC | 100.0 / 0.0 | 97.0 / 0.4 |", "| MEND | - | 50.0 / 25.0 |"]
     assert (tmp_path / "table.csv").read_text().splitlines()[1] == "rep,1,100.0,0.0"
     assert len(json.loads((tmp_path / "table.json").read_text())) == 3
+    (folder / "results.json").write_text("{}")
+    with pytest.raises(DataError, match="results.json: not the results of experiments.train"):
+        serac_table.main([str(tmp_path)])
     with pytest.raises(DataError, match="no results"):
         serac_table.main([str(tmp_path / "nowhere")])
+
+
+@pytest.mark.parametrize("experiment, alg, words, recipe", [
+    ("qa", "gtn", [], "serac"), ("qa", "mend", [], "mend"), ("qa", "mend", ["data.zsre_yn=true"], "serac"),
+    ("qa", "rep", ["recipe=mend"], "mend"), ("fnli", "ft", [], "serac"),
+])
+def test_the_data_are_those_of_the_training(tmp_path, monkeypatch, experiment, alg, words, recipe):
+    asked = []
+
+    def load(task, split, source, options, seed, data_dir, recipe):
+        asked.append(recipe)
+        raise DataError("not there")
+
+    monkeypatch.setattr(download_models.episodes, "load", load)
+    config = download_models.compose_config(experiment, {"qa": "t5large", "fnli": "bert-base"}[experiment], alg, words)
+    assert download_models._data(config) == ["not there"] * 3 and set(asked) == {recipe}

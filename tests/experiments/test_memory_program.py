@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.errors import DataError
+from editors.edit import Edit
 from editors.errors import EditingError
 from editors.learned.memory import EditMemory, Entry
 from experiments.memory import main
@@ -69,10 +72,36 @@ def test_mistakes_change_nothing(file, words, message):
 @pytest.mark.parametrize("line, message", [
     ("{", "line 2: not valid JSON"), ('{"input": "a?"}', "no label"),
     ('{"prompt": "x", "subject": "y", "target_new": "z"}', "line 2: request 0"),
+    ('{"input": "a?", "label": null}', "line 2: .*no label"), ('{"input": "a?", "label": ""}', "line 2: .*no label"),
+    ('{"input": " ", "label": "b"}', "line 2: .*input is empty"),
 ])
 def test_bad_files_of_edits(file, tmp_path, line, message):
     before = file.read_bytes()
     (tmp_path / "more.jsonl").write_text('{"input": "b?", "label": "c"}\n' + line)
-    with pytest.raises((EditingError, DataError), match=message):
+    with pytest.raises(DataError, match=message):
         main(["add", str(file), "--from", str(tmp_path / "more.jsonl")])
     assert file.read_bytes() == before
+
+
+def test_a_memory_of_a_decoder(golden, tmp_path, capsys):
+    """Created for an editor and a model, filled here, and applied there."""
+    model_name, file = str(golden / "tiny-gpt2"), str(tmp_path / "edits.memory")
+    (tmp_path / "lu.json").write_text(json.dumps({"threshold": 0.1, "onehot_logit": 20}))
+    made = ["create", file, "--alg_name", "LU", "--hparams_fname", str(tmp_path / "lu.json"), "--model_name", model_name]
+    main(made)
+    main(["add", file, "Orla Venn lives in the city of", "Castavel"])
+    capsys.readouterr()
+    main(["ask", file, "Orla Venn lives in the city of", "The ferry was late", "--tokens", "6"])
+    inside, by, outside, model = capsys.readouterr().out.splitlines()
+    assert inside == "Orla Venn lives in the city of  ->  Castavel" and "by edit 0 (distance 0.000)" in by
+    assert outside.startswith("The ferry was late  ->  ") and "by the model; nearest is edit 0" in model
+    loaded, tok = AutoModelForCausalLM.from_pretrained(model_name), AutoTokenizer.from_pretrained(model_name)
+    with torch.no_grad(), Edit.load(file).applied(loaded):
+        logits = loaded(torch.tensor([tok("Orla Venn lives in the city of").input_ids])).logits
+    assert int(logits[0, -1].argmax()) == tok(" Castavel").input_ids[0]
+    for words, message in ((["ask", file, " "], "a query is empty"), (["ask", file, "a", "--tokens", "500"], "leave no room"),
+                           (made[:1] + [file + "2", "--alg_name", "FT", *made[4:]], "keeps no memory|unknown|missing"),
+                           ([*made[:1], file + "2", *made[2:], "--statements"], "have labels")):
+        with pytest.raises(EditingError, match=message) as error:
+            main(words)
+        assert "\n" not in str(error.value) and not (tmp_path / "edits.memory2").exists()

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from editors.errors import EditingError
 from editors.learned.memory import EditMemory, Entry
@@ -108,5 +109,18 @@ def test_bad_files(tmp_path):
     bad("not those that were written")
     save_file(tensors, path)
     bad("not a memory of edits")
+    for key in ("next_id", "labelled", "about"):
+        lacking = {name: value for name, value in header.items() if name != key} | {"version": 1}
+        save_file(tensors, path, metadata={"header": json.dumps(lacking)})
+        bad(f"its header has no usable '{key}'")
+    memory.vectors(lambda entries: torch.ones(len(entries), 4), "an encoder")
+    memory.save(path)
+    content = bytearray(path.read_bytes())
+    with safe_open(path, "pt") as file:
+        told = file.metadata()
+    save_file({"edits": load_file(path)["edits"], "vectors": torch.full((1, 4), 2.0)}, path, metadata=told)
+    bad("its vectors are not those that were written")
+    path.write_bytes(content)
+    assert EditMemory.load(path)[0]._vectors.tolist() == [[1.0] * 4]
     path.unlink()
     bad("no such memory file")

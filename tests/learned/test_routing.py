@@ -269,3 +269,83 @@ def test_lookup_says_the_label_word_for_word(parts):
     assert texts[1] == " Castavel" and texts[3] == " gardener in Lutmere"
     for row in (0, 2):
         assert torch.equal(after[row, :before.shape[1]], before[row, :after.shape[1]])
+
+
+def test_no_prompt_is_in_no_scope(parts):
+    """Nothing is asked where nothing stands before the first label, or only special tokens do; nor is the encoder."""
+    model, tok, memory, _ = parts
+    lookup = RoutedEdit(memory, {"editor": "LU"}, lambda m, mem: LookupAnswerer(mem, 1e9, 5.0, m, tok))
+    edit, scope = edit_of(parts)
+    ids, bos = torch.tensor([prompt_ids(tok, INSIDE[0])]), torch.tensor([[tok.eos_token_id]])
+    how = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        plain, alone_, said = model(ids, labels=ids), model(bos), model.generate(**how)
+        for one in (edit, lookup):
+            with one.applied(model):
+                scored = model(ids, labels=ids)
+                assert torch.equal(scored.logits, plain.logits) and scored.loss == plain.loss
+                assert torch.equal(model(bos).logits, alone_.logits)
+                assert torch.equal(model.generate(**how), said)
+                two = pad_batch([[tok.eos_token_id], ids[0].tolist()], 0, side="left")
+                assert not torch.equal(model(**two).logits[1, -1], plain.logits[0, -1])
+    assert scope.asked == [[INSIDE[0]]]
+
+
+def test_a_copy_of_the_model_is_routed_by_itself(parts):
+    model, tok, _, _ = parts
+    edit, _ = edit_of(parts)
+    inside, outside = (torch.tensor([prompt_ids(tok, text)]) for text in (INSIDE[0], OUTSIDE[0]))
+    with torch.no_grad(), edit.applied(model):
+        before = [model(ids).logits for ids in (inside, outside)]
+        copied = copy.deepcopy(model)
+        for p in copied.parameters():
+            p.mul_(0.5)
+        after = [copied(ids).logits for ids in (inside, outside)]
+        assert torch.equal(after[0], before[0]) and not torch.equal(after[1], before[1])
+        assert all(torch.equal(model(ids).logits, logits) for ids, logits in zip((inside, outside), before))
+    with torch.no_grad():
+        assert torch.equal(copied(inside).logits, before[0]) and not torch.equal(model(inside).logits, before[0])
+
+
+def test_tuples_are_given_where_they_are_asked_for(parts):
+    model, tok, _, _ = parts
+    edit, _ = edit_of(parts)
+    ids = torch.tensor([prompt_ids(tok, INSIDE[0])])
+    with torch.no_grad(), edit.applied(model):
+        found = model(ids, return_dict=False)
+        assert isinstance(found, tuple) and torch.equal(found[0], model(ids).logits)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"prefill_chunk_size": 4}, "prefill_chunk_size.*leave it out"), ({"cache_implementation": "static"}, "rows and positions only"),
+])
+def test_prompts_that_are_not_read_whole(parts, options, message):
+    model, tok, _, _ = parts
+    edit, scope = edit_of(parts)
+    batch = pad_batch([prompt_ids(tok, prompt) for prompt in PROMPTS], 0, side="left")
+    with edit.applied(model), pytest.raises(editors.EditingError, match=message) as error:
+        model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=3, pad_token_id=0, **options)
+    assert "\n" not in str(error.value) and scope.asked == []
+
+
+def test_generation_up_to_the_last_position(parts):
+    """What the edit leaves no room for goes from the left, with a warning: the prompt first, then what was generated."""
+    model, tok, _, decoder = parts
+    edit, _ = edit_of(parts)
+    prompt = prompt_ids(tok, "The ferry was late. " * 8 + INSIDE[0])
+    room = model.config.n_positions - len(prompt)
+    with edit.applied(model), pytest.warns(UserWarning, match="without their beginning"):
+        ids = model.generate(torch.tensor([prompt]), max_new_tokens=room, do_sample=False, pad_token_id=0, eos_token_id=None)[0].tolist()
+    assert len(ids) == model.config.n_positions
+    answerer = edit._answerer(model, edit.memory)
+    with pytest.warns(UserWarning, match="without their beginning"):
+        logits = answerer.logits([0], [prompt], [ids[len(prompt):-1]], 1)
+    assert int(logits[0, -1].argmax()) == ids[-1]
+    long = ids * 2
+    with pytest.warns(UserWarning, match="without their beginning"):
+        cut = answerer.logits([0], [prompt], [long], 2)
+    head = tok(f"{EDIT[0]} {EDIT[1]} in").input_ids  # as long as the edit, its last space included, alone
+    wanted = alone(decoder, [*head, *long[len(head) - model.config.n_positions:]], 2)
+    assert torch.allclose(cut[0], wanted, atol=1e-4)
+    with pytest.raises(editors.EditingError, match="the 127 tokens to be scored"):
+        answerer.logits([0], [prompt], [long], 127)

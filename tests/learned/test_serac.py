@@ -199,3 +199,31 @@ def test_bad_input(change, message):
     with pytest.raises(EditingError, match=message) as error:
         change()
     assert "\n" not in str(error.value)
+
+
+class Spelling:
+    """A tokenizer of letters that tells no places, as some written in Python do."""
+
+    is_fast = False
+
+    def __call__(self, texts, **options):
+        rows = [list(text.replace(" ", "").encode()) for text in ([texts] if isinstance(texts, str) else texts)]
+        return type("Rows", (), {"input_ids": rows[0] if isinstance(texts, str) else rows})
+
+
+def test_tokenizers_that_tell_no_places_lose_whole_words():
+    with pytest.warns(UserWarning, match="1 of 2 inputs are longer than the 16 tokens"):
+        rows = encode(Spelling(), ["short one", "many words that go on for ever"], 16, ["edit: "] * 2)
+    assert [bytes(row) for row in rows] == [b"edit:shortone", b"edit:goonforever"]
+    with pytest.warns(UserWarning):
+        assert bytes(*encode(Spelling(), ["longerthanallofit"], 6, ["edit: "])) == b"edit:"
+
+
+def test_targets_of_decoders_fit_behind_a_prompt():
+    alg = serac("gpt2-tiny", {"threshold": 1e-6}, "gpt").eval()
+    longest = alg.model.config.n_positions
+    long = Example("word " * longest + "Anna Keller speaks", " French")
+    items = [Item(Example("The mother tongue of Anna Keller is", " French"), (long,))]
+    one = with_texts(Collator(alg.tok, alg.kind, longest)(items, [Example("The river is", " long")]))
+    with pytest.warns(UserWarning, match="without their beginning"), torch.no_grad():
+        assert alg.edit(one.edit_inner)[0](one.edit_outer).isfinite().all()

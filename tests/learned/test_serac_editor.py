@@ -2,14 +2,16 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import editors
 from editors.learned.memory import EditMemory
 from editors.learned.routed import RoutedEdit
+from editors.learned.routing import is_routed
 from editors.learned.serac import SERAC
 from editors.learned.serac_parts import save_parts
 from tests.learned.conftest import LEARNED
@@ -146,5 +148,81 @@ def test_prompts_longer_than_the_encoder(system, tiny_gpt2):
     model, tok = tiny_gpt2
     edit = editors.load("SERAC", {"system": str(system[0])}).edit(model, tok, REQUESTS)
     long = tok("The ferry was late and " * 30).input_ids[:126]
-    with edit.applied(model), pytest.warns(UserWarning, match="longer than the 128 tokens .* without their beginning"):
+    with edit.applied(model), pytest.warns(UserWarning, match="longer than there is room for, and are read without their beginning"):
         model(torch.tensor([long]))
+
+
+def test_parts_that_lack_what_was_trained(system, tiny_gpt2, tmp_path):
+    """Nothing at random, and the edited model itself only where it was trained so."""
+    shutil.copytree(system[0], tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "counterfactual")
+    encoder = str(system[0] / "scope")
+    for hparams, message in [
+        ({"system": str(tmp_path / "half")}, "has no folder counterfactual"),
+        ({"system": str(system[0]), "cross_attend": True}, "cross_attend: .* was trained with False, not with True"),
+        ({"system": str(system[0]), "dist_heads": 1}, "dist_heads: .* was trained with 2"),
+        ({"scope": str(LEARNED / "models" / "scope-bert-tiny"), "cross_attend": True},
+         "random numbers .cross_attend needs a classifier of pairs"),
+        ({"scope": encoder, "counterfactual": encoder}, "counterfactual: .* has no cls|is an encoder"),
+    ]:
+        with pytest.raises(editors.EditingError, match=message) as error:
+            editors.load("SERAC", hparams).edit(*tiny_gpt2, REQUESTS).apply(tiny_gpt2[0])
+        assert "\n" not in str(error.value)
+    assert not is_routed(tiny_gpt2[0])
+
+
+def test_the_model_itself_answers_where_it_was_trained_so(tiny_gpt2, tmp_path):
+    model, tok = tiny_gpt2
+    classifier = AutoModel.from_pretrained(LEARNED / "models" / "scope-bert-tiny", dtype=torch.float32, add_pooling_layer=False)
+    enc = AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "enc")
+    folder = save_parts(SERAC(model, {"freeze_cntr": True}, tok, classifier, enc, None), tmp_path / "system", threshold=1e-6)
+    query = f"Orla Venn lives in the city of Castavel {QUERIES[0]}"
+    with editors.load("SERAC", {"system": str(folder)}).edit(model, tok, REQUESTS[:1]).applied(model):
+        edited = last(model, tok, QUERIES[0])
+    assert torch.allclose(edited, last(model, tok, query), atol=1e-5)
+
+
+def test_networks_trained_anew_are_not_taken_for_the_old_ones(system, tiny_gpt2, tmp_path):
+    model, tok = tiny_gpt2
+    shutil.copytree(system[0], tmp_path / "system")
+    editors.load("SERAC", {"system": str(tmp_path / "system")}).edit(model, tok, REQUESTS).save(tmp_path / "edit")
+    shutil.rmtree(tmp_path / "system")
+    shutil.copytree(system[1], tmp_path / "system")
+    with pytest.raises(editors.EditingError, match="the edit's networks are gone: they were of run [0-9a-f]+, those there now"):
+        editors.Edit.load(tmp_path / "edit").apply(model)
+
+
+@pytest.mark.parametrize("name", ["SERAC", "LU"])
+def test_other_models(system, tiny_gpt2, name, tmp_path):
+    model, tok = tiny_gpt2
+    edit = editors.load(name, {"system": str(system[0])} if name == "SERAC" else {}).edit(model, tok, REQUESTS)
+    edit.save(tmp_path / "edit")
+    larger = copy.deepcopy(model)
+    larger.resize_token_embeddings(model.config.vocab_size + 8, mean_resizing=False)
+    for one in (edit, editors.Edit.load(tmp_path / "edit")):
+        with pytest.raises(editors.EditingError, match="a model of 1,000 tokens, this one has 1,008"):
+            one.apply(larger)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.01)
+    with pytest.warns(UserWarning, match="on another model, or on other weights"):
+        with editors.Edit.load(tmp_path / "edit").applied(other):
+            pass
+
+
+def test_exports_replace_nothing_but_exports(system, tiny_gpt2, tmp_path):
+    folder = tmp_path / "system"
+    shutil.copytree(system[0], folder)
+    run = AutoConfig.from_pretrained(folder / "scope").serac["run"]
+    classifier = AutoModel.from_pretrained(LEARNED / "models" / "scope-bert-tiny", dtype=torch.float32, add_pooling_layer=False)
+    alg = SERAC(*tiny_gpt2[:1], {}, tiny_gpt2[1], classifier, AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "enc"),
+                copy.deepcopy(tiny_gpt2[0]))
+    save_parts(alg, folder)
+    assert AutoConfig.from_pretrained(folder / "scope").serac["run"] != run and sorted(p.name for p in tmp_path.iterdir()) == ["system"]
+    (folder / "notes.txt").write_text("precious")
+    (tmp_path / "alien" / "scope").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for place, message in ((folder, "holds other things"), (tmp_path / "alien", "holds other things"), (tmp_path / "file", "is a file")):
+        with pytest.raises(editors.EditingError, match=message):
+            save_parts(alg, place)
+    assert (folder / "notes.txt").read_text() == "precious" and (tmp_path / "alien" / "scope").is_dir()
