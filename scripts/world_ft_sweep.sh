@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/learned_run.sh
 out=${OUT:-outputs/world_ft}
 data=(+experiment=gen +model=world data.same_relation=0.5)
-for rate in 3e-5 1e-4 3e-4; do
+for rate in 3e-5 5e-5 7e-5 1e-4 3e-4; do
     train "$out/plain_$rate" +alg=ft "${data[@]}" edit_lr=$rate "$@"
     train "$out/locality_$rate" +alg=ft "${data[@]}" edit_lr=$rate ft.locality.enabled=True ft.locality.batch_size=4 \
         ft.locality.cedit=0.1 "$@"

@@ -149,7 +149,7 @@ def test_a_run_that_is_no_sequence(sequence, tmp_path, monkeypatch, capsys):
     with pytest.raises(EditingError, match="FT/run_000: not a sequential run"):
         sequential.main([sequence("FT", sequential=False)], tmp_path / "drawn")
     with pytest.raises(EditingError, match="no runs in "):
-        sequential.main([tmp_path], tmp_path / "drawn")
+        sequential.main([tmp_path / "FT" / "run_000" / "batches"], tmp_path / "drawn")
     run = sequence("ROME")
     path = run / "history" / "000004.jsonl"
     path.write_text(path.read_text()[:-20])
