@@ -79,7 +79,7 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     set_dropout(alg.net, config["dropout"])
 
     collate = Collator(tok, alg.kind, episodes.MAX_LENGTH[experiment] if experiment != "gen" else _positions(model),
-                       config["data"]["n_outer_max"],
+                       config["data"]["n_outer_max"], ended=alg_name == "rep",
                        unshifted_decoder=config["data"]["sent_unshifted_decoder"] or config["legacy"]["sent_unshifted_decoder"])
     sources = _Sources(config, experiment, collate, is_serac)
     train = None if config["eval_only"] and not isinstance(alg, FineTune) else sources.of("train", config["batch_size"])

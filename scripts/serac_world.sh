@@ -5,7 +5,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 run=${RUN:-outputs/serac_world_gen}
-words=(+alg=rep +experiment=gen +model=world +preset=world_serac recipe=serac "hydra.run.dir=$run")
+# As in CounterFact: equivalents behind another sentence, unrelated facts of the same relation and object.
+words=(+alg=rep +experiment=gen +model=world +preset=world_serac recipe=serac data.preceded=0.5 data.same_relation=0.5 max_iters=600
+    "hydra.run.dir=$run")
 [ -f "$run/last.safetensors" ] && words+=("archive=$run")
 "$PYTHON" -m experiments.train "${words[@]}" "$@"
 "$PYTHON" -m experiments.scope "$run" --export "${KE_DATA_DIR:-$HOME/.cache/knowledge-editing/data}/world-models/serac"

@@ -50,8 +50,9 @@ def load(experiment: str, split: str, source: str = "files", options: Mapping[st
     if source not in ("files", "world"):
         raise DataError(f'the source of edit data is "files" or "world", not {source!r}')
     options = options if isinstance(options, Options) else Options.of(options or {})
-    if options.same_relation and (experiment, source) != ("gen", "world"):
-        raise DataError(f"data.same_relation is for gen in the built-in world, whose relations are known; not for {experiment} of {source}")
+    for name in ("same_relation", "preceded"):
+        if getattr(options, name) and (experiment, source) != ("gen", "world"):
+            raise DataError(f"data.{name} is for gen in the built-in world, whose facts are known; not for {experiment} of {source}")
     where = Place(experiment, split, source, options, recipe, seed)
     if source == "world":
         return _world(where)

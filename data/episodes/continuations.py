@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from random import Random
 
 from ..errors import DataError
 from ..fields import Fields
@@ -88,8 +89,14 @@ class Continuations(Rows):
     def item(self, index: int, epoch: int) -> Item:
         row, rng = self.rows[index], self.rng(index, epoch)
         prompt = rng.choice(row.rephrases) if self.place.options.rephrase else row.prompt
-        return Item(Example(row.prompt, row.new), (Example(prompt, row.new),), hard=(False,), index=index)
+        return Item(Example(row.prompt, row.new), (Example(self._behind(prompt, row, rng), row.new),), hard=(False,), index=index)
 
     def own_local(self, index: int, epoch: int) -> Example:
         row, rng = self.rows[index], self.rng(index, epoch, "local")
-        return Example(rng.choice((row.prompt, *row.rephrases)), row.old)
+        return Example(self._behind(rng.choice((row.prompt, *row.rephrases)), row, rng), row.old)
+
+    def _behind(self, prompt: str, row: Continuation, rng: Random) -> str:
+        """The prompt, as often as ``data.preceded`` says behind a sentence of another fact."""
+        share = self.place.options.preceded
+        other = rng.choice(self.rows) if share and rng.random() < share else row
+        return prompt if other is row else f"{other.prompt}{other.old}. {prompt}"

@@ -75,6 +75,9 @@ class Options:
     same_relation: float = 0.0
     """gen: with this probability an unrelated example is another subject's fact of the edit's relation, and with the object that
     the edit takes away if there is one, as CounterFact's neighbours are. As published: 0."""
+    preceded: float = 0.0
+    """gen: with this probability an equivalent or unrelated prompt stands behind a sentence of another fact, as in CounterFact's
+    paraphrases. As published: 0."""
     facts: int | None = None
     """Size of the world; the shipped models know the usual one."""
     language: str = "en"
@@ -86,8 +89,9 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DataError(f"data.{name} must be at least 1, not {value}")
-        if not 0 <= self.same_relation <= 1:
-            raise DataError(f"data.same_relation must be a probability, not {self.same_relation}")
+        for name in ("same_relation", "preceded"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"data.{name} must be a probability, not {getattr(self, name)}")
         if self.hard_neg_exclude is not None and self.hard_neg_exclude < 0:
             raise DataError(f"data.hard_neg_exclude must be at least 0, not {self.hard_neg_exclude}")
         if self.hard_neg_temp <= 0 or not 0 <= self.hard_neg_prob <= 1:

@@ -112,6 +112,8 @@ class Collator:
     """Longer texts lose their end, but of a decoder's their beginning, where the target is at the end."""
     n_outer_max: int | None = None
     """At most so many equivalents."""
+    ended: bool = False
+    """A decoder's edits end with the end of text, so that who learns to answer learns to stop (SERAC)."""
     unshifted_decoder: bool = False
     """Blenderbot's decoder reads the very tokens that it is scored on, as in SERAC's published data."""
 
@@ -120,7 +122,7 @@ class Collator:
         if not items or not local:
             raise EditingError("an episode needs at least one edit and one unrelated input")
         outer = [(example, i) for i, item in enumerate(items) for example in item.outer][: self.n_outer_max]
-        edit_outer = self.batch([example for example, _ in outer]) if outer else None
+        edit_outer = self.batch([example for example, _ in outer], ended=self.ended) if outer else None
         if edit_outer is not None and items[0].drop is not None:
             edit_outer = _without_beginning(edit_outer, items[0].drop)
         pairs = torch.tensor([[row, edit] for row, (_, edit) in enumerate(outer)], dtype=torch.long).reshape(-1, 2)
@@ -128,7 +130,7 @@ class Collator:
             item.condition if item.condition is not None else item.edit.input + (item.edit.target or "") for item in items
         ]
         return Episode(
-            self.batch([item.edit for item in items]),
+            self.batch([item.edit for item in items], ended=self.ended),
             edit_outer,
             self.batch(local, labelled=False),
             self.texts(conditions),
@@ -136,8 +138,9 @@ class Collator:
             {"items": tuple(items), "local": tuple(local)},
         )
 
-    def batch(self, examples: Sequence[Example], labelled: bool = True) -> Batch:
-        """One batch of these examples. labelled: a classifier's must have a label; one without is not scored."""
+    def batch(self, examples: Sequence[Example], labelled: bool = True, ended: bool = False) -> Batch:
+        """One batch of these examples. labelled: a classifier's must have a label; one without is not scored. ended: a decoder's
+        targets have the end of text behind them."""
         for example in examples:
             if not example.input.strip():
                 raise EditingError("an example's input is empty")
@@ -147,18 +150,21 @@ class Collator:
             labels = torch.tensor([[IGNORED if example.label is None else example.label] for example in examples])
             return self._padded(self._ids([example.input for example in examples])) | {"labels": labels}
         if self.kind is ModelKind.DECODER:
-            return self._decoder(examples)
+            return self._decoder(examples, [self.tok.eos_token_id] if ended and self.tok.eos_token_id is not None else [])
         return self._seq2seq(examples)
 
     def texts(self, texts: Sequence[str]) -> Batch:
         """The tokens of texts alone."""
         return self._padded(self._ids(texts))
 
-    def _decoder(self, examples: Sequence[Example]) -> Batch:
+    def _decoder(self, examples: Sequence[Example], end: list[int]) -> Batch:
         rows = self._ids([example.input + (example.target or "") for example in examples], cut=False)
         labels = []
         for i, (example, ids) in enumerate(zip(examples, rows)):
             n = self._target_length(example, ids)
+            if n is not None and end:
+                n, ids = n + 1, ids + end
+                rows[i] = ids
             if self.max_length is not None and len(ids) > self.max_length:
                 rows[i] = ids = ids[-self.max_length :] if n is not None else ids[: self.max_length]
             labels.append(ids if n is None else [IGNORED] * (len(ids) - n) + ids[len(ids) - n :])

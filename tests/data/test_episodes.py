@@ -178,6 +178,24 @@ def test_unrelated_facts_of_the_same_relation():
             episodes.load(experiment, "train", source, {"same_relation": p})
 
 
+def test_prompts_behind_a_sentence_of_another_fact():
+    """As often as asked; the edit itself, targets and draws stay as they are without."""
+    plain, mixed = (episodes.load("gen", "train", "world", {"preceded": p}) for p in (0, 0.5))
+    sentences = {f"{row.prompt}{row.old}. " for row in plain.rows}
+    count = 0
+    for index in range(200):
+        before, after = plain.item(index, 0), mixed.item(index, 0)
+        assert before.edit == after.edit
+        pairs = [(before.outer[0], after.outer[0]), (plain.own_local(index, 0), mixed.own_local(index, 0))]
+        for usual, behind in pairs:
+            start = behind.input.removesuffix(usual.input)
+            assert behind.target == usual.target and (start in sentences or not start)
+            count += bool(start)
+    assert 160 < count < 240
+    with pytest.raises(DataError, match="data.preceded is for gen"):
+        episodes.load("qa", "train", "world", {"preceded": 0.5})
+
+
 def test_claims_flip_half_of_the_time(invented):
     data = invented["fc", "train"]
     items = [data.item(i, 0) for i in range(600)]

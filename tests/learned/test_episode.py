@@ -38,6 +38,19 @@ def test_decoder(tok):
     assert episode.cond["input_ids"].tolist() == [tok["gpt"]("Anna lives in Paris").input_ids]
 
 
+def test_edits_may_end(tok):
+    """With the end of text behind the targets of the edits, and of nothing else."""
+    tok = tok["gpt"]
+    item = Item(Example("Anna plays the", " drum"), (Example("She plays the", " drum"),))
+    local = [Example("Bert plays the", " horn")]
+    plain, ended = (Collator(tok, ModelKind.DECODER, ended=ended)([item], local) for ended in (False, True))
+    assert all(torch.equal(plain.loc[name], ended.loc[name]) for name in plain.loc)
+    for name in ("edit_inner", "edit_outer"):
+        usual, more = getattr(plain, name), getattr(ended, name)
+        for key in ("input_ids", "labels"):
+            assert more[key][0].tolist() == [*usual[key][0].tolist(), tok.eos_token_id]
+
+
 def test_beginnings_are_dropped(tok):
     text = Example("One two three four five six seven eight nine ten", scored=3)
     whole = Collator(tok["gpt"], ModelKind.DECODER)([Item(text, (text,))], [text])
