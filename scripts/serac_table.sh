@@ -19,7 +19,7 @@ declare -A OPTIONS=(
     [rep]="+preset=$preset"
     [gtn]="lr=1e-4 edit_lr=1e-3 lr_lr=1e-4 gtn.rank=64 gtn.descent=True val_interval=500 val_steps=100"
     [enn]="lr=1e-4 edit_lr=1e-2 lr_lr=1e-3 enn.first_order=True val_interval=500 val_steps=100"
-    [lu]="" [ft]="edit_lr=1e-3"
+    [lu]="" [ft]="edit_lr=1e-4"
 )
 
 # train ALG RUN [KEY=VALUE ...]: into the folder RUN, if that is not done
