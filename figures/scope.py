@@ -30,9 +30,12 @@ def draw(runs: list[dict], labels: list[str]) -> plt.Figure:
             at, mark = run[name], {"marker": marker, "color": look["color"], "markersize": 5, "linestyle": ""}
             left.plot([at["threshold"]] * 2, [100 * at["recall"], 100 * at["false_positives"]], **mark)
             right.plot(100 * at["recall"], 100 * at["precision"], **mark)
+    for name, marker in (("threshold as published", "x"), ("calibrated", "o")):
+        left.plot([], [], marker=marker, color="0.4", markersize=5, linestyle="", label=name)
     label_axes(left, "threshold", "inputs (%)", f"{runs[0]['edits']} edits at once")
+    left.set_xticks([0, 0.25, 0.5, 0.75, 1])
     label_axes(right, "recall (%)", "precision (%)")
-    left.legend(frameon=False, fontsize=7, loc="center left")
+    left.legend(frameon=False, fontsize=7, loc="center")
     right.legend(frameon=False, fontsize=7, loc="lower left")
     return figure
 
