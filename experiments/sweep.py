@@ -60,12 +60,12 @@ def run_job(cfg: DictConfig) -> None:
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     overrides = dict(word.lstrip("+").split("=", 1) for word in HydraConfig.get().overrides.task)
     folder = Path(HydraConfig.get().sweep.dir) / label(overrides)
-    before = read_job(folder / JOB) if (folder / JOB).exists() else {}
     started, mistake = time.perf_counter(), True
     about = {"overrides": overrides, "command": settings["command"], "settings": {
         key: value for key, value in settings.items() if key not in ("hparams", "command")}}
     try:
         about["settings"] |= {f"hparams.{key}": value for key, value in _changes(settings).items()}
+        before = read_job(folder / JOB) if (folder / JOB).exists() else {}
         if before.get("status") == "done":
             _check_same_hparams(settings, folder)
             results.write_json(folder / JOB, before | {"command": settings["command"]})

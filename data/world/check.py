@@ -1,12 +1,11 @@
 """Prints how much of the world a checkpoint recalls greedily: `python -m data.world.check [folder] [--every N]`."""
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..errors import DataError
+from ..errors import DataError, run_program
 from . import BASE_FACTS, CHECKPOINT, LANGUAGES, SEED, world
 from .recall import recall
 
@@ -35,8 +34,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main)

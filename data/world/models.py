@@ -13,7 +13,6 @@ import logging
 import os
 import random
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,12 +24,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from ..download import data_folder
-from ..errors import DataError
+from ..errors import DataError, run_program
 from . import small
 from .generate import SEED, World, generate
 from .lessons import ENCODERS, LESSONS, measure
 from .small import CHECKPOINT, Shape
-from .train import load_state, rate, save_state
+from .train import descend, load_state, rate, save_state
 
 OF = {"gen": "gpt2", "fc": "bert", "fnli": "bert", "qa": "t5", "sent": "blender"}
 """Experiment -> the kind of model that fits it."""
@@ -192,11 +191,7 @@ def _train(kind: str, folder: Path, recipe: Recipe, save_seconds: float, stop_af
                 optimizer.param_groups[0]["lr"] = lr * rate(progress["step"], steps, recipe.decay, max(1, steps // 20))
             with torch.autocast("cpu", torch.bfloat16):
                 loss = _loss(kind, model, tok, lessons, progress["step"])
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            descend(model, optimizers, loss)
             progress["batch"] += 1
             progress["step"] += 1
             now = time.monotonic()
@@ -274,8 +269,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main)

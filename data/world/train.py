@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import random
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ..errors import DataError
+from ..errors import DataError, run_program
 from .batches import Rows
 from .corpus import sentences
 from .generate import BASE_FACTS, SEED, World, generate
@@ -89,6 +88,15 @@ def corpus_with_ranks(world: World) -> tuple[list[str], list[int]]:
     rank = {subject: i for i, subject in enumerate(mixed)}
     pairs = sentences(world)
     return [text for text, _ in pairs], [rank.get(subject, -1) for _, subject in pairs]
+
+
+def descend(model, optimizers, loss: torch.Tensor) -> None:
+    """One step of all optimizers down the loss, gradients no longer than 1."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def save_state(path: Path, model, optimizers, progress: dict) -> None:
@@ -204,11 +212,7 @@ def train(args) -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(batch[:, :-1].clamp_min(0), use_cache=False).logits  # padding is on the right: nothing sees it
             loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), ignore_index=-1)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            descend(model, optimizers, loss)
             progress["loss_sum"] += loss.item()
             progress["batch"] += 1
             progress["step"] += 1
@@ -238,8 +242,4 @@ def train(args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        train(parse_args())
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(lambda: train(parse_args()))
