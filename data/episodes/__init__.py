@@ -50,7 +50,7 @@ def load(experiment: str, split: str, source: str = "files", options: Mapping[st
     if source not in ("files", "world"):
         raise DataError(f'the source of edit data is "files" or "world", not {source!r}')
     options = options if isinstance(options, Options) else Options.of(options or {})
-    for name in ("same_relation", "preceded"):
+    for name in ("same_relation", "preceded", "asked"):
         if getattr(options, name) and (experiment, source) != ("gen", "world"):
             raise DataError(f"data.{name} is for gen in the built-in world, whose facts are known; not for {experiment} of {source}")
     where = Place(experiment, split, source, options, recipe, seed)

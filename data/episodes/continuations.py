@@ -33,6 +33,8 @@ class Continuation:
     old: str
     rephrases: tuple[str, ...]
     relation: str = ""
+    questions: tuple[str, ...] = ()
+    """What asks for the same."""
 
 
 def read(path: Path) -> list[Completion]:
@@ -88,12 +90,19 @@ class Continuations(Rows):
 
     def item(self, index: int, epoch: int) -> Item:
         row, rng = self.rows[index], self.rng(index, epoch)
-        prompt = rng.choice(row.rephrases) if self.place.options.rephrase else row.prompt
-        return Item(Example(row.prompt, row.new), (Example(self._behind(prompt, row, rng), row.new),), hard=(False,), index=index)
+        edited = self._forms((row.prompt,), row, rng)[0]
+        prompt = rng.choice(self._forms(row.rephrases, row, rng)) if self.place.options.rephrase else edited
+        return Item(Example(edited, row.new), (Example(self._behind(prompt, row, rng), row.new),), hard=(False,), index=index)
 
     def own_local(self, index: int, epoch: int) -> Example:
         row, rng = self.rows[index], self.rng(index, epoch, "local")
-        return Example(self._behind(rng.choice((row.prompt, *row.rephrases)), row, rng), row.old)
+        prompt = rng.choice(self._forms((row.prompt, *row.rephrases), row, rng))
+        return Example(self._behind(prompt, row, rng), row.old)
+
+    def _forms(self, prompts: tuple[str, ...], row: Continuation, rng: Random) -> tuple[str, ...]:
+        """The prompts or, as often as ``data.asked`` says, the row's questions."""
+        share = self.place.options.asked
+        return row.questions if share and rng.random() < share else prompts
 
     def _behind(self, prompt: str, row: Continuation, rng: Random) -> str:
         """The prompt, as often as ``data.preceded`` says behind a sentence of another fact."""

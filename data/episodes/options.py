@@ -78,6 +78,8 @@ class Options:
     preceded: float = 0.0
     """gen: with this probability an equivalent or unrelated prompt stands behind a sentence of another fact, as in CounterFact's
     paraphrases. As published: 0."""
+    asked: float = 0.0
+    """gen: with this probability an edit, equivalent or unrelated prompt is a question, as in zsRE. As published: 0."""
     facts: int | None = None
     """Size of the world; the shipped models know the usual one."""
     language: str = "en"
@@ -89,7 +91,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DataError(f"data.{name} must be at least 1, not {value}")
-        for name in ("same_relation", "preceded"):
+        for name in ("same_relation", "preceded", "asked"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"data.{name} must be a probability, not {getattr(self, name)}")
         if self.hard_neg_exclude is not None and self.hard_neg_exclude < 0:

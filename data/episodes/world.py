@@ -63,10 +63,10 @@ def new_objects(this: World, fact: Fact, count: int = ALTERNATIVES) -> list[Enti
 
 
 def continuation(this: World, fact: Fact, language: str) -> Continuation:
-    """The first phrasing, to be continued by a new object; the other statements are its rephrasings."""
+    """The first phrasing, to be continued by a new object; the other statements are its rephrasings, and there are questions."""
     prompts = _prompts(fact, fact.relation.statements(language), language)
     return Continuation(prompts[0], " " + new_objects(this, fact, 1)[0].name(language), " " + fact.object.name(language),
-                        tuple(prompts[1:]), fact.relation.id)
+                        tuple(prompts[1:]), fact.relation.id, tuple(_prompts(fact, fact.relation.questions(language), language)))
 
 
 def question(this: World, fact: Fact, language: str) -> Question:
