@@ -30,7 +30,9 @@ if TYPE_CHECKING:  # only named here, and slow to import
 FILES = {"mcf": "multi_counterfact.json", "cf": "counterfact.json", "zsre": "zsre_mend_eval.json"}
 # The built-in world, by language and schema; "world:100000" is one of so many facts.
 WORLDS = {"world": ("en", "counterfact"), "world-ca": ("ca", "counterfact"),
-          "world-zsre": ("en", "zsre"), "world-ca-zsre": ("ca", "zsre")}
+          "world-zsre": ("en", "zsre"), "world-ca-zsre": ("ca", "zsre"),
+          "world-test": ("en", "counterfact"), "world-zsre-test": ("en", "zsre")}
+"""Those that end in -test are the facts about the subjects that editors trained on the world have not seen."""
 _PARSERS = {"counterfact": counterfact.parse, "variants": variants.parse, "zsre": zsre.parse}
 
 
@@ -121,7 +123,11 @@ def _raw(ds_name: str, data_dir: str | Path | None, language: str | None = None)
     if builtin:
         from data import world
         language, schema, facts = builtin
-        return world.load(language, schema, facts), schema, ds_name
+        raw = world.load(language, schema, facts)
+        if ds_name.partition(":")[0].endswith("-test"):
+            from data.episodes.splits import by_subject
+            raw = by_subject(raw, lambda item: item.get("requested_rewrite", item)["subject"], "test")
+        return raw, schema, ds_name
     if ds_name in FILES:
         path = fetch(FILES[ds_name], data_dir)
         return read_records(path), "zsre" if ds_name == "zsre" else "counterfact", path.name

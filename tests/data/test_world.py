@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data import world
+import data
+from data import episodes, world
+from data.episodes.types import SPLITS
 from data.errors import DataError
 from data.world import catalan, train
 from data.world.batches import Rows
@@ -178,6 +180,14 @@ def test_zsre_records(records, language):
         assert record["answers"] == [rewrite["target_new"]["str"]] == [record["alt"]]
         assert record["pred"] == rewrite["target_true"]["str"]
         assert record["loc"].startswith("nq question: ") and "?" not in record["loc"] and record["subject"] not in record["loc"]
+
+
+def test_facts_about_subjects_that_no_training_saw():
+    whole, held_out, asked = (data.load(name) for name in ("world", "world-test", "world-zsre-test"))
+    train, validation, test = ({row.subject for row in episodes.load("qa", split, "world", {}).rows} for split in SPLITS)
+    assert 250 < len(held_out) < 400 and {record.case_id for record in held_out} <= {record.case_id for record in whole}
+    subjects = [record.subject for record in held_out]
+    assert subjects == [record.subject for record in asked] and set(subjects) == test and not test & (train | validation)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
