@@ -1,20 +1,64 @@
-"""Optimisers of torch.optim by name, and their state in a form that checkpoints hold."""
+"""Optimisers by name, and their state in a form that checkpoints hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import EditingError
 
 
+class MuonAndAdam(Optimizer):
+    """Muon for matrices (Jordan et al. 2024; steps of Adam's size), Adam for the rest: vectors, and the matrices in `tables`
+    (embeddings), whose rows have little to do with each other."""
+
+    def __init__(self, params: Iterable, lr: float = 1e-3, tables: Collection[Tensor] = ()):
+        super().__init__(params, {"lr": lr})
+        apart = {id(table) for table in tables}
+        self._parts: list[tuple[Optimizer, dict[str, Any]]] = []
+        for group in self.param_groups:
+            matrices = [p for p in group["params"] if p.ndim == 2 and id(p) not in apart]
+            rest = [p for p in group["params"] if p.ndim != 2 or id(p) in apart]
+            if matrices:
+                self._parts.append((torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"), group))
+            if rest:
+                self._parts.append((torch.optim.Adam(rest), group))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for part, group in self._parts:
+            part.state = self.state  # by parameter; loading makes a new one
+            for own in part.param_groups:
+                own["lr"] = group["lr"]
+            part.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        groups = self.param_groups
+        super().load_state_dict(state_dict)
+        for old, new in zip(groups, self.param_groups):
+            old.update(new)
+        self.param_groups = groups  # which the parts look at
+
+
+def build(name: str, groups: Sequence[Mapping[str, Any]], module: nn.Module) -> Optimizer:
+    """The optimiser of that name for parameter groups. module: whose embeddings count as tables."""
+    kind = _named(name)
+    tables = [m.weight for m in module.modules() if isinstance(m, nn.Embedding)]
+    return kind(groups, tables=tables) if kind is MuonAndAdam else kind(groups)
+
+
+def _named(name: str) -> Any:
+    return MuonAndAdam if name == "Muon" else getattr(torch.optim, name, None)
+
+
 def optimiser_class(name: str, key: str, lr: float, shapes: Sequence[Sequence[int]] = ((2,), (2, 2))) -> type[Optimizer]:
-    """The class of that name. shapes: what it must be able to step, as dense parameters. Raises EditingError that names `key`."""
-    kind = getattr(torch.optim, name, None)
+    """The class of that name in torch.optim; for Muon, which takes matrices only, `MuonAndAdam`. shapes: what it must be able to step,
+    as dense parameters. Raises EditingError that names `key`."""
+    kind = _named(name)
     if not isinstance(kind, type):
         raise EditingError(f"{key}: torch.optim has no {name!r}")
     params = [torch.zeros(*shape, requires_grad=True) for shape in shapes]

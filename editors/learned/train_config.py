@@ -16,6 +16,8 @@ class TrainConfig(Options):
     lr: float = 1e-5
     lr_lr: float = 1e-3
     """Learning rate of the learned step sizes."""
+    lr_decay: float = 0.0
+    """Last share of max_iters over which the rates fall to 0 in a straight line. Not published."""
     max_iters: int = 1_000_000
     log_interval: int = 100
     val_interval: int = 5000
@@ -29,6 +31,7 @@ class TrainConfig(Options):
     cloc: float = 1.0
     cbase: float = 1.0
     opt: str = "Adam"
+    """Of torch.optim; Muon steps the matrices, Adam the rest."""
     grad_clip: float = 100.0
     """Largest norm of all outer gradients together."""
     train_base: bool = True
@@ -57,4 +60,6 @@ class TrainConfig(Options):
         for name in ("lr", "lr_lr", "cedit", "cloc", "cbase", "grad_clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
+        if not 0 <= self.lr_decay <= 1:
+            raise EditingError(f"lr_decay: {self.lr_decay} is no share")
         optimiser_class(self.opt, "opt", max(self.lr, self.lr_lr))

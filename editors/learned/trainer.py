@@ -71,7 +71,8 @@ class Trainer:
         self.optimiser = None
         if any(self.groups.values()) and not config.eval_only:
             groups = [{"params": params, "lr": rates[name]} for name, params in self.groups.items() if params]
-            self.optimiser = getattr(torch.optim, config.opt)(groups)
+            self.rates = [group["lr"] for group in groups]
+            self.optimiser = optimisers.build(config.opt, groups, alg.net)
 
     # One episode
 
@@ -223,6 +224,9 @@ class Trainer:
     def _optimise(self) -> dict[str, float]:
         params = self.alg.outer_parameters()
         norm = torch.nn.utils.clip_grad_norm_(params, self.config.grad_clip)
+        falling = self.config.lr_decay * self.config.max_iters
+        for group, rate in zip(self.optimiser.param_groups, self.rates):
+            group["lr"] = rate * min(1.0, (self.config.max_iters - self.iteration + 1) / falling) if falling else rate
         self.optimiser.step()
         self.optimiser.zero_grad()
         return {"grad": float(norm)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from editors.errors import EditingError
-from editors.learned import checkpoint, registry
+from editors.learned import checkpoint, optimisers, registry
 from editors.learned.episode import joined
 from editors.learned.run_log import LOG
 from editors.learned.trainer import BEST, LAST, TrainConfig, Trainer, _flat
@@ -93,17 +93,17 @@ def test_the_first_optimiser_step(frozen, tmp_path):
         assert seen == steps
 
 
-@pytest.mark.parametrize("name", ["mend", "efk", "enn"])
-def test_a_killed_run_goes_on_bit_by_bit(frozen, tmp_path, name):
+@pytest.mark.parametrize("name, config", [("mend", {}), ("efk", {}), ("enn", {}), ("efk", {"opt": "Muon"})], ids=str)
+def test_a_killed_run_goes_on_bit_by_bit(frozen, tmp_path, name, config):
     model, tok = frozen
-    whole = build(name, model, tok, tmp_path / "whole", max_iters=10)
+    whole = build(name, model, tok, tmp_path / "whole", max_iters=10, **config)
     whole.run()
-    part = build(name, model, tok, tmp_path / "part", max_iters=8)
+    part = build(name, model, tok, tmp_path / "part", max_iters=8, **config)
     part._loop()
     part.log({"loss": 1.0})  # logged after the checkpoint, before the kill: goes when the run goes on
     with open(tmp_path / "part" / LOG, "a") as file:
         file.write(json.dumps({"step": 9}) + '\n{"step": 10, "lo')
-    again = build(name, model, tok, tmp_path / "part", seed=7, max_iters=10)
+    again = build(name, model, tok, tmp_path / "part", seed=7, max_iters=10, **config)
     again.restore(tmp_path / "part" / LAST)
     assert again.iteration == 8
     again.run()
@@ -112,6 +112,37 @@ def test_a_killed_run_goes_on_bit_by_bit(frozen, tmp_path, name):
     assert whole.early.state() == again.early.state()
     lines = [json.loads(line) for line in (tmp_path / "part" / LOG).read_text().splitlines()]
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines) and lines[-1]["step"] == 10
+
+
+def test_muon_steps_matrices_and_adam_the_rest():
+    """The same as both of torch.optim side by side."""
+    def net():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Embedding(7, 6), torch.nn.Linear(6, 4))
+
+    ours, apart = net(), net()
+    one = optimisers.build("Muon", [{"params": list(ours.parameters()), "lr": 0.02}], ours)
+    muon = torch.optim.Muon([apart[1].weight], lr=0.02, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.Adam([apart[0].weight, apart[1].bias], lr=0.02)
+    for step in range(4):
+        for model, steppers in ((ours, [one]), (apart, [muon, adam])):
+            model(torch.tensor([1, 2, 5])).square().sum().backward()
+            for stepper in steppers:
+                for group in stepper.param_groups:
+                    group["lr"] = 0.02 / (step + 1)
+                stepper.step()
+                stepper.zero_grad()
+    for a, b, start in zip(ours.parameters(), apart.parameters(), net().parameters()):
+        assert torch.equal(a, b) and not torch.equal(a, start)
+
+
+def test_rates_fall_at_the_end(frozen, tmp_path):
+    model, tok = frozen
+    trainer = build("efk", model, tok, tmp_path, max_iters=10, accumulate_bs=1, lr=0.1, lr_decay=0.5, save=False)
+    rates, step = [], trainer.optimiser.step
+    trainer.optimiser.step = lambda: rates.append(trainer.optimiser.param_groups[0]["lr"]) or step()
+    trainer.run()
+    assert rates == pytest.approx([0.1] * 6 + [0.08, 0.06, 0.04, 0.02])
 
 
 def test_a_run_does_not_go_on_as_another(frozen, tmp_path):
