@@ -196,8 +196,21 @@ class CrossScope(Scope):
     """An encoder with two classes reads edit and text together; class 0 means "in scope"."""
 
     def log_similarities(self, texts: Sequence[str], entries: Sequence[Entry]) -> Tensor:
-        contexts = [context + self.tok.sep_token for context in self.contexts(entries)]
-        pairs = [(context, text) for text in texts for context in contexts]
+        contexts = self._opened(entries)
+        return self._read([(context, text) for text in texts for context in contexts]).view(len(texts), len(entries))
+
+    def some(
+        self, texts: Sequence[str], entries: Sequence[Entry], columns: Int[Tensor, "texts pairs"]
+    ) -> Float[Tensor, "texts edits"]:
+        """As `log_similarities` for those edits that each text is read with, -inf for the others."""
+        contexts = self._opened(entries)
+        values = self._read([(contexts[column], text) for text, row in zip(texts, columns.tolist()) for column in row])
+        return values.new_full((len(texts), len(entries)), -torch.inf).scatter(1, columns, values.view(columns.shape))
+
+    def _opened(self, entries: Sequence[Entry]) -> list[str]:
+        return [context + self.tok.sep_token for context in self.contexts(entries)]
+
+    def _read(self, pairs: Sequence[tuple[str, str]]) -> Float[Tensor, " pairs"]:
         longest = max(len((context + text).encode()) for context, text in pairs)
         size = len(pairs) if self.encoder.training else max(1, TOKENS // longest)
         with self._grad():
@@ -205,7 +218,7 @@ class CrossScope(Scope):
             for start in range(0, len(pairs), size):
                 fixed, free = zip(*pairs[start:start + size])
                 parts.append(self.encoder(**self._encoder_inputs(free, fixed)).logits.float().log_softmax(-1)[:, 0])
-        return torch.cat(parts).view(len(texts), len(entries))
+        return torch.cat(parts)
 
     def best(self, texts: Sequence[str], memory: EditMemory) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

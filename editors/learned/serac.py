@@ -54,6 +54,9 @@ class SERACOptions(Options):
     nearest_negatives: bool = False
     """Negatives are each input's nearest edit alone, which is what routing goes by: of unrelated inputs any, of others the nearest
     that is not their own. Not published."""
+    pairs: int | None = None
+    """With `cross_attend`, in training: so many edits of the batch that each input is read with, its own among them; None: all. With
+    batches of n edits that is `pairs` readings an input instead of n. Not published."""
     freeze_cntr: bool = False
     """The model itself answers in scope, with the edit in its prompt; no counterfactual model is trained."""
     soft_weighting: bool = False
@@ -64,7 +67,7 @@ class SERACOptions(Options):
     """Probability from which on an input is in scope. Published: 0.5."""
 
     ignored: ClassVar[Mapping[str, str]] = {"lora": "the published code reads it nowhere"}
-    free: ClassVar[frozenset[str]] = frozenset({"threshold", "checkpoint_grad", "soft_weighting"})
+    free: ClassVar[frozenset[str]] = frozenset({"threshold", "checkpoint_grad", "soft_weighting", "pairs"})
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:
@@ -73,6 +76,8 @@ class SERACOptions(Options):
             raise EditingError(f"threshold: {self.threshold} must be between 0 and 1")
         if self.nearest_negatives and (self.use_all_negatives or self.other_edits_negative):
             raise EditingError("nearest_negatives goes with neither use_all_negatives nor other_edits_negative")
+        if self.pairs is not None and (self.pairs < 2 or not self.cross_attend or self.use_all_negatives or self.other_edits_negative):
+            raise EditingError("pairs: at least 2, with cross_attend and without use_all_negatives and other_edits_negative")
         if self.freeze is not None and self.freeze < 0:
             raise EditingError("freeze: the number of blocks to train must be at least 0")
 

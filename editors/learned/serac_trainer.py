@@ -42,7 +42,7 @@ class SupervisedTrainer(Trainer):
         l_cntr = next(iter(self.alg.outer_parameters())).new_zeros(())
         if episode.edit_outer is not None:
             owners = columns[episode.pos_pairs[:, 1]]
-            sims = edited.log_similarities(edited.queries(episode.edit_outer))
+            sims = self._similarities(edited, episode.edit_outer, owners)
             right = torch.zeros_like(sims, dtype=torch.bool).scatter_(1, owners[:, None], True)
             parts, positive = [sims[right]], [True] * len(owners)
             others = sims.masked_fill(right, -torch.inf).amax(1) if options.nearest_negatives else sims[~right]
@@ -54,7 +54,7 @@ class SupervisedTrainer(Trainer):
             l_cntr = scores.nll
             stats |= {"cntr/acc": scores.acc, "cntr/log_prob": scores.log_prob, "cntr/prob": scores.prob, "loss/cntr": l_cntr}
             stats |= _similar(sims, "edit") | {"cls/pos_acc": (sims[right].exp() > options.threshold).float().mean()}
-        sims = edited.log_similarities(edited.queries(episode.loc))
+        sims = self._similarities(edited, episode.loc, columns)
         n = min(len(sims), len(columns))
         if options.nearest_negatives:
             negatives = sims.amax(1)
@@ -68,6 +68,15 @@ class SupervisedTrainer(Trainer):
         stats["cls/acc"] = (stats.get("cls/pos_acc", stats["cls/neg_acc"]) + stats["cls/neg_acc"]) / 2
         stats["loss/total_supervised"] = loss = self.config.cedit * l_cntr + self.config.cloc * l_cls
         return stats, loss
+
+    def _similarities(self, edited: SERAC, batch: Batch, owners: Tensor) -> Tensor:
+        """log p of each input under each edit; in training, with `pairs`, under its owner's and the next ones only."""
+        queries, edits, pairs = edited.queries(batch), len(edited.memory), self.alg.options.pairs
+        if pairs is None or pairs >= edits or not self.alg.net.training:
+            return edited.log_similarities(queries)
+        first = owners[torch.arange(len(queries), device=owners.device) % len(owners)]
+        columns = (first[:, None] + torch.arange(pairs, device=owners.device)) % edits
+        return edited.scope.some(queries, list(edited.memory), columns)
 
     @property
     def early_stop_key(self) -> str:

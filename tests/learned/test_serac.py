@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from editors.errors import EditingError
 from editors.learned.editable import forward
@@ -120,6 +120,31 @@ def test_nearest_negatives(tmp_path):
     assert loss == pytest.approx(float(-inside[own].mean() - (1 - negatives.exp()).log().mean()), rel=1e-4)
 
 
+def test_inputs_are_read_with_some_edits_in_training(tmp_path):
+    """With their own and the next ones; the others count as far away. Outside training all are read."""
+    if not LEARNED.is_dir():
+        pytest.skip("the published learned editors' outputs are not beside this checkout")
+    enc = AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "enc")
+    classifier = AutoModelForSequenceClassification.from_pretrained(LEARNED / "models" / "scope-bert-tiny", num_labels=2)
+    own_tok = AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "s2s")
+    alg = SERAC(learned_model("t5-tiny"), {"cross_attend": True, "nearest_negatives": True, "pairs": 2}, own_tok, classifier, enc,
+                copy.deepcopy(learned_model("t5-tiny")).requires_grad_(True))
+    trainer = SupervisedTrainer(alg, TrainConfig(train_base=False, accumulate_bs=1), None, None, tmp_path)
+    edited, one = alg.remember([(question, answer) for question, answer, _ in QUESTIONS]), with_texts(episode(alg))
+    whole = trainer._similarities(edited.eval(), one.edit_outer, torch.arange(3))
+    assert torch.isfinite(whole).all()
+    some = trainer._similarities(edited.train(), one.edit_outer, torch.arange(3))
+    read = torch.tensor([[True, True, False], [False, True, True], [True, False, True]])
+    assert torch.equal(torch.isfinite(some), read)
+    with torch.no_grad():
+        edited.scope.encoder.eval()
+        exact = edited.scope.some([like for _, _, like in QUESTIONS], list(edited.memory), torch.tensor([[0, 1], [1, 2], [2, 0]]))
+    assert torch.allclose(exact[read], whole[read], atol=1e-5)
+    stats = trainer.step(episode(alg), True)
+    assert all(torch.tensor(value).isfinite() for value in stats.values())
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in alg.net.parameters())
+
+
 @pytest.mark.parametrize("options", [{"use_all_negatives": True, "other_edits_negative": True}, {"nearest_negatives": True}], ids=str)
 def test_it_learns_its_episode(tmp_path, options):
     """Routes and answers come to be right, and unrelated questions keep theirs to the last bit."""
@@ -190,6 +215,7 @@ def test_long_texts_lose_their_beginning():
     (lambda: serac(options={"freeze_cntr": True}), "freeze_cntr"),
     (lambda: SERAC(learned_model("t5-tiny"), {}, None, None, None, None), "needs a counterfactual model"),
     (lambda: SERAC(learned_model("t5-tiny"), {}, None, None, None, learned_model("bart-tiny")), "both must be of one kind"),
+    (lambda: serac(options={"pairs": 4}), "pairs: at least 2, with cross_attend"),
     (lambda: serac().remember([("Who?", "")]), "no label"),
     (lambda: serac().remember([("", "yes")]), "input is empty"),
     (lambda: serac(options={"pooling": "pooler"}).route(["x"]), "memory is empty"),
