@@ -171,18 +171,22 @@ class SeracQuestions(MendQuestions):
         return Item(Example(row.question, new), (outer,), condition_text(row, new), key=row.subject,
                     hard=(kind in ("implied", "yes_no"),), index=index)
 
-
     def settled(self, items: list[Item], local: list[Example], drawn: Sequence[int]) -> tuple[list[Item], list[Example]]:
-        """What several edits imply ("Who speaks Galdese?") has more than one answer, and what any implies is not unrelated: the plain
-        question takes its place. In the built-in world, where edits share few objects, that is common."""
+        """What several edits imply ("Who speaks Galdese?") has more than one answer, and what any implies is not unrelated: a rephrase
+        and the plain question take their places. In the built-in world, where edits share few objects, that is common, and with 1,000
+        edits at once hardly an implied question is left. Nothing is done about unrelated questions of Natural Questions."""
         if not self.place.options.zsre_impl or self.local_rows is None:
             return items, local
         implied = Counter(question for item in items for question in {
             instead(question, self.rows[item.index].answer, item.edit.target) for question, _ in self.rows[item.index].implied})
-        items = [replace(item, outer=(item.edit,), hard=(False,)) if implied[item.outer[0].input] > 1 else item for item in items]
+        items = [self._rephrased(item) if implied[item.outer[0].input] > 1 else item for item in items]
         rows = [self.rows[self.local_rows[index % len(self.local_rows)]] for index in drawn]
         return items, [Example(row.question, row.answer) if example.input in implied else example
                        for example, row in zip(local, rows, strict=True)]
+
+    def _rephrased(self, item: Item) -> Item:
+        rephrase = self.rng(item.index, 0, "settled").choice(self.rows[item.index].rephrases)
+        return replace(item, outer=(Example(rephrase, item.edit.target),), hard=(False,))
 
 
 def condition_text(row: Question, new: str) -> str:

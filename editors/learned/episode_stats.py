@@ -21,13 +21,16 @@ def segment_nll(logits: Tensor, batch: Batch, shift: bool, segments: int) -> Flo
 
 @torch.no_grad()
 def of_equivalents(alg: Editable, episode: Episode, logits: Tensor, scores: Scores, training: bool) -> dict[str, Tensor]:
-    """Success of the edits, and of those alone that really change the answer, where the data says which do. In validation of
-    opinions SERAC's success, too, where both sentiments are there to be told apart."""
+    """Success of the edits, of those alone that really change the answer, and of what they imply alone, where the data says which these
+    are. In validation of opinions SERAC's success, too, where both sentiments are there to be told apart."""
     stats = {"edit/acc": scores.acc, "edit/log_prob": scores.log_prob, "edit/prob": scores.prob}
-    flips = [getattr(item, "flip", None) for item in episode.extras.get("items", ())]
-    rows = [row for row, edit in episode.pos_pairs.tolist() if flips and flips[edit]]
-    if rows:
-        stats["edit/acc_flip"] = alg.score(logits[rows], {"labels": episode.edit_outer["labels"][rows]}).acc
+    items = episode.extras.get("items", ())
+    flips = [getattr(item, "flip", None) for item in items]
+    hard = [implied for item in items for implied in getattr(item, "hard", ())]
+    for name, rows in (("flip", [row for row, edit in episode.pos_pairs.tolist() if flips and flips[edit]]),
+                       ("hard", [row for row, implied in enumerate(hard) if implied])):
+        if rows:
+            stats[f"edit/acc_{name}"] = alg.score(logits[rows], {"labels": episode.edit_outer["labels"][rows]}).acc
     same = same_sentiment(episode)
     if not training and same is not None and same.any() and not same.all():
         before = alg(episode.edit_outer)

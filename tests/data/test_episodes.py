@@ -196,6 +196,23 @@ def test_prompts_behind_a_sentence_of_another_fact():
         episodes.load("qa", "train", "world", {"preceded": 0.5})
 
 
+def test_facts_that_are_asked():
+    """As often as wanted edits, equivalents and unrelated prompts are questions about the same fact; without, nothing changes."""
+    plain, mixed = (episodes.load("gen", "train", "world", {"asked": p}) for p in (0, 0.5))
+    asked = {"edit": 0, "outer": 0, "local": 0}
+    for index in range(200):
+        row, item, local = mixed.rows[index], mixed.item(index, 0), mixed.own_local(index, 0)
+        assert {item.edit.target, item.outer[0].target} == {row.new} and local.target == row.old
+        assert item.edit.input in (row.prompt, row.questions[0])
+        for kind, text in (("edit", item.edit.input), ("outer", item.outer[0].input), ("local", local.input)):
+            assert text in (row.prompt, *row.rephrases, *row.questions)
+            asked[kind] += text in row.questions
+        assert not any(text in row.questions for text in (plain.item(index, 0).edit.input, plain.item(index, 0).outer[0].input))
+    assert all(70 < count < 130 for count in asked.values()), asked
+    with pytest.raises(DataError, match="data.asked is for gen"):
+        episodes.load("qa", "train", "world", {"asked": 0.5})
+
+
 def test_claims_flip_half_of_the_time(invented):
     data = invented["fc", "train"]
     items = [data.item(i, 0) for i in range(600)]
@@ -519,6 +536,11 @@ def test_what_several_edits_imply_is_asked_of_none():
     asked = [item for item in batch.items if item.outer[0].input in implied]
     assert any(count > 1 for count in implied.values()) and asked
     assert all(implied[item.outer[0].input] == 1 and item.hard == (True,) for item in asked)
+    # A rephrase takes the place of the others.
+    drawn = {index: data.item(index, batch.epoch) for index in batch.indices}
+    changed = [item for item in batch.items if item != drawn[item.index]]
+    assert changed and all(item.outer[0].input in data.rows[item.index].rephrases and item.outer[0].target == item.edit.target
+                           and drawn[item.index].outer[0].input in implied for item in changed)
     assert not any(example.input in implied for example in batch.local)
     answers = {row.question: row.answer for row in data.rows}
     assert all(answers[example.input] == example.target for example in batch.local if example.input in answers)
