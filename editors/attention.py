@@ -82,6 +82,11 @@ class Corrections:
         return Corrections(self.heads[:number], self.vectors[:number], self.info)
 
 
+def prompts(request: Request) -> tuple[str, str]:
+    """What stands before the new object, and before the old one."""
+    return fill(request.prompt, request.subject), fill(request.true_prompt or request.prompt, request.true_subject or request.subject)
+
+
 def sentence_rows(model: nn.Module, tok, requests: Sequence[Request], end: str = "target") -> list[list[int]]:
     """Token ids of the new and then the old fact of each request, each with the prompt that agrees with its object; with end
     "prompt" without the object.
@@ -94,8 +99,7 @@ def sentence_rows(model: nn.Module, tok, requests: Sequence[Request], end: str =
         if not request.target_true:
             raise EditingError(f"request {number} (case_id {request.case_id}) has no target_true: heads are chosen by what tells the "
                                "new fact from the old one; give it, or give the heads")
-        true = fill(request.true_prompt or request.prompt, request.true_subject or request.subject)
-        new = fill(request.prompt, request.subject)
+        new, true = prompts(request)
         texts += [new, true] if end == "prompt" else [new + request.target_new, f"{true} {request.target_true.lstrip()}"]
     if end == "prompt" and texts[::2] == texts[1::2]:
         raise EditingError("probe_token: the new and the old object of every request stand behind the same prompt, so that nothing tells "

@@ -69,7 +69,7 @@ class MEMATHParams(MEMITHParams):
     """Where heads are read: at the last token of prompt and object, or of the prompt, which predicts the object. With "prompt" only
     records whose new and old object have prompts of their own (articles that agree) tell anything."""
     head_choice: Literal["probe", "random"] = "probe"
-    """The heads whose probes do best, or, as a control, any (by probe_seed)."""
+    """The heads whose probes do best, or, as a control, any: one draw, by probe_seed (null: 0)."""
     held_out: float = 0.0
     """Share of the facts, the last ones, that are edited but neither choose heads nor train corrections."""
 
@@ -234,7 +234,7 @@ class MEMAT(MEMIT):
             return best
         layers, heads = found.accuracy.shape
         every = [(layer, head) for layer in range(layers) for head in range(heads)]
-        return random.Random(self.hparams.probe_seed).sample(every, len(every))[:number]
+        return random.Random(self.hparams.probe_seed or 0).sample(every, len(every))[:number]
 
     def correct(
         self, model: nn.Module, tok, requests: Sequence[Mapping | Request], heads: Sequence[Head],
@@ -281,9 +281,11 @@ class MEMAT(MEMIT):
         return attention.folded(model, made, self.hparams.same_layer == "last", {"heads": [list(head) for head in made.heads]})
 
     def _voters(self, model: nn.Module, tok, requests: Sequence[Request]) -> list[int]:
-        if self.hparams.voters == "all":
-            return list(range(len(requests)))
-        return attention.said(model, tok, requests).nonzero()[:, 0].tolist()
+        able = [True] * len(requests)
+        if self.hparams.probe_token == "prompt":  # where both prompts are the same, nothing can tell the facts apart
+            able = [new != true for new, true in map(attention.prompts, requests)]
+        said = able if self.hparams.voters == "all" else attention.said(model, tok, requests).tolist()
+        return [i for i, votes in enumerate(zip(able, said)) if all(votes)]
 
     def _parsed(self, model: nn.Module, tok, requests: Sequence[Mapping | Request]) -> list[Request]:
         parsed = parse_requests(requests, tok)

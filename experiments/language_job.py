@@ -72,7 +72,9 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     if flags["add_attention"] and any(flags["top_num_heads"]) and not flags["head_ind"]:
         _check_chunks(flags, editor, count)
         for language in [first, heads] if flags["bilingual"] else [heads]:
-            sentence_rows(model, tok, parse_requests([record.request() for record in records[language]], tok), editor.hparams.probe_token)
+            asked = parse_requests([record.request() for record in records[language]], tok)
+            for start in range(0, count, flags["num_edits"]):
+                sentence_rows(model, tok, asked[start:start + flags["num_edits"]], editor.hparams.probe_token)
     files = _files(flags, model, count)
     return Job(model, tok, editor, records[first], flags, hparams, generate=None, downstream=[], context_templates=None,
                perplexity_corpus=None, texts=None, languages=Languages(first, heads, measured, records, files), editors=by_language,

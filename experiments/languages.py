@@ -68,6 +68,12 @@ def stages(flags: Mapping[str, Any]) -> list[Stage]:
     return [Stage("memit"), *(Stage("memat", heads) for heads in numbers)]
 
 
+def _held_out(job: Job) -> float:
+    """Share of each chunk's facts that heads were neither chosen nor trained by; of heads that came from a file nobody knows."""
+    given = job.flags["head_ind"] or job.flags["load_attention"]
+    return 0.0 if given else getattr(job.editor.hparams, "held_out", 0.0)
+
+
 def run_files(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
     """The params.json and run.json of each stage in each measured language, by their path in the run."""
     files: dict[str, Any] = {}
@@ -75,7 +81,7 @@ def run_files(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
         for language in job.languages.measured:
             of_stage = {"name": stage.name, "heads": stage.heads, "alpha": stage.alpha, "language": job.languages.edit,
                         "language_eval": job.languages.heads, "measured": language, "profile": job.settings()["profile"],
-                        "bilingual": job.flags["bilingual"], "held_out": getattr(job.editor.hparams, "held_out", 0.0)}
+                        "bilingual": job.flags["bilingual"], "held_out": _held_out(job)}
             place = f"{stage.folder}/{language}"
             files |= {f"{place}/{results.PARAMS}": job.hparams, f"{place}/{results.RUN}": {**about, "stage": of_stage}}
     return files

@@ -209,6 +209,8 @@ def test_heads_may_be_any_as_a_control():
     heads = editor.choose(found, 20)
     assert editor.choose(attention.Relevance(torch.zeros(4, 5), [], [], []), 7) == heads[:7]
     assert sorted(heads) == sorted(found.best(20)) and heads != found.best(20)
+    first, second = (editors.load("MEMAT", HPARAMS["MEMAT"] | {"head_choice": "random", "probe_seed": None}) for _ in range(2))
+    assert first.choose(found, 7) == second.choose(found, 7)
 
 
 def test_heads_may_be_read_in_front_of_the_object():
@@ -218,6 +220,8 @@ def test_heads_may_be_read_in_front_of_the_object():
     expected = head_outputs(model, tok, [tok(text).input_ids for text in ("Orla Venn lives in the city of", "Orla Venn lives by the")],
                             find_sites(model))
     assert torch.allclose(found[0], expected, atol=1e-6) and torch.equal(found[1, 0], found[1, 1])
+    editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "probe_token": "prompt", "voters": "all"})
+    assert editor._voters(model, tok, requests) == [0]  # the others' facts look alike there
     with pytest.raises(EditingError, match="behind the same prompt"):
         editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "top_num_heads": 2, "probe_token": "prompt"}).edit(
             model, tok, REQUESTS, progress=False)
