@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from editors.core.files import check_writable
 from editors.errors import EditingError
 from editors.learned import checkpoint, published, registry
 from experiments.cli import HelpFormatter, Parser, run_program
@@ -29,6 +30,11 @@ def main(file: str, alg: str, model_name: str, out: str = "default", option: Seq
          experiment: str = "gen", data_dir: str | None = None) -> Path:
     """Writes the checkpoint; returns its path. Raises EditingError for a file, a model or options that don't fit."""
     algorithm = registry.algorithm_name(alg)
+    if out != "default":
+        check_writable(Path(out).absolute().parent, "the editor")
+        if Path(out).is_dir():
+            raise EditingError(f"--out {out}: is a folder; name a file")
+    asked = _options(option)
     tensors = read(Path(file))
     settings = {**_settings(model_name), "name": model_name}
     if inner_params:
@@ -40,7 +46,7 @@ def main(file: str, alg: str, model_name: str, out: str = "default", option: Seq
         options, state = published.state_of(algorithm, tensors, model.get_input_embeddings().weight.shape[0])
     except EditingError as error:
         raise EditingError(f"{file}: {error}") from None
-    editor = registry.build(algorithm, model, inner_params_of(settings, model), options | _options(option))
+    editor = registry.build(algorithm, model, inner_params_of(settings, model), options | asked)
     editor.load_state(state)
     target = default_export({"alg": alg.lower(), "data_dir": data_dir, "model": {"name": model_name}}, editor.kind)
     target = target if out == "default" else Path(out)
@@ -85,7 +91,10 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
     wrong = [word for word in given if "=" not in word]
     if wrong:
         raise EditingError(f"--option {wrong[0]}: should be KEY=VALUE")
-    return {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in given)}
+    try:
+        return {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in given)}
+    except yaml.YAMLError as error:
+        raise EditingError(f"--option: {' '.join(str(error).split())[:160]}") from None
 
 
 def command() -> None:

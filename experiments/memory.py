@@ -42,6 +42,9 @@ def create(args: argparse.Namespace) -> None:
     if args.file.exists():
         raise EditingError(f"{args.file}: is there already")
     if args.alg_name is None:
+        given = [f"--{name}" for name in ("hparams_fname", "model_name", "data_dir") if getattr(args, name) is not None]
+        if given:
+            raise EditingError(f"{given[0]} has no effect without --alg_name")
         EditMemory(labelled=not args.statements).save(args.file)
     else:
         _new_edit(args).save(args.file)
@@ -56,7 +59,8 @@ def _new_edit(args: argparse.Namespace) -> RoutedEdit:
 
     if args.statements:
         raise EditingError("--statements: a decoder's edits have labels")
-    editor = load_editor({"hparams_fname": None, "seed": 0, **vars(args)})[1]
+    args.model_name = args.model_name or "world"
+    editor = load_editor({"seed": 0, **vars(args)})[1]
     if not isinstance(editor, MemoryEditor):
         raise EditingError(f"--alg_name {args.alg_name}: keeps no memory of edits; SERAC and LU do")
     return editor.of_memory(*load_model(args.model_name, args.dtype, args.device), EditMemory())
@@ -117,7 +121,10 @@ def answer(args: argparse.Namespace) -> None:
     if args.run_folder is not None:
         from experiments.scope import load_run
 
-        answers = ask(with_memory(load_run(args.run_folder).trainer.alg, memory), args.queries, args.tokens)
+        if args.model_name or args.dtype != "auto":
+            raise EditingError("--model_name, --dtype: have no effect with --run, whose model answers")
+        device = {} if args.device == "auto" else {"device": args.device}
+        answers = ask(with_memory(load_run(args.run_folder, **device).trainer.alg, memory), args.queries, args.tokens)
         measure = "probability of scope"
     else:
         from editors.edit import Edit
@@ -175,7 +182,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--statements", action="store_true", help="of a fact checker: edits are statements without a label")
     sub.add_argument("--alg_name", help="editor of decoders that answers by the memory: SERAC or LU")
     sub.add_argument("--hparams_fname", help="its hyper-parameters, as for experiments.evaluate (default: <model_name>.json)")
-    sub.add_argument("--model_name", default="world", help="the decoder that is edited (default: %(default)s)")
+    sub.add_argument("--model_name", help="the decoder that is edited (default: world)")
     sub.add_argument("--data_dir", help="data folder (default: KE_DATA_DIR, else ~/.cache/knowledge-editing/data)")
     add_model_flags(sub)
     sub = action("list", show, "print the edits with their ids")

@@ -92,8 +92,9 @@ def scores(alg: SERAC, source: Episodes, edits: int) -> Scores:
     return Scores(inside, right, outside)
 
 
-def load_run(run: Path, edits: int = 1, most: int = 1000) -> Setup:
-    """A trained SERAC with the data of its run, in batches of `edits`; of the validation split the first `most` edits.
+def load_run(run: Path, edits: int = 1, most: int = 1000, **changed: Any) -> Setup:
+    """A trained SERAC with the data of its run, in batches of `edits`; of the validation split the first `most` edits. changed: keys of
+    the configuration that are others now.
 
     Raises EditingError for another folder.
     """
@@ -104,11 +105,11 @@ def load_run(run: Path, edits: int = 1, most: int = 1000) -> Setup:
     config = read_json(run / CONFIG)
     lacking = _lacking(config, OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml")))
     if lacking:
-        raise EditingError(f"{run / CONFIG}: not the configuration of a run, there is no {lacking}")
+        raise EditingError(f"{run / CONFIG}: not the configuration of a run of this version, there is no {lacking}")
     if algorithm_name(str(config["alg"])) != SERAC.name:
         raise EditingError(f"{run}: a run of {config['alg']}; only SERAC has a scope classifier and a memory")
     return prepare({**config, "archive": str(run), "eval_only": True, "silent": True, "val_batch_size": edits, "val_steps": most,
-                    "eval": {**config["eval"], "split": "test"}}, run)
+                    "export": None, "eval": {**config["eval"], "split": "test"}, **changed}, run)
 
 
 def _lacking(config: Any, usual: Mapping[str, Any]) -> str | None:

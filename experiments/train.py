@@ -68,8 +68,8 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     results.write_json(folder / RESULTS, content)
     if config["results_dir"]:
         _share(Path(config["results_dir"]), setup.config, content, setup.about)
-    if config["export"]:
-        _export(config, trainer)
+    if setup.config["export"]:
+        _export(setup.config, trainer)
     print(f"{table(summary, suffix)}\nresults: {folder / RESULTS}")
     return summary
 

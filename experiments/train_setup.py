@@ -60,6 +60,8 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     if not trained and not config["eval_only"]:
         print(f"{alg_name} has nothing to learn before an edit: evaluation only")
         config["eval_only"] = True
+    if config["export"] and config["eval_only"] and config["archive"]:
+        config["export"] = None  # the run that is evaluated has made it
     if config["export"] and (config["eval_only"] or config["debug"] and not config["save"]):
         why = "eval_only trains nothing" if config["eval_only"] else "debug keeps no networks without save=True"
         raise EditingError(f"export={config['export']}: there will be no trained editor, because {why}")
@@ -114,7 +116,8 @@ def _check_unused(folder: Path) -> None:
     there = [name for name in (BEST, LAST, "results.json") if (folder / name).is_file()]
     if there:
         raise EditingError(f"{folder}: holds the {' and '.join(there)} of another run; choose another hydra.run.dir, delete them, "
-                           f"or go on with that run: archive={folder}")
+                           f"or go on with that run: archive={folder}" if LAST in there else
+                           f"{folder}: holds the {' and '.join(there)} of another run; choose another hydra.run.dir, or delete them")
 
 
 def recipe_of(config: Mapping[str, Any], experiment: str) -> str:

@@ -43,6 +43,8 @@ def draw(runs: list[dict], labels: list[str]) -> plt.Figure:
 def _is_scope(run) -> bool:
     if not isinstance(run, dict) or not {"sweep", "published", "calibrated", "edits"} <= run.keys():
         return False
+    if not isinstance(run["sweep"], list):
+        return False
     points = [run["published"], run["calibrated"], *(run["sweep"] or [None])]
     keys = {"threshold", "recall", "false_positives", "precision"}
     return all(isinstance(point, dict) and keys <= point.keys() for point in points)

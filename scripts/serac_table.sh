@@ -5,6 +5,7 @@
 # Every part that is done is left alone when the command is given again. Results: results/serac_table/<ALG>/edits_<N>/, then the table.
 #   HARD=true adds implied and true-or-false questions (qa-hard); in half of the batches unrelated questions are hard negatives in any case
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source scripts/learned_run.sh
 
 out=results/serac_table
 data=(data.hard_neg=true data.hard_neg_prob=0.5)
@@ -22,16 +23,6 @@ declare -A OPTIONS=(
     [lu]="" [ft]="edit_lr=1e-4"
 )
 
-# train ALG RUN [KEY=VALUE ...]: into the folder RUN, if that is not done
-train() {
-    local alg=$1 run=$2
-    shift 2
-    [ -f "$run/results.json" ] && return
-    [ -f "$run/last.safetensors" ] && set -- "archive=$run" "$@"
-    # shellcheck disable=SC2086
-    "$PYTHON" -m experiments.train "+alg=$alg" "${common[@]}" ${OPTIONS[$alg]} "hydra.run.dir=$run" eval.final_eval=false "$@"
-}
-
 for alg in ${ALGS:-rep gtn enn lu ft}; do
     for n in ${EDITS:-1 10 100 1000}; do
         [ -f "$out/$alg/edits_$n/results.json" ] && continue
@@ -47,7 +38,9 @@ for alg in ${ALGS:-rep gtn enn lu ft}; do
             [ "$alg" = rep ] && [ "$preset" = world_serac ] && world+=(max_iters=1000)
         fi
         if [ "$alg" != lu ] && [ "$alg" != ft ]; then
-            train "$alg" "$run" "${together[@]}" "val_batch_size=${size:-10}" "${world[@]}" "$@"
+            # shellcheck disable=SC2086
+            train "$run" "+alg=$alg" "${common[@]}" ${OPTIONS[$alg]} eval.final_eval=false "${together[@]}" "val_batch_size=${size:-10}" \
+                "${world[@]}" "$@"
             trained=("archive=$run")
         fi
         if [ "$alg" = rep ]; then

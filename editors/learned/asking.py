@@ -38,7 +38,7 @@ def with_memory(alg: SERAC, memory: EditMemory) -> SERAC:
         kind = "need labels" if alg.memory.labelled else "are statements without labels (create --statements)"
         raise EditingError(f"the memory is not of this run's kind: edits of a {alg.kind.value} model {kind}")
     edited = alg.remember([])
-    edited.memory = memory.copy()
+    edited.memory = memory.copy().to(next(alg.net.classifier.parameters()).device)
     return edited
 
 

@@ -28,6 +28,10 @@ class Factors:
     segment: Int[Tensor, "rows"]
     """Which of the edits that go through the model side by side a row belongs to."""
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.u, self.delta, self.segment
+
     def kept(self) -> Factors:
         """Without the rows in which u or delta is all zero: padding, and positions that the loss does not depend on."""
         mask = (self.u != 0).any(-1) & (self.delta != 0).any(-1)

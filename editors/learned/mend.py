@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -85,11 +85,11 @@ class MEND(LowRankEditable):
         if not self.net.training or segments == 1:
             return {name: self._normalised(name, each) for name, each in factors.items()}
         parts = {
-            name: list(zip(*(x.split(torch.bincount(each.segment, minlength=segments).tolist()) for x in astuple(each))))
+            name: list(zip(*(x.split(torch.bincount(each.segment, minlength=segments).tolist()) for x in each.tensors)))
             for name, each in factors.items()
         }
         turns = [{name: self._normalised(name, Factors(*part[i])) for name, part in parts.items()} for i in range(segments)]
-        return {name: Factors(*map(torch.cat, zip(*(astuple(turn[name]) for turn in turns)))) for name in factors}
+        return {name: Factors(*map(torch.cat, zip(*(turn[name].tensors for turn in turns)))) for name in factors}
 
     def _normalised(self, name: str, factors: Factors) -> Factors:
         editor, dtype = self.net.mend[self.place[name][0]], self.net.edit_lrs.dtype

@@ -22,6 +22,7 @@ def mend_state(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str,
     """
     state = {re.sub(r"^gtn\.", "mend.", name): t for name, t in tensors.items() if name.startswith(("mend.", "gtn.", "edit_lrs"))}
     found = [(match, state[match[0]]) for match in map(_MEND_KEY.fullmatch, state) if match]
+    _check_matrices({match[0]: u for match, u in found})
     if not found or "edit_lrs" not in state:
         raise EditingError("holds no MEND: no networks mend.* or gtn.* with their edit_lrs")
     sides = {match[2] for match, _ in found}
@@ -53,9 +54,17 @@ def ke_state(tensors: Mapping[str, Tensor], vocabulary: int) -> tuple[dict[str, 
             state[re.sub(r"^conditioners\.(\w+)_conditioner\.conditioners\.", r"conditioners.\1.layers.", name)] = tensor
     if not {"condition.embedding.weight", "condition.lstm.weight_hh_l0", "condition.linear.weight"} <= state.keys():
         raise EditingError("holds no KE: no network editor.condition")
+    _check_matrices({name: state[name] for name in ("condition.embedding.weight", "condition.lstm.weight_hh_l0", "condition.linear.weight")})
     state["condition.embedding.weight"] = state["condition.embedding.weight"][:vocabulary]
     options = {"hidden_dim": state["condition.lstm.weight_hh_l0"].shape[1], "condition_dim": state["condition.linear.weight"].shape[0]}
     return options, state
+
+
+def _check_matrices(tensors: Mapping[str, Tensor]) -> None:
+    """Raises EditingError for a weight that is no matrix."""
+    for name, tensor in tensors.items():
+        if tensor.ndim != 2:
+            raise EditingError(f"{name}: has the shape {list(tensor.shape)}, where a matrix is expected")
 
 
 def state_of(algorithm: str, tensors: Mapping[str, Tensor], vocabulary: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

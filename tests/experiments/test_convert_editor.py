@@ -65,7 +65,7 @@ def test_mistakes(golden, tmp_path, capsys):
     path, model = tmp_path / "file.pt", str(golden / "tiny-gpt2")
 
     def convert(alg="MEND", **more):
-        return convert_editor.main(str(path), alg, model, str(tmp_path / "out.safetensors"), **{"inner_params": INNER, **more})
+        return convert_editor.main(str(path), alg, model, str(tmp_path / "new" / "out.safetensors"), **{"inner_params": INNER, **more})
 
     with pytest.raises(EditingError, match="file.pt: no such file"):
         convert()
@@ -84,7 +84,12 @@ def test_mistakes(golden, tmp_path, capsys):
         convert(inner_params=())
     state = {"mend.(64, 256).mlp.layers.0.u": torch.zeros(320, 2), "edit_lrs": torch.zeros(4)}
     write(path, state)
-    for option, message in (("descent", "KEY=VALUE"), ("descnt=1", "descnt"), ("norm=false", "networks are not those")):
+    for option, message in (("descent", "KEY=VALUE"), ("rank=[1", "--option"), ("descnt=1", "descnt"), ("norm=false", "networks are not those")):
         with pytest.raises(EditingError, match=message):
             convert(option=[option])
-    assert not (tmp_path / "out.safetensors").exists()
+    write(path, {"mend.(64, 256).mlp.layers.0.u": torch.tensor(1.0), "edit_lrs": torch.zeros(4)})
+    with pytest.raises(EditingError, match="where a matrix is expected"):
+        convert()
+    with pytest.raises(EditingError, match="is a folder"):
+        convert_editor.main(str(path), "MEND", model, str(tmp_path), inner_params=INNER)
+    assert not (tmp_path / "new" / "out.safetensors").exists()

@@ -60,6 +60,8 @@ def test_statements_need_no_label(tmp_path):
     (["update", "FILE", "5", "--label", "x"], "no edit 5"),
     (["remove", "FILE", "0", "7"], "no edit 7"),
     (["create", "FILE"], "is there already"),
+    (["create", "new.memory", "--model_name", "gpt2"], "--model_name has no effect without --alg_name"),
+    (["ask", "FILE", "Who?", "--run", "nowhere", "--model_name", "gpt2"], "no effect with --run"),
     (["list", "nowhere.memory"], "no such memory file"),
 ])
 def test_mistakes_change_nothing(file, words, message):

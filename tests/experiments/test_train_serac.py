@@ -108,7 +108,8 @@ def test_the_model_is_not_trained(folders, tmp_path):
 
 
 def test_scope_program_and_figure(folders, tmp_path, capsys):
-    train.run(config(folders, "qa"), tmp_path / "run")
+    train.run(config(folders, "qa", f"export={tmp_path / 'editor.safetensors'}"), tmp_path / "run")
+    assert (tmp_path / "editor.safetensors").is_file()
     scope.command([str(tmp_path / "run"), "--edits", "2", "--most", "20", "--export", str(tmp_path / "system")])
     content = json.loads((tmp_path / "run" / "scope.json").read_text())
     assert content["inputs"] == {"inside": 20, "outside": 20}
@@ -137,8 +138,8 @@ def test_scope_program_and_figure(folders, tmp_path, capsys):
         with pytest.raises(EditingError, match=message) as error:
             scope.command([str(tmp_path)])
         assert "\n" not in str(error.value)
-    for name in ("published", "sweep"):
-        (tmp_path / "bad.json").write_text(json.dumps(content | {name: {} if name == "published" else []}))
+    for name, value in (("published", {}), ("sweep", []), ("sweep", 3)):
+        (tmp_path / "bad.json").write_text(json.dumps(content | {name: value}))
         with pytest.raises(DataError, match="bad.json: not a scope.json"):
             figure.main([str(tmp_path / "bad.json")])
 
