@@ -191,7 +191,8 @@ def read_averages(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise EditingError(f"{folder}: has no {AVERAGES}; finish the trace with experiments.causal_trace")
     average = results.read_json(path)
-    if not isinstance(average, dict) or not {"indirect_effect", "classes", "settings", "proposal"} <= average.keys():
+    kinds = {"indirect_effect": dict, "classes": list, "settings": dict, "proposal": dict}
+    if not isinstance(average, dict) or not all(isinstance(average.get(key), kind) for key, kind in kinds.items()):
         raise EditingError(f"{path}: was not written by experiments.causal_trace")
     return average
 

@@ -119,6 +119,24 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def a_count(text: str) -> int:
+    """The type of a flag that may count nothing."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number from 0")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """The type of a flag that is a positive number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a number above 0")
+    return number
+
+
 def a_seed(text: str) -> int:
     """The type of a flag that seeds random numbers: what torch takes."""
     if not text.isdecimal() or int(text) >= 2**63:

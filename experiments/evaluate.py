@@ -33,7 +33,7 @@ from data.records import Record
 from editors.core import ranks
 from experiments import language_job, results
 from experiments import languages as in_languages
-from experiments.cli import HelpFormatter, Parser, a_seed, add_model_flags, at_least_one, run_program
+from experiments.cli import HelpFormatter, Parser, a_count, a_seed, add_model_flags, at_least_one, run_program
 from experiments.downstream import add_downstream_flags
 from experiments.job import Job, prepare
 from experiments.measure import measure
@@ -159,7 +159,7 @@ def evaluate(job: Job, run: Path) -> None:
     prepared = ranks.world_size() == 1
     with tqdm(total=len(job.records), desc=job.flags["alg_name"], unit="case", disable=ranks.rank() > 0) as bar:
         for start, block in _blocks(job.records, num_edits):
-            todo = ranks.from_first(partial(_unfinished, run, num_edits, block))
+            todo = ranks.from_first(partial(_unfinished, job, run, start, block))
             bar.update(sum(map(len, block)) - sum(len(block[i]) for i in todo))
             if not todo:
                 continue
@@ -181,10 +181,20 @@ def evaluate(job: Job, run: Path) -> None:
     ranks.barrier()
 
 
-def _unfinished(run: Path, num_edits: int, block: Sequence[Sequence[Record]]) -> list[int]:
-    """Which batches of a block do not have all their files."""
-    return [i for i, chunk in enumerate(block)
-            if not all(results.case_path(run, num_edits, record.case_id).exists() for record in chunk)]
+def _unfinished(job: Job, run: Path, start: int, block: Sequence[Sequence[Record]]) -> list[int]:
+    """Which batches of a block, before which there are `start`, do not have all their files."""
+
+    def files(i: int) -> Iterator[Path]:
+        yield from (results.case_path(run, job.flags["num_edits"], record.case_id) for record in block[i])
+        if job.flags["save_edits"]:
+            yield _edit_path(run, start + i)
+
+    return [i for i in range(len(block)) if not all(path.exists() for path in files(i))]
+
+
+def _edit_path(run: Path, batch: int) -> Path:
+    """Where the edit of a batch, counted from 0, is kept."""
+    return run / results.EDITS / f"{batch:06d}.safetensors"
 
 
 def _edit_and_measure(
@@ -195,7 +205,7 @@ def _edit_and_measure(
     cache = data_folder(job.flags["data_dir"]) / "z_cache" if job.flags["use_cache"] else None
     edit = job.editor.edit(job.model, job.tok, [record.request() for record in chunk], job.context_templates, z_cache=cache)
     if job.flags["save_edits"] and ranks.rank() == 0:
-        edit.save(run / results.EDITS / f"{number - 1:06d}.safetensors")
+        edit.save(_edit_path(run, number - 1))
     edit.apply(job.model, originals_device="cpu" if job.flags["conserve_memory"] else None)
     seconds = time.perf_counter() - started
     try:
@@ -226,12 +236,6 @@ def _folders(data_dir: str | Path | None, stats_dir: str | Path | None) -> Itera
             os.environ.pop(name, None)
             if name in before:
                 os.environ[name] = before[name]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number from 0")
-    return int(text)
 
 
 def _add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
@@ -311,7 +315,7 @@ def command_line() -> Parser:
                         help="no sampled texts: fluency, consistency, essence")
     parser.add_argument("--generation_test_interval", type=_interval, default=1,
                         help="sample texts for cases whose case_id is a multiple of this; -1: never")
-    parser.add_argument("--contains_length", type=_count, default=0,
+    parser.add_argument("--contains_length", type=a_count, default=0,
                         help="also tell whether the target is anywhere in a greedy continuation to so many tokens, the "
                              "prompt's included (the unified-editing code's accuracy, with 50); 0: don't")
     parser.add_argument("--context_templates", metavar="FILE",
@@ -328,7 +332,7 @@ def command_line() -> Parser:
     _add_switch(parser, "--sequential", "edit each batch into what the earlier ones left, and never take one out")
     parser.add_argument("--checkpoint_steps", type=at_least_one, default=10,
                         help="sequential: save what a killed run goes on from every so many batches")
-    parser.add_argument("--history_eval_steps", type=_count, default=0,
+    parser.add_argument("--history_eval_steps", type=a_count, default=0,
                         help="sequential: measure earlier edits again every so many batches and at the end; 0: never")
     parser.add_argument("--history_sample", type=at_least_one, help="measure so many of the earlier edits; by default all")
     parser.add_argument("--perplexity_corpus", help="measure the perplexity of the first 20 texts of this .txt or .jsonl file, or "

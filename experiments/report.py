@@ -21,7 +21,7 @@ from experiments import html, old_folders, results, sequences
 from experiments.cli import HelpFormatter, Parser, at_least_one, run_program
 from experiments.metrics import summary
 from experiments.metrics.retention import retention_curve
-from experiments.summarize import Statistics, describe, read_run, table
+from experiments.summarize import Statistics, describe, runs_with_cases, table
 
 PANELS = {"success": "success (%)", "acc": "accuracy, teacher-forced (%)", "generated": "generated exactly (%)"}
 GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
@@ -33,14 +33,7 @@ def main(runs: Sequence[str | Path], out: str | Path = "results/report.html", fi
 
     Raises EditingError for folders without runs or cases, and for pictures that are not there.
     """
-    found = []
-    for run in (run for name in runs for run in results.runs_in(Path(name))):
-        about, lists = read_run(run)
-        if not about["num_cases"]:
-            raise EditingError(f"{run}: no cases to report")
-        found.append((run, about, summary.statistics(lists)))
-    if not found:
-        raise EditingError(f"no runs in {', '.join(map(str, runs))}")
+    found = [(run, about, summary.statistics(lists)) for run, about, lists in runs_with_cases(runs, "report")]
     labels = [f"[{number}] {describe(about)}" for number, (_, about, _) in enumerate(found, 1)]
     notes = [f"{label}; {about['note']}" if "note" in about else label for label, (_, about, _) in zip(labels, found)]
     rows = table([(about, numbers) for _, about, numbers in found])

@@ -66,6 +66,26 @@ def main(
             for about, lists in found if about["num_cases"]]
 
 
+def runs_with_cases(folders: Sequence[str | Path], what: str) -> list[tuple[Path, dict[str, Any], dict[str, list[float]]]]:
+    """(run, what :func:`read_run` gives of it) for all runs in the folders, without those that have no cases yet, which are named.
+
+    Raises EditingError for a run without cases that was named itself, and if none is left. what: is to be done with cases.
+    """
+    found = []
+    for folder in map(Path, folders):
+        for run in results.runs_in(folder):
+            about, lists = read_run(run)
+            if about["num_cases"]:
+                found.append((run, about, lists))
+            elif run == folder:
+                raise EditingError(f"{run}: no cases to {what}")
+            else:
+                print(f"left out: {run}, no cases to {what}", file=sys.stderr)
+    if not found:
+        raise EditingError(f"no runs in {', '.join(map(str, folders))}")
+    return found
+
+
 def choose_runs(
     dir_name: str | Sequence[str], runs: Sequence[str] | None = None, results_dir: str | Path = "results"
 ) -> list[Path]:

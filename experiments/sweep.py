@@ -65,11 +65,9 @@ def run_job(cfg: DictConfig) -> None:
         key: value for key, value in settings.items() if key not in ("hparams", "command")}}
     try:
         about["settings"] |= {f"hparams.{key}": value for key, value in _changes(settings).items()}
-        before = read_job(folder / JOB) if (folder / JOB).exists() else {}
+        before = _before(folder / JOB)
         if before.get("status") == "done":
-            _check_same_hparams(settings, folder)
-            results.write_json(folder / JOB, before | {"command": settings["command"]})
-            print(f"done before: {folder.name}")
+            _go_by_before(before, settings, folder)
             return
         results.write_json(folder / JOB, about | {"status": "unfinished"})
         error, mistake = _evaluate(settings, folder)
@@ -78,6 +76,27 @@ def run_job(cfg: DictConfig) -> None:
     outcome = {"status": "failed", "error": " ".join(error.split()), "mistake": mistake} if error else {"status": "done"}
     results.write_json(folder / JOB, about | outcome | {"seconds": time.perf_counter() - started})
     print(f"{outcome['status']}: {folder.name}" + (f": {outcome['error']}" if error else ""), flush=True)
+
+
+def _before(path: Path) -> dict[str, Any]:
+    """What a job.json says that is there already; a file of somebody else's is written over."""
+    try:
+        return read_job(path) if path.exists() else {}
+    except (EditingError, DataError):
+        print(f"{path}: was not written by experiments.sweep; it is written anew", file=sys.stderr)
+        return {}
+
+
+def _go_by_before(before: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
+    """Keeps a finished job, which counts as failed in this command if it was done with other hyper-parameters."""
+    about = {key: value for key, value in before.items() if key not in ("error", "mistake")} | {"command": settings["command"]}
+    try:
+        _check_same_hparams(settings, folder)
+        print(f"done before: {folder.name}")
+    except (EditingError, DataError) as caught:
+        about |= {"error": " ".join(str(caught).split()), "mistake": True}
+        print(f"failed: {folder.name}: {about['error']}", flush=True)
+    results.write_json(folder / JOB, about)
 
 
 def label(overrides: Mapping[str, str]) -> str:
@@ -107,7 +126,7 @@ def read_job(path: Path) -> dict[str, Any]:
     """The content of a job.json. Raises EditingError if no sweep wrote it."""
     job = results.read_json(path)
     if not isinstance(job, dict) or not isinstance(job.get("settings"), dict) or "status" not in job:
-        raise EditingError(f"{path}: was not written by experiments.sweep; delete its folder")
+        raise EditingError(f"{path}: was not written by experiments.sweep")
     return job
 
 
@@ -135,7 +154,9 @@ def _evaluate(settings: Mapping[str, Any], folder: Path) -> tuple[str | None, bo
     if done.returncode == 0:
         return None, False
     said = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "")
-    return said.removeprefix("error: ") or f"ended with code {done.returncode}", done.returncode == 2
+    # torchrun ends with 1 whatever its processes end with; a mistake is told by all of them together.
+    mistake = done.returncode == 2 or settings["processes"] > 1 and re.match(r"error: (?!process \d)", said) is not None
+    return said.removeprefix("error: ") or f"ended with code {done.returncode}", mistake
 
 
 def _changed_hparams(flags: Mapping[str, Any], changes: Mapping[str, Any], folder: Path) -> Path:
@@ -241,15 +262,17 @@ def _finish(folder: Path, command: str) -> None:
     content = summarise(folder, command)
     print("\n" + (folder / "sweep.md").read_text())
     jobs = content["jobs"]
-    unfinished = [job for job in jobs if job["status"] != "done"]
+    unfinished = [job for job in jobs if job["status"] != "done" or "error" in job and job.get("command") == command]
     if any(job["statistics"] for job in jobs):
         # Figures are drawn by a program of their own, which reads the results as everyone else does.
         subprocess.run([sys.executable, "-m", "figures.sweep", str(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)})
     print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs done: {folder}")
     for job in unfinished:
-        print(f"{job['status']}: {job['folder']}: {job.get('error', 'was interrupted')}", file=sys.stderr)
+        status = "failed" if "error" in job else job["status"]
+        print(f"{status}: {job['folder']}: {job.get('error', 'was interrupted')}", file=sys.stderr)
     if unfinished:
-        print("the same command again runs these once more", file=sys.stderr)
+        if not all(job.get("mistake") for job in unfinished):
+            print("the same command again runs these once more", file=sys.stderr)
         own = [job for job in jobs if job.get("command") == command]
         raise SystemExit(2 if all(job.get("mistake") for job in own) else 1)
 
@@ -272,8 +295,12 @@ def command() -> None:
         run_job(cfg)
 
     try:
-        if any(word.startswith("-") for word in sys.argv[1:]):  # --help, --cfg job: Hydra answers
-            return main()
+        sys.argv[1:] = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]  # that it is in any case
+        dashed = [word for word in sys.argv[1:] if word.startswith("-")]
+        if set(dashed) & {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}:
+            return main()  # Hydra answers
+        if dashed:
+            raise EditingError(f"{dashed[0]}: settings are given as key=value (see --help)")
         folder, own = _folder(sys.argv[1:]), f"at_{time.time_ns()}"
         lacking = [key for key, value in flags.items() if value == "???" and not any(word.startswith(f"{key}=") for word in sys.argv[1:])]
         if lacking:

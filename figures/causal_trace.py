@@ -11,6 +11,7 @@ the answer's probability, on one scale in each figure.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def _fact(folder: Path, known_id: int) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _traced(folder: Path) -> list[int]:
-    return sorted({int(path.stem.split("_")[1]) for path in folder.glob("cases/knowledge_*.npz")})
+    found = (re.fullmatch(r"knowledge_(\d+)(_\w+)?", path.stem) for path in folder.glob("cases/knowledge_*.npz"))
+    return sorted({int(match[1]) for match in found if match})
 
 
 def _first_known(folder: Path) -> int:

@@ -17,11 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from editors.errors import EditingError
-from experiments import results
 from experiments.cli import Parser, run_program
 from experiments.metrics import summary
-from experiments.summarize import describe, read_run
+from experiments.summarize import describe, runs_with_cases
 from figures.lines import save
 
 PANELS = {"success": "success", "acc": "accuracy (teacher-forced)", "generated": "generated exactly"}
@@ -84,17 +82,8 @@ def _style(number: int) -> dict[str, Any]:
 
 def main(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     """Draws the figure of the runs; returns the files written (``out`` with .pdf and .png). EditingError without cases."""
-    found = []
-    for run in runs:
-        for path in results.runs_in(Path(run)):
-            about, lists = read_run(path)
-            if not lists:
-                raise EditingError(f"{path}: no cases to draw")
-            found.append((describe(about), summary.statistics(lists)))
-    if not found:
-        raise EditingError(f"no runs in {', '.join(map(str, runs))}")
-    figure = draw(found)
-    return save(figure, out)
+    found = [(describe(about), summary.statistics(lists)) for _, about, lists in runs_with_cases(runs, "draw")]
+    return save(draw(found), out)
 
 
 def command() -> None:

@@ -33,7 +33,7 @@ def read(folder: Path) -> tuple[str, Points]:
     if not (folder / TABLE).is_file():
         raise EditingError(f"{folder}: no {TABLE} there, so it is no folder of experiments.sweep")
     content = results.read_json(folder / TABLE)
-    if not isinstance(content, dict) or not {"jobs", "varied"} <= content.keys():
+    if not isinstance(content, dict) or not {"jobs", "varied"} <= content.keys() or not all(map(_is_job, content["jobs"])):
         raise EditingError(f"{folder / TABLE}: was not written by experiments.sweep")
     jobs = [job for job in content["jobs"] if any(f"post_{key}" in job["statistics"] for key in METRICS)]
     if not jobs:
@@ -84,6 +84,10 @@ def _mean(jobs: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]:
     """(mean over seeds, standard error)"""
     values = [job[key] for job in jobs if key in job]
     return fmean(value["mean"] for value in values), math.sqrt(fmean((value["se"] or 0.0) ** 2 for value in values))
+
+
+def _is_job(job: Any) -> bool:
+    return isinstance(job, dict) and all(isinstance(job.get(key), dict) for key in ("statistics", "settings"))
 
 
 def _is_number(value: Any) -> bool:

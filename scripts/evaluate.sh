@@ -48,12 +48,15 @@ editors() {
 lacking() {
     case $1 in MEND | KE | ENN | SERAC) ;; *) return 0 ;; esac
     "$PYTHON" - "$1" "$2" "$MODEL" <<'PY'
+import contextlib
 import sys
 from editors.errors import EditingError
 from experiments.job import load_editor
 name, file, model = sys.argv[1:]
 try:
-    load_editor({"alg_name": name, "hparams_fname": file, "model_name": model, "seed": 0, "data_dir": None})[1].identity
+    with contextlib.redirect_stdout(sys.stderr):  # what is printed here is the reason
+        editor = load_editor({"alg_name": name, "hparams_fname": file, "model_name": model, "seed": 0, "data_dir": None})[1]
+        getattr(editor, "identity", None)
 except EditingError as error:
     print(error)
 PY

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from editors.core.solve import factorise, memit
-from experiments.cli import at_least_one
+from experiments.cli import above_zero, at_least_one
 
 from .options import options, parse
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--d", type=at_least_one, default=6400, help="width of a key; GPT-2 XL has 6400 (default: %(default)s)")
     parser.add_argument("--keys", type=at_least_one, default=10, help="edits in a batch (default: %(default)s)")
     parser.add_argument("--batches", type=at_least_one, default=3, help="(default: %(default)s)")
-    parser.add_argument("--weight", type=float, default=20000.0, help="lambda (default: %(default)s)")
+    parser.add_argument("--weight", type=above_zero, default=20000.0, help="lambda (default: %(default)s)")
     args = parse(parser, argv)
     generator = torch.Generator().manual_seed(args.seed)
 

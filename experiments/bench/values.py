@@ -18,6 +18,8 @@ from editors.core.prompts import Request, encode_target, fill, locate, pad_batch
 from editors.core.sites import find_sites, first, get_module
 from editors.core.values import LOSS_GOAL, optimise
 
+from experiments.cli import a_count, at_least_one
+
 from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
 from .options import options, parse
 
@@ -32,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints seconds a request of both ways, their ratio and the largest difference; exits with 1 if the states differ."""
     parser = options("values", __doc__, tiny=True)
     parser.add_argument("--requests", type=at_least_one, default=8, help="(default: %(default)s)")
-    parser.add_argument("--layer", type=at_least_one, default=8, help="edited block (default: %(default)s)")
+    parser.add_argument("--layer", type=a_count, default=8, help="edited block (default: %(default)s)")
     parser.add_argument("--repeats", type=at_least_one, default=1, help="times that each way runs, in turn (default: %(default)s)")
     args = parse(parser, argv)
     shape = TINY if args.tiny else SMALL
+    if args.layer >= shape["n_layer"]:
+        parser.error(f"--layer {args.layer}: the model has blocks 0 to {shape['n_layer'] - 1}")
     model, tok = random_gpt2(shape, args.seed), word_tokenizer(shape["vocab_size"])
     if args.tiny:
         model.double()  # so small and random a model amplifies float32's rounding over the steps

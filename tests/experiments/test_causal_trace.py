@@ -89,6 +89,7 @@ def test_figures(traced, tmp_path):
     files = figure.main(traced, tmp_path / "average", [3])
     assert [file.name for file in files] == [
         f"average{name}{kind}" for name in ("", "_knowledge_3") for kind in (".pdf", ".png")]
+    (traced / "cases" / "knowledge_0 (copy).npz").touch()  # not of a trace
     assert "first_knowledge_0.pdf" in [file.name for file in figure.main(traced, tmp_path / "first", "first")]
     average = {**results.read_json(traced / "averages.json"), "layers": 6}
     drawn = figure.draw_averages(average)

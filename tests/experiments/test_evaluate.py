@@ -71,6 +71,11 @@ def test_edits_are_kept(run, tiny_gpt2, capsys):
         log_p = model(ids).logits[0].log_softmax(-1)[-len(target) - 1 : -1]
     nll = -log_p[range(len(target)), target].mean()
     assert float(nll) == pytest.approx(case["post"]["rewrite_prompts_probs"][0]["target_new"], abs=1e-4)
+    kept = Edit.load(folder / "edits" / "000001.safetensors").deltas()
+    (folder / "edits" / "000001.safetensors").unlink()  # a batch whose edit is gone is not finished
+    run("FT", num_edits=2, dataset_size_limit=4, save_edits=True, continue_from_run=folder.name)
+    again = Edit.load(folder / "edits" / "000001.safetensors").deltas()
+    assert again.keys() == kept.keys() and all(torch.equal(again[name], delta) for name, delta in kept.items())
     for flags in ({"sequential": True}, {"language": "english"}):
         with pytest.raises(EditingError, match="--save_edits does not go with"):
             run("FT", save_edits=True, **flags)

@@ -65,11 +65,15 @@ def test_two_runs(run, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_sweeps_folder(run, tmp_path):
+def test_a_sweeps_folder(run, tmp_path, capsys):
     for name in ("a", "b"):
         run("FT", num_edits=1, dataset_size_limit=1, results_dir=tmp_path / "sweeps", dir_name=name)
     page = read(report.main([tmp_path / "sweeps"], tmp_path / "report.html"))
     assert "[1] a/run_000: FT" in page.text and "[2] b/run_000: FT" in page.text
+    next((tmp_path / "sweeps" / "a" / "run_000").glob("*case_*.json")).unlink()  # a job that failed
+    capsys.readouterr()
+    assert "[1] b/run_000: FT" in read(report.main([tmp_path / "sweeps"], tmp_path / "report.html")).text
+    assert "left out: " in capsys.readouterr().err
 
 
 def test_a_sequence_and_its_pictures(run, tmp_path):

@@ -115,13 +115,16 @@ def test_no_runs_is_one_line(tmp_path, monkeypatch, capsys):
 def bash(script, **environment):
     """What a script that has scripts/evaluate.sh prints."""
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", f"source scripts/evaluate.sh; {script}"], cwd=ROOT, text=True,
-                          capture_output=True, env={**os.environ, **environment}, check=True)
+                          capture_output=True, env={**os.environ, "PYTHON": sys.executable, **environment}, check=True)
     return done.stdout.split()
 
 
 def test_scripts_find_the_hyperparameters():
     assert bash("editors ROME MEMIT EMMET FT nothing; hparams_of FT; hparams_of FT:world_constr.json") == [
         "ROME", "MEMIT", "EMMET", "FT", "world.json", "world_constr.json"]
+    # MEND's network ships; of a model without one it is said what is lacking.
+    assert bash("editors MEND") == ["MEND"]
+    assert bash("lacking MEND gpt2-xl.json 2>/dev/null", MODEL="gpt2-xl", KE_DATA_DIR="nowhere")
     assert bash("hparams_of FT; hparams_of ROME", MODEL="EleutherAI/gpt-j-6B") == [
         "EleutherAI_gpt-j-6B_wd.json", "EleutherAI_gpt-j-6B.json"]
     assert bash("hparams_of FT", MODEL="gpt2-xl") == ["gpt2-xl_unconstr.json"]

@@ -59,9 +59,14 @@ def test_a_sweep(start, tmp_path, monkeypatch):
     changed = json.loads((run / "params.json").read_text())
     (run / "params.json").write_text(json.dumps(changed | {"num_steps": 99}))
     job.write_text(json.dumps(json.loads(job.read_text()) | {"status": "done"}))
+    before = json.loads(job.read_text())
     code, _, err = start(*settings)
     assert code == 2 and "done with another num_steps, the file of hyper-parameters has changed since" in err
+    assert "once more" not in err
+    assert {key: json.loads(job.read_text())[key] for key in ("status", "seconds")} == {key: before[key] for key in ("status", "seconds")}
     (run / "params.json").write_text(json.dumps(changed))
+    code, _, err = start("-m", "name=mine", "alg_name=FT", "hparams.lr=0.005")  # -m: what it does in any case
+    assert code == 0 and "error" not in json.loads(job.read_text())
     job.write_text(json.dumps(json.loads(job.read_text()) | {"status": "unfinished"}))
     done = subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command) or done)
@@ -73,6 +78,10 @@ def test_a_sweep(start, tmp_path, monkeypatch):
     right = start("name=mine", "alg_name=FT", "hparams.lr=0.005")  # without the mistake: that job counts no more
     assert right[0] == 0 and "1 of 1 jobs done" in right[1] and "failed in an earlier command" in right[2]
     assert "done before: " in start(*settings)[1] and not [command for command in commands if "experiments.evaluate" in command]
+    job.write_text("[]")  # not a sweep's: written anew, and the run goes on
+    assert "was not written by experiments.sweep; it is written anew" in start("name=mine", "alg_name=FT", "hparams.lr=0.005")[2]
+    assert json.loads(job.read_text())["status"] == "done"
+    commands.clear()
     start("name=mine", "alg_name=FT", "processes=2")
     torchrun = next(command for command in commands if "experiments.evaluate" in command)
     assert torchrun[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
@@ -95,6 +104,7 @@ def test_joblib_runs_jobs_side_by_side(golden, tmp_path):
     (["alg_name=FT", "name=a/b"], "name=a/b: give the name of a folder"),
     (["alg_name=FT", "name=a,b"], "name=a,b"),
     (["alg_name=FT", "num_edits=[1"], "at input '[1'"),
+    (["alg_name=FT", "--num_edits", "3"], "--num_edits: settings are given as key=value"),
     (["alg_name=FT", "hydra/launcher=nowhere"], "hydra/launcher/nowhere"),
 ])
 def test_mistakes(start, tmp_path, argv, message):
@@ -127,9 +137,10 @@ def test_lists_are_sorted_too(tmp_path):
     (tmp_path / "0" / "job.json").write_text("{}")
     with pytest.raises(EditingError, match="job.json: was not written by experiments.sweep"):
         sweep.summarise(tmp_path)
-    (tmp_path / "sweep.json").write_text("{}")
-    with pytest.raises(EditingError, match="sweep.json: was not written by experiments.sweep"):
-        figure.main(tmp_path)
+    for content in ({}, {"jobs": [{}], "varied": []}):
+        (tmp_path / "sweep.json").write_text(json.dumps(content))
+        with pytest.raises(EditingError, match="sweep.json: was not written by experiments.sweep"):
+            figure.main(tmp_path)
 
 
 @pytest.mark.parametrize(("launcher", "target"), [
