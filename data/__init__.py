@@ -31,7 +31,7 @@ FILES = {"mcf": "multi_counterfact.json", "cf": "counterfact.json", "zsre": "zsr
 # The built-in world, by language and schema; "world:100000" is one of so many facts.
 WORLDS = {"world": ("en", "counterfact"), "world-ca": ("ca", "counterfact"),
           "world-zsre": ("en", "zsre"), "world-ca-zsre": ("ca", "zsre"),
-          "world-test": ("en", "counterfact"), "world-zsre-test": ("en", "zsre")}
+          "world-test": ("en", "counterfact"), "world-ca-test": ("ca", "counterfact"), "world-zsre-test": ("en", "zsre")}
 """Those that end in -test are the facts about the subjects that editors trained on the world have not seen."""
 _PARSERS = {"counterfact": counterfact.parse, "variants": variants.parse, "zsre": zsre.parse}
 
@@ -75,9 +75,8 @@ def raw_records(ds_name: str | Path, language: str, data_dir: str | Path | None 
     """(the records of a data set in a language as its file has them, what to call their source); see :func:`load`."""
     spec, name = languages.spec(language), str(ds_name)
     builtin = _world(name)
-    if builtin and name.partition(":")[0] == "world":
-        from data import world
-        return world.load(spec.code, "bilingual", builtin[2]), name
+    if builtin and name.partition(":")[0] in ("world", "world-test"):
+        return _world_records(name, spec.code, "bilingual", builtin[2]), name
     kept = data_folder(data_dir) / name
     there = name.endswith(".json") and not Path(name).exists() and kept.exists()
     raw, _, source = _raw(str(kept) if there else name, data_dir, spec.name)
@@ -121,13 +120,8 @@ def _raw(ds_name: str, data_dir: str | Path | None, language: str | None = None)
     """(raw records, their schema, what to call their source); of records by language those in ``language``."""
     builtin = _world(ds_name)
     if builtin:
-        from data import world
         language, schema, facts = builtin
-        raw = world.load(language, schema, facts)
-        if ds_name.partition(":")[0].endswith("-test"):
-            from data.episodes.splits import by_subject
-            raw = by_subject(raw, lambda item: item.get("requested_rewrite", item)["subject"], "test")
-        return raw, schema, ds_name
+        return _world_records(ds_name, language, schema, facts), schema, ds_name
     if ds_name in FILES:
         path = fetch(FILES[ds_name], data_dir)
         return read_records(path), "zsre" if ds_name == "zsre" else "counterfact", path.name
@@ -139,6 +133,17 @@ def _raw(ds_name: str, data_dir: str | Path | None, language: str | None = None)
     if language is not None:
         raw = [item.get(language, item) if isinstance(item, Mapping) else item for item in raw]
     return raw, _schema(raw[0], ds_name), ds_name
+
+
+def _world_records(ds_name: str, language: str, schema: str, facts: int | None) -> list[dict[str, Any]]:
+    """The built-in world's records, or of a name that ends in -test those of the test split's subjects."""
+    from data import world
+    from data.episodes.splits import by_subject
+    raw = world.load(language, schema, facts)
+    if not ds_name.partition(":")[0].endswith("-test"):
+        return raw
+    english = world.load("en", "counterfact", facts)  # by whose names the splits go; the same facts in the same order
+    return [raw[i] for i in by_subject(range(len(raw)), lambda i: english[i]["requested_rewrite"]["subject"], "test")]
 
 
 def _world(ds_name: str) -> tuple[str, str, int | None] | None:

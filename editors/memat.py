@@ -245,7 +245,7 @@ class MEMAT(MEMIT):
 
         Raises EditingError for heads that the model lacks, and for vectors that are not finite.
         """
-        hp, parsed, sites = self.hparams, self._parsed(model, tok, requests), find_sites(model)
+        parsed, sites = self._parsed(model, tok, requests), find_sites(model)
         pairs = check_heads(heads, model, sites)
         templates = self.head_templates(model, tok) if templates is None else templates
         with torch.inference_mode(False), torch.enable_grad():
@@ -281,11 +281,18 @@ class MEMAT(MEMIT):
         return attention.folded(model, made, self.hparams.same_layer == "last", {"heads": [list(head) for head in made.heads]})
 
     def _voters(self, model: nn.Module, tok, requests: Sequence[Request]) -> list[int]:
-        able = [True] * len(requests)
-        if self.hparams.probe_token == "prompt":  # where both prompts are the same, nothing can tell the facts apart
-            able = [new != true for new, true in map(attention.prompts, requests)]
-        said = able if self.hparams.voters == "all" else attention.said(model, tok, requests).tolist()
-        return [i for i, votes in enumerate(zip(able, said)) if all(votes)]
+        everyone = range(len(requests))
+        if self.hparams.voters == "correct":
+            everyone = attention.said(model, tok, requests).nonzero()[:, 0].tolist()
+        return self.telling(tok, requests, everyone)
+
+    def telling(self, tok, requests: Sequence[Mapping | Request], voters: Sequence[int]) -> list[int]:
+        """Those of the voters whose two facts can be told apart where the heads are read: with probe_token "prompt" not those that have
+        one prompt for both objects."""
+        if self.hparams.probe_token == "target":
+            return list(voters)
+        both = [attention.prompts(request) for request in parse_requests(requests, tok)]
+        return [i for i in voters if both[i][0] != both[i][1]]
 
     def _parsed(self, model: nn.Module, tok, requests: Sequence[Mapping | Request]) -> list[Request]:
         parsed = parse_requests(requests, tok)

@@ -30,10 +30,8 @@ def main(file: str, alg: str, model_name: str, out: str = "default", option: Seq
          experiment: str = "gen", data_dir: str | None = None) -> Path:
     """Writes the checkpoint; returns its path. Raises EditingError for a file, a model or options that don't fit."""
     algorithm = registry.algorithm_name(alg)
-    if out != "default":
-        check_writable(Path(out).absolute().parent, "the editor")
-        if Path(out).is_dir():
-            raise EditingError(f"--out {out}: is a folder; name a file")
+    if Path(out).is_dir():
+        raise EditingError(f"--out {out}: is a folder; name a file")
     asked = _options(option)
     tensors = read(Path(file))
     settings = {**_settings(model_name), "name": model_name}
@@ -41,6 +39,8 @@ def main(file: str, alg: str, model_name: str, out: str = "default", option: Seq
         settings["inner_params"] = list(inner_params)
     if not settings.get("inner_params"):
         raise EditingError(f"--inner_params: name the edited weights of {model_name!r}, in the order of the step sizes")
+    if out != "default":
+        check_writable(Path(out).absolute().parent, "the editor")
     model, _ = load_editable(settings, experiment, "cpu")
     try:
         options, state = published.state_of(algorithm, tensors, model.get_input_embeddings().weight.shape[0])

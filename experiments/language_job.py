@@ -74,7 +74,8 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
         for language in [first, heads] if flags["bilingual"] else [heads]:
             asked = parse_requests([record.request() for record in records[language]], tok)
             for start in range(0, count, flags["num_edits"]):
-                sentence_rows(model, tok, asked[start:start + flags["num_edits"]], editor.hparams.probe_token)
+                chunk = asked[start:start + flags["num_edits"]]
+                sentence_rows(model, tok, chunk[:editor.for_heads(len(chunk))], editor.hparams.probe_token)
     files = _files(flags, model, count)
     return Job(model, tok, editor, records[first], flags, hparams, generate=None, downstream=[], context_templates=None,
                perplexity_corpus=None, texts=None, languages=Languages(first, heads, measured, records, files), editors=by_language,

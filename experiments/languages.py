@@ -158,7 +158,8 @@ class _Chunk:
         """Every stage with corrections, on top of MEMIT's edit."""
         job, editor, wanted = self.job, self.job.editor, [stage for stage in stages(self.flags) if stage.heads]
         requests = [request for language in self.head_language for request in self._head_requests(language)]
-        voters = self._voters(after) if editor.hparams.voters == "correct" else list(range(len(requests)))
+        voters = self._voters(after) if editor.hparams.voters == "correct" else range(len(requests))
+        voters = editor.telling(job.tok, requests, voters)
         started = time.perf_counter()
         given = job.given_heads(self.number)
         most = max(stage.heads for stage in wanted)

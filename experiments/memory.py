@@ -43,6 +43,7 @@ def create(args: argparse.Namespace) -> None:
         raise EditingError(f"{args.file}: is there already")
     if args.alg_name is None:
         given = [f"--{name}" for name in ("hparams_fname", "model_name", "data_dir") if getattr(args, name) is not None]
+        given += [f"--{name}" for name in ("dtype", "device") if getattr(args, name) != "auto"]
         if given:
             raise EditingError(f"{given[0]} has no effect without --alg_name")
         EditMemory(labelled=not args.statements).save(args.file)

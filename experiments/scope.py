@@ -103,26 +103,16 @@ def load_run(run: Path, edits: int = 1, most: int = 1000, **changed: Any) -> Set
     if not (run / CONFIG).is_file():
         raise EditingError(f"{run}: not the folder of a run of experiments.train (no {CONFIG})")
     config = read_json(run / CONFIG)
-    lacking = _lacking(config, OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml")))
+    lacking = [key for key in ("alg", "task", "model", "data") if not isinstance(config, dict) or key not in config]
     if lacking:
-        raise EditingError(f"{run / CONFIG}: not the configuration of a run of this version, there is no {lacking}")
+        raise EditingError(f"{run / CONFIG}: not the configuration of a run, there is no {lacking[0]}")
+    usual = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
+    usual = {key: value for key, value in usual.items() if key not in ("hydra", "defaults")}
+    config = OmegaConf.to_container(OmegaConf.merge(usual, config))  # keys that an older run did not know
     if algorithm_name(str(config["alg"])) != SERAC.name:
         raise EditingError(f"{run}: a run of {config['alg']}; only SERAC has a scope classifier and a memory")
     return prepare({**config, "archive": str(run), "eval_only": True, "silent": True, "val_batch_size": edits, "val_steps": most,
                     "export": None, "eval": {**config["eval"], "split": "test"}, **changed}, run)
-
-
-def _lacking(config: Any, usual: Mapping[str, Any]) -> str | None:
-    """A key of the usual configuration that is not there."""
-    for key, value in usual.items():
-        if key in ("hydra", "defaults"):
-            continue
-        if not isinstance(config, dict) or key not in config:
-            return key
-        inside = _lacking(config[key], value) if isinstance(value, dict) else None
-        if inside:
-            return f"{key}.{inside}"
-    return None
 
 
 def main(

@@ -11,7 +11,7 @@ be set, and under ``hparams.`` any key of the editor's hyper-parameter file. A j
 the end; the same command again runs what is not finished, another command of the same name adds its jobs. The folder
 ``<results_dir>/sweeps/<name>`` holds, for each job, ``job.json``, ``log.txt`` and ``run_000``; then sweep.json, .csv and .md,
 a row for each job, and the figure.
-Exit code: 0 when all jobs of the command are done, 2 when none could begin for a mistake in its settings, else 1.
+Exit code: 0 when all jobs of the command are done, 2 when all failed for mistakes in their settings, else 1.
 """
 
 from __future__ import annotations
@@ -243,8 +243,13 @@ def table(content: Mapping[str, Any]) -> list[list[str]]:
         cells = [str(job["settings"].get(key, "")) for key in content["varied"]]
         numbers = [job["statistics"].get(f"post_{key}") if _shows(job["statistics"], key) else None for key in shown]
         numbers.append(job["statistics"].get("time"))
-        rows.append([*cells, job["status"], str(job["cases"]), *map(_cell, numbers)])
+        rows.append([*cells, _status(job), str(job["cases"]), *map(_cell, numbers)])
     return rows
+
+
+def _status(job: Mapping[str, Any]) -> str:
+    """A job that was done with other hyper-parameters than are asked for now has failed."""
+    return "failed" if "error" in job else job["status"]
 
 
 def _shows(statistics: Mapping[str, Any], key: str) -> bool:
@@ -268,8 +273,7 @@ def _finish(folder: Path, command: str) -> None:
         subprocess.run([sys.executable, "-m", "figures.sweep", str(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)})
     print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs done: {folder}")
     for job in unfinished:
-        status = "failed" if "error" in job else job["status"]
-        print(f"{status}: {job['folder']}: {job.get('error', 'was interrupted')}", file=sys.stderr)
+        print(f"{_status(job)}: {job['folder']}: {job.get('error', 'was interrupted')}", file=sys.stderr)
     if unfinished:
         if not all(job.get("mistake") for job in unfinished):
             print("the same command again runs these once more", file=sys.stderr)

@@ -96,7 +96,7 @@ def table(stats: Mapping[str, float], suffix: str) -> str:
     """The most telling numbers, a line each."""
     names = ("edit_success", "drawdown_acc", "drawdown_retain", "drawdown_perplexity")
     shown = {name: stats[name] for name in names if name in stats}
-    shown |= {name: stats[f"{name}{suffix}"] for name in ("edit/acc_flip", "kl/edit", "acc/pre", "acc/post", "time/edit")
+    shown |= {name: stats[f"{name}{suffix}"] for name in ("edit/acc_flip", "edit/acc_hard", "kl/edit", "acc/pre", "acc/post", "time/edit")
               if f"{name}{suffix}" in stats}
     return "\n".join(f"{name:22s} {value:.4f}" for name, value in shown.items() if math.isfinite(value))
 

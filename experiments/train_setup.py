@@ -61,7 +61,8 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
         print(f"{alg_name} has nothing to learn before an edit: evaluation only")
         config["eval_only"] = True
     if config["export"] and config["eval_only"] and config["archive"]:
-        config["export"] = None  # the run that is evaluated has made it
+        print(f"export={config['export']}: nothing is exported, eval_only trains nothing")
+        config["export"] = None
     if config["export"] and (config["eval_only"] or config["debug"] and not config["save"]):
         why = "eval_only trains nothing" if config["eval_only"] else "debug keeps no networks without save=True"
         raise EditingError(f"export={config['export']}: there will be no trained editor, because {why}")
@@ -99,7 +100,8 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     trainer = trainer_class(
         alg, train_config, train, validation, folder if archive is None or config["eval_only"] else archive.parent,
         original=model if train_config.train_base else None,
-        identity={"val_batch_size": val_batch, "data": about["data"], **{key: config[key] for key in AGREED}},
+        identity={"val_batch_size": val_batch, "data": about["data"], **{key: config[key] for key in AGREED},
+                  **({"rep.pairs": config["rep"]["pairs"]} if config.get("rep") and config["rep"].get("pairs") else {})},
         progress=not config["silent"],
     )
     if archive is not None:

@@ -33,7 +33,8 @@ def read(folder: Path) -> tuple[str, Points]:
     if not (folder / TABLE).is_file():
         raise EditingError(f"{folder}: no {TABLE} there, so it is no folder of experiments.sweep")
     content = results.read_json(folder / TABLE)
-    if not isinstance(content, dict) or not {"jobs", "varied"} <= content.keys() or not all(map(_is_job, content["jobs"])):
+    lists = isinstance(content, dict) and all(isinstance(content.get(key), list) for key in ("jobs", "varied"))
+    if not lists or not all(map(_is_job, content["jobs"])):
         raise EditingError(f"{folder / TABLE}: was not written by experiments.sweep")
     jobs = [job for job in content["jobs"] if any(f"post_{key}" in job["statistics"] for key in METRICS)]
     if not jobs:

@@ -46,7 +46,7 @@ editors() {
 
 # lacking NAME FILE: what an editor that is trained lacks, in words; nothing if it can edit.
 lacking() {
-    case $1 in MEND | KE | ENN | SERAC) ;; *) return 0 ;; esac
+    case $1 in MEND | KE | ENN) ;; *) return 0 ;; esac
     "$PYTHON" - "$1" "$2" "$MODEL" <<'PY'
 import contextlib
 import sys
@@ -55,8 +55,7 @@ from experiments.job import load_editor
 name, file, model = sys.argv[1:]
 try:
     with contextlib.redirect_stdout(sys.stderr):  # what is printed here is the reason
-        editor = load_editor({"alg_name": name, "hparams_fname": file, "model_name": model, "seed": 0, "data_dir": None})[1]
-        getattr(editor, "identity", None)
+        load_editor({"alg_name": name, "hparams_fname": file, "model_name": model, "seed": 0, "data_dir": None})[1].identity
 except EditingError as error:
     print(error)
 PY

@@ -3,7 +3,8 @@
 # all). SERAC's threshold is chosen on the validation split for each number of edits; MEND and ENN, whose update is the sum over the
 # edits, are trained for as many at a time, up to 10. Tens of minutes on two cores.
 # Every part that is done is left alone when the command is given again. Results: results/serac_table/<ALG>/edits_<N>/, then the table.
-#   HARD=true adds implied and true-or-false questions (qa-hard); in half of the batches unrelated questions are hard negatives in any case
+#   HARD=true adds implied and true-or-false questions (qa-hard), with 1, 10 and 100 edits; in half of the batches unrelated questions are
+#   hard negatives in any case
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/learned_run.sh
 

@@ -221,7 +221,7 @@ def test_heads_may_be_read_in_front_of_the_object():
                             find_sites(model))
     assert torch.allclose(found[0], expected, atol=1e-6) and torch.equal(found[1, 0], found[1, 1])
     editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "probe_token": "prompt", "voters": "all"})
-    assert editor._voters(model, tok, requests) == [0]  # the others' facts look alike there
+    assert editor._voters(model, tok, requests) == [0] == editor.telling(tok, requests, range(len(requests)))  # the others look alike
     with pytest.raises(EditingError, match="behind the same prompt"):
         editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "top_num_heads": 2, "probe_token": "prompt"}).edit(
             model, tok, REQUESTS, progress=False)

@@ -51,7 +51,7 @@ class Rows:
         """What these data are: JSON."""
         digest = hashlib.sha256()
         for part in (*self.rows, *(self._locals or ())):
-            content = {f.name: getattr(part, f.name) for f in fields(part)} if is_dataclass(part) else part
+            content = {f.name: getattr(part, f.name) for f in fields(part) if f.metadata.get("digested", True)} if is_dataclass(part) else part
             digest.update(json.dumps(content, sort_keys=True, default=str).encode())
         given = {f.name: getattr(self.place.options, f.name) for f in fields(Options)
                  if getattr(self.place.options, f.name) != f.default}

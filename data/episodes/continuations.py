@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -33,8 +33,8 @@ class Continuation:
     old: str
     rephrases: tuple[str, ...]
     relation: str = ""
-    questions: tuple[str, ...] = ()
-    """What asks for the same."""
+    questions: tuple[str, ...] = field(default=(), metadata={"digested": False})
+    """What asks for the same. (Read with ``data.asked`` only, and newer than the checksums of rows in checkpoints.)"""
 
 
 def read(path: Path) -> list[Completion]:

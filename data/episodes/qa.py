@@ -173,7 +173,7 @@ class SeracQuestions(MendQuestions):
 
     def settled(self, items: list[Item], local: list[Example], drawn: Sequence[int]) -> tuple[list[Item], list[Example]]:
         """What several edits imply ("Who speaks Galdese?") has more than one answer, and what any implies is not unrelated: a rephrase
-        and the plain question take their places. In the built-in world, where edits share few objects, that is common, and with 1,000
+        (if there are any) and the plain question take their places. In the built-in world, where edits share few objects, that is common, and with 1,000
         edits at once hardly an implied question is left. Nothing is done about unrelated questions of Natural Questions."""
         if not self.place.options.zsre_impl or self.local_rows is None:
             return items, local
@@ -185,8 +185,9 @@ class SeracQuestions(MendQuestions):
                        for example, row in zip(local, rows, strict=True)]
 
     def _rephrased(self, item: Item) -> Item:
-        rephrase = self.rng(item.index, 0, "settled").choice(self.rows[item.index].rephrases)
-        return replace(item, outer=(Example(rephrase, item.edit.target),), hard=(False,))
+        row = self.rows[item.index]
+        text = self.rng(item.index, 0, "settled").choice(row.rephrases) if self.place.options.rephrase else row.question
+        return replace(item, outer=(Example(text, item.edit.target),), hard=(False,))
 
 
 def condition_text(row: Question, new: str) -> str:

@@ -12,7 +12,8 @@ from ..errors import EditingError
 
 @dataclass
 class Averages:
-    """Means over episodes. `nll/x` is weighted by `n_tokens/x` and gives `perplexity/x` too, `edit/x` by the number of rows."""
+    """Means over episodes. `nll/x` is weighted by `n_tokens/x` and gives `perplexity/x` too, `edit/x` by the number of rows, or by
+    `n_rows/edit/x` where it is of some of them."""
 
     sums: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
@@ -20,9 +21,11 @@ class Averages:
     def add(self, stats: Mapping[str, float], rows: int = 1, episodes: int = 1) -> None:
         """An episode, or the means of several; success was measured on so many inputs in all."""
         for key, value in stats.items():
-            weight = (
-                stats.get(f"n_tokens/{key[4:]}", 1) if key.startswith("nll/") else rows if key.startswith("edit/") else episodes
-            )
+            weight = episodes
+            if key.startswith("nll/"):
+                weight = stats.get(f"n_tokens/{key[4:]}", 1)
+            elif key.startswith("edit/"):
+                weight = stats.get(f"n_rows/{key}", rows)
             if weight:
                 self.sums[key] = self.sums.get(key, 0.0) + weight * value
                 self.weights[key] = self.weights.get(key, 0.0) + weight

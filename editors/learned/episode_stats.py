@@ -21,8 +21,8 @@ def segment_nll(logits: Tensor, batch: Batch, shift: bool, segments: int) -> Flo
 
 @torch.no_grad()
 def of_equivalents(alg: Editable, episode: Episode, logits: Tensor, scores: Scores, training: bool) -> dict[str, Tensor]:
-    """Success of the edits, of those alone that really change the answer, and of what they imply alone, where the data says which these
-    are. In validation of opinions SERAC's success, too, where both sentiments are there to be told apart."""
+    """Success of the edits, of those alone that really change the answer, and on implied and true-or-false questions alone, where the
+    data says which these are. In validation of opinions SERAC's success, too, where both sentiments are there to be told apart."""
     stats = {"edit/acc": scores.acc, "edit/log_prob": scores.log_prob, "edit/prob": scores.prob}
     items = episode.extras.get("items", ())
     flips = [getattr(item, "flip", None) for item in items]
@@ -31,6 +31,7 @@ def of_equivalents(alg: Editable, episode: Episode, logits: Tensor, scores: Scor
                        ("hard", [row for row, implied in enumerate(hard) if implied])):
         if rows:
             stats[f"edit/acc_{name}"] = alg.score(logits[rows], {"labels": episode.edit_outer["labels"][rows]}).acc
+            stats[f"n_rows/edit/acc_{name}"] = torch.tensor(float(len(rows)))
     same = same_sentiment(episode)
     if not training and same is not None and same.any() and not same.all():
         before = alg(episode.edit_outer)

@@ -72,7 +72,7 @@ class FineTune(Editable):
         options = self.options
         starts = {name: self.weight(name).detach() for name in self.inner}
         residuals, parameters = self._residuals(starts)
-        optimiser = optimiser_class(options.opt, "ft.opt", options.edit_lr, [(2, 2)])(parameters, lr=options.edit_lr)
+        optimiser = getattr(torch.optim, options.opt)(parameters, lr=options.edit_lr)
         deadline = time.perf_counter() + (options.time_limit or float("inf"))
         losses, local = [], None
         with torch.enable_grad():

@@ -12,19 +12,23 @@ from torch.optim import Optimizer
 from ..errors import EditingError
 
 
+MUON = "Muon"
+
+
 class MuonAndAdam(Optimizer):
-    """Muon for matrices (Jordan et al. 2024; steps of Adam's size), Adam for the rest: vectors, and the matrices in `tables`
-    (embeddings), whose rows have little to do with each other."""
+    """Muon for matrices (Jordan et al. 2024), in steps of Adam's size and with its usual decay of lr * 0.1; Adam for the rest: vectors,
+    and the matrices in `tables` (embeddings), whose rows have little to do with each other."""
 
     def __init__(self, params: Iterable, lr: float = 1e-3, tables: Collection[Tensor] = ()):
         super().__init__(params, {"lr": lr})
         apart = {id(table) for table in tables}
         self._parts: list[tuple[Optimizer, dict[str, Any]]] = []
         for group in self.param_groups:
-            matrices = [p for p in group["params"] if p.ndim == 2 and id(p) not in apart]
-            rest = [p for p in group["params"] if p.ndim != 2 or id(p) in apart]
+            matrices = [p for p in group["params"] if p.ndim == 2 and min(p.shape) > 1 and id(p) not in apart]
+            taken = {id(p) for p in matrices}
+            rest = [p for p in group["params"] if id(p) not in taken]
             if matrices:
-                self._parts.append((torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"), group))
+                self._parts.append((torch.optim.Muon(matrices, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), group))
             if rest:
                 self._parts.append((torch.optim.Adam(rest), group))
 
@@ -45,20 +49,17 @@ class MuonAndAdam(Optimizer):
 
 
 def build(name: str, groups: Sequence[Mapping[str, Any]], module: nn.Module) -> Optimizer:
-    """The optimiser of that name for parameter groups. module: whose embeddings count as tables."""
-    kind = _named(name)
-    tables = [m.weight for m in module.modules() if isinstance(m, nn.Embedding)]
-    return kind(groups, tables=tables) if kind is MuonAndAdam else kind(groups)
-
-
-def _named(name: str) -> Any:
-    return MuonAndAdam if name == "Muon" else getattr(torch.optim, name, None)
+    """The optimiser of that name in torch.optim for parameter groups; for "Muon", which takes matrices only, `MuonAndAdam`.
+    module: whose embeddings count as tables."""
+    if name != MUON:
+        return getattr(torch.optim, name)(groups)
+    return MuonAndAdam(groups, tables=[m.weight for m in module.modules() if isinstance(m, nn.Embedding)])
 
 
 def optimiser_class(name: str, key: str, lr: float, shapes: Sequence[Sequence[int]] = ((2,), (2, 2))) -> type[Optimizer]:
-    """The class of that name in torch.optim; for Muon, which takes matrices only, `MuonAndAdam`. shapes: what it must be able to step,
-    as dense parameters. Raises EditingError that names `key`."""
-    kind = _named(name)
+    """The class of that name in torch.optim. shapes: what it must be able to step, as dense parameters. Raises EditingError that names
+    `key`."""
+    kind = getattr(torch.optim, name, None)
     if not isinstance(kind, type):
         raise EditingError(f"{key}: torch.optim has no {name!r}")
     params = [torch.zeros(*shape, requires_grad=True) for shape in shapes]

@@ -76,8 +76,9 @@ class SERACOptions(Options):
             raise EditingError(f"threshold: {self.threshold} must be between 0 and 1")
         if self.nearest_negatives and (self.use_all_negatives or self.other_edits_negative):
             raise EditingError("nearest_negatives goes with neither use_all_negatives nor other_edits_negative")
-        if self.pairs is not None and (self.pairs < 2 or not self.cross_attend or self.use_all_negatives or self.other_edits_negative):
-            raise EditingError("pairs: at least 2, with cross_attend and without use_all_negatives and other_edits_negative")
+        usable = self.cross_attend and self.supervised and not self.use_all_negatives and not self.other_edits_negative
+        if self.pairs is not None and (self.pairs < 2 or not usable):
+            raise EditingError("pairs: at least 2, with cross_attend and supervised, without use_all_negatives and other_edits_negative")
         if self.freeze is not None and self.freeze < 0:
             raise EditingError("freeze: the number of blocks to train must be at least 0")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import EditingError
-from .optimisers import optimiser_class
+from .optimisers import MUON, optimiser_class
 from .options import Options
 
 
@@ -31,7 +31,7 @@ class TrainConfig(Options):
     cloc: float = 1.0
     cbase: float = 1.0
     opt: str = "Adam"
-    """Of torch.optim; Muon steps the matrices, Adam the rest."""
+    """Of torch.optim; Muon steps (and decays) the matrices, Adam the rest."""
     grad_clip: float = 100.0
     """Largest norm of all outer gradients together."""
     train_base: bool = True
@@ -62,4 +62,5 @@ class TrainConfig(Options):
                 raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
         if not 0 <= self.lr_decay <= 1:
             raise EditingError(f"lr_decay: {self.lr_decay} is no share")
-        optimiser_class(self.opt, "opt", max(self.lr, self.lr_lr))
+        if self.opt != MUON:
+            optimiser_class(self.opt, "opt", max(self.lr, self.lr_lr))

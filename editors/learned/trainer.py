@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -310,7 +310,9 @@ class Trainer:
         if "identity" not in info:
             raise EditingError(f"{path}: holds networks, but no state of a training to go on with (that is in {LAST})")
         was, now = _flat(info["identity"]), self.identity
-        differing = [key for key in (was.keys() | now.keys()) - FREE if was.get(key) != now.get(key)]
+        was = {**self._usual(now.keys() - was.keys()), **was}
+        free = FREE - {"max_iters"} if self.config.lr_decay else FREE  # there the rates go by it
+        differing = [key for key in (was.keys() | now.keys()) - free if was.get(key) != now.get(key)]
         if differing:
             named = ", ".join(sorted(differing, key=lambda key: (key.count("."), key))[:5])
             raise EditingError(f"{path}: a run with another {named}; use the same, or start a new run")
@@ -320,6 +322,12 @@ class Trainer:
         self.averages = Averages(**info["averages"])
         if self.has_best and not (self.folder / BEST).is_file():
             raise EditingError(f"{self.folder / BEST}: no such file; a run goes on from {LAST} with its best networks beside it")
+
+
+    @staticmethod
+    def _usual(lacking: Collection[str]) -> dict[str, Any]:
+        """The trainer's keys that an older run did not know, and did without."""
+        return {field.name: field.default for field in fields(TrainConfig) if field.name in lacking}
 
 
 def _flat(identity: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -187,6 +187,9 @@ def test_facts_about_subjects_that_no_training_saw():
     train, validation, test = ({row.subject for row in episodes.load("qa", split, "world", {}).rows} for split in SPLITS)
     assert 250 < len(held_out) < 400 and {record.case_id for record in held_out} <= {record.case_id for record in whole}
     subjects = [record.subject for record in held_out]
+    catalan, both = data.load("world-ca-test"), data.load_aligned("world-test", ["english", "catalan"])
+    assert [record.case_id for record in catalan] == [record.case_id for record in held_out]
+    assert all([record.case_id for record in records] == [record.case_id for record in held_out] for records in both.values())
     assert subjects == [record.subject for record in asked] and set(subjects) == test and not test & (train | validation)
 
 

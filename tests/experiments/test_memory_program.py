@@ -61,6 +61,7 @@ def test_statements_need_no_label(tmp_path):
     (["remove", "FILE", "0", "7"], "no edit 7"),
     (["create", "FILE"], "is there already"),
     (["create", "new.memory", "--model_name", "gpt2"], "--model_name has no effect without --alg_name"),
+    (["create", "new.memory", "--dtype", "float32"], "--dtype has no effect without --alg_name"),
     (["ask", "FILE", "Who?", "--run", "nowhere", "--model_name", "gpt2"], "no effect with --run"),
     (["list", "nowhere.memory"], "no such memory file"),
 ])

@@ -137,7 +137,7 @@ def test_lists_are_sorted_too(tmp_path):
     (tmp_path / "0" / "job.json").write_text("{}")
     with pytest.raises(EditingError, match="job.json: was not written by experiments.sweep"):
         sweep.summarise(tmp_path)
-    for content in ({}, {"jobs": [{}], "varied": []}):
+    for content in ({}, {"jobs": [{}], "varied": []}, {"jobs": 3, "varied": []}):
         (tmp_path / "sweep.json").write_text(json.dumps(content))
         with pytest.raises(EditingError, match="sweep.json: was not written by experiments.sweep"):
             figure.main(tmp_path)

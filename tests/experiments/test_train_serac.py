@@ -133,6 +133,12 @@ def test_scope_program_and_figure(folders, tmp_path, capsys):
     assert len(list((tmp_path / "run").iterdir())) == before
     with pytest.raises(EditingError, match="not the folder of a run"):
         scope.command([str(tmp_path)])
+    config_file = tmp_path / "run" / "config.json"
+    older = json.loads(config_file.read_text())
+    del older["lr_decay"], older["data"]["asked"]
+    config_file.write_text(json.dumps(older))  # as a run of an older version left it
+    scope.command([str(tmp_path / "run"), "--edits", "1", "--most", "4", "--out", str(tmp_path / "older.json")])
+    assert json.loads((tmp_path / "older.json").read_text())["sweep"] == json.loads((tmp_path / "scope_1.json").read_text())["sweep"]
     for lacking, message in (({}, "there is no alg"), ({"alg": "rep", "task": "qa"}, "there is no ")):
         (tmp_path / "config.json").write_text(json.dumps(lacking))
         with pytest.raises(EditingError, match=message) as error:

@@ -127,6 +127,10 @@ def test_averages_weigh_by_tokens():
     averages.add({"edit/acc": 0.0}, rows=1)
     means = averages.means("_val")
     assert means["nll/pre_val"] == 1.75 and means["perplexity/pre_val"] == close(5.754603) and means["edit/acc_val"] == 0.75
+    some = Averages()
+    some.add({"edit/acc_hard": 1.0, "n_rows/edit/acc_hard": 1}, rows=10)
+    some.add({"edit/acc_hard": 0.0, "n_rows/edit/acc_hard": 9}, rows=10)
+    assert some.means()["edit/acc_hard"] == close(0.1)
 
 
 def test_early_stop():

@@ -122,7 +122,7 @@ def test_muon_steps_matrices_and_adam_the_rest():
 
     ours, apart = net(), net()
     one = optimisers.build("Muon", [{"params": list(ours.parameters()), "lr": 0.02}], ours)
-    muon = torch.optim.Muon([apart[1].weight], lr=0.02, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon([apart[1].weight], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     adam = torch.optim.Adam([apart[0].weight, apart[1].bias], lr=0.02)
     for step in range(4):
         for model, steppers in ((ours, [one]), (apart, [muon, adam])):
@@ -143,6 +143,19 @@ def test_rates_fall_at_the_end(frozen, tmp_path):
     trainer.optimiser.step = lambda: rates.append(trainer.optimiser.param_groups[0]["lr"]) or step()
     trainer.run()
     assert rates == pytest.approx([0.1] * 6 + [0.08, 0.06, 0.04, 0.02])
+
+
+def test_runs_from_before_a_key_go_on(frozen, tmp_path):
+    model, tok = frozen
+    run = build("mend", model, tok, tmp_path, max_iters=4)
+    del run.identity["lr_decay"]
+    run.run()
+    build("mend", model, tok, tmp_path, max_iters=8).restore(tmp_path / LAST)
+    with pytest.raises(EditingError, match="another lr_decay;"):
+        build("mend", model, tok, tmp_path, max_iters=4, lr_decay=0.5).restore(tmp_path / LAST)
+    build("mend", model, tok, tmp_path / "falling", max_iters=4, lr_decay=0.5).run()
+    with pytest.raises(EditingError, match="another max_iters;"):  # by which its rates fell
+        build("mend", model, tok, tmp_path / "falling", max_iters=8, lr_decay=0.5).restore(tmp_path / "falling" / LAST)
 
 
 def test_a_run_does_not_go_on_as_another(frozen, tmp_path):
