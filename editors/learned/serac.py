@@ -55,8 +55,8 @@ class SERACOptions(Options):
     """Negatives are each input's nearest edit alone, which is what routing goes by: of unrelated inputs any, of others the nearest
     that is not their own. Not published."""
     pairs: int | None = None
-    """With `cross_attend`, in training: so many edits of the batch that each input is read with, its own and those whose inputs share the
-    most words with that one; None: all. With batches of n edits that is `pairs` readings an input instead of n. Not published."""
+    """With `cross_attend`, in training: so many edits of the batch that each input is read with, its own among them; None: all. With
+    batches of n edits that is `pairs` readings an input instead of n. Not published."""
     freeze_cntr: bool = False
     """The model itself answers in scope, with the edit in its prompt; no counterfactual model is trained."""
     soft_weighting: bool = False

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from .episode import Batch, Episode
 from .losses import balanced_bce
-from .memory import Entry
 from .serac import SERAC, Texts
 from .trainer import Trainer
 
@@ -73,25 +70,19 @@ class SupervisedTrainer(Trainer):
         return stats, loss
 
     def _similarities(self, edited: SERAC, batch: Batch, owners: Tensor) -> Tensor:
-        """log p of each input under each edit; in training, with `pairs`, under its own and those most like that one only."""
-        queries, entries, pairs = edited.queries(batch), list(edited.memory), self.alg.options.pairs
-        if pairs is None or pairs >= len(entries) or not self.alg.net.training:
+        """log p of each input under each edit; in training, with `pairs`, under its owner's and the next ones only."""
+        queries, edits, pairs = edited.queries(batch), len(edited.memory), self.alg.options.pairs
+        if pairs is None or pairs >= edits or not self.alg.net.training:
             return edited.log_similarities(queries)
-        own = owners[torch.arange(len(queries), device=owners.device) % len(owners)]
-        return edited.scope.some(queries, entries, _alike(entries, owners.device)[own, :pairs])
+        first = owners[torch.arange(len(queries), device=owners.device) % len(owners)]
+        columns = (first[:, None] + torch.arange(pairs, device=owners.device)) % edits
+        return edited.scope.some(queries, list(edited.memory), columns)
 
     @property
     def early_stop_key(self) -> str:
         """The published runs stop by the supervised loss."""
         usual = super().early_stop_key
         return "loss/total_supervised_val" if self.alg.options.supervised and usual == "loss/total_edit_val" else usual
-
-
-def _alike(entries: Sequence[Entry], device: torch.device) -> Int[Tensor, "edits edits"]:
-    """For each edit its own place, then those of the others: by how many words of their inputs they share, else by their order."""
-    words, n = [set(entry.input.casefold().split()) for entry in entries], len(entries)
-    return torch.tensor([
-        sorted(range(n), key=lambda j, i=i: (j != i, -len(words[i] & words[j]), (j - i) % n)) for i in range(n)], device=device)
 
 
 def _similar(sims: Tensor, of: str) -> dict[str, Tensor]:
