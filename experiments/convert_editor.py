@@ -30,7 +30,7 @@ def main(file: str, alg: str, model_name: str, out: str = "default", option: Seq
          experiment: str = "gen", data_dir: str | None = None) -> Path:
     """Writes the checkpoint; returns its path. Raises EditingError for a file, a model or options that don't fit."""
     algorithm = registry.algorithm_name(alg)
-    if Path(out).is_dir():
+    if out != "default" and Path(out).is_dir():
         raise EditingError(f"--out {out}: is a folder; name a file")
     asked = _options(option)
     tensors = read(Path(file))
