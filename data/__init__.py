@@ -74,13 +74,17 @@ def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | N
 def raw_records(ds_name: str | Path, language: str, data_dir: str | Path | None = None) -> tuple[list[Any], str]:
     """(the records of a data set in a language as its file has them, what to call their source); see :func:`load`."""
     spec, name = languages.spec(language), str(ds_name)
-    builtin = _world(name)
-    if builtin and name.partition(":")[0] in ("world", "world-test"):
-        return _world_records(name, spec.code, "bilingual", builtin[2]), name
+    if in_every_language(name):
+        return _world_records(name, spec.code, "bilingual", _world(name)[2]), name
     kept = data_folder(data_dir) / name
     there = name.endswith(".json") and not Path(name).exists() and kept.exists()
     raw, _, source = _raw(str(kept) if there else name, data_dir, spec.name)
     return raw, source
+
+
+def in_every_language(ds_name: str) -> bool:
+    """Whether it is the built-in world, whose facts are there in both of its languages under one name."""
+    return _world(ds_name) is not None and ds_name.partition(":")[0] in ("world", "world-test")
 
 
 def load_aligned(ds_name: str | Path, languages: Sequence[str], data_dir: str | Path | None = None,

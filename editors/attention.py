@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from .core import moment_store, probes
 from .core.files import write_tensors
 from .core.heads import Head, as_biases, head_outputs, head_shape
-from .core.memory import total_bytes
+from .core.memory import batch_tokens
 from .core.prompts import Request, encode_target, fill, pack, pad_batch, pad_id, tokenize
-from .core.sites import Sites, evaluating, find_sites, get_module, head_logits, input_device, longest_context
+from .core.sites import Sites, evaluating, get_module, head_logits, input_device, longest_context
 from .edit import Dense, Edit
 from .errors import EditingError
 
@@ -121,14 +121,13 @@ def features(
     return found.unflatten(0, (len(requests), 2))
 
 
-def said(model: nn.Module, tok, requests: Sequence[Request]) -> Bool[Tensor, " requests"]:
+def said(model: nn.Module, tok, requests: Sequence[Request], sites: Sites) -> Bool[Tensor, " requests"]:
     """Whether each token of a request's new target is the likeliest one behind its prompt and the target's tokens before it."""
-    sites = find_sites(model)
     targets = [encode_target(tok, request.target_new) for request in requests]
     prompts = [ids for ids, _ in tokenize(tok, [fill(request.prompt, request.subject) for request in requests])]
     rows = {i: (*ids, *target[:-1]) for i, (ids, target) in enumerate(zip(prompts, targets))}
     right = torch.zeros(len(requests), dtype=torch.bool)
-    budget = min(16384, max(512, total_bytes(input_device(model)) // 16 // (32 * sites.d_model * model.dtype.itemsize)))
+    budget = batch_tokens(model, sites.d_model)
     by_row: dict[tuple[int, ...], list[int]] = {}
     for i, row in rows.items():
         by_row.setdefault(row, []).append(i)
@@ -170,12 +169,13 @@ def relevance(
     return Relevance(right.unflatten(0, found.shape[2:4]), list(voters), training, validation)
 
 
-def folded(model: nn.Module, corrections: Corrections, overwrite: bool, info: Mapping[str, Any] | None = None) -> Edit:
+def folded(
+    model: nn.Module, corrections: Corrections, sites: Sites, overwrite: bool, info: Mapping[str, Any] | None = None
+) -> Edit:
     """The edit that adds the vectors at every token: biases of the attention's output projections, made where there are none.
 
     overwrite: of the heads of one layer only the last counts (published). Raises EditingError for vectors of another head size.
     """
-    sites = find_sites(model)
     _, size = head_shape(model, sites)
     if corrections.vectors.shape != (len(corrections.heads), size):
         raise EditingError(

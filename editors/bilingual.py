@@ -37,16 +37,18 @@ def joint_edit(
 ) -> Edit:
     """One edit for all languages; the model is left as it was.
 
-    languages: an editor (its hparams say the language's contexts, KL prompt and corpus; layers, lambda and step size are the first
-    one's) and the facts, in the same order in each. With a fresh residual what is missing is measured as the mean over the languages;
+    languages: an editor (its hparams say the language's contexts, KL prompt, looked-up token and corpus; all have the same layers;
+    lambda and step size are the first one's) and the facts, in the same order in each. With a fresh residual what is missing is measured as the mean over the languages;
     published is a stale one.
-    Raises EditingError for different numbers of facts, settings that a joint edit has no use for, and what MEMIT finds wrong.
+    Raises EditingError for different numbers of facts or layers, settings that a joint edit has no use for, and what MEMIT finds wrong.
     """
     started = time.perf_counter()
     first = languages[0][0].hparams
     for name in ("rect_share", "edited_key_memory", "prune", "calculate_objective_value"):
         if any(getattr(editor.hparams, name) not in (None, False) for editor, _ in languages):
             raise EditingError(f"{name}: a joint edit of several languages does not have it; leave it out, or take the sum of two edits")
+    if len({tuple(editor.hparams.layers) for editor, _ in languages}) > 1:
+        raise EditingError(f"layers: {' and '.join(str(editor.hparams.layers) for editor, _ in languages)}; a joint edit needs the same")
     tasks = [Task(model, tok, parse_requests(facts, tok), None, None, progress) for _, facts in languages]
     if len({len(task.requests) for task in tasks}) > 1 or not tasks[0].requests:
         counts = ", ".join(str(len(task.requests)) for task in tasks)
@@ -70,13 +72,13 @@ def joint_edit(
         )
 
         def keys(layer: int) -> Float[Tensor, "n d_in"]:
-            found = [compute_keys(model, tok, task.requests, [layer], one.groups, sites, first.fact_token)[layer]
-                     for task, one in zip(tasks, prepared)]
+            found = [compute_keys(model, tok, task.requests, [layer], one.groups, sites, editor.hparams.fact_token)[layer]
+                     for task, one, (editor, _) in zip(tasks, prepared, languages)]
             return torch.stack(found).mean(0)
 
         def missing() -> Float[Tensor, "n d_model"]:
-            left = [of.target.to(now) - now for task, of in zip(tasks, values)
-                    for now in [compute_hidden(model, tok, task.requests, z_layer, sites, first.fact_token)]]
+            left = [of.target.to(now) - now for task, of, (editor, _) in zip(tasks, values, languages)
+                    for now in [compute_hidden(model, tok, task.requests, z_layer, sites, editor.hparams.fact_token)]]
             return torch.stack(left).mean(0)
 
         with trial(model, sites) as change:

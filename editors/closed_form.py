@@ -1,4 +1,4 @@
-"""What ROME, MEMIT and their kin do before their own formula: check requests, find sites, templates and statistics."""
+"""What ROME, MEMIT and their kin do before their own formula: find sites, templates and statistics."""
 
 from __future__ import annotations
 

@@ -40,14 +40,18 @@ class FTHParams(HParams):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_steps < 1 or self.batch_size < 1 or self.lr <= 0:
+        if self.num_steps < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf:
             raise EditingError("num_steps and batch_size must be at least 1, lr above 0")
         if self.weight_decay is True or self.norm_constraint is True:
             raise EditingError("weight_decay and norm_constraint are a number or false")
-        if self.bound is not None and self.bound <= 0:
+        if not 0 <= self.weight_decay < math.inf:
+            raise EditingError(f"weight_decay: {self.weight_decay} must be a finite number, not below 0")
+        if self.bound is not None and not 0 < self.bound < math.inf:
             raise EditingError("norm_constraint: must be above 0, or false for no constraint")
-        if self.wd_power_law is not None and len(self.wd_power_law) != 2:
-            raise EditingError("wd_power_law: expected two numbers [a, b]")
+        if self.wd_power_law is not None and (len(self.wd_power_law) != 2 or not all(abs(x) < 30 for x in self.wd_power_law)):
+            raise EditingError("wd_power_law: expected two numbers [a, b], neither beyond 30: the weight decay is n^a e^b")
+        if self.rewrite_module_tmp is not None and self.rewrite_module_tmp.count("{}") != 1:
+            raise EditingError(f"rewrite_module_tmp: {self.rewrite_module_tmp!r} needs exactly one '{{}}', where a block's number stands")
 
     @property
     def bound(self) -> float | None:
@@ -110,7 +114,7 @@ class FT(Editor):
             template = find_sites(model, self.hparams.templates()).down_proj
         weights = {}
         for layer in self.hparams.layers:
-            path = template.format(layer)
+            path = fill(template, str(layer))
             found = {n: p for n, p in model.named_parameters() if n == path or n.startswith(path + ".")}
             if not found:
                 raise EditingError(f"the model has no module or parameter {path!r}: check layers and rewrite_module_tmp")

@@ -76,12 +76,12 @@ class ValueHParams(HParams):
     """The optimisation of target hidden states (core/values.py) and the statistics, as ROME, MEMIT and their kin share them."""
 
     fact_token: str
-    """Which token stands for the subject: subject_last, subject_first, subject_first_after_last or last."""
+    """Which token stands for the subject: one of `core.prompts.FACT_TOKENS`, explained at `core.prompts.locate`."""
     v_num_grad_steps: int
     """Forward passes of the optimisation; one fewer Adam steps are taken."""
     v_lr: float
     v_loss_layer: int | None = None
-    """Block whose output, through final norm and head, is scored; None: the last block."""
+    """Block whose output, through final norm and head, is scored; None: the last block. Not read by ROME, which scores at the model's output."""
     v_weight_decay: float
     """Weight of |delta| / |z_0|^2; higher keeps the edit smaller."""
     clamp_norm_factor: float

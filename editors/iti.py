@@ -15,7 +15,6 @@ from . import attention
 from .attention import Corrections
 from .core.heads import Head, check_heads
 from .core.prompts import Request
-from .core.sites import find_sites
 from .errors import EditingError
 from .memat import MEMAT, HeadOutputs, MEMATHParams, one_for_all
 
@@ -53,7 +52,7 @@ class ITI(MEMAT):
     ) -> Corrections:
         """As `MEMAT.correct`, with nothing to train. voters, outputs: see `relevance`; alpha: by default the hparams'; the vectors are
         linear in it."""
-        parsed, sites = self._parsed(model, tok, requests), find_sites(model)
+        parsed, sites = self._parsed(model, tok, requests), self.sites(model)
         pairs = check_heads(heads, model, sites)
         voters = self._voters(model, tok, parsed) if voters is None else list(voters)
         if not voters:

@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from . import attention
+from . import attention, corrections
 from .attention import Corrections, Relevance
 from .base import Task
-from .core import corrections, ranks
+from .core import ranks
 from .core.contexts import as_groups, context_templates, contexts_fingerprint
 from .core.heads import Head, check_heads, head_shape
 from .core.key_memory import KeyMemory
 from .core.prompts import Request, check_lengths, locate_all, parse_requests
-from .core.sites import find_sites, longest_context
+from .core.sites import Sites, find_sites, longest_context
 from .edit import Edit
 from .errors import EditingError
 from .memit import MEMIT, MEMITHParams
@@ -82,7 +82,7 @@ class MEMATHParams(MEMITHParams):
     head_kl_prompt: str | None = None
     """As kl_prompt, in the language of the corrections; None: kl_prompt."""
     train_position: Literal["last_real", "all", "legacy"] | None = None
-    """Where corrections stand while they are trained, see core/corrections.py; once trained they are added at every token."""
+    """Where corrections stand while they are trained, see corrections.py; once trained they are added at every token."""
     head_norm: Literal["per_head", "shared"] | None = None
     """What clamp and weight decay are relative to: the size of each head's output, or of one head's for all."""
     short_batch: Literal["own", "full"] | None = None
@@ -204,7 +204,7 @@ class MEMAT(MEMIT):
 
     def features(self, model: nn.Module, tok, requests: Sequence[Mapping | Request], progress: bool = True) -> HeadOutputs:
         """What probes and directions are made of: every head's output behind the new and the old facts, of the model as it is."""
-        return attention.features(model, tok, self._parsed(model, tok, requests), find_sites(model), self.hparams.probe_token, progress)
+        return attention.features(model, tok, self._parsed(model, tok, requests), self.sites(model), self.hparams.probe_token, progress)
 
     def relevance(
         self, model: nn.Module, tok, requests: Sequence[Mapping | Request], voters: Sequence[int] | None = None, progress: bool = True,
@@ -245,7 +245,7 @@ class MEMAT(MEMIT):
 
         Raises EditingError for heads that the model lacks, and for vectors that are not finite.
         """
-        parsed, sites = self._parsed(model, tok, requests), find_sites(model)
+        parsed, sites = self._parsed(model, tok, requests), self.sites(model)
         pairs = check_heads(heads, model, sites)
         templates = self.head_templates(model, tok) if templates is None else templates
         with torch.inference_mode(False), torch.enable_grad():
@@ -265,7 +265,7 @@ class MEMAT(MEMIT):
 
     def check(self, model: nn.Module, tok, requests: Sequence[Request]) -> None:
         """Raises EditingError, before the work, for heads that the model lacks and facts that can't be probed."""
-        sites = find_sites(model)
+        sites = self.sites(model)
         if self.hparams.heads is None:
             count, _ = head_shape(model, sites)
             if self.hparams.top_num_heads > sites.layers * count:
@@ -278,12 +278,16 @@ class MEMAT(MEMIT):
 
     def fold(self, model: nn.Module, made: Corrections) -> Edit:
         """The corrections as an edit of biases alone."""
-        return attention.folded(model, made, self.hparams.same_layer == "last", {"heads": [list(head) for head in made.heads]})
+        return attention.folded(model, made, self.sites(model), self.hparams.same_layer == "last", {"heads": [list(head) for head in made.heads]})
+
+    def sites(self, model: nn.Module) -> Sites:
+        """Where things are in the model, by the hparams' templates where they name some. Raises EditingError if it is not clear."""
+        return find_sites(model, self.hparams.templates())
 
     def _voters(self, model: nn.Module, tok, requests: Sequence[Request]) -> list[int]:
         everyone = range(len(requests))
         if self.hparams.voters == "correct":
-            everyone = attention.said(model, tok, requests).nonzero()[:, 0].tolist()
+            everyone = attention.said(model, tok, requests, self.sites(model)).nonzero()[:, 0].tolist()
         return self.telling(tok, requests, everyone)
 
     def telling(self, tok, requests: Sequence[Mapping | Request], voters: Sequence[int]) -> list[int]:

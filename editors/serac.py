@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -134,6 +137,11 @@ class SERAC(MemoryEditor):
     name = "SERAC"
     hparams_class = SERACHParams
 
+    def __init__(self, hparams: SERACHParams):
+        super().__init__(hparams)
+        self._placed: dict[tuple[torch.dtype, torch.device], tuple[nn.Module, nn.Module | None, Any]] = {}
+
+    @cached_property
     def _parts(self) -> tuple[str, str | None, dict[str, Any]]:
         """(scope classifier, counterfactual decoder or None for the edited model itself, what the former tells)."""
         scope, decoder = self.hparams.scope, self.hparams.counterfactual
@@ -153,28 +161,39 @@ class SERAC(MemoryEditor):
         return scope, decoder, told
 
     def networks(self) -> Mapping[str, Any]:
-        return {"run": self._parts()[2].get("run")}
+        return {"run": self._parts[2].get("run")}
 
-    def answerer(self, tok: Any) -> AnswererOf:
-        scope, decoder, told = self._parts()
+    @cached_property
+    def _classifier(self) -> tuple[SERACOptions, nn.Module, Any]:
+        """(its options, the encoder, the encoder's tokenizer), loaded once."""
+        scope, _, told = self._parts
         own = {key: value for key, value in asdict(self.hparams).items() if value is not None}
         for key in KERNEL:
             if key != "threshold" and own.get(key, told.get(key)) != told.get(key, own.get(key)):
                 raise EditingError(f"{key}: {scope} was trained with {told[key]}, not with {own[key]}: leave it out")
         known = {key: value for key, value in (told | own).items() if key in SERACOptions.__dataclass_fields__}
         options = SERACOptions(cls_name=scope, **known)
-        encoder, encoder_tok = load_classifier(options, trained=True)
-        form = Form(ModelKind.DECODER)
+        return options, *load_classifier(options, trained=True)
+
+    def answerer(self, tok: Any) -> AnswererOf:
+        (options, _, encoder_tok), form = self._classifier, Form(ModelKind.DECODER)
 
         def make(model: nn.Module, memory: EditMemory) -> Answerer:
-            device = input_device(model)
-            encoder.to(device).eval()
+            encoder, decoder, decoder_tok = self._beside(model)
             classifier = scope_of(options, encoder, encoder_tok, form)
-            answering, own_tok = (model, tok) if decoder is None else load_decoder(decoder, model)
-            return SeracAnswerer(memory.to(device), classifier, options.threshold, answering, tok, own_tok, form,
+            answering, own_tok = (model, tok) if decoder is None else (decoder, decoder_tok)
+            return SeracAnswerer(memory.to(input_device(model)), classifier, options.threshold, answering, tok, own_tok, form,
                                  text_config(model).vocab_size)
 
         return make
+
+    def _beside(self, model: nn.Module) -> tuple[nn.Module, nn.Module | None, Any]:
+        """(encoder, counterfactual decoder or None, its tokenizer) where the model is; the last ones are kept, for the next edit."""
+        key = (next(model.parameters()).dtype, input_device(model))
+        if key not in self._placed:
+            source, encoder = self._parts[1], copy.deepcopy(self._classifier[1]).to(key[1]).eval()
+            self._placed = {key: (encoder, *((None, None) if source is None else load_decoder(source, model)))}
+        return self._placed[key]
 
 
 class LU(MemoryEditor):

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import data
-from data import bilingual, languages, world
+from data import bilingual, in_every_language, languages, world
 from data.download import data_folder
 from editors.attention import sentence_rows
 from editors.core import probes
@@ -85,7 +85,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
 def _known_in(flags: Mapping[str, Any], own: list[str]) -> list[str]:
     """The two languages of a run, and any other that the data set is there in."""
     first, ds_name, found = own[0], flags["ds_name"], list(dict.fromkeys(own))
-    builtin = ds_name.partition(":")[0] == "world"
+    builtin = in_every_language(ds_name)
     for name in languages.names():
         if name not in found:
             there = Path(bilingual.counterpart(ds_name, first, name))

@@ -108,6 +108,9 @@ def load_run(run: Path, edits: int = 1, most: int = 1000, **changed: Any) -> Set
         raise EditingError(f"{run / CONFIG}: not the configuration of a run, there is no {lacking[0]}")
     usual = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
     usual = {key: value for key, value in usual.items() if key not in ("hydra", "defaults")}
+    flat = [key for key, value in usual.items() if isinstance(value, dict) and not isinstance(config.get(key, {}), dict)]
+    if flat:
+        raise EditingError(f"{run / CONFIG}: not the configuration of a run, {flat[0]} is {config[flat[0]]!r} and no object")
     config = OmegaConf.to_container(OmegaConf.merge(usual, config))  # keys that an older run did not know
     if algorithm_name(str(config["alg"])) != SERAC.name:
         raise EditingError(f"{run}: a run of {config['alg']}; only SERAC has a scope classifier and a memory")

@@ -206,10 +206,12 @@ def summarise(folder: Path, command: str | None = None) -> dict[str, Any]:
     jobs = []
     for path in sorted(folder.glob(f"*/{JOB}")):
         job = {"folder": path.parent.name, "cases": 0, "statistics": {}, **read_job(path)}
-        if command is not None and job.get("command") != command and job["status"] != "done":
-            print(f"left out: {path.parent}, {job['status']} in an earlier command", file=sys.stderr)
-            continue
-        if (path.parent / "run_000").is_dir():
+        if command is not None and job.get("command") != command:
+            if job["status"] != "done":
+                print(f"left out: {path.parent}, {job['status']} in an earlier command", file=sys.stderr)
+                continue
+            job = {key: value for key, value in job.items() if key not in ("error", "mistake")}  # this command asks nothing of it
+        if (path.parent / "run_000").is_dir() and not (job["status"] == "done" and "error" in job):
             about, lists = read_run(path.parent / "run_000")
             job |= {"cases": about["num_cases"], "statistics": summary.statistics(lists)}
         jobs.append(job)
@@ -248,7 +250,7 @@ def table(content: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _status(job: Mapping[str, Any]) -> str:
-    """A job that was done with other hyper-parameters than are asked for now has failed."""
+    """A job that was done with other hyper-parameters than are asked for now has failed, and shows none of its numbers."""
     return "failed" if "error" in job else job["status"]
 
 
@@ -267,7 +269,7 @@ def _finish(folder: Path, command: str) -> None:
     content = summarise(folder, command)
     print("\n" + (folder / "sweep.md").read_text())
     jobs = content["jobs"]
-    unfinished = [job for job in jobs if job["status"] != "done" or "error" in job and job.get("command") == command]
+    unfinished = [job for job in jobs if _status(job) != "done"]
     if any(job["statistics"] for job in jobs):
         # Figures are drawn by a program of their own, which reads the results as everyone else does.
         subprocess.run([sys.executable, "-m", "figures.sweep", str(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)})

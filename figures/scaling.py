@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,14 @@ Points = Mapping[str, Mapping[int, Statistics]]
 
 
 def read(folders: Sequence[str | Path]) -> tuple[str, Points]:
-    """(schema of the data, the runs). Raises EditingError for runs that don't go together."""
+    """(schema of the data, the runs); those without cases as yet are left out. Raises EditingError for runs that don't go together."""
     points: dict[str, dict[int, Statistics]] = {}
     models, schemas = {}, {}
     for run in sorted(path.parent for folder in folders for path in Path(folder).rglob(results.RUN)):
         about, lists = read_run(run)
         if not lists:
-            raise EditingError(f"{run}: no cases to draw")
+            print(f"left out: {run}, it has no cases yet", file=sys.stderr)
+            continue
         statistics = summary.statistics(lists)
         schema = "counterfact" if "post_score" in statistics else "zsre"
         if f"post_{'score' if schema == 'counterfact' else 'score_acc'}" not in statistics:
@@ -73,7 +75,7 @@ def read(folders: Sequence[str | Path]) -> tuple[str, Points]:
                                "give only one of them")
         of_editor[about["num_edits"]] = statistics
     if not points:
-        raise EditingError(f"no runs in {', '.join(map(str, folders))}")
+        raise EditingError(f"no runs with cases in {', '.join(map(str, folders))}")
     for what, found in (("models", models), ("schemas", schemas)):
         if len(found) > 1:
             raise EditingError(f"runs of different {what}: " + ", ".join(f"{name} ({run})" for name, run in found.items()))

@@ -230,3 +230,13 @@ def test_ft_constraint_holds_in_half_precision(tiny_gpt2, bound):
     hparams = HPARAMS["FT"] | {"norm_constraint": bound, "num_steps": 5}
     for delta in editors.load("FT", hparams).edit(model, tiny_gpt2[1], REQUESTS).deltas().values():
         assert 0 < delta.abs().max() <= bound * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"weight_decay": -1}, "weight_decay: -1 must be"), ({"wd_power_law": [1, 1000]}, "wd_power_law"), ({"lr": float("nan")}, "lr above 0"),
+    ({"rewrite_module_tmp": "transformer.h.{}.mlp.{}"}, "rewrite_module_tmp: .* needs exactly one '{}'"),
+    ({"rewrite_module_tmp": "transformer.h.{layer}"}, "rewrite_module_tmp"),
+])
+def test_bad_hparams_of_ft(change, message):
+    with pytest.raises(editors.EditingError, match=message):
+        editors.load("FT", HPARAMS["FT"] | change)

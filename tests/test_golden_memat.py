@@ -12,8 +12,8 @@ import torch
 import data
 import editors
 from data import languages
-from editors import attention
-from editors.core import corrections, covariance
+from editors import attention, corrections
+from editors.core import covariance
 from editors.core.contexts import context_templates
 from editors.core.heads import as_biases, head_outputs
 from editors.core.prompts import parse_requests
@@ -153,7 +153,7 @@ def test_features_and_voters(edited, requests):
         found = attention.features(model, tok, facts, find_sites(model))
         assert relative(found.flatten(0, 1), arrays("b_features")[f"b/{pair}/X"]) < 1e-4
     if pair[1] == "E":  # Catalan votes were counted with the crossed scoring (below)
-        voters = attention.said(model, tok, facts).nonzero()[:, 0].tolist()
+        voters = attention.said(model, tok, facts, find_sites(model)).nonzero()[:, 0].tolist()
         assert voters == arrays("c_probes")[f"c/{pair}/voters"].tolist()
 
 
@@ -259,7 +259,7 @@ def test_evaluation_of_both_languages(edited, golden, stage):
     records = data.load(FOLDER / f"records_{language}.json", language=language)
     chosen = [tuple(head) for head in TOP[f"c/{pair}/top8"]]
     vectors = torch.tensor(arrays("e_corrections")[f"e/{pair}/K8_batch32/vectors"]) * (stage != "memit_training")
-    with attention.folded(model, attention.Corrections(chosen, vectors), overwrite=True).applied(model):
+    with attention.folded(model, attention.Corrections(chosen, vectors), find_sites(model), overwrite=True).applied(model):
         found = counterfact_metrics(model, tok, records, generated=False, pairing="legacy")
     for ours, theirs in zip(found, known, strict=True):
         for group in ("rewrite", "paraphrase", "neighborhood"):

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import editors
-from editors import attention
+from editors import attention, corrections
 from editors.bilingual import joint_edit
-from editors.core import corrections
 from editors.core.heads import head_outputs, head_shape
 from editors.core.prompts import encode_target, locate, parse_requests
 from editors.core.sites import find_sites
@@ -277,7 +276,7 @@ def test_the_model_says_what_it_says():
         inverse = torch.linalg.pinv(hidden).T
         model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight).index_add(0, torch.tensor(target), inverse))
     asked = [dict(request, target_new=text) for text in (request["target_new"], "baker", request["target_new"] + "s")]
-    assert attention.said(model, tok, parse_requests(asked, tok)).tolist() == [True, False, False]
+    assert attention.said(model, tok, parse_requests(asked, tok), find_sites(model)).tolist() == [True, False, False]
 
 
 def test_under_inference_mode():
@@ -348,7 +347,7 @@ def test_probing_needs_the_true_object():
 def test_vectors_of_another_size_are_refused():
     model = tiny_model("falcon")
     with pytest.raises(EditingError, match="of another model or other heads"):
-        attention.folded(model, attention.Corrections(HEADS, torch.zeros(3, 5)), overwrite=False)
+        attention.folded(model, attention.Corrections(HEADS, torch.zeros(3, 5)), find_sites(model), overwrite=False)
 
 
 @pytest.mark.parametrize("residual", ["refresh", "stale"])
@@ -366,6 +365,29 @@ def test_a_joint_edit_needs_the_same_facts():
     memit = editors.load("MEMIT", MEMIT)
     with pytest.raises(EditingError, match="the languages have 4, 2 facts"):
         joint_edit([(memit, REQUESTS), (memit, REQUESTS[:2])], model, tok)
+
+
+def test_a_joint_edit_needs_the_same_layers():
+    one, two = editors.load("MEMIT", MEMIT), editors.load("MEMIT", MEMIT | {"layers": [2, 3]})
+    with pytest.raises(EditingError, match=r"layers: \[1, 2\] and \[2, 3\]; a joint edit needs the same"):
+        joint_edit([(one, REQUESTS), (two, REQUESTS)], tiny_model("gpt2"), tiny_tokenizer())
+
+
+def test_each_language_has_its_own_looked_up_token():
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    here, there = (editors.load("MEMIT", MEMIT | {"fact_token": token, "context_starts": ["The"]}) for token in ("last", "subject_last"))
+    joint = [joint_edit([(one, REQUESTS), (two, REQUESTS)], model, tok).deltas() for one, two in ((here, there), (there, here))]
+    assert all(relative(joint[0][name], joint[1][name]) < 1e-3 for name in joint[0])
+
+
+def test_templates_of_modules_are_for_the_heads_too():
+    """A template that is wrong is noticed by MEMAT's own steps, so a right one is used there."""
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    memat = editors.load("MEMAT", HPARAMS["MEMAT"] | {"attn_module_tmp": "transformer.h.{}.nothing"})
+    made = attention.Corrections(HEADS, torch.zeros(3, 8))
+    for step in (lambda: memat.fold(model, made), lambda: memat.check(model, tok, []), lambda: memat.features(model, tok, REQUESTS)):
+        with pytest.raises(EditingError, match="attn"):
+            step()
 
 
 def test_a_joint_edit_tells_each_languages_statistics():

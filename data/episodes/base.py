@@ -5,7 +5,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,13 +51,18 @@ class Rows:
         """What these data are: JSON."""
         digest = hashlib.sha256()
         for part in (*self.rows, *(self._locals or ())):
-            content = {f.name: getattr(part, f.name) for f in fields(part) if f.metadata.get("digested", True)} if is_dataclass(part) else part
+            content = {f.name: getattr(part, f.name) for f in fields(part) if self._is_read(f)} if is_dataclass(part) else part
             digest.update(json.dumps(content, sort_keys=True, default=str).encode())
         given = {f.name: getattr(self.place.options, f.name) for f in fields(Options)
                  if getattr(self.place.options, f.name) != f.default}
         place = self.place
         return {"experiment": place.experiment, "split": place.split, "source": self._name, "recipe": place.recipe,
                 "seed": place.seed, "rows": len(self), "local": self.n_local, "sha256": digest.hexdigest(), "options": given}
+
+    def _is_read(self, part: Field) -> bool:
+        """Whether a part of a row is read. One that is read with an option only is in no checksum without it: it may be newer."""
+        option = part.metadata.get("read_with")
+        return option is None or bool(getattr(self.place.options, option))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -33,8 +33,8 @@ class Continuation:
     old: str
     rephrases: tuple[str, ...]
     relation: str = ""
-    questions: tuple[str, ...] = field(default=(), metadata={"digested": False})
-    """What asks for the same. (Read with ``data.asked`` only, and newer than the checksums of rows in checkpoints.)"""
+    questions: tuple[str, ...] = field(default=(), metadata={"read_with": "asked"})
+    """What asks for the same."""
 
 
 def read(path: Path) -> list[Completion]:

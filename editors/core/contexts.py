@@ -44,7 +44,8 @@ def context_templates(
       followed by the 10 likeliest tokens: MEMAT's, in the language of the starts.
     * "rome": [["{}" + texts]]: for each [length, n] of ``length_params`` n texts of ``length`` tokens, BOS included
       (default [[5, 10], [10, 10]]: 21 templates).
-    Special tokens are left out, braces and line breaks become spaces, ". {}" is appended. The same seed, model and
+    Special tokens are left out, braces become spaces, as does other white space but in "greedy" texts, which MEMAT leaves as they
+    are; ". {}" is appended. The same seed, model and
     tokenizer give the same texts. Raises EditingError for lengths that the model has no positions for, and for a model
     whose logits are not finite.
     """
@@ -68,7 +69,7 @@ def context_templates(
         elif kind == "greedy":
             ids = _sample(model, rows, max(map(len, rows)) + GREEDY_NEW_TOKENS, generator, top_k=1)
             continued = [_until_end(tok, row[: len(start) + GREEDY_NEW_TOKENS], len(start)) for start, row in zip(rows, ids.tolist())]
-            sampled = [["{}"], *([template] for template in _templates(tok, continued))]
+            sampled = [["{}"], *([template] for template in _templates(tok, continued, as_it_is=True))]
         else:
             drawn = [_templates(tok, _sample(model, [[start]] * n, length, generator)) for length, n in lengths]
             sampled = [["{}", *(template for templates in drawn for template in templates)]]
@@ -137,6 +138,6 @@ def _until_end(tok, row: list[int], start: int) -> list[int]:
     return row[:end]
 
 
-def _templates(tok, ids: Int[Tensor, "texts length"] | list[list[int]]) -> list[str]:
+def _templates(tok, ids: Int[Tensor, "texts length"] | list[list[int]], as_it_is: bool = False) -> list[str]:
     texts = (text.replace("{", " ").replace("}", " ") for text in tok.batch_decode(ids, skip_special_tokens=True))
-    return [" ".join(text.split()) + ". {}" for text in texts]
+    return [(text if as_it_is else " ".join(text.split())) + ". {}" for text in texts]

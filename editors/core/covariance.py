@@ -116,7 +116,7 @@ def collect_now(
 
 
 def pin(model: nn.Module) -> None:
-    """Statistics that are asked for from now on belong to the model as it is now."""
+    """Statistics that are asked for from now on belong to the model as it is now, or as it was when they were first asked for."""
     _fingerprint(model)
 
 

@@ -20,7 +20,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write a safetensors file at once or not at all, with the permissions of any new file.
 
     Several processes may write the same file: each has a temporary name of its own, and the last one stays.
-    Raises EditingError when writing fails.
+    Raises EditingError when writing fails, OSError where the folder can't take a file.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:

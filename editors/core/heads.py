@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import EditingError
-from .memory import total_bytes
+from .memory import batch_tokens
 from .modules import text_config
 from .prompts import pack, pad_batch, pad_id
 from .sites import LeaveForward, Sites, by_row, evaluating, get_module, hooked, input_device
@@ -71,7 +71,7 @@ def head_outputs(
         places.setdefault(tuple(row), []).append(i)
     dtype = torch.promote_types(model.dtype, torch.float32)
     outputs = torch.empty(len(rows), sites.layers, count, size, dtype=dtype)
-    budget = min(16384, max(512, total_bytes(input_device(model)) // 16 // (32 * sites.d_model * model.dtype.itemsize)))
+    budget = batch_tokens(model, sites.d_model)
     bar = tqdm(total=len(places), desc="heads", unit="text", leave=False, disable=None if progress else True)
     with bar, torch.no_grad(), evaluating(model):
         for batch in pack(list(places), budget):

@@ -14,8 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import ranks
-from .memory import total_bytes
+from . import memory, ranks
 from .prompts import Located, Request, fill, locate_all, pack, pad_batch, pad_id
 from .sites import LeaveForward, Sites, by_row, evaluating, first, get_module, hooked, input_device
 
@@ -75,7 +74,7 @@ def _read(
     uses: dict[tuple[int, ...], list[tuple[int, float]]] = defaultdict(list)
     for token, share in zip(located, shares):
         uses[tuple(token.ids[: token.index + 1])].append(share)
-    budget = batch_tokens or _batch_tokens(model, sites)
+    budget = batch_tokens or memory.batch_tokens(model, sites.d_model)
     results = max((i for i, _ in shares), default=-1) + 1
     sums: dict[_Place, Tensor] = {}
     bar = tqdm(total=len(uses), desc="keys", unit="prompt", disable=None if progress else True)
@@ -133,9 +132,3 @@ def _forward(
 
 def _device(model: nn.Module, sites: Sites, place: _Place) -> torch.device:
     return next(get_module(model, sites.name(place[0], place[1])).parameters()).device
-
-
-def _batch_tokens(model: nn.Module, sites: Sites) -> int:
-    """Tokens a batch: a sixteenth of the memory, at about 32 d_model-wide activations a token alive in one block."""
-    size = model.get_input_embeddings().weight.element_size()
-    return min(16384, max(512, total_bytes(input_device(model)) // 16 // (32 * sites.d_model * size)))

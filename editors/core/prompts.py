@@ -5,7 +5,7 @@ seams (a prepended BOS, a space merged into the subject, "l'{}", a subject insid
 User text is split and joined, never formatted: braces in a subject are ordinary characters.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -51,7 +51,7 @@ def parse_requests(requests: Sequence[Mapping | Request], tok=None) -> list[Requ
     Request objects. With ``tok`` subjects and targets must also tokenise to something. Raises EditingError with one
     line that names the request by its position and case_id.
     """
-    if isinstance(requests, (Mapping, Request, str)):
+    if isinstance(requests, (Mapping, Request, str)) or not isinstance(requests, Iterable):
         raise EditingError(f"requests must be a list of mappings, not one {type(requests).__name__}")
     return [_parse(request, i, tok) for i, request in enumerate(requests)]
 
@@ -251,8 +251,9 @@ def _parse(request: Mapping | Request, number: int, tok) -> Request:
             _target(request.get("target_true")), request.get("true_prompt"), request.get("true_subject"),
         )
     where = _name(number, request.case_id)
-    for name in ("prompt", "subject", "target_new"):
-        if not isinstance(getattr(request, name), str):
+    for name in ("prompt", "subject", "target_new", "target_true", "true_prompt", "true_subject"):
+        missing = getattr(request, name) is None and name in ("target_true", "true_prompt", "true_subject")
+        if not missing and not isinstance(getattr(request, name), str):
             raise EditingError(f"{where}: {name} must be text, not {getattr(request, name)!r}")
     if request.prompt.count("{}") != 1:
         raise EditingError(

@@ -179,14 +179,14 @@ def add_in_order(totals: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
     for source in range(world_size()):
         with _connected():
             for total, part in zip(totals, parts):
-                # gloo sends from memory, nccl from the device
-                box = part if _on_devices else part.cpu()
-                if source and rank() == source:
-                    dist.send(box, 0)
-                elif source and rank() == 0:
-                    dist.recv(box, source)
+                if source and rank() in (0, source):
+                    part = part if _on_devices else part.cpu()  # gloo sends from memory, nccl from the device
+                    if rank() == source:
+                        dist.send(part, 0)
+                    else:
+                        dist.recv(part, source)
                 if rank() == 0:
-                    total += box.to(total.device)
+                    total += part.to(total.device)
 
 
 def first_to_say() -> bool:

@@ -190,8 +190,10 @@ class _Objective:
         self.kl_initial: Tensor | None = None
         self.initial: Tensor | None = None
         last = sites.layers - 1
-        self.loss_layer = max(last if settings.v_loss_layer is None else settings.v_loss_layer, layer)
-        self.looks_ahead = site == "block" and self.loss_layer < last  # scored at an inner block, as published; ROME never does
+        # As published MEMIT may score at an inner block; ROME, whose delta enters at down_proj, always at the model's output.
+        inner = site == "block" and settings.v_loss_layer is not None
+        self.loss_layer = max(settings.v_loss_layer, layer) if inner else last
+        self.looks_ahead = self.loss_layer < last
 
     def losses(self, delta: Float[Tensor, "n d_model"]) -> dict[str, Float[Tensor, " n"]]:
         targets, subjects, initial = [], [], []

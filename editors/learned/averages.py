@@ -19,11 +19,15 @@ class Averages:
     weights: dict[str, float] = field(default_factory=dict)
 
     def add(self, stats: Mapping[str, float], rows: int = 1, episodes: int = 1) -> None:
-        """An episode, or the means of several; success was measured on so many inputs in all."""
+        """An episode, or the means of several and the numbers of their tokens; success was measured on so many inputs in all."""
         for key, value in stats.items():
             weight = episodes
+            if key.startswith("n_rows/"):
+                continue  # only weighs another
             if key.startswith("nll/"):
                 weight = stats.get(f"n_tokens/{key[4:]}", 1)
+            elif key.startswith("n_tokens/"):
+                value = value / episodes
             elif key.startswith("edit/"):
                 weight = stats.get(f"n_rows/{key}", rows)
             if weight:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..core.prompts import pad_id
+from ..core.prompts import pad_id, tokenize
 from ..errors import EditingError
 from .kinds import ModelKind
 from .losses import IGNORED
@@ -158,30 +158,31 @@ class Collator:
         return self._padded(self._ids(texts))
 
     def _decoder(self, examples: Sequence[Example], end: list[int]) -> Batch:
-        rows = self._ids([example.input + (example.target or "") for example in examples], cut=False)
-        labels = []
-        for i, (example, ids) in enumerate(zip(examples, rows)):
-            n = self._target_length(example, ids)
+        rows, labels = [], []
+        for example, (ids, offsets) in zip(examples, tokenize(self.tok, [e.input + (e.target or "") for e in examples])):
+            n = self._target_length(example, offsets)
             if n is not None and end:
                 n, ids = n + 1, ids + end
-                rows[i] = ids
             if self.max_length is not None and len(ids) > self.max_length:
-                rows[i] = ids = ids[-self.max_length :] if n is not None else ids[: self.max_length]
+                ids = ids[-self.max_length :] if n is not None else ids[: self.max_length]
+            rows.append(ids)
             labels.append(ids if n is None else [IGNORED] * (len(ids) - n) + ids[len(ids) - n :])
         width = max(map(len, rows))
         return self._padded(rows) | {"labels": _stack(labels, IGNORED, width)}
 
-    def _target_length(self, example: Example, ids: Sequence[int]) -> int | None:
-        """How many of the last tokens are the target; None: all of them are scored."""
+    def _target_length(self, example: Example, offsets: Sequence[tuple[int, int]]) -> int | None:
+        """How many of the last tokens are the target, from the tokens' places in the text; None: all of them are scored."""
+        if not offsets:
+            raise EditingError(f"{example.input!r} has no tokens")
         if example.target is None and example.scored is None:
             return None
         n = example.scored
         if example.target is not None:
-            n = len(self.tok(example.target, add_special_tokens=False).input_ids)
+            n = sum(end > len(example.input) for _, end in offsets)
         # The first token of a text is predicted from nothing, so it can't be scored.
-        if not 1 <= n < len(ids) or (self.max_length is not None and n >= self.max_length):
+        if not 1 <= n < len(offsets) or (self.max_length is not None and n >= self.max_length):
             raise EditingError(
-                f"the target of {example.input[:60]!r} has {n} tokens of a text of {len(ids)}: "
+                f"the target of {example.input[:60]!r} has {n} tokens of a text of {len(offsets)}: "
                 "it must have at least one, and fewer than the text and the longest input"
             )
         return n
@@ -214,10 +215,8 @@ class Collator:
                 ids = [start, *ids]
         return ids
 
-    def _ids(self, texts: Sequence[str], cut: bool = True) -> list[list[int]]:
-        rows = self.tok(
-            list(texts), truncation=cut and self.max_length is not None, max_length=self.max_length if cut else None
-        ).input_ids
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        rows = self.tok(list(texts), truncation=self.max_length is not None, max_length=self.max_length).input_ids
         if not all(rows):
             raise EditingError(f"{texts[[len(row) for row in rows].index(0)]!r} has no tokens")
         return rows

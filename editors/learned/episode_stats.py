@@ -19,11 +19,19 @@ def segment_nll(logits: Tensor, batch: Batch, shift: bool, segments: int) -> Flo
     return -(log_p / n).mean()
 
 
+def of_segments(alg: Editable, logits: Tensor, batch: Batch, segments: int) -> dict[str, Tensor]:
+    """Means over segments of what is a mean over tokens, so that episodes count the same whether they are joined or not."""
+    parts = zip(logits.chunk(segments), batch["labels"].chunk(segments))
+    scores = [alg.score(part, {"labels": labels}) for part, labels in parts if (labels != IGNORED).any()]
+    return {name: torch.stack([getattr(one, name) for one in scores]).mean() for name in ("token_acc", "prob", "log_prob")}
+
+
 @torch.no_grad()
 def of_equivalents(alg: Editable, episode: Episode, logits: Tensor, scores: Scores, training: bool) -> dict[str, Tensor]:
     """Success of the edits, of those alone that really change the answer, and on implied and true-or-false questions alone, where the
     data says which these are. In validation of opinions SERAC's success, too, where both sentiments are there to be told apart."""
-    stats = {"edit/acc": scores.acc, "edit/log_prob": scores.log_prob, "edit/prob": scores.prob}
+    means = vars(scores) if episode.segments == 1 else of_segments(alg, logits, episode.edit_outer, episode.segments)
+    stats = {"edit/acc": scores.acc, "edit/log_prob": means["log_prob"], "edit/prob": means["prob"]}
     items = episode.extras.get("items", ())
     flips = [getattr(item, "flip", None) for item in items]
     hard = [implied for item in items for implied in getattr(item, "hard", ())]
@@ -41,13 +49,15 @@ def of_equivalents(alg: Editable, episode: Episode, logits: Tensor, scores: Scor
 
 
 @torch.no_grad()
-def of_unrelated(alg: Editable, loc: Batch, before: Tensor, after: Tensor) -> dict[str, Tensor]:
+def of_unrelated(alg: Editable, loc: Batch, before: Tensor, after: Tensor, segments: int = 1) -> dict[str, Tensor]:
     """How unrelated inputs are answered before and after the edit."""
     stats = {"retain/edit": retained(before, after, loc["labels"], alg.kind.shift)}
     if (loc["labels"] != IGNORED).any():
-        pre, post = alg.score(before, loc), alg.score(after, loc)
-        for name in ("acc", "token_acc", "nll", "n_tokens"):
-            stats |= {f"{name}/pre": getattr(pre, name), f"{name}/post": getattr(post, name)}
+        for when, logits in (("pre", before), ("post", after)):
+            scores = alg.score(logits, loc)
+            stats |= {f"{name}/{when}": getattr(scores, name) for name in ("acc", "token_acc", "nll", "n_tokens")}
+            if segments > 1:
+                stats[f"token_acc/{when}"] = of_segments(alg, logits, loc, segments)["token_acc"]
     return stats
 
 

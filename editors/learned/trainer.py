@@ -88,7 +88,7 @@ class Trainer:
             seconds = (time.perf_counter() - started) / segments
             after = edited(episode.loc)
             l_loc = locality_kl(before, after, locality_mask(episode.loc), segments)
-            stats = {"kl/edit": l_loc, "loss/loc": l_loc} | episode_stats.of_unrelated(alg, episode.loc, before, after)
+            stats = {"kl/edit": l_loc, "loss/loc": l_loc} | episode_stats.of_unrelated(alg, episode.loc, before, after, segments)
             l_edit = after.new_zeros(())
             if episode.edit_outer is not None:
                 logits = edited(episode.edit_outer)

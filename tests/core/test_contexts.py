@@ -125,6 +125,7 @@ def test_braces_and_line_breaks_become_spaces():
     tok = tiny_tokenizer()
     ids = torch.tensor([tok("The {x}\n\ncity{}", add_special_tokens=False)["input_ids"] + [tok.eos_token_id]])
     assert contexts._templates(tok, ids) == ["The x city. {}"]
+    assert contexts._templates(tok, ids, as_it_is=True) == ["The  x \n\ncity  . {}"]
 
 
 def test_start_longer_than_the_length_is_kept_whole():

@@ -238,7 +238,8 @@ def test_requests_in_the_fields_form():
     ({"subject": "  "}, r"request 1 \(case_id 8\): the subject is empty"),
     ({"target_new": {"str": " "}}, r"request 1 \(case_id 8\): the target is empty"),
     ({"target_new": {"id": "Q1"}}, "target_new must be text, not None"),
-    ({"subject": 5}, "subject must be text, not 5"),
+    ({"subject": 5}, "subject must be text, not 5"), ({"target_true": 5}, "target_true must be text, not 5"),
+    ({"true_prompt": 5}, "true_prompt must be text, not 5"), ({"true_subject": 5}, "true_subject must be text, not 5"),
 ])
 def test_mistakes_in_requests(change, message):
     good = {"case_id": 8, "prompt": "{} speaks", "subject": "Orla", "target_new": {"str": "Nyvian"}}
@@ -250,6 +251,8 @@ def test_mistakes_in_requests(change, message):
 def test_requests_of_another_shape():
     with pytest.raises(EditingError, match="must be a list of mappings, not one dict"):
         parse_requests({"prompt": "{} speaks"})
+    with pytest.raises(EditingError, match="must be a list of mappings, not one NoneType"):
+        parse_requests(None)
     with pytest.raises(EditingError, match=r"request 0 lacks subject, target_new"):
         parse_requests([{"prompt": "{} speaks"}])
     with pytest.raises(EditingError, match="request 0 is a str, not a mapping"):

@@ -1,4 +1,5 @@
 """Edit data as text: samplers, readers of the published formats, the built-in world's rows, batches."""
+import dataclasses
 import json
 from collections import Counter
 
@@ -209,6 +210,11 @@ def test_facts_that_are_asked():
             asked[kind] += text in row.questions
         assert not any(text in row.questions for text in (plain.item(index, 0).edit.input, plain.item(index, 0).outer[0].input))
     assert all(70 < count < 130 for count in asked.values()), asked
+    digests = [data.about["sha256"] for data in (plain, mixed)]
+    for data in (plain, mixed):
+        data.rows = [dataclasses.replace(row, questions=("Really?",)) for row in data.rows]
+        del data.about
+    assert [data.about["sha256"] == digest for data, digest in zip((plain, mixed), digests)] == [True, False]
     with pytest.raises(DataError, match="data.asked is for gen"):
         episodes.load("qa", "train", "world", {"asked": 0.5})
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from editors import corrections
 from editors.attention import Corrections
-from editors.core import corrections
 from editors.edit import Edit
 from editors.errors import EditingError
 from experiments import evaluate, language_job, memat_results, results, summarize
@@ -212,7 +212,8 @@ def test_the_paper_profile_scores_as_published(run, place):
 
 def test_a_language_that_the_world_lacks_is_not_measured(occitan, tmp_path):
     flags = {"ds_name": "world:300", "data_dir": tmp_path}
-    assert language_job._known_in(flags, ["english"]) == ["catalan", "english"]
+    for name in ("world:300", "world-test", "world-test:12000"):
+        assert language_job._known_in(flags | {"ds_name": name}, ["english"]) == ["catalan", "english"]
     (tmp_path / "occitan_CF.json").write_text("[]")
     assert language_job._known_in(flags | {"ds_name": "english_CF.json"}, ["english"]) == ["english", "occitan"]
 

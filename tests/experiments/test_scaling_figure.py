@@ -95,7 +95,6 @@ def test_zsre_has_accuracies(write, tmp_path):
     (lambda write: results.write_json(write("FT", 1, cases=1) / "1_edits-case_0.json", {"case_id": 0, "time": 1.0, "post": {}}),
      "neither success nor accuracy"),
     (lambda write: results.write_json(write("FT", 1) / "run.json", {}), "was not written by experiments.evaluate"),
-    (lambda write: [path.unlink() for path in write("FT", 1).glob("*case*")], "no cases to draw"),
 ])
 def test_runs_that_do_not_go_together(write, tmp_path, change, message):
     write("MEMIT", 100)
@@ -105,11 +104,20 @@ def test_runs_that_do_not_go_together(write, tmp_path, change, message):
     assert "\n" not in str(error.value) and not list(tmp_path.glob("out*"))
 
 
+def test_a_run_without_cases_is_left_out(write, tmp_path, capsys):
+    write("MEMIT", 100)
+    begun = write("FT", 1)
+    for path in begun.glob("*case*"):
+        path.unlink()
+    assert list(scaling.read([tmp_path / "runs"])[1]) == ["MEMIT"]
+    assert capsys.readouterr().err == f"left out: {begun}, it has no cases yet\n"
+
+
 def test_no_runs_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["scaling", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
         run_program(scaling.command)
-    assert capsys.readouterr().err == f"error: no runs in {tmp_path}\n"
+    assert capsys.readouterr().err == f"error: no runs with cases in {tmp_path}\n"
 
 
 def bash(script, **environment):

@@ -63,6 +63,10 @@ def test_a_sweep(start, tmp_path, monkeypatch):
     code, _, err = start(*settings)
     assert code == 2 and "done with another num_steps, the file of hyper-parameters has changed since" in err
     assert "once more" not in err
+    assert (folder / "sweep.md").read_text().splitlines()[-1].split(" | ")[:3] == ["| 0.005", "failed", "0"]  # none of its numbers
+    other = start("name=mine", "alg_name=FT", "hparams.lr=-1")  # asks nothing of that job
+    assert other[0] == 2 and "1 of 2 jobs done" in other[1]
+    assert (folder / "sweep.md").read_text().splitlines()[-1].split(" | ")[:3] == ["| 0.005", "done", "3"]
     assert {key: json.loads(job.read_text())[key] for key in ("status", "seconds")} == {key: before[key] for key in ("status", "seconds")}
     (run / "params.json").write_text(json.dumps(changed))
     code, _, err = start("-m", "name=mine", "alg_name=FT", "hparams.lr=0.005")  # -m: what it does in any case

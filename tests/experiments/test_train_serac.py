@@ -139,7 +139,8 @@ def test_scope_program_and_figure(folders, tmp_path, capsys):
     config_file.write_text(json.dumps(older))  # as a run of an older version left it
     scope.command([str(tmp_path / "run"), "--edits", "1", "--most", "4", "--out", str(tmp_path / "older.json")])
     assert json.loads((tmp_path / "older.json").read_text())["sweep"] == json.loads((tmp_path / "scope_1.json").read_text())["sweep"]
-    for lacking, message in (({}, "there is no alg"), ({"alg": "rep", "task": "qa"}, "there is no ")):
+    for lacking, message in (({}, "there is no alg"), ({"alg": "rep", "task": "qa"}, "there is no "), (older | {"eval": None}, "eval is None"),
+                             (older | {"data": [1]}, r"data is \[1\] and no object")):
         (tmp_path / "config.json").write_text(json.dumps(lacking))
         with pytest.raises(EditingError, match=message) as error:
             scope.command([str(tmp_path)])

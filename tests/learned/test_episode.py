@@ -7,12 +7,14 @@ import torch
 from transformers import AutoTokenizer
 
 from data.episodes import Example, Item
+from editors.core.prompts import tokenize
 from editors.errors import EditingError
 from editors.learned.editable import shifted_right
 from editors.learned.episode import Collator
 from editors.learned.inner_params import default_inner_params
 from editors.learned.kinds import ModelKind, model_kind
 from tests.learned.conftest import LEARNED, learned_model
+from tests.models import TOKENIZERS, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,17 @@ def test_decoder(tok):
     assert (outer["labels"][outer["attention_mask"] == 0] == -100).all() and (outer["labels"] != -100).sum() == 2 * n
     assert torch.equal(episode.loc["labels"], episode.loc["input_ids"])  # all of it is scored
     assert episode.cond["input_ids"].tolist() == [tok["gpt"]("Anna lives in Paris").input_ids]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_the_target_is_where_it_stands_in_the_text(kind):
+    """Scored are the tokens behind the input, whatever the tokenizer puts in front of a text, behind it or at a seam."""
+    tok, example = tiny_tokenizer(kind), Example("Tamsin works in the city of", " Lutmere")
+    batch = Collator(tok, ModelKind.DECODER).batch([example])
+    ids, offsets = tokenize(tok, ["Tamsin works in the city of Lutmere"])[0]
+    assert batch["input_ids"][0].tolist() == ids  # no end of text, which a tokenizer may put there
+    scored = [offsets[i] for i in (batch["labels"][0] != -100).nonzero()[:, 0].tolist()]
+    assert scored[0][0] in (len(example.input), len(example.input) + 1) and scored[-1][1] == len(example.input + example.target)
 
 
 def test_edits_may_end(tok):

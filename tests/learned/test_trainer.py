@@ -1,12 +1,15 @@
 """The trainer: optimiser steps, side-by-side episodes, validation, checkpoints that go on bit by bit, and what stops it."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from editors.errors import EditingError
 from editors.learned import checkpoint, optimisers, registry
+from editors.learned.averages import Averages
 from editors.learned.episode import joined
 from editors.learned.run_log import LOG
 from editors.learned.trainer import BEST, LAST, TrainConfig, Trainer, _flat
@@ -49,7 +52,7 @@ def test_side_by_side_is_one_after_another(frozen, tmp_path, name, options):
     for p in trainer.alg.outer_parameters():
         p.grad = None
     together = trainer.step(joined(episodes), training=True)
-    for key in ("loss/edit", "loss/loc", "loss/total", "edit/acc"):
+    for key in ("loss/edit", "loss/loc", "loss/total", "edit/acc", "edit/log_prob", "edit/prob", "token_acc/pre", "token_acc/post"):
         assert together[key] == pytest.approx(sum(stats[key] for stats in alone) / 4, rel=1e-4, abs=1e-6), key
     for p, grad in zip(trainer.alg.outer_parameters(), single):
         assert (p.grad is None) == (grad is None)
@@ -59,10 +62,21 @@ def test_side_by_side_is_one_after_another(frozen, tmp_path, name, options):
         assert key not in moments or relative(buffer, moments[key]) < 1e-5, key
 
 
+def test_some_rows_tell_how_many_they_are(frozen, tmp_path):
+    """Success on rows of one kind weighs by their number, which is not reported itself."""
+    model, tok = frozen
+    trainer, averages = build("efk", model, tok, tmp_path), Averages()
+    one, two, three = (replace(texts_episode(tok, i), extras={"items": (SimpleNamespace(flip=i > 0, hard=()),)}) for i in range(3))
+    for episode, flipped in ((one, 0), (joined([two, three]), 2)):
+        stats = trainer.step(episode, training=False)
+        assert stats.get("n_rows/edit/acc_flip", 0) == flipped
+        averages.add(stats, len(episode.pos_pairs), episode.segments)
+    assert "edit/acc_flip" in averages.means() and not any(key.startswith("n_rows") for key in averages.means())
+
+
 def test_episodes_of_different_sizes_are_not_joined(frozen):
     _, tok = frozen
     one, two = texts_episode(tok, 0), texts_episode(tok, 1)
-    from dataclasses import replace
 
     both = joined([one, two])
     assert both.segments == 2 and both.pos_pairs.tolist() == [[0, 0], [1, 1]]
@@ -115,15 +129,15 @@ def test_a_killed_run_goes_on_bit_by_bit(frozen, tmp_path, name, config):
 
 
 def test_muon_steps_matrices_and_adam_the_rest():
-    """The same as both of torch.optim side by side."""
+    """The same as both of torch.optim side by side; a matrix of one row is for Adam."""
     def net():
         torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Embedding(7, 6), torch.nn.Linear(6, 4))
+        return torch.nn.Sequential(torch.nn.Embedding(7, 6), torch.nn.Linear(6, 4), torch.nn.Linear(4, 1))
 
     ours, apart = net(), net()
     one = optimisers.build("Muon", [{"params": list(ours.parameters()), "lr": 0.02}], ours)
     muon = torch.optim.Muon([apart[1].weight], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    adam = torch.optim.Adam([apart[0].weight, apart[1].bias], lr=0.02)
+    adam = torch.optim.Adam([apart[0].weight, apart[1].bias, *apart[2].parameters()], lr=0.02)
     for step in range(4):
         for model, steppers in ((ours, [one]), (apart, [muon, adam])):
             model(torch.tensor([1, 2, 5])).square().sum().backward()

@@ -23,13 +23,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .heads import Head, head_outputs, last_tokens, shifted
-from .memory import total_bytes
-from .modules import frozen
-from .prompts import Request, continued, encode_target, fill, locate, pad_batch, pad_id, tokenize
-from .replay import Replay
-from .sites import Sites, evaluating, get_module, head_logits, input_device
-from .value_losses import target_losses
+from .core.heads import Head, head_outputs, last_tokens, shifted
+from .core.memory import total_bytes
+from .core.modules import frozen
+from .core.prompts import Request, continued, encode_target, fill, locate, pad_batch, pad_id, tokenize
+from .core.replay import Replay
+from .core.sites import Sites, evaluating, get_module, head_logits, input_device
+from .core.value_losses import target_losses
 
 NORM_CHUNK = 64
 
