@@ -217,9 +217,9 @@ class Edit:
                         changes[name] = LowRank(file.get_tensor(f"{name}/left"), file.get_tensor(f"{name}/right"))
                     else:
                         changes[name] = Dense(file.get_tensor(f"{name}/delta"))
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+                return Edit(changes, dict(header["info"]))
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise EditingError(f"{path}: truncated, or not a file that Edit.save wrote ({error}): save the edit again") from None
-        return Edit(changes, header["info"])
 
 
 def add_to(parameter: nn.Parameter, change: LowRank | Dense) -> None:

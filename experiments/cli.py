@@ -33,6 +33,7 @@ def run_program(main: Callable[[], object], several: bool = False) -> None:
     try:
         if ranks.processes() > 1 and not several:
             raise EditingError("this program runs in one process: start it with python -m, not with torchrun")
+        ranks.check_environment()
         with warnings.catch_warnings(), ranks.started():
             if ranks.rank() > 0:
                 warnings.simplefilter("ignore")

@@ -115,7 +115,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         settings = {"layers": hparams.layers, "dataset": hparams.mom2_dataset, "n_samples": hparams.mom2_n_samples,
                     "dtype": hparams.mom2_dtype, "templates": hparams.templates(),
                     "dynamic_multiplier": hparams.dynamic_multiplier}
-    given = {"layers": args.layers and _layers(args.layers), "dataset": args.dataset, "n_samples": args.sample_size,
+    given = {"layers": None if args.layers is None else _layers(args.layers), "dataset": args.dataset, "n_samples": args.sample_size,
              "dtype": args.precision}
     settings.update({name: value for name, value in given.items() if value is not None})
     if settings["dataset"] == "world":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -58,14 +59,18 @@ def save_checkpoint(folder: Path, change: Edit, model: PreTrainedModel, tok: Pre
     if not change.changes:
         raise EditingError("the edit changes no weight, so a checkpoint would be of the unedited model")
     check_finite(change.changes)
-    known = dict(model.named_parameters())
+    known = dict(model.named_parameters(remove_duplicate=False))
     for name in change.changes:
         if name not in known and name.endswith(".bias"):
             raise EditingError(f"{name} is no parameter of the unedited model, so transformers would not load it from a "
                                "checkpoint; export an adapter")
         if name not in known:
             raise EditingError(f"the model has no parameter {name!r}: the edit was made for another model")
+    change.check(model)
     lost = change.rounding(model)
+    for name, error in lost.items():
+        if not math.isfinite(error):
+            raise EditingError(f"{name}: the edit does not fit into {known[name].dtype}; choose a wider --dtype")
     with new_folder(folder) as part:
         with change.applied(model):
             model.save_pretrained(part)

@@ -55,17 +55,33 @@ def world_size() -> int:
 
 def process() -> int:
     """Number of this process, also where it works alone, as torchrun tells it; 0 without torchrun."""
-    return int(os.environ.get("RANK", 0))
+    return _told("RANK", 0)
 
 
 def processes() -> int:
     """How many torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _told("WORLD_SIZE", 1)
 
 
 def local_process() -> int:
     """Number of this process on its machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return _told("LOCAL_RANK", 0)
+
+
+def _told(name: str, usual: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else usual
+
+
+def check_environment() -> None:
+    """Raises EditingError where a part of what torchrun sets is there and the rest is not."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    wrong = [name for name in ("WORLD_SIZE", "RANK", "MASTER_PORT") if not os.environ.get(name, "").isdecimal()]
+    wrong += ["MASTER_ADDR"] * (not os.environ.get("MASTER_ADDR"))
+    if wrong:
+        raise EditingError(f"WORLD_SIZE is in the environment, and {wrong[0]} is {os.environ.get(wrong[0]) or 'not set'}: start several "
+                           "processes with torchrun, and one with WORLD_SIZE unset")
 
 
 @contextmanager

@@ -117,6 +117,14 @@ def test_places_files_and_models(program, edit, tmp_path, golden):
     Edit({"transformer.h.0.attn.bias": Dense(torch.ones(64))}).save(tmp_path / "edit.safetensors")
     code, _, err = program("--out", tmp_path / "a", "--format", "checkpoint")
     assert code == 2 and "is no parameter of the unedited model, so transformers would not load it" in err
+    Edit({NAME: Dense(torch.ones(3, 3))}).save(tmp_path / "edit.safetensors")
+    for form in ("adapter", "checkpoint"):
+        code, _, err = program("--out", tmp_path / "a", "--format", form)
+        assert code == 2 and "made for another model" in err and not (tmp_path / "a").exists()
+    Edit({NAME: Dense(torch.full((256, 64), 3e5))}).save(tmp_path / "edit.safetensors")
+    code, _, err = program("--out", tmp_path / "a", "--format", "checkpoint", "--dtype", "float16")
+    assert code == 2 and f"error: {NAME}: the edit does not fit into torch.float16; choose a wider --dtype" in err
+    assert not (tmp_path / "a").exists()
     Edit({}, {"editor": "SERAC"}).save(tmp_path / "edit.safetensors")
     for form in ("adapter", "checkpoint"):
         code, _, err = program("--out", tmp_path / "a", "--format", form)

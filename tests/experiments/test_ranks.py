@@ -86,6 +86,19 @@ def test_programs_for_one_process(monkeypatch, capsys):
     assert "this program runs in one process: start it with python -m, not with torchrun" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("told, message", [
+    ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is abc"), ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_PORT is not set"),
+    ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500"}, "MASTER_ADDR is not set"),
+])
+def test_half_of_what_torchrun_sets(monkeypatch, capsys, told, message):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as caught:
+        run_program(lambda: pytest.fail("it ran"), several=True)
+    assert caught.value.code == 2 and f"WORLD_SIZE is in the environment, and {message}: start" in capsys.readouterr().err
+
+
 def test_a_map_of_devices_is_one_process_s(monkeypatch):
     from experiments.models import load_model
 
