@@ -18,5 +18,5 @@ PY
     else
         rm -f "$folder/best.safetensors"
     fi
-    "$PYTHON" -m experiments.train "$@" hydra.run.dir="$folder" "${archive[@]}"
+    "$PYTHON" -m experiments.train "$@" hydra.run.dir="$folder" ${archive[@]+"${archive[@]}"}
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # zsRE at scale (MEMIT, Meng et al. 2023, table 1): 10,000 edits at once by ROME, MEMIT, EMMET, FT, MEND. On the built-in world
-# its 3,240 facts as questions, hours on two cores (EDITS=300: a quarter of an hour); as published (a GPU):
+# its 3,240 facts as questions, an hour (EDITS=300: a quarter of an hour); as published (a GPU):
 #     MODEL=EleutherAI/gpt-j-6B bash scripts/zsre_evals.sh
 # Goes on where it stopped. From the environment: MODEL, DATA, HPARAMS (file in hparams/<ALG>/), ALGS (<ALG>, or <ALG>:<another
 # file>), EDITS.
