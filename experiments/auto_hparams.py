@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import data
 import editors
 from data import KnownFact
 from editors.closed_form import keys_for
@@ -102,17 +103,22 @@ def propose(
 
 
 def _traced(flags: Mapping[str, Any], model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Of the data set's own true answers; zsRE has none, so of the published known facts."""
-    source = PUBLISHED if flags["ds_name"] == "zsre" else flags["ds_name"].replace("-zsre", "")
-    return propose(model, tok, load_facts(source, flags["data_dir"], TRIED), source)
+    """Of the data set's own true answers; zsRE has none, so of the world's, or else of the published known facts."""
+    source, folder = flags["ds_name"], flags["data_dir"]
+    if source.partition(":")[0] in data.WORLDS:
+        source = source.replace("-zsre", "")
+    elif data.load(source, folder, limit=1)[0].schema == "zsre":
+        source = PUBLISHED
+    return propose(model, tok, load_facts(source, folder, TRIED), source)
 
 
 def _saved(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
-    """What experiments.causal_trace found. Raises EditingError if that is not there, or of another model."""
-    average, own = read_averages(folder), identity(model)
-    if not average["settings"]["model"].endswith(own):
-        raise EditingError(f"--hparams_fname {NAME}:{folder}: a trace of another model ({average['settings']['model']}), "
-                           f"not of this ({own})")
+    """What experiments.causal_trace found. Raises EditingError if that is not there, or of another model or dtype."""
+    average, own, dtype = read_averages(folder), identity(model), str(model.dtype).removeprefix("torch.")
+    settings = average["settings"]
+    if not settings["model"].endswith(own):
+        raise EditingError(f"--hparams_fname {NAME}:{folder}: a trace of another model, or in another dtype "
+                           f"({settings['model']}, {settings['dtype']}), not of this ({own}, {dtype})")
     effects = [round(value, 4) for value in average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]]
     return {**average["proposal"], "facts": average["facts"], "source": str(folder), "effects": effects,
-            "window": average["settings"]["window"], "noise_level": average["settings"]["noise_level"]}
+            "window": settings["window"], "noise_level": settings["noise_level"]}

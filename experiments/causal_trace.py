@@ -39,6 +39,16 @@ from experiments.tracing.prompts import trace_prompts
 from experiments.tracing.scores import KINDS, SEVERED, Traced, blocks, default_window, trace
 
 AVERAGES, CASES = "averages.json", "cases"
+NUMBER = (int, float)
+FORM = {
+    "of": int, "facts": int, "high": NUMBER, "low": NUMBER, "classes": list, "proposal": {"peak": int, "range": list},
+    "total_effect": {"mean": NUMBER, "band": (*NUMBER, type(None))},
+    "indirect_effect": {kind: {"mean": list, "band": list} for kind in KINDS},
+    "settings": {"model": str, "dtype": str, "window": int, "noise_level": str},
+}
+"""What readers need of averages.json, see :func:`results.has_form`."""
+DIMENSIONS = {"scores": 2, "subject_range": 1, "input_tokens": 1, "low_score": 0, "high_score": 0, "answer": 0, "window": 0}
+"""Of what readers need of a known fact's arrays."""
 
 
 def main(
@@ -83,26 +93,31 @@ def main(
     about = {"settings": settings, "noise": measured, "layers": sites.layers, "cases": len(facts), **results.provenance(),
              "flags": {"model_name": name, "fact_file": source, "dataset_size_limit": dataset_size_limit}}
     folder = Path(str(output_dir).replace("{model_name}", f"n{noise_level}_r{replace}_{name.replace('/', '_')}"))
-    _open(folder, about)
+    _check(folder, settings)
 
     kinds = (*KINDS, *SEVERED) if severed else tuple(KINDS)
     with tqdm(total=len(prompts), desc="tracing", unit="fact") as bar:
         for block in blocks(prompts, model, sites, samples):
             if not all(path.exists() for prompt in block for path in _paths(folder, prompt.fact.known_id, kinds).values()):
-                for traced in trace(model, tok, sites, block, noise, bool(replace), kinds, window):
+                found = trace(model, tok, sites, block, noise, bool(replace), kinds, window)
+                if not (folder / results.RUN).exists():  # only now: noise that the model can't stand leaves nothing behind
+                    results.write_json(folder / results.RUN, about)
+                for traced in found:
                     _write(folder, tok, traced, window, kinds)
             bar.update(len(block))
-    average = averages(known(folder, [prompt.fact.known_id for prompt in prompts], kinds))
+    average = averages(known(folder, [prompt.fact.known_id for prompt in prompts], kinds, sites.layers))
     average["proposal"] = proposal(average)
     results.write_json(folder / AVERAGES, {"settings": settings, "of": len(prompts), **average})
     return folder
 
 
-def known(folder: Path, numbers: Sequence[int], kinds: Sequence[str] = tuple(KINDS)) -> list[FactScores]:
-    """The scores of those of these facts that the model knows. Raises EditingError for a damaged file."""
+def known(
+    folder: Path, numbers: Sequence[int], kinds: Sequence[str] = tuple(KINDS), layers: int | None = None
+) -> list[FactScores]:
+    """The scores of those of these facts that the model, of so many layers, knows. Raises EditingError for a damaged file."""
     found = []
     for number in numbers:
-        files = {kind: read_case(path) for kind, path in _paths(folder, number, kinds).items()}
+        files = {kind: read_case(path, layers) for kind, path in _paths(folder, number, kinds).items()}
         if all(case["correct_prediction"] for case in files.values()):
             case = files["state"]
             subject = (int(case["subject_range"][0]), int(case["subject_range"][1]))
@@ -111,13 +126,31 @@ def known(folder: Path, numbers: Sequence[int], kinds: Sequence[str] = tuple(KIN
     return found
 
 
-def read_case(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of one traced fact and kind. Raises EditingError if the file is missing or damaged."""
+def read_case(path: Path, layers: int | None = None) -> dict[str, np.ndarray]:
+    """The arrays of one traced fact and kind. Raises EditingError if the file is missing or damaged. layers: of the model."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            case = dict(file)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise EditingError(f"{path}: not readable ({type(error).__name__}); delete it and run again") from None
+    if not _is_case(case, layers):
+        raise EditingError(f"{path}: not of a traced fact's form; delete it and run again")
+    return case
+
+
+def _is_case(case: Mapping[str, np.ndarray], layers: int | None) -> bool:
+    def has(dimensions: Mapping[str, int]) -> bool:
+        return all(name in case and case[name].ndim == count for name, count in dimensions.items())
+
+    if not has({"correct_prediction": 0}):
+        return False
+    if not case["correct_prediction"]:  # then there is no more
+        return True
+    if not has(DIMENSIONS):
+        return False
+    tokens, blocks = case["scores"].shape
+    start, end = case["subject_range"] if len(case["subject_range"]) == 2 else (0, 0)
+    return tokens == len(case["input_tokens"]) and blocks == (layers or blocks) and 0 <= start < end <= tokens
 
 
 def case_path(folder: Path, known_id: int, kind: str) -> Path:
@@ -160,18 +193,16 @@ def _write(folder: Path, tok, traced: Traced, window: int, kinds: Sequence[str])
         write_atomically(path, lambda file, arrays=arrays: np.savez(file, **arrays))
 
 
-def _open(folder: Path, about: Mapping[str, Any]) -> None:
-    """Writes run.json; where there is one already, it must be of the same settings."""
+def _check(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises EditingError for a folder that holds anything but a trace of the same settings."""
     if (folder / results.RUN).exists():
         saved = results.read_json(folder / results.RUN)
-        if not isinstance(saved, dict) or "settings" not in saved:
+        if not results.has_form(saved, {"settings": dict}):
             raise EditingError(f"{folder / results.RUN}: was not written by experiments.causal_trace; "
                                "choose another --output_dir")
-        results.check_same(folder, saved["settings"], about["settings"])
+        results.check_same(folder, saved["settings"], settings)
     elif folder.exists() and any(folder.iterdir()):
         raise EditingError(f"{folder}: holds files but no {results.RUN}; choose another --output_dir")
-    else:
-        results.write_json(folder / results.RUN, about)
 
 
 def _corpus(name: str | None, model_name: str, data_dir: str | Path | None) -> str:
@@ -191,9 +222,8 @@ def read_averages(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise EditingError(f"{folder}: has no {AVERAGES}; finish the trace with experiments.causal_trace")
     average = results.read_json(path)
-    kinds = {"indirect_effect": dict, "classes": list, "settings": dict, "proposal": dict}
-    if not isinstance(average, dict) or not all(isinstance(average.get(key), kind) for key, kind in kinds.items()):
-        raise EditingError(f"{path}: was not written by experiments.causal_trace")
+    if not results.has_form(average, FORM):
+        raise EditingError(f"{path}: was not written by experiments.causal_trace, or is damaged; delete it and trace again")
     return average
 
 

@@ -118,7 +118,7 @@ def command(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("model", help="a file of hparams/train/model")
     parser.add_argument("--alg", default="rep", help="of hparams/train/alg (default: %(default)s)")
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="of the configuration")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     lacking = main(args.experiment, args.model, args.alg, args.words)
     if lacking:
         raise EditingError(f"{len(lacking)} things are lacking: " + "; ".join(lacking))

@@ -25,7 +25,7 @@ from editors.core.fingerprint import tokenizer_fingerprint
 from editors.edit import Edit
 from editors.errors import EditingError
 from experiments import results
-from experiments.cli import HelpFormatter, add_model_flags, run_program
+from experiments.cli import HelpFormatter, Parser, add_model_flags, run_program
 from experiments.metrics.downstream import downstream_metrics
 from experiments.models import identity, load_model
 
@@ -180,8 +180,8 @@ def _percent(result: Mapping[str, Any], name: str) -> str:
 
 
 def command() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.downstream", description=__doc__.split("\n\n")[0],
-                                     formatter_class=HelpFormatter)
+    parser = Parser(prog="python -m experiments.downstream", description=__doc__.split("\n\n")[0],
+                    formatter_class=HelpFormatter)
     parser.add_argument("--model_name", default="world", help="Hugging Face hub id, local folder, or the built-in world")
     add_downstream_flags(parser)
     parser.set_defaults(downstream_tasks=",".join(data.TASKS))

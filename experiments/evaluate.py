@@ -132,12 +132,21 @@ def main(
     return run
 
 
+SAVED_ON_THE_WAY = ("save_model", "save_attention_heads", "save_delta_matrix")
+"""Flags that keep something while a batch is edited, which a run that goes on can't make up for."""
+
+
 def open_run(folder: Path, job: Job, continued: Path | None) -> Path:
     """The folder of a new run, with params.json and run.json; or ``continued``, if that is of the same configuration."""
     settings = job.settings()
     if continued is not None:
         results.check_same(continued, results.read_json(continued / results.PARAMS), job.hparams)
-        results.check_same(continued, results.read_about(continued)["settings"], settings)
+        about = results.read_about(continued)
+        results.check_same(continued, about["settings"], settings)
+        for name in SAVED_ON_THE_WAY:
+            if job.flags.get(name) and not about["flags"].get(name):
+                raise editors.EditingError(f"--{name}: {continued} was begun without it, and what is edited already would not be saved; "
+                                           "leave it out, or start a new run")
         return continued
     flags = {key: str(value) if isinstance(value, Path) else value for key, value in job.flags.items()}
     cases = len(job.records) - (job.flags["num_edits"] if job.flags["eval_on_others"] else 0)

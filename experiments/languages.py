@@ -169,9 +169,9 @@ class _Chunk:
         if given is None and not probes.enough(independent, editor.hparams.val_share) or iti and not voters:
             self._without_heads(wanted, voters, seconds, after)
             return
-        outputs = editor.features(job.model, job.tok, requests, progress=False) if given is None or iti else None
+        outputs = editor.features(job.model, job.tok, requests, progress=True) if given is None or iti else None
         if given is None:
-            found = editor.relevance(job.model, job.tok, requests, voters, progress=False, outputs=outputs, facts=facts)
+            found = editor.relevance(job.model, job.tok, requests, voters, progress=True, outputs=outputs, facts=facts)
             heads = editor.choose(found, most)
             self._write_relevance(found, found.voters, heads)
         else:
@@ -208,7 +208,7 @@ class _Chunk:
         if self.flags["bilingual"]:  # as published
             random.Random(SHUFFLE_SEED).shuffle(told)
         requests, templates, kl_prompts = map(list, zip(*told))
-        return job.editor.correct(job.model, job.tok, requests, heads, templates, progress=False, kl_prompts=kl_prompts)
+        return job.editor.correct(job.model, job.tok, requests, heads, templates, progress=True, kl_prompts=kl_prompts)
 
     def _voters(self, after: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[int]:
         """Positions, among the facts in the languages of the heads, of those whose new object the edited model says."""
@@ -258,7 +258,7 @@ class _Chunk:
 def _memit(editor: Editor, job: Job, requests: list[dict], cache: Path | None) -> Edit:
     """MEMIT's edit by an editor that may be more than MEMIT."""
     make = getattr(editor, "memit", editor.edit)
-    return make(job.model, job.tok, requests, z_cache=cache, progress=False)
+    return make(job.model, job.tok, requests, z_cache=cache, progress=True)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ folder are shown with it; others are named with --figures.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +22,7 @@ from experiments import html, old_folders, results, sequences
 from experiments.cli import HelpFormatter, Parser, at_least_one, run_program
 from experiments.metrics import summary
 from experiments.metrics.retention import retention_curve
-from experiments.summarize import Statistics, describe, runs_with_cases, table
+from experiments.summarize import Statistics, describe, read_case, runs_with_cases, table
 
 PANELS = {"success": "success (%)", "acc": "accuracy, teacher-forced (%)", "generated": "generated exactly (%)"}
 GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
@@ -89,8 +90,8 @@ def _sequences(labels: Sequence[str], runs: Sequence[Path]) -> str:
         return series
 
     def distance(batch: Mapping[str, Any]) -> float | None:
-        weights = batch.get("weights")
-        return fmean(weight["relative_distance"] for weight in weights.values()) if weights else None
+        found = [weight["relative_distance"] for weight in batch.get("weights", {}).values() if "relative_distance" in weight]
+        return fmean(found) if found else None
 
     x = "edits in the model"
     charts = [html.lines(f"{name} of all edits so far (%)", x, of_history(f"{group}_success"))
@@ -126,16 +127,29 @@ _CASE_HEAD = ["case", "prompt", "new target", "true target", "-log p(new), befor
 
 
 def _cases(run: Path, most: int) -> list[list[str]]:
-    rows = []
-    for case_id, path in results.case_files(run)[:most]:
-        case = old_folders.read_case(path)
-        wanted = case.get("requested_rewrite", {})
-        values = [_first_probability(case, target) for target in ("target_new", "target_true")]
-        said = case.get("post", {}).get("text") or [""]
-        rows.append([str(case_id), wanted.get("prompt", "").replace("{}", wanted.get("subject", ""), 1),
-                     *((wanted.get(target) or {}).get("str", "") for target in ("target_new", "target_true")),
-                     *values, said[0]])
+    """The first ``most`` cases, a row each, of those that :func:`summarize.read_run` has not left out."""
+    rows: list[list[str]] = []
+    for case_id, path in results.case_files(run):
+        if len(rows) == most:
+            break
+        try:
+            case, *_ = read_case(case_id, path)
+        except EditingError:
+            continue
+        try:
+            rows.append([str(case_id), *map(str, _case(case))])
+        except (AttributeError, KeyError, TypeError):
+            print(f"error: {path}: JSON, but not of a case's form (not shown)", file=sys.stderr)
     return rows
+
+
+def _case(case: Mapping[str, Any]) -> list[str]:
+    """What a row of the cases shows, behind the number."""
+    wanted = case.get("requested_rewrite", {})
+    values = [_first_probability(case, target) for target in ("target_new", "target_true")]
+    said = case.get("post", {}).get("text") or [""]
+    return [wanted.get("prompt", "").replace("{}", wanted.get("subject", ""), 1),
+            *((wanted.get(target) or {}).get("str", "") for target in ("target_new", "target_true")), *values, said[0]]
 
 
 def _first_probability(case: Mapping[str, Any], target: str) -> str:

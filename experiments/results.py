@@ -24,6 +24,8 @@ from data.records import Record
 from editors.errors import EditingError
 
 PARAMS, RUN = "params.json", "run.json"
+FLAGS: Mapping[str, type] = {"alg_name": str, "model_name": str, "ds_name": str, "num_edits": int}
+"""What tells runs apart, of the flags in run.json."""
 EDITS = "edits"
 STATISTICS = "statistics.json"
 """{layer: what the editor's second moment was made of}: keys, documents, seconds and, of counted keys, rank and condition."""
@@ -150,18 +152,30 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises EditingError for a file that is cut off or no JSON."""
+    """Raises EditingError for a file that is cut off or no JSON, and for a params.json without hyper-parameters."""
+    # Without these two a folder can't be gone on with.
+    remedy = "start a new run in another folder" if path.name in (PARAMS, RUN) else "delete it and run again"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise EditingError(f"{path}: not readable as JSON ({error}); delete it and run again") from error
+        raise EditingError(f"{path}: not readable as JSON ({error}); {remedy}") from error
+    if path.name == PARAMS and not isinstance(content, dict):
+        raise EditingError(f"{path}: holds no hyper-parameters; {remedy}")
+    return content
+
+
+def has_form(content: Any, form: Any) -> bool:
+    """Whether JSON is of a type (or one of several), or an object with at least the keys of ``form``, each of its form."""
+    if not isinstance(form, Mapping):
+        return isinstance(content, form)
+    return isinstance(content, Mapping) and all(key in content and has_form(content[key], of) for key, of in form.items())
 
 
 def read_about(run: Path) -> dict[str, Any]:
     """The content of a run's run.json. Raises EditingError for a file that is damaged or not of this program."""
     about = read_json(run / RUN)
-    if not isinstance(about, dict) or not {"settings", "flags", "cases"} <= about.keys():
-        raise EditingError(f"{run / RUN}: was not written by experiments.evaluate; start a new run")
+    if not has_form(about, {"settings": dict, "flags": FLAGS, "cases": int}):
+        raise EditingError(f"{run / RUN}: was not written by experiments.evaluate, or is damaged; start a new run")
     return about
 
 

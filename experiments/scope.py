@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
 from data.files import read_json
 from editors.errors import EditingError
@@ -77,6 +78,7 @@ def scores(alg: SERAC, source: Episodes, edits: int) -> Scores:
     """Over the first episodes that hold so many edits."""
     alg.eval()
     inside, right, outside, seen, number = [], [], [], 0, 0
+    bar = tqdm(desc="scope", unit="edit", leave=False, disable=None)
     while number < len(source) and seen < edits:
         episode = with_texts(source.episode(number))
         edited, _ = alg.edit(episode.edit_inner)
@@ -86,7 +88,10 @@ def scores(alg: SERAC, source: Episodes, edits: int) -> Scores:
             owners = [edited.placed[edit] for _, edit in episode.pos_pairs.tolist()]
             right += [place == owner for place, owner in zip(route.edit.tolist(), owners)]
         outside += edited.route(edited.queries(episode.loc)).score.tolist()
-        seen, number = seen + len(episode.edit_inner["input_ids"]), number + 1
+        edited_now = len(episode.edit_inner["input_ids"])
+        seen, number = seen + edited_now, number + 1
+        bar.update(edited_now)
+    bar.close()
     if not inside or not outside:
         raise EditingError("there are no equivalents and unrelated inputs to tell apart; ask for fewer --edits at once")
     return Scores(inside, right, outside)

@@ -41,9 +41,10 @@ PERPLEXITY_TEXTS = 20
 
 def evaluate(job: Job, run: Path) -> None:
     """Runs, or continues, the whole sequence in ``run``. The model is afterwards what it was, bit by bit."""
-    if ranks.from_first((run / FINISHED).exists):
-        return
     flags, records, num_edits = job.flags, job.records, job.flags["num_edits"]
+    if ranks.from_first((run / FINISHED).exists):
+        _check_cases(run, num_edits, records)
+        return
     chunks = [records[start:start + num_edits] for start in range(0, len(records), num_edits)]
     cache = data_folder(flags["data_dir"]) / "z_cache" if flags["use_cache"] else None
     sequence = EditSequence(job.editor, job.model, job.tok, job.context_templates, z_cache=cache,
@@ -64,6 +65,7 @@ def _run(job: Job, run: Path, sequence: EditSequence, chunks: Sequence[Sequence[
         checkups.unedited()
 
     edited = job.records[:sequence.batches * num_edits]
+    _check_cases(run, num_edits, edited)
     first = ranks.rank() == 0  # the one that writes
     with tqdm(total=len(job.records), initial=len(edited), desc=flags["alg_name"], unit="case", disable=not first) as bar:
         for chunk in chunks[sequence.batches:]:
@@ -85,6 +87,14 @@ def _run(job: Job, run: Path, sequence: EditSequence, chunks: Sequence[Sequence[
             bar.update(len(chunk))
     if first:
         results.write_json(run / FINISHED, {"batches": sequence.batches, "edits": len(edited)})
+
+
+def _check_cases(run: Path, num_edits: int, edited: Sequence[Record]) -> None:
+    """Raises EditingError for a case of the batches that are done which has gone since."""
+    paths = [results.case_path(run, num_edits, record.case_id) for record in edited]
+    gone = ranks.from_first(lambda: [path for path in paths if not path.exists()])
+    if gone:
+        raise EditingError(f"{gone[0]}: is gone, and the model is past that batch, so it can't be made again; start a new run")
 
 
 def _is_there(checkpoint: Path) -> bool:

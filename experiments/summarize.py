@@ -25,7 +25,7 @@ from editors.errors import EditingError
 from experiments import old_folders, results, sequences
 from experiments.cli import HelpFormatter, Parser, at_least_one, run_program
 from experiments.metrics import summary
-from experiments.sequences import FLAGS
+from experiments.results import FLAGS
 
 TITLES = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood", "attribute": "attribute"}
 MEASURES = {"success": "success", "diff": "difference", "acc": "accuracy (teacher-forced)", "generated": "generated exactly",
@@ -111,16 +111,10 @@ def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any
         if first_n_cases is not None and case_id >= first_n_cases:
             break
         try:
-            case = old_folders.read_case(path)
-            values[case_id] = summary.case_values(case)
-            if old_folders.of_another_batch(case_id, case):
-                note = OF_ALPHAEDIT
-            elif old_folders.batch_of(path) is not None:
-                note = OF_UNIFIED
+            _, values[case_id], of_case = read_case(case_id, path)
+            note = of_case or note
         except EditingError as error:
             print(f"error: {error} (left out)", file=sys.stderr)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            print(f"error: {path}: JSON, but not of a case's form (left out)", file=sys.stderr)
     if note == OF_ALPHAEDIT:
         values = {case_id: {key.replace("post_", "retention_", 1): value for key, value in case.items()}
                   for case_id, case in values.items()}
@@ -137,6 +131,21 @@ def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any
         about["note"] = note
     sequential = bool(flags.get("sequential")) or note == OF_ALPHAEDIT
     return about, summary.collect(list(values.values())) | _model_values(run, sequential)
+
+
+def read_case(case_id: int, path: Path) -> tuple[dict[str, Any], dict[str, float], str]:
+    """(content of a case file, its :func:`summary.case_values`, what is to be noted about the code that wrote it).
+
+    Raises EditingError for a damaged file.
+    """
+    try:
+        case = old_folders.read_case(path)
+        note = OF_UNIFIED if old_folders.batch_of(path) is not None else ""
+        if old_folders.of_another_batch(case_id, case):
+            note = OF_ALPHAEDIT
+        return case, {key: float(value) for key, value in summary.case_values(case).items()}, note
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise EditingError(f"{path}: JSON, but not of a case's form") from None
 
 
 def _model_values(run: Path, sequential: bool) -> dict[str, list[float]]:

@@ -10,8 +10,8 @@ Every combination of the values (Hydra's multirun) is a job: experiments.evaluat
 be set, and under ``hparams.`` any key of the editor's hyper-parameter file. A job that fails stops no other and is listed at
 the end; the same command again runs what is not finished, another command of the same name adds its jobs. The folder
 ``<results_dir>/sweeps/<name>`` holds, for each job, ``job.json``, ``log.txt`` and ``run_000``; then sweep.json, .csv and .md,
-a row for each job, and the figure.
-Exit code: 0 when all jobs of the command are done, 2 when all failed for mistakes in their settings, else 1.
+a row for each job (of a run that tells languages apart, for each stage and language), and the figure.
+Exit code: 0 when all jobs of the command are done and drawn, 2 when all failed for mistakes in their settings, else 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +46,7 @@ from experiments.cli import run_program
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hparams" / "sweep"
 ROOT = CONFIGS.parent.parent
-JOB, LOG, TABLE = "job.json", "log.txt", "sweep.json"
+JOB, LOG, TABLE, RUN = "job.json", "log.txt", "sweep.json", "run_000"
 ELSEWHERE = ("name", "results_dir", "data_dir", "stats_dir", "processes", "device", "command")
 """Settings that say where and how, not what: a job is the same whatever they are."""
 METRICS = {
@@ -66,13 +68,16 @@ def run_job(cfg: DictConfig) -> None:
     try:
         about["settings"] |= {f"hparams.{key}": value for key, value in _changes(settings).items()}
         before = _before(folder / JOB)
-        if before.get("status") == "done":
+        if before.get("status") == "done" and _complete(folder / RUN):
             _go_by_before(before, settings, folder)
             return
         results.write_json(folder / JOB, about | {"status": "unfinished"})
         error, mistake = _evaluate(settings, folder)
     except (EditingError, DataError, OSError) as caught:
         error = str(caught)
+    except Exception as caught:  # a defect: neither the other jobs nor the table fall with this one
+        traceback.print_exc()
+        error, mistake = f"{type(caught).__name__}: {caught}", False
     outcome = {"status": "failed", "error": " ".join(error.split()), "mistake": mistake} if error else {"status": "done"}
     results.write_json(folder / JOB, about | outcome | {"seconds": time.perf_counter() - started})
     print(f"{outcome['status']}: {folder.name}" + (f": {outcome['error']}" if error else ""), flush=True)
@@ -85,6 +90,12 @@ def _before(path: Path) -> dict[str, Any]:
     except (EditingError, DataError):
         print(f"{path}: was not written by experiments.sweep; it is written anew", file=sys.stderr)
         return {}
+
+
+def _complete(run: Path) -> bool:
+    """Whether a run has all its cases."""
+    return (run / results.RUN).is_file() and all(
+        len(results.case_files(part)) >= results.read_about(part)["cases"] for part in results.runs_in(run))
 
 
 def _go_by_before(before: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
@@ -109,7 +120,11 @@ def label(overrides: Mapping[str, str]) -> str:
 
 
 def _changes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes to the hyper-parameters. Raises EditingError for what is none, and for a wrong number of processes."""
+    """The changes to the hyper-parameters. Raises EditingError for what is none, for names that are no text, and for a wrong
+    number of processes."""
+    for key in ("alg_name", "model_name", "hparams_fname"):
+        if not isinstance(settings[key], str) and (key != "hparams_fname" or settings[key] is not None):
+            raise EditingError(f"{key}={settings[key]}: give text")
     if not isinstance(settings["hparams"], dict):
         raise EditingError(f"hparams={settings['hparams']}: name a key, as in hparams.v_lr=0.1")
     if not isinstance(settings["processes"], int) or settings["processes"] < 1:
@@ -136,8 +151,8 @@ def _evaluate(settings: Mapping[str, Any], folder: Path) -> tuple[str | None, bo
     if settings["hparams"]:
         flags["hparams_fname"] = _changed_hparams(flags, settings["hparams"], folder)
     flags |= {"results_dir": folder.parent, "dir_name": folder.name}
-    if (folder / "run_000").is_dir():
-        flags["continue_from_run"] = "run_000"
+    if (folder / RUN).is_dir():
+        flags["continue_from_run"] = RUN
     command = [sys.executable, "-m"]
     if settings["processes"] > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={settings['processes']}", "-m"]
@@ -185,7 +200,7 @@ def _check_same_hparams(settings: Mapping[str, Any], folder: Path) -> None:
     """Raises EditingError for a job whose file of hyper-parameters has changed since it was done."""
     from experiments.auto_hparams import is_automatic
 
-    flags, path = _flags(settings), folder / "run_000" / results.PARAMS
+    flags, path = _flags(settings), folder / RUN / results.PARAMS
     if is_automatic(flags["hparams_fname"]) or not path.is_file():
         return
     was, now = results.read_json(path), _hparams(flags, settings["hparams"])
@@ -205,16 +220,22 @@ def summarise(folder: Path, command: str | None = None) -> dict[str, Any]:
 
     jobs = []
     for path in sorted(folder.glob(f"*/{JOB}")):
-        job = {"folder": path.parent.name, "cases": 0, "statistics": {}, **read_job(path)}
+        run, job = path.parent / RUN, {"folder": path.parent.name, "cases": 0, "statistics": {}, **read_job(path)}
+        if job["status"] == "done" and not _complete(run):
+            job["status"] = "unfinished"
         if command is not None and job.get("command") != command:
             if job["status"] != "done":
                 print(f"left out: {path.parent}, {job['status']} in an earlier command", file=sys.stderr)
                 continue
             job = {key: value for key, value in job.items() if key not in ("error", "mistake")}  # this command asks nothing of it
-        if (path.parent / "run_000").is_dir() and not (job["status"] == "done" and "error" in job):
-            about, lists = read_run(path.parent / "run_000")
-            job |= {"cases": about["num_cases"], "statistics": summary.statistics(lists)}
-        jobs.append(job)
+        shown = run.is_dir() and not (job["status"] == "done" and "error" in job)
+        parts = list(results.runs_in(run)) if shown else []
+        for part in parts:
+            about, lists = read_run(part)
+            place = dict(zip(("stage", "measured"), part.relative_to(run).parts))
+            jobs.append(job | {"settings": job["settings"] | place, "cases": about["num_cases"], "statistics": summary.statistics(lists)})
+        if not parts:
+            jobs.append(job)
     keys = dict.fromkeys(key for job in jobs for key in job["settings"] if key not in ELSEWHERE)
     varied = [key for key in keys if len({repr(job["settings"].get(key)) for job in jobs}) > 1]
     jobs.sort(key=lambda job: [_order(value) for value in map(job["settings"].get, varied)])
@@ -237,7 +258,8 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 
 def table(content: Mapping[str, Any]) -> list[list[str]]:
-    """A head, and a row for each job: the settings that vary, its outcome, and means ± standard errors over cases."""
+    """A head, and a row for each job, or each stage and language of one: the settings that vary, its outcome, and means ± standard errors
+    over cases."""
     jobs = content["jobs"]
     shown = [key for key in METRICS if any(_shows(job["statistics"], key) for job in jobs)]
     rows = [[*content["varied"], "status", "cases", *(METRICS[key] for key in shown), "seconds an edit batch"]]
@@ -264,23 +286,33 @@ def _cell(value: Mapping[str, float | None] | None) -> str:
     return f"{value['mean']:.1f}" + ("" if value["se"] is None else f" ± {value['se']:.1f}")
 
 
-def _finish(folder: Path, command: str) -> None:
-    """Table, figure and failures. Raises SystemExit if a job of the command failed: 2 if all did, for mistakes, else 1."""
+def _finish(folder: Path, command: str, lost: str | None) -> None:
+    """Table, figure and failures. lost: why not all jobs of the command ran to their end.
+
+    Raises EditingError if none was begun; SystemExit if one failed or is lost: 2 if all failed, for mistakes, else 1.
+    """
+    if not any(read_job(path).get("command") == command for path in folder.glob(f"*/{JOB}")):
+        raise EditingError(lost or f"{folder}: no job was begun there")
     content = summarise(folder, command)
     print("\n" + (folder / "sweep.md").read_text())
-    jobs = content["jobs"]
-    unfinished = [job for job in jobs if _status(job) != "done"]
-    if any(job["statistics"] for job in jobs):
+    drawn = True
+    if any(job["statistics"] for job in content["jobs"]):
         # Figures are drawn by a program of their own, which reads the results as everyone else does.
-        subprocess.run([sys.executable, "-m", "figures.sweep", str(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+        program = [sys.executable, "-m", "figures.sweep", str(folder)]
+        drawn = subprocess.run(program, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+    jobs = list({job["folder"]: job for job in content["jobs"]}.values())  # one with several languages has several rows
+    unfinished = [job for job in jobs if _status(job) != "done"]
     print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs done: {folder}")
     for job in unfinished:
         print(f"{_status(job)}: {job['folder']}: {job.get('error', 'was interrupted')}", file=sys.stderr)
-    if unfinished:
-        if not all(job.get("mistake") for job in unfinished):
-            print("the same command again runs these once more", file=sys.stderr)
+    if lost:
+        print(f"error: not all jobs ran to their end: {lost}", file=sys.stderr)
+        print("others may still run; when they have ended, the same command again does what is left", file=sys.stderr)
+    elif not all(job.get("mistake") for job in unfinished):
+        print("the same command again runs these once more", file=sys.stderr)
+    if unfinished or lost or not drawn:
         own = [job for job in jobs if job.get("command") == command]
-        raise SystemExit(2 if all(job.get("mistake") for job in own) else 1)
+        raise SystemExit(2 if not lost and all(job.get("mistake") for job in own) else 1)
 
 
 def _arguments(words: Sequence[str]) -> list[str]:
@@ -302,7 +334,7 @@ def command() -> None:
 
     try:
         sys.argv[1:] = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]  # that it is in any case
-        dashed = [word for word in sys.argv[1:] if word.startswith("-")]
+        dashed = [word for word in sys.argv[1:] if word.startswith(("-", "~"))]
         if set(dashed) & {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}:
             return main()  # Hydra answers
         if dashed:
@@ -312,20 +344,37 @@ def command() -> None:
         if lacking:
             given = ", ".join(word.partition("=")[0] for word in sys.argv[1:]) or "no settings"
             raise EditingError(f"give {', '.join(f'{key}=...' for key in lacking)}; given are {given}")
-        sys.argv.append(f"command={own}")
-        main()
     except (HydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__ or error  # Hydra tells the cause in the chained error, over several lines
-        raise EditingError(" ".join(f"{error} {cause if cause is not error else ''}".split())) from None
-    _finish(folder, own)
+        raise EditingError(_told(error)) from None
+    sys.argv.append(f"command={own}")
+    lost = None
+    try:
+        main()
+    except Exception as error:  # a launcher's, of a job that was killed or ran out of time: what the others did is there
+        lost = _told(error)
+    _finish(folder, own, lost)
+
+
+def _told(error: Exception) -> str:
+    """An error of Hydra or a launcher in one line."""
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return f"{type(error).__name__}: {textwrap.shorten(str(error), 300)}"
+    cause = error.__cause__ or error  # Hydra tells the cause in the chained error, over several lines
+    text = " ".join(f"{error} {cause if cause is not error else ''}".split())
+    return text + ("; pip install hydra-ray-launcher" if "'hydra/launcher/ray'" in text else "")
 
 
 def _folder(words: Sequence[str]) -> Path:
     """The folder of the sweep that the command line asks for."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = hydra.compose("config", [word for word in words if word.startswith(("name=", "results_dir="))])
-    if not re.fullmatch(r"[\w.+-]+", str(cfg.name)):
-        raise EditingError(f"name={cfg.name}: give the name of a folder, of letters, digits and . _ + -")
+        cfg = hydra.compose("config", [word for word in words if word.lstrip("+").startswith(("name=", "results_dir="))])
+    if not re.fullmatch(r"[\w+-][\w.+-]*", str(cfg.name)):
+        raise EditingError(f"name={cfg.name}: give the name of a folder, of letters, digits and . _ + -, that begins with no dot")
+    if not isinstance(cfg.results_dir, str) or not cfg.results_dir:
+        raise EditingError(f"results_dir={cfg.results_dir}: give the path of a folder")
+    elsewhere = next((word for word in words if re.match(r"\+*hydra\.sweep\b", word)), None)
+    if elsewhere:
+        raise EditingError(f"{elsewhere}: where a sweep is written is told by results_dir and name")
     return Path(cfg.results_dir) / "sweeps" / str(cfg.name)
 
 

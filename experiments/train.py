@@ -48,10 +48,12 @@ OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(2), replace=
 
 def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """One run; returns its results. Raises EditingError or DataError for a user's mistake."""
-    from experiments.train_setup import prepare  # torch is slow to import, and --help needs none of it
+    from experiments.train_setup import check_unused, prepare  # torch is slow to import, and --help needs none of it
 
     config = _plain(cfg)
     _check_keys(config)
+    if config["eval_only"] and config["archive"] is not None:
+        check_unused(folder)
     setup = prepare(config, folder)
     trainer = setup.trainer
     folder = trainer.folder

@@ -51,7 +51,7 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     """
     _warn_of_unread(config)
     if config["archive"] is None:
-        _check_unused(folder)
+        check_unused(folder)
     experiment = episodes.experiment_name(config["task"])
     alg_name = registry.algorithm_name(config["alg"])
     config = {**config, "task": experiment, "recipe": recipe_of(config, experiment)}
@@ -113,7 +113,7 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     return Setup(trainer, final, split, config, about)
 
 
-def _check_unused(folder: Path) -> None:
+def check_unused(folder: Path) -> None:
     """Raises EditingError if another run has kept its networks or results in the folder."""
     there = [name for name in (BEST, LAST, "results.json") if (folder / name).is_file()]
     if there:

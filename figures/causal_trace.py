@@ -21,7 +21,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from editors.errors import EditingError
-from experiments import results
 from experiments.causal_trace import case_path, read_averages, read_case
 from experiments.cli import Parser, run_program
 from experiments.tracing.averages import LAST_SUBJECT
@@ -39,7 +38,8 @@ def draw_averages(average: Mapping[str, Any]) -> plt.Figure:
     """Above heat maps of classes of tokens x blocks, below the curves of three classes."""
     effects = {kind: effect for kind, effect in average["indirect_effect"].items() if kind in TITLES}
     classes, size = average["classes"], average["settings"]["window"]
-    means = {kind: np.array([row or [np.nan] * average["layers"] for row in effects[kind]["mean"]]) for kind in effects}
+    layers = len(effects["mlp"]["mean"][LAST_SUBJECT])  # the one class that has a token in every fact
+    means = {kind: np.array([row or [np.nan] * layers for row in effects[kind]["mean"]]) for kind in effects}
     bounds = _bounds(means.values())
     figure, axes = lines.panels(2, len(effects), width=2.7, height=1.9, legend=len(CURVES))
     for number, (kind, mean) in enumerate(means.items()):
@@ -88,7 +88,6 @@ def main(folder: str | Path, out: str | Path | None = None, known_ids: Sequence[
     beside it."""
     folder = Path(folder)
     average = read_averages(folder)
-    average = {**average, "layers": results.read_json(folder / results.RUN)["layers"]}
     facts = {known_id: _fact(folder, known_id) for known_id in ([_first_known(folder)] if known_ids == FIRST else known_ids)}
     out = Path(out or folder / "average")
     files = lines.save(draw_averages(average), out)

@@ -88,7 +88,9 @@ def _mean(jobs: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]:
 
 
 def _is_job(job: Any) -> bool:
-    return isinstance(job, dict) and all(isinstance(job.get(key), dict) for key in ("statistics", "settings"))
+    form = {"mean": (int, float), "se": (int, float, type(None))}
+    return results.has_form(job, {"statistics": dict, "settings": dict}) and all(
+        results.has_form(value, form) for value in job["statistics"].values())
 
 
 def _is_number(value: Any) -> bool:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from ..errors import DataError
 from .options import Options
@@ -84,7 +85,7 @@ def _sentence_vectors(name: str, texts: Sequence[str]) -> np.ndarray:
                         'data.hard_neg_encoder, or use "words" there') from error
     vectors = []
     with torch.no_grad():
-        for start in range(0, len(texts), 64):
+        for start in tqdm(range(0, len(texts), 64), desc="neighbours", unit="batch", leave=False, disable=None):
             batch = tok(list(texts[start:start + 64]), padding=True, truncation=True, return_tensors="pt")
             hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
             vectors.append(((hidden * mask).sum(1) / mask.sum(1)).numpy())

@@ -1,17 +1,16 @@
 """Prints how much of the world a checkpoint recalls greedily: `python -m data.world.check [folder] [--every N]`."""
-import argparse
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..errors import DataError, run_program
+from ..errors import DataError, Parser, run_program
 from . import BASE_FACTS, CHECKPOINT, LANGUAGES, SEED, world
 from .recall import recall
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=CHECKPOINT, help="a checkpoint (default: the shipped one)")
     parser.add_argument("--every", type=int, default=1, help="only every N-th fact")
     parser.add_argument("--facts", type=int, default=BASE_FACTS)
@@ -21,8 +20,11 @@ def main(argv=None) -> None:
         raise DataError(f"{args.folder}: no model there (no config.json)")
     if args.every < 1:
         raise DataError(f"--every must be at least 1, not {args.every}")
-    model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
-    tok = AutoTokenizer.from_pretrained(args.folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
+        tok = AutoTokenizer.from_pretrained(args.folder)
+    except ValueError as error:
+        raise DataError(f"{args.folder}: no model that loads ({' '.join(str(error).split())[:160]})") from None
     this = world(args.facts, args.seed)
     facts = this.facts[::args.every]
     print(f"{len(facts)} facts; greedy recall (%) on phrasings 1, 2, ... of each language")

@@ -10,6 +10,7 @@ import argparse
 import fcntl
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -24,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from ..download import data_folder
-from ..errors import DataError, run_program
+from ..errors import DataError, Parser, run_program
 from . import small
 from .generate import SEED, World, generate
 from .lessons import ENCODERS, LESSONS, measure
@@ -224,7 +225,7 @@ def _train(kind: str, folder: Path, recipe: Recipe, save_seconds: float, stop_af
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=list(RECIPES))
     parser.add_argument("--out", type=Path, help="folder of the run and of the model (default: its place in the data folder)")
     parser.add_argument("--facts", type=int, help="size of the world (default: the usual one)")
@@ -251,6 +252,9 @@ def _check(recipe: Recipe) -> None:
     for name, value in {**asdict(recipe.shape), "epochs": recipe.epochs, "batch": recipe.batch}.items():
         if value < 1:
             raise DataError(f"--{name} must be at least 1, not {value}")
+    for name in ("muon_lr", "adam_lr", "weight_decay"):
+        if not 0 <= getattr(recipe, name) < math.inf:
+            raise DataError(f"--{name} must be a finite number, not below 0, not {getattr(recipe, name)}")
     if recipe.facts is not None and recipe.facts < 100:
         raise DataError(f"--facts must be at least 100, so that every relation has several objects, not {recipe.facts}")
     if recipe.shape.width % recipe.shape.heads:

@@ -2,6 +2,7 @@
 import random
 
 import torch
+from tqdm import tqdm
 
 from .generate import Entity, Fact, World, render
 from .relations import LANGUAGES
@@ -50,7 +51,7 @@ def recall(model, tok, world: World, facts=None, languages=LANGUAGES, prefixed: 
     rng = random.Random(seed)
     facts = world.facts if facts is None else facts
     shares = {}
-    for language in languages:
+    for language in tqdm(languages, desc="recall", unit="language", leave=False, disable=None):
         count = len(facts[0].relation.phrasings(language))
         shares[language] = []
         for index in range(count) if phrasings is None else phrasings:

@@ -13,6 +13,7 @@ import torch
 from nltk.tokenize import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 from sklearn.feature_extraction.text import TfidfVectorizer
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.records import Record
@@ -119,9 +120,16 @@ def sample(
         return continue_rows(model, prefix, logits, choose, finished)
 
     groups = [order[start:start + group_size] for start in range(0, len(order), group_size)]
-    for group, found in zip(groups, ranks.each(texts_of, groups)):
-        for i, new in zip(group, found):
-            ids[i] += new
+    with tqdm(total=len(order), desc="generate", unit="text", leave=False, disable=None) as bar:
+
+        def shown(group: list[int]) -> list[list[int]]:
+            found = texts_of(group)
+            bar.update(len(group))
+            return found
+
+        for group, found in zip(groups, ranks.each(shown, groups)):
+            for i, new in zip(group, found):
+                ids[i] += new
     texts = iter([_clean(tok.decode(row, skip_special_tokens=True)) for row in ids])
     return [[next(texts) for _ in prompts] for _, prompts in cases]
 

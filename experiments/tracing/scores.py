@@ -122,7 +122,8 @@ def _scores(
     for batch in _batches(passes, list(cells)):
         found = passes.score(batch)
         if not torch.isfinite(found).all():
-            raise EditingError("the model's probabilities are not finite under noise: load it in a wider dtype")
+            raise EditingError("the model's probabilities are not finite under noise: load it in a wider dtype, or use "
+                               "weaker noise")
         for cell, score in zip(batch, found.tolist()):
             for kind, layer in cells[cell]:  # windows that the ends cut to the same blocks are one
                 scores[cell.prompt][kind][cell.token, layer] = score

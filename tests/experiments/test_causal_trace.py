@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import data
 import editors
@@ -17,7 +18,7 @@ from experiments.tracing.facts import facts_of, load_facts
 from experiments.tracing.scores import SEVERED
 from figures import causal_trace as figure
 from figures import edit_layers
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, load_tiny
 
 PROMPTS = [("Orla Venn", "Lutmere", "Orla Venn lives in the city of"),
            ("Tamsin Brackholt", "cheesemonger", "Tamsin Brackholt works as a"),
@@ -80,8 +81,17 @@ def test_a_trace_goes_on(traced, tiny_gpt2, fact_file, tmp_path, monkeypatch):
     causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
     with pytest.raises(EditingError, match="noise_level was \"s3\" and is now \"0.2\""):
         causal_trace.main(tiny_gpt2, fact_file, folder, samples=4, noise_level="0.2")
-    (folder / "cases" / "knowledge_1_mlp.npz").write_bytes(b"half")
+    path = folder / "cases" / "knowledge_1_mlp.npz"
+    path.write_bytes(b"half")
     with pytest.raises(EditingError, match="knowledge_1_mlp.npz: not readable .* delete it and run again"):
+        causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
+    case = causal_trace.read_case(traced / "cases" / path.name)
+    for spoilt in ({"answer": 1}, case | {"scores": case["scores"][:, 1:]}, case | {"subject_range": [2, 99]}):
+        np.savez(path, **spoilt)
+        with pytest.raises(EditingError, match="knowledge_1_mlp.npz: not of a traced fact's form; delete it and run again"):
+            causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
+    (folder / "run.json").write_text("{")
+    with pytest.raises(EditingError, match="run.json: not readable as JSON .* start a new run in another folder"):
         causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
 
 
@@ -91,7 +101,7 @@ def test_figures(traced, tmp_path):
         f"average{name}{kind}" for name in ("", "_knowledge_3") for kind in (".pdf", ".png")]
     (traced / "cases" / "knowledge_0 (copy).npz").touch()  # not of a trace
     assert "first_knowledge_0.pdf" in [file.name for file in figure.main(traced, tmp_path / "first", "first")]
-    average = {**results.read_json(traced / "averages.json"), "layers": 6}
+    average = results.read_json(traced / "averages.json")
     drawn = figure.draw_averages(average)
     assert np.array_equal(drawn.axes[1].images[0].get_array(), np.array(
         [row or [np.nan] * 6 for row in average["indirect_effect"]["mlp"]["mean"]]), equal_nan=True)
@@ -100,6 +110,12 @@ def test_figures(traced, tmp_path):
             figure.main(traced, tmp_path / "none", [known_id])
     with pytest.raises(EditingError, match="has no averages.json; finish the trace"):
         figure.main(tmp_path, tmp_path / "none")
+    np.savez(tmp_path / "cases.npz", answer="x")
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "cases.npz").rename(tmp_path / "cases" / "knowledge_0.npz")
+    (tmp_path / "averages.json").write_bytes((traced / "averages.json").read_bytes())
+    with pytest.raises(EditingError, match="knowledge_0.npz: not of a traced fact's form"):
+        figure.main(tmp_path, tmp_path / "none", "first")
     assert not list(tmp_path.glob("none*"))
 
 
@@ -157,6 +173,17 @@ def test_layers_from_the_data_set(run, hparams, golden, monkeypatch):
     assert len(traced["effects"]) == 6 and traced["effects"][traced["peak"]] == max(traced["effects"])
 
 
+def test_facts_that_a_trace_of_the_data_set_takes(golden, tmp_path, monkeypatch):
+    monkeypatch.setattr(auto_hparams, "load_facts", lambda *asked: [])
+    monkeypatch.setattr(auto_hparams, "propose", lambda model, tok, facts, source: source)
+    own, zsre = tmp_path / "my-zsre-set.json", tmp_path / "world-zsre.json"
+    own.write_bytes((golden / "multi_counterfact.json").read_bytes())
+    zsre.write_bytes((golden / "zsre_mend_eval.json").read_bytes())
+    for name, source in ((own, str(own)), (zsre, "known_1000"), ("world-zsre", "world"), ("world-zsre:50", "world:50"),
+                         ("world-ca-zsre", "world-ca"), ("world-zsre-test", "world-test")):
+        assert auto_hparams._traced({"ds_name": str(name), "data_dir": None}, None, None) == source
+
+
 def test_values_of_every_editor(tiny_gpt2, traced):
     model, tok = tiny_gpt2
     for alg_name in (*results.read_json(auto_hparams.VALUES), "MEMIT_seq"):
@@ -196,6 +223,7 @@ def test_the_short_trace_is_part_of_the_whole(tiny_gpt2, fact_file, tmp_path, mo
     (["--fact_file", str(GOLDEN / "zsre_mend_eval.json")], "have no true answers to trace"),
     (["--noise_level", "m", "--noise_corpus", "nowhere.txt"], "nowhere.txt: no such file"),
     (["--device", "cuda:99"], "--device cuda:99: not available here"),
+    (["--noise_level", "1e300"], "not finite under noise"),  # nothing is left that would refuse another level
 ])
 def test_mistakes(fact_file, tmp_path, monkeypatch, capsys, flags, message):
     given = {"--model_name": str(GOLDEN / "tiny-gpt2"), "--fact_file": str(fact_file), "--output_dir": str(tmp_path / "out")}
@@ -235,9 +263,15 @@ def test_nothing_is_known(tiny_gpt2, tmp_path, run):
 def test_automatic_layers_refused(run, traced, tmp_path, tiny_gptj, golden):
     with pytest.raises(EditingError, match="has no averages.json; finish the trace"):
         run("FT", hparams_fname=f"auto:{tmp_path}")
-    (tmp_path / "averages.json").write_text("{}")
-    with pytest.raises(EditingError, match="averages.json: was not written by experiments.causal_trace"):
-        run("FT", hparams_fname=f"auto:{tmp_path}")
+    average = results.read_json(traced / "averages.json")
+    lacking = [{key: value for key, value in average.items() if key != lost} for lost in ("facts", "total_effect")]
+    lacking += [average | {key: {}} for key in ("proposal", "settings", "indirect_effect")]
+    for content in ({}, *lacking):
+        results.write_json(tmp_path / "averages.json", content)
+        with pytest.raises(EditingError, match="averages.json: was not written by experiments.causal_trace"):
+            auto_hparams._saved(tmp_path, tiny_gptj[0])
+    with pytest.raises(EditingError, match=r"in another dtype \(tiny-gpt2, .*, float32\), not of this \(.*, float16\)"):
+        auto_hparams._saved(traced, load_tiny("tiny-gpt2", torch.float16)[0])
     with pytest.raises(EditingError, match="a trace of another model"):
         run("FT", hparams_fname=f"auto:{traced}", model_name=tiny_gptj)
     with pytest.raises(EditingError, match="unknown editor 'MENIT'"):
@@ -251,9 +285,10 @@ def test_another_folder(tiny_gpt2, fact_file, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(EditingError, match="holds files but no run.json"):
         causal_trace.main(tiny_gpt2, fact_file, tmp_path)
-    (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(EditingError, match="was not written by experiments.causal_trace"):
-        causal_trace.main(tiny_gpt2, fact_file, tmp_path)
+    for content in ("[]", '{"settings": 3}'):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(EditingError, match="was not written by experiments.causal_trace"):
+            causal_trace.main(tiny_gpt2, fact_file, tmp_path)
 
 
 @pytest.fixture

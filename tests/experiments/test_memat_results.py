@@ -32,7 +32,8 @@ def stage(tmp_path):
         full = {"E": "english", "C": "catalan"}
         folder = tmp_path / "results" / f"{pair}_{profile}" / "run_000" / f"{name}_{heads}_{alpha}" / measured
         folder.mkdir(parents=True)
-        about = {"settings": {}, "flags": {"model_name": "world"}, "cases": 6, "stage": {
+        flags = {"alg_name": "MEMAT", "model_name": "world", "ds_name": "world", "num_edits": 2}
+        about = {"settings": {}, "flags": flags, "cases": 6, "stage": {
             "name": name if heads else "memit", "heads": heads, "alpha": alpha, "language": full[pair[0]],
             "language_eval": full[pair[1]], "measured": measured, "profile": profile}}
         (folder / "run.json").write_text(json.dumps(about))

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from editors.errors import EditingError
-from experiments import results, summarize
+from experiments import report, results, summarize
 from experiments.sequences import read_sequence
 from figures import lines, sequential, sequential_model
 from figures import summary as summary_figure
@@ -103,6 +103,11 @@ def test_lines_show_the_values(sequence):
     assert list(downstream[0].get_lines()[0].get_ydata()) == pytest.approx([90, 70, 60])
     assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in sequential_model.draw_cost([("a run", run)]).axes] == [
         ("edits in the model", "memory of the process (MiB)"), ("edits in the model", "seconds an edit batch")]
+
+
+def test_the_report_takes_the_distances_that_there_are(sequence, tmp_path):
+    text = report.main([sequence()], tmp_path / "report.html").read_text()
+    assert "distance of the weights" in text and "seconds a batch" in text
 
 
 def test_current_edits_are_means_of_five(sequence):

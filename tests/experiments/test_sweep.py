@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import hydra
 import pytest
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 from editors.errors import EditingError
 from experiments import sweep
@@ -90,15 +93,82 @@ def test_a_sweep(start, tmp_path, monkeypatch):
     torchrun = next(command for command in commands if "experiments.evaluate" in command)
     assert torchrun[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
 
+    # A finished job whose results are gone is no finished job, and a table without its figure no success.
+    right = ("name=mine", "alg_name=FT", "hparams.lr=0.005")
+    done.returncode = 2
+    assert start(*right)[0] == 1
+    done.returncode = 0
+    assert start(*right)[0] == 0
+    case = next(run.glob("*case_*.json"))
+    case.rename(tmp_path / "case")
+    commands.clear()
+    code, out, err = start(*right)
+    assert code == 1 and "0 of 1 jobs done" in out and "done before" not in out and "unfinished: " in err
+    assert any("experiments.evaluate" in command and "--continue_from_run" in command for command in commands)
+    shutil.rmtree(run)
+    assert start(*right)[0] == 1 and "experiments.evaluate" in commands[-1] and "--continue_from_run" not in commands[-1]
 
-def test_joblib_runs_jobs_side_by_side(golden, tmp_path):
+
+def test_joblib_runs_jobs_side_by_side(golden, tmp_path, hparams):
     command = [sys.executable, "-m", "experiments.sweep", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
-               "alg_name=FT,MENIT", "hparams.lr=-1", f"model_name={golden / 'tiny-gpt2'}", f"results_dir={tmp_path}"]
+               "alg_name=FT,MENIT", "hparams.lr=0.005", f"hparams_fname=null,{hparams('FT')}", f"model_name={golden / 'tiny-gpt2'}",
+               f"ds_name={golden / 'multi_counterfact.json'}", "dataset_size_limit=1", "skip_generation_tests=true",
+               f"results_dir={tmp_path}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 2, done.stderr
-    assert "0 of 2 jobs done" in done.stdout and "unknown editor 'MENIT', did you mean 'MEMIT'" in done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "1 of 4 jobs done" in done.stdout and "unknown editor 'MENIT', did you mean 'MEMIT'" in done.stderr
     assert "FT has no hyper-parameters of its own" in done.stderr and "Traceback" not in done.stderr
+    good, = [job for job in json.loads((tmp_path / "sweeps" / "sweep" / "sweep.json").read_text())["jobs"] if job["status"] == "done"]
+    assert good["cases"] == 1 and good["settings"]["alg_name"] == "FT" and good["statistics"]["post_rewrite_success"]["n"] == 1
+
+
+def test_a_job_that_the_launcher_lost(start, tmp_path, monkeypatch):
+    launcher = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    launch, begun = launcher.launch, 0
+
+    def lose(self, job_overrides, initial_job_idx):
+        launch(self, job_overrides[:begun], initial_job_idx)
+        raise RuntimeError("job 7 has\nno output")
+
+    monkeypatch.setattr(launcher, "launch", lose)
+    assert start("alg_name=FT", "hparams.lr=-1,-2") == (2, "", "error: RuntimeError: job 7 has no output\n")
+    begun = 1
+    code, out, err = start("alg_name=FT", "hparams.lr=-1,-2")
+    assert code == 1 and "0 of 1 jobs done" in out and (tmp_path / "sweeps" / "sweep" / "sweep.md").is_file()
+    assert "lr above 0" in err and "error: not all jobs ran to their end: RuntimeError: job 7 has no output\n" in err
+
+
+def test_a_defect_in_a_job_stops_nothing(start, tmp_path, monkeypatch):
+    evaluated = iter([KeyError("lost"), None])
+
+    def evaluate(*_):
+        error = next(evaluated)
+        if error:
+            raise error
+        return "no such model", True
+
+    monkeypatch.setattr(sweep, "_evaluate", evaluate)
+    code, out, err = start("alg_name=FT", "num_edits=1,2")
+    assert code == 1 and "0 of 2 jobs done" in out and "KeyError: 'lost'" in err and "no such model" in err
+
+
+def test_stages_and_languages_are_rows(golden, tmp_path, capfd):
+    case = next((golden / "results_example" / "MEMIT" / "run_000").glob("*case_*.json"))
+    run, places = tmp_path / "a" / "run_000", ["heads_8/catalan", "heads_8/english", "memit/catalan", "memit/english"]
+    flags = {"alg_name": "MEMAT", "model_name": "world", "ds_name": "world", "num_edits": 1}
+    for place in ["", *places]:
+        (run / place).mkdir(parents=True)
+        (run / place / "run.json").write_text(json.dumps({"settings": {}, "flags": flags, "cases": 1}))
+        if place:
+            shutil.copy(case, run / place)
+    (tmp_path / "a" / "job.json").write_text(json.dumps({"status": "done", "command": "now", "settings": flags}))
+    sweep._finish(tmp_path, "now", None)
+    assert "1 of 1 jobs done" in capfd.readouterr().out and (tmp_path / "sweep.pdf").is_file()
+    head, *rows = sweep.table(json.loads((tmp_path / "sweep.json").read_text()))
+    assert head[:4] == ["stage", "measured", "status", "cases"] and all(row[4] for row in rows)
+    assert [row[:4] for row in rows] == [[*place.split("/"), "done", "1"] for place in places]
+    assert list(figure.read(tmp_path)[1]) == ["measured catalan", "measured english"]
 
 
 @pytest.mark.parametrize(("argv", "message"), [
@@ -107,9 +177,17 @@ def test_joblib_runs_jobs_side_by_side(golden, tmp_path):
     (["alg_name=FT", "dir_name=x"], "dir_name"),
     (["alg_name=FT", "name=a/b"], "name=a/b: give the name of a folder"),
     (["alg_name=FT", "name=a,b"], "name=a,b"),
+    (["alg_name=FT", "name=.."], "name=..: give the name of a folder"),
+    (["alg_name=FT", "++name=."], "name=.: give the name of a folder"),
+    (["alg_name=FT", "results_dir="], "results_dir=: give the path of a folder"),
+    (["alg_name=FT", "results_dir=null"], "results_dir=None: give the path"),
+    (["alg_name=FT", "hydra.sweep.dir=elsewhere"], "hydra.sweep.dir=elsewhere: where a sweep is written is told by results_dir"),
+    (["alg_name=FT", "~processes"], "~processes: settings are given as key=value"),
     (["alg_name=FT", "num_edits=[1"], "at input '[1'"),
     (["alg_name=FT", "--num_edits", "3"], "--num_edits: settings are given as key=value"),
     (["alg_name=FT", "hydra/launcher=nowhere"], "hydra/launcher/nowhere"),
+    pytest.param(["alg_name=FT", "hydra/launcher=ray_cluster"], "pip install hydra-ray-launcher",
+                 marks=pytest.mark.skipif(find_spec("hydra_plugins.hydra_ray_launcher") is not None, reason="it is there")),
 ])
 def test_mistakes(start, tmp_path, argv, message):
     code, out, err = start(*argv)
@@ -125,7 +203,8 @@ def test_changes_of_automatic_hparams_are_refused(start, tmp_path):
 
 @pytest.mark.parametrize(("setting", "message"), [
     ("hparams=3", "hparams=3: name a key"), ("processes=abc", "processes=abc: give a whole number"), ("processes=0", "processes=0"),
-    ("num_edits=0", "'0' should be a whole number from 1"),
+    ("num_edits=0", "'0' should be a whole number from 1"), ("alg_name=null", "alg_name=None: give text"),
+    ("model_name=null", "model_name=None: give text"), ("hparams_fname=7", "hparams_fname=7: give text"),
 ])
 def test_a_mistake_that_all_jobs_share(start, setting, message):
     code, out, err = start("alg_name=FT", setting)
