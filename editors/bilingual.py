@@ -38,8 +38,8 @@ def joint_edit(
     """One edit for all languages; the model is left as it was.
 
     languages: an editor (its hparams say the language's contexts, KL prompt, looked-up token and corpus; all have the same layers;
-    lambda and step size are the first one's) and the facts, in the same order in each. With a fresh residual what is missing is measured as the mean over the languages;
-    published is a stale one.
+    lambda and step size are the first one's) and the facts, in the same order in each. With a fresh residual what is missing is
+    measured as the mean over the languages; published is a stale one.
     Raises EditingError for different numbers of facts or layers, settings that a joint edit has no use for, and what MEMIT finds wrong.
     """
     started = time.perf_counter()

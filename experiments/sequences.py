@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from editors.errors import EditingError
 from experiments import old_folders, results
 from experiments.metrics.retention import measures
+from experiments.results import FLAGS
 
-FLAGS = ("alg_name", "model_name", "ds_name", "num_edits")
-"""What tells runs apart."""
 Measures = Mapping[str, float]
 """What :func:`retention.measures` gives for one case."""
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def read_sequence(run: Path, last_token: bool = False) -> SequenceResults:
     batches = read_batches(run)
     known = dict(_cases(run, batches, last_token))
     order = {case_id: edit for batch in batches for edit, case_id in _places(batch)}
-    history = {edits: {order[case_id]: measures(metrics, last_token) for case_id, metrics in read_history(path)
+    history = {edits: {order[case_id]: found for case_id, found in read_history(path, lambda post: measures(post, last_token))
                        if case_id in order}
                for edits, path in history_files(run)}
     cases = [known.get(edit, {}) for edit in range(1, max(known, default=0) + 1)]
@@ -58,9 +58,16 @@ def read_batches(run: Path) -> list[dict[str, Any]]:
         return old_folders.read_batches(run)
     batches = [(path, results.read_json(path)) for path in sorted((run / "batches").glob("*.json"))]
     for path, content in batches:
-        if not isinstance(content, dict) or "edits" not in content:
-            raise EditingError(f"{path}: not written by experiments.evaluate; delete it")
+        if not _is_batch(content):
+            raise EditingError(f"{path}: not written by experiments.evaluate, or damaged; delete it")
     return sorted((content for _, content in batches), key=lambda batch: batch["edits"])
+
+
+def _is_batch(content: Any) -> bool:
+    if not results.has_form(content, {"edits": int}) or not isinstance(content.get("case_ids", []), list):
+        return False
+    figures = [content.get(key, {}) for key in ("weights", "downstream")]
+    return all(isinstance(of, dict) and all(isinstance(value, dict) for value in of.values()) for of in figures)
 
 
 def history_files(run: Path) -> list[tuple[int, Path]]:
@@ -68,15 +75,16 @@ def history_files(run: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.stem), path) for path in (run / "history").glob("*.jsonl") if path.stem.isdecimal())
 
 
-def read_history(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(case id, its metrics) for each line of a history file. EditingError for a damaged line."""
+def read_history(path: Path, of: Callable[[Mapping[str, Any]], Found]) -> Iterator[tuple[int, Found]]:
+    """(case id, ``of`` its metrics) for each line of a history file. EditingError for a damaged line."""
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 entry = json.loads(line)
-                yield entry["case_id"], entry["post"]
-            except (ValueError, KeyError, TypeError) as error:
+                case_id, found = int(entry["case_id"]), of(entry["post"])
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise EditingError(f"{path}: line {number} can't be read ({error!r}); delete the file") from error
+            yield case_id, found
 
 
 def _places(batch: Mapping[str, Any]) -> Iterator[tuple[int, int]]:

@@ -120,9 +120,9 @@ def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any
                   for case_id, case in values.items()}
     for edits, path in sequences.history_files(run)[-1:]:
         note = f"retention: measured again after {edits} edits"
-        for case_id, metrics in sequences.read_history(path):
+        for case_id, left in sequences.read_history(path, lambda post: summary.case_values({"retention": post})):
             if case_id in values:
-                values[case_id] |= summary.case_values({"retention": metrics})
+                values[case_id] |= left
 
     about: dict[str, Any] = {"run_dir": str(run), "num_cases": len(values), **{key: flags[key] for key in FLAGS if key in flags}}
     if (run / results.RUN).is_file():

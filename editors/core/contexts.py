@@ -45,9 +45,8 @@ def context_templates(
     * "rome": [["{}" + texts]]: for each [length, n] of ``length_params`` n texts of ``length`` tokens, BOS included
       (default [[5, 10], [10, 10]]: 21 templates).
     Special tokens are left out, braces become spaces, as does other white space but in "greedy" texts, which MEMAT leaves as they
-    are; ". {}" is appended. The same seed, model and
-    tokenizer give the same texts. Raises EditingError for lengths that the model has no positions for, and for a model
-    whose logits are not finite.
+    are; ". {}" is appended. The same seed, model and tokenizer give the same texts. Raises EditingError for lengths that the
+    model has no positions for, and for a model whose logits are not finite.
     """
     if kind not in ("memit", "rome", "greedy"):
         raise EditingError(f"unknown kind of context templates {kind!r}; known: memit, rome, greedy")

@@ -303,7 +303,8 @@ def test_a_run_with_other_settings_is_not_continued(tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (["--width", "30", "--heads", "4"], "can't be divided"), (["--epochs", "0"], "--epochs must be at least 1"),
-    (["--vocab", "100"], "--vocab 100 is too small"), (["--decay", "0"], "shares")])
+    (["--vocab", "100"], "--vocab 100 is too small"), (["--decay", "0"], "shares"),
+    (["--muon_lr", "-1"], "--muon_lr must be a finite number"), (["--foo"], "unrecognized arguments: --foo")])
 def test_impossible_settings(tmp_path, flags, message):
     with pytest.raises(DataError, match=message):
         train.train(train.parse_args(["--out", str(tmp_path / "run"), *flags]))

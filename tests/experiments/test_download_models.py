@@ -46,7 +46,8 @@ def test_lacking_things_are_named_and_the_rest_is_fetched(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("words", [
-    ["qa", "t5larg"], ["qb", "t5large"], ["qa", "t5large", "--alg", "serap"], ["qa", "t5large", "lrr=1"]])
+    ["qa", "t5larg"], ["qb", "t5large"], ["qa", "t5large", "--alg", "serap"], ["qa", "t5large", "lrr=1"],
+    ["qa", "t5large", "--alg", "rep", "lrr=1"]])
 def test_unknown_names(words):
     with pytest.raises(EditingError) as error:
         download_models.command(words)

@@ -160,7 +160,16 @@ def test_a_run_that_is_no_sequence(sequence, tmp_path, monkeypatch, capsys):
     path.write_text(path.read_text()[:-20])
     with pytest.raises(EditingError, match="000004.jsonl: line 4 can't be read"):
         sequential.main([run], tmp_path / "drawn")
-    (run / "batches" / "000002.json").write_text("[]")
-    with pytest.raises(EditingError, match="000002.json: not written by experiments.evaluate"):
-        sequential.main([run], tmp_path / "drawn")
+    for post in (None, {"rewrite_prompts_probs": [1, 2]}):
+        path.write_text(json.dumps({"case_id": 50, "post": post}))
+        path.with_name("000006.jsonl").write_text(path.read_text())  # a summary reads the last
+        for read in (read_sequence, summarize.read_run):
+            with pytest.raises(EditingError, match="jsonl: line 1 can't be read"):
+                read(run)
+    shutil.rmtree(run / "history")
+    for content in ([], {"edits": "x"}, {"edits": 2, "weights": [1]}, {"edits": 2, "downstream": None}):
+        (run / "batches" / "000002.json").write_text(json.dumps(content))
+        for read in (lambda run: sequential.main([run], tmp_path / "drawn"), summarize.read_run):
+            with pytest.raises(EditingError, match="000002.json: not written by experiments.evaluate"):
+                read(run)
     assert not list(tmp_path.glob("drawn*"))

@@ -120,6 +120,18 @@ def test_a_finished_sequence_is_left_alone(sequence):
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
     sequence(max_edits=4, continue_from_run=run.name)
     assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    with pytest.raises(editors.EditingError, match="--save_model: .*run_000 was begun without it"):
+        sequence(max_edits=4, continue_from_run=run.name, save_model=True)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_case_that_is_gone_is_not_made_again(sequence, finished):
+    run = sequence(max_edits=4)
+    if not finished:
+        (run / "finished.json").unlink()
+    next(run.glob("*case_0.json")).unlink()
+    with pytest.raises(editors.EditingError, match="case_0.json: is gone, .* start a new run"):
+        sequence(max_edits=4, continue_from_run=run.name)
 
 
 def test_another_configuration_is_not_continued(sequence, hparams):

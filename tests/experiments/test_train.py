@@ -180,6 +180,14 @@ def test_every_algorithm_and_experiment(start, folders, alg, experiment):
         assert [s["step"] for s in steps if "loss/total_edit_val" in s] == [2, 4]
 
 
+def test_an_evaluation_does_not_take_a_run_s_folder(start, fails, folders, tmp_path):
+    run = start(*words("mend", "gen", folders))
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    message = fails(*words("mend", "gen", folders, "eval_only=True", f"archive={run}"), into=run)
+    assert "holds the" in message and "of another run; choose another hydra.run.dir" in message
+    assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+
 def test_a_run_goes_on_and_is_evaluated(start, folders, tmp_path, capsys):
     whole = start(*words("mend", "gen", folders, "max_iters=6"), folder="whole")
     start(*words("mend", "gen", folders), folder="part")
