@@ -5,9 +5,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import DataError
-from .files import read_json
-from .records import Record
+from data.errors import DataError
+from data.files import read_json
+from data.records import Record
 
 SAMPLES = 10
 """Orders that were published for each data set."""

@@ -21,21 +21,21 @@ from .hparams import HParams
 from .sequence import EditSequence
 
 _EDITORS = {
-    "AlphaEdit": "editors.alphaedit:AlphaEdit",
-    "EMMET": "editors.emmet:EMMET",
+    "AlphaEdit": "editors.closed_form.alphaedit:AlphaEdit",
+    "EMMET": "editors.closed_form.emmet:EMMET",
     "ENN": "editors.learned.weight_editors:ENNEditor",
-    "FT": "editors.ft:FT",
-    "ITI": "editors.iti:ITI",
+    "FT": "editors.tuned.ft:FT",
+    "ITI": "editors.heads.iti:ITI",
     "KE": "editors.learned.weight_editors:KEEditor",
-    "LU": "editors.serac:LU",
-    "MEMAT": "editors.memat:MEMAT",
-    "MEMIT": "editors.memit:MEMIT",
-    "MEMIT_prune": "editors.memit:MEMITPrune",
-    "MEMIT_rect": "editors.memit:MEMITRect",
-    "MEMIT_seq": "editors.memit:MEMITSeq",
+    "LU": "editors.memory.memory_editors:LU",
+    "MEMAT": "editors.heads.memat:MEMAT",
+    "MEMIT": "editors.closed_form.memit:MEMIT",
+    "MEMIT_prune": "editors.closed_form.memit:MEMITPrune",
+    "MEMIT_rect": "editors.closed_form.memit:MEMITRect",
+    "MEMIT_seq": "editors.closed_form.memit:MEMITSeq",
     "MEND": "editors.learned.weight_editors:MENDEditor",
-    "ROME": "editors.rome:ROME",
-    "SERAC": "editors.serac:SERAC",
+    "ROME": "editors.closed_form.rome:ROME",
+    "SERAC": "editors.memory.memory_editors:SERAC",
 }
 
 

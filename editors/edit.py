@@ -205,7 +205,7 @@ class Edit:
         try:
             with safe_open(path, "pt") as file:
                 if "edits" in file.keys():
-                    from .learned.routed import RoutedEdit
+                    from .memory.routed import RoutedEdit
 
                     return RoutedEdit.load(path)
                 header = json.loads((file.metadata() or {})["edit"])

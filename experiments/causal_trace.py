@@ -28,9 +28,9 @@ from data.files import write_atomically
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.core.sites import find_sites, longest_context
 from editors.errors import EditingError
-from experiments import results
-from experiments.cli import HelpFormatter, Parser, a_seed, add_model_flags, at_least_one, run_program
-from experiments.models import identity, load_model
+from experiments.results import run_folder
+from experiments.run.cli import a_seed, add_model_flags, at_least_one, HelpFormatter, Parser, run_program
+from experiments.run.models import identity, load_model
 from experiments.tracing.averages import FactScores, averages, proposal
 from experiments.tracing.facts import PUBLISHED, load_facts
 from experiments.tracing.noise import KINDS as NOISE_KINDS
@@ -90,7 +90,7 @@ def main(
         "replace": replace, "severed": severed, "window": window, "samples": samples, "seed": seed,
         "noise_corpus": measured.get("corpus"),
         "facts": f"{Path(source).name}, {len(facts)} facts, sha256 {_fingerprint(facts)}"}
-    about = {"settings": settings, "noise": measured, "layers": sites.layers, "cases": len(facts), **results.provenance(),
+    about = {"settings": settings, "noise": measured, "layers": sites.layers, "cases": len(facts), **run_folder.provenance(),
              "flags": {"model_name": name, "fact_file": source, "dataset_size_limit": dataset_size_limit}}
     folder = Path(str(output_dir).replace("{model_name}", f"n{noise_level}_r{replace}_{name.replace('/', '_')}"))
     _check(folder, settings)
@@ -100,14 +100,14 @@ def main(
         for block in blocks(prompts, model, sites, samples):
             if not all(path.exists() for prompt in block for path in _paths(folder, prompt.fact.known_id, kinds).values()):
                 found = trace(model, tok, sites, block, noise, bool(replace), kinds, window)
-                if not (folder / results.RUN).exists():  # only now: noise that the model can't stand leaves nothing behind
-                    results.write_json(folder / results.RUN, about)
+                if not (folder / run_folder.RUN).exists():  # only now: noise that the model can't stand leaves nothing behind
+                    run_folder.write_json(folder / run_folder.RUN, about)
                 for traced in found:
                     _write(folder, tok, traced, window, kinds)
             bar.update(len(block))
     average = averages(known(folder, [prompt.fact.known_id for prompt in prompts], kinds, sites.layers))
     average["proposal"] = proposal(average)
-    results.write_json(folder / AVERAGES, {"settings": settings, "of": len(prompts), **average})
+    run_folder.write_json(folder / AVERAGES, {"settings": settings, "of": len(prompts), **average})
     return folder
 
 
@@ -160,7 +160,7 @@ def case_path(folder: Path, known_id: int, kind: str) -> Path:
 
 def summary(folder: Path) -> str:
     """What averages.json says, in a few lines."""
-    average = results.read_json(folder / AVERAGES)
+    average = run_folder.read_json(folder / AVERAGES)
     total, layers = average["total_effect"], average["proposal"]
     band = f" ± {total['band']:.3f}" if total["band"] is not None else ""
     lines = [f"{average['facts']} of {average['of']} facts known; probability of the answer {average['high']:.3f}, "
@@ -195,14 +195,14 @@ def _write(folder: Path, tok, traced: Traced, window: int, kinds: Sequence[str])
 
 def _check(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises EditingError for a folder that holds anything but a trace of the same settings."""
-    if (folder / results.RUN).exists():
-        saved = results.read_json(folder / results.RUN)
-        if not results.has_form(saved, {"settings": dict}):
-            raise EditingError(f"{folder / results.RUN}: was not written by experiments.causal_trace; "
+    if (folder / run_folder.RUN).exists():
+        saved = run_folder.read_json(folder / run_folder.RUN)
+        if not run_folder.has_form(saved, {"settings": dict}):
+            raise EditingError(f"{folder / run_folder.RUN}: was not written by experiments.causal_trace; "
                                "choose another --output_dir")
-        results.check_same(folder, saved["settings"], settings)
+        run_folder.check_same(folder, saved["settings"], settings)
     elif folder.exists() and any(folder.iterdir()):
-        raise EditingError(f"{folder}: holds files but no {results.RUN}; choose another --output_dir")
+        raise EditingError(f"{folder}: holds files but no {run_folder.RUN}; choose another --output_dir")
 
 
 def _corpus(name: str | None, model_name: str, data_dir: str | Path | None) -> str:
@@ -221,8 +221,8 @@ def read_averages(folder: Path) -> dict[str, Any]:
     path = folder / AVERAGES
     if not path.is_file():
         raise EditingError(f"{folder}: has no {AVERAGES}; finish the trace with experiments.causal_trace")
-    average = results.read_json(path)
-    if not results.has_form(average, FORM):
+    average = run_folder.read_json(path)
+    if not run_folder.has_form(average, FORM):
         raise EditingError(f"{path}: was not written by experiments.causal_trace, or is damaged; delete it and trace again")
     return average
 

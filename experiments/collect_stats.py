@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from data.download import Unavailable, download
-from editors.closed_form import keys_for
+from editors.closed_form.statistics import keys_for
 from editors.core import covariance, moment_store, ranks
 from editors.core.corpus import HUB, Corpus, find_corpus
 from editors.core.moment_store import Moment
 from editors.core.sites import Sites, find_sites
 from editors.errors import EditingError
-from experiments.cli import HelpFormatter, Parser, add_model_flags, at_least_one, run_program
-from experiments.job import load_editor
-from experiments.models import load_model
+from experiments.run.cli import add_model_flags, at_least_one, HelpFormatter, Parser, run_program
+from experiments.run.job import load_editor
+from experiments.run.models import load_model
 
 PUBLISHED_URL = "https://memit.baulab.info/data/stats"
 ALWAYS_COLLECTED = ("mom2", "mean", "norm_mean")

@@ -21,9 +21,9 @@ import yaml
 from editors.core.files import check_writable
 from editors.errors import EditingError
 from editors.learned import checkpoint, published, registry
-from experiments.cli import HelpFormatter, Parser, run_program
-from experiments.editable_models import KINDS, inner_params_of, load_editable
+from experiments.run.cli import HelpFormatter, Parser, run_program
 from experiments.train import CONFIGS, default_export
+from experiments.training.models import inner_params_of, KINDS, load_editable
 
 
 def main(file: str, alg: str, model_name: str, out: str = "default", option: Sequence[str] = (), inner_params: Sequence[str] = (),

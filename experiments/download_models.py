@@ -27,7 +27,7 @@ from data import episodes
 from data.episodes.neighbours import MINILM
 from data.errors import DataError
 from editors.errors import EditingError
-from experiments.cli import Parser, run_program
+from experiments.run.cli import Parser, run_program
 from experiments.train import CONFIGS
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -86,7 +86,7 @@ def _fetched(name: str) -> str:
 def _data(config: Mapping[str, Any]) -> list[str]:
     """Loads each split, which fetches what can be fetched; returns what is lacking."""
     options = {key: value for key, value in config["data"].items() if key not in ("source", "hard_neg") and value is not None}
-    from experiments.train_setup import recipe_of  # torch is slow to import, and --help needs none of it
+    from experiments.training.setup import recipe_of  # torch is slow to import, and --help needs none of it
 
     recipe = recipe_of(config, episodes.experiment_name(config["task"]))
     lacking = []

@@ -24,10 +24,10 @@ from data.files import sha256
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.edit import Edit
 from editors.errors import EditingError
-from experiments import results
-from experiments.cli import HelpFormatter, Parser, add_model_flags, run_program
 from experiments.metrics.downstream import downstream_metrics
-from experiments.models import identity, load_model
+from experiments.results import run_folder
+from experiments.run.cli import add_model_flags, HelpFormatter, Parser, run_program
+from experiments.run.models import identity, load_model
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def main(
     about = {"model": f"{Path(model_name).name}, {identity(model)}", "tokenizer": tokenizer_fingerprint(tok),
              "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type, "edit": edit and str(edit),
              "data": str(source or "published"), "gen_len": gen_len, "legacy_rte_labels": legacy_rte_labels,
-             "tasks": {run.name: run.settings() for run in runs}, **results.provenance()}
+             "tasks": {run.name: run.settings() for run in runs}, **run_folder.provenance()}
     if change is not None:
         with open(edit, "rb") as file:
             about["edit_sha256"] = sha256(file)
@@ -134,7 +134,7 @@ def main(
     figures, outputs = evaluate_tasks(model, tok, runs, gen_len, legacy_rte_labels)
     print(table(figures))
     files = {"downstream.json": {"settings": about, "results": figures}}
-    return results.new_run(Path(results_dir) / "downstream", files | {f"{task}_gen.json": o for task, o in outputs.items()})
+    return run_folder.new_run(Path(results_dir) / "downstream", files | {f"{task}_gen.json": o for task, o in outputs.items()})
 
 
 def default_source(model_name: str) -> str | None:

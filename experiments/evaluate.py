@@ -31,13 +31,14 @@ import editors
 from data.download import data_folder
 from data.records import Record
 from editors.core import ranks
-from experiments import language_job, results
-from experiments import languages as in_languages
-from experiments.cli import HelpFormatter, Parser, a_count, a_seed, add_model_flags, at_least_one, run_program
 from experiments.downstream import add_downstream_flags
-from experiments.job import Job, prepare
-from experiments.measure import measure
-from experiments.sequential import Checkups, evaluate as run_sequence
+from experiments.results import run_folder
+from experiments.run import language_job
+from experiments.run import languages as in_languages
+from experiments.run.cli import a_count, a_seed, add_model_flags, at_least_one, HelpFormatter, Parser, run_program
+from experiments.run.job import Job, prepare
+from experiments.run.measure import measure
+from experiments.run.sequences import Checkups, evaluate as run_sequence
 
 BLOCK = 64
 """Cases that are measured together before their edits, at least."""
@@ -115,7 +116,7 @@ def main(
         raise editors.EditingError("--language: such a run is not shared among processes; start it with python -m, not with torchrun")
     flags["ds_name"] = str(ds_name or ("world" if flags["model_name"] == "world" else "mcf"))
     folder = Path(results_dir) / flags["dir_name"]
-    continued = None if continue_from_run is None else ranks.from_first(lambda: results.existing_run(folder, continue_from_run))
+    continued = None if continue_from_run is None else ranks.from_first(lambda: run_folder.existing_run(folder, continue_from_run))
 
     with _folders(data_dir, stats_dir):
         job = ranks.in_turn(lambda: (language_job.prepare if flags["language"] else prepare)(flags, loaded))
@@ -127,7 +128,7 @@ def main(
             raise
         except (editors.EditingError, data.DataError):
             if continued is None and ranks.process() == 0:
-                results.remove_unused(run)
+                run_folder.remove_unused(run)
             raise
     return run
 
@@ -140,9 +141,9 @@ def open_run(folder: Path, job: Job, continued: Path | None) -> Path:
     """The folder of a new run, with params.json and run.json; or ``continued``, if that is of the same configuration."""
     settings = job.settings()
     if continued is not None:
-        results.check_same(continued, results.read_json(continued / results.PARAMS), job.hparams)
-        about = results.read_about(continued)
-        results.check_same(continued, about["settings"], settings)
+        run_folder.check_same(continued, run_folder.read_json(continued / run_folder.PARAMS), job.hparams)
+        about = run_folder.read_about(continued)
+        run_folder.check_same(continued, about["settings"], settings)
         for name in SAVED_ON_THE_WAY:
             if job.flags.get(name) and not about["flags"].get(name):
                 raise editors.EditingError(f"--{name}: {continued} was begun without it, and what is edited already would not be saved; "
@@ -150,11 +151,11 @@ def open_run(folder: Path, job: Job, continued: Path | None) -> Path:
         return continued
     flags = {key: str(value) if isinstance(value, Path) else value for key, value in job.flags.items()}
     cases = len(job.records) - (job.flags["num_edits"] if job.flags["eval_on_others"] else 0)
-    about = {"settings": settings, "flags": flags, "cases": cases, **results.provenance()}
+    about = {"settings": settings, "flags": flags, "cases": cases, **run_folder.provenance()}
     if job.traced:
         about["traced"] = job.traced
     stages = in_languages.run_files(job, about) if job.languages else {}
-    return results.new_run(folder, {results.PARAMS: job.hparams, results.RUN: about, **stages})
+    return run_folder.new_run(folder, {run_folder.PARAMS: job.hparams, run_folder.RUN: about, **stages})
 
 
 def evaluate(job: Job, run: Path) -> None:
@@ -184,7 +185,7 @@ def evaluate(job: Job, run: Path) -> None:
                     chunk = block[i]
                     about, after = _edit_and_measure(job, run, chunk, start + i + 1, checkups)
                     for record in chunk if ranks.rank() == 0 else ():
-                        results.write_case(run, num_edits, record, chunk, about, before[record.case_id], after[record.case_id])
+                        run_folder.write_case(run, num_edits, record, chunk, about, before[record.case_id], after[record.case_id])
                     bar.update(len(chunk))
             bar.update(sum(len(block[i]) for i in set(todo) - set(mine)))
     ranks.barrier()
@@ -194,7 +195,7 @@ def _unfinished(job: Job, run: Path, start: int, block: Sequence[Sequence[Record
     """Which batches of a block, before which there are `start`, do not have all their files."""
 
     def files(i: int) -> Iterator[Path]:
-        yield from (results.case_path(run, job.flags["num_edits"], record.case_id) for record in block[i])
+        yield from (run_folder.case_path(run, job.flags["num_edits"], record.case_id) for record in block[i])
         if job.flags["save_edits"]:
             yield _edit_path(run, start + i)
 
@@ -203,7 +204,7 @@ def _unfinished(job: Job, run: Path, start: int, block: Sequence[Sequence[Record
 
 def _edit_path(run: Path, batch: int) -> Path:
     """Where the edit of a batch, counted from 0, is kept."""
-    return run / results.EDITS / f"{batch:06d}.safetensors"
+    return run / run_folder.EDITS / f"{batch:06d}.safetensors"
 
 
 def _edit_and_measure(
@@ -219,7 +220,7 @@ def _edit_and_measure(
     seconds = time.perf_counter() - started
     try:
         checkups.edited_once(number, chunk, edit.info, number == -(-len(job.records) // job.flags["num_edits"]))
-        return results.about_edit(seconds, edit.info), measure(job, chunk)
+        return run_folder.about_edit(seconds, edit.info), measure(job, chunk)
     finally:
         edit.revert(job.model)
 

@@ -24,8 +24,8 @@ from editors.core.files import new_folder
 from editors.core.fingerprint import model_fingerprint
 from editors.edit import Edit
 from editors.errors import EditingError
-from experiments.cli import HelpFormatter, Parser, add_model_flags, run_program
-from experiments.models import load_model, source_of
+from experiments.run.cli import add_model_flags, HelpFormatter, Parser, run_program
+from experiments.run.models import load_model, source_of
 
 
 def main(

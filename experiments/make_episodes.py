@@ -31,10 +31,10 @@ from data.episodes import back_translation, export, locality, published, rephras
 from data.episodes.lines import read_rows
 from data.errors import DataError
 from data.files import write_atomically, write_json
-from experiments import answers
-from experiments.cli import HelpFormatter, Parser, a_seed, add_model_flags, at_least_one, run_program
-from experiments.editable_models import load_editable
-from experiments.models import load_model
+from experiments.run.cli import a_seed, add_model_flags, at_least_one, HelpFormatter, Parser, run_program
+from experiments.run.models import load_model
+from experiments.training import answers
+from experiments.training.models import load_editable
 
 
 def main(argv: Sequence[str] | None = None) -> None:

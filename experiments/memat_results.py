@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Float
 
 from editors.errors import EditingError
-from experiments import memat_published, results, tables
-from experiments.cli import Parser, run_program
-from experiments.metrics import summary
+from experiments.results import memat_published, run_folder, tables
+from experiments.results import summary
+from experiments.run.cli import Parser, run_program
 
 COLUMNS = memat_published.COLUMNS
 _GROUPS = {"E": "rewrite", "P": "paraphrase", "N": "neighborhood"}
@@ -83,8 +83,8 @@ def read(folders: Sequence[str | Path], held_out: bool = False) -> dict[Key, Sta
     Raises EditingError for none, for two of a kind, for unfinished ones, and for one without the facts asked for.
     """
     stages: dict[Key, Stage] = {}
-    for path in sorted(file.parent for folder in folders for file in Path(folder).rglob(results.RUN)):
-        about = results.read_about(path)
+    for path in sorted(file.parent for folder in folders for file in Path(folder).rglob(run_folder.RUN)):
+        about = run_folder.read_about(path)
         if "stage" not in about:
             continue
         stage = _read_stage(path, about, held_out)
@@ -99,9 +99,9 @@ def read(folders: Sequence[str | Path], held_out: bool = False) -> dict[Key, Sta
 def _read_stage(path: Path, about: Mapping[str, Any], held_out: bool) -> Stage:
     of = about["stage"]
     chunks: dict[tuple[int, ...], list[Mapping[str, float]]] = {}
-    files = results.case_files(path)
+    files = run_folder.case_files(path)
     for case_id, file in files:
-        case = results.read_json(file)
+        case = run_folder.read_json(file)
         chunk = tuple(case["grouped_case_ids"])
         of_chunk = chunks.setdefault(chunk, [])
         if not held_out or case_id in chunk[len(chunk) - int(len(chunk) * of.get("held_out", 0.0)) :]:

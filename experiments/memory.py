@@ -29,11 +29,11 @@ from data.episodes.lines import numbered_lines
 from data.errors import DataError
 from editors.core.prompts import fill, parse_requests
 from editors.errors import EditingError
-from editors.learned.memory import EditMemory
-from experiments.cli import Parser, add_model_flags, at_least_one, run_program
+from editors.memory.store import EditMemory
+from experiments.run.cli import add_model_flags, at_least_one, Parser, run_program
 
 if TYPE_CHECKING:
-    from editors.learned.routed import RoutedEdit
+    from editors.memory.routed import RoutedEdit
 
 ACTIONS = ("create", "list", "add", "remove", "update", "ask")
 
@@ -54,9 +54,9 @@ def create(args: argparse.Namespace) -> None:
 
 def _new_edit(args: argparse.Namespace) -> RoutedEdit:
     """An edit without requests, of the editor and for the model that were named."""
-    from editors.serac import MemoryEditor
-    from experiments.job import load_editor
-    from experiments.models import load_model
+    from editors.memory.memory_editors import MemoryEditor
+    from experiments.run.job import load_editor
+    from experiments.run.models import load_model
 
     if args.statements:
         raise EditingError("--statements: a decoder's edits have labels")
@@ -117,7 +117,7 @@ def answer(args: argparse.Namespace) -> None:
     if args.run_folder is None and "editor" not in about.get("info", {}):
         raise EditingError(f"{args.file}: tells no editor that answers by it: name a trained SERAC with --run, or create it with "
                            "--alg_name")
-    from editors.learned.asking import ask, ask_edit, with_memory
+    from editors.memory.asking import ask, ask_edit, with_memory
 
     if args.run_folder is not None:
         from experiments.scope import load_run
@@ -129,7 +129,7 @@ def answer(args: argparse.Namespace) -> None:
         measure = "probability of scope"
     else:
         from editors.edit import Edit
-        from experiments.models import load_model
+        from experiments.run.models import load_model
 
         edit = Edit.load(args.file)
         model, tok = load_model(args.model_name or edit.info["tokenizer"]["name"], args.dtype, args.device)

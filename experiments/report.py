@@ -18,10 +18,10 @@ from typing import Any
 
 from data.files import write_atomically
 from editors.errors import EditingError
-from experiments import html, old_folders, results, sequences
-from experiments.cli import HelpFormatter, Parser, at_least_one, run_program
-from experiments.metrics import summary
-from experiments.metrics.retention import retention_curve
+from experiments.results import html, old_folders, run_folder, sequences
+from experiments.results import summary
+from experiments.results.retention import retention_curve
+from experiments.run.cli import at_least_one, HelpFormatter, Parser, run_program
 from experiments.summarize import Statistics, describe, read_case, runs_with_cases, table
 
 PANELS = {"success": "success (%)", "acc": "accuracy, teacher-forced (%)", "generated": "generated exactly (%)"}
@@ -113,11 +113,11 @@ def _run(label: str, run: Path, cases: int) -> str:
     pictures = sorted(path for path in run.iterdir() if path.suffix.lower() in html.KINDS)
     parts += [html.picture(path) for path in pictures]
     shown = _cases(run, cases)
-    title = f"cases ({len(shown)} of {len(results.case_files(run))})"
+    title = f"cases ({len(shown)} of {len(run_folder.case_files(run))})"
     parts.append(html.folded(title, html.table(_CASE_HEAD, shown, text=True)))
-    for name, title in ((results.PARAMS, "hyper-parameters"), (results.RUN, "settings, flags, versions")):
+    for name, title in ((run_folder.PARAMS, "hyper-parameters"), (run_folder.RUN, "settings, flags, versions")):
         if (run / name).is_file():
-            content = results.read_json(run / name)
+            content = run_folder.read_json(run / name)
             parts.append(html.folded(title, html.table(["", ""], list(_flat(content)), text=True)))
     return "\n".join(parts)
 
@@ -129,7 +129,7 @@ _CASE_HEAD = ["case", "prompt", "new target", "true target", "-log p(new), befor
 def _cases(run: Path, most: int) -> list[list[str]]:
     """The first ``most`` cases, a row each, of those that :func:`summarize.read_run` has not left out."""
     rows: list[list[str]] = []
-    for case_id, path in results.case_files(run):
+    for case_id, path in run_folder.case_files(run):
         if len(rows) == most:
             break
         try:

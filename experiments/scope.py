@@ -25,16 +25,16 @@ from tqdm import tqdm
 from data.files import read_json
 from editors.errors import EditingError
 from editors.learned.registry import algorithm_name
-from editors.learned.serac import SERAC
-from editors.learned.serac_parts import check_place, save_parts
-from editors.learned.serac_trainer import with_texts
-from experiments import results
-from experiments.cli import Parser, at_least_one, run_program
-from experiments.episodes import Episodes
+from editors.memory.serac import SERAC
+from editors.memory.serac_parts import check_place, save_parts
+from editors.memory.supervision import with_texts
+from experiments.results import run_folder
+from experiments.run.cli import at_least_one, Parser, run_program
 from experiments.train import CONFIG, CONFIGS
+from experiments.training.episodes import Episodes
 
 if TYPE_CHECKING:
-    from experiments.train_setup import Setup
+    from experiments.training.setup import Setup
 
 SCOPE = "scope.json"
 
@@ -103,7 +103,7 @@ def load_run(run: Path, edits: int = 1, most: int = 1000, **changed: Any) -> Set
 
     Raises EditingError for another folder.
     """
-    from experiments.train_setup import prepare
+    from experiments.training.setup import prepare
 
     if not (run / CONFIG).is_file():
         raise EditingError(f"{run}: not the folder of a run of experiments.train (no {CONFIG})")
@@ -139,7 +139,7 @@ def main(
         "published": {"threshold": alg.options.threshold, **test.at(alg.options.threshold)},
         "calibrated": test.at(threshold), "validation": validation.at(threshold), "sweep": test.sweep(),
     }
-    results.write_json(out, content)
+    run_folder.write_json(out, content)
     if export is not None:
         print(f"networks: {save_parts(alg, export, threshold)}")
     for name in ("published", "calibrated"):

@@ -16,8 +16,8 @@ from typing import Any
 
 from data.errors import DataError
 from data.files import read_json, write_atomically
-from experiments import results
-from experiments.cli import Parser, run_program
+from experiments.results import run_folder
+from experiments.run.cli import Parser, run_program
 
 NAMES = {"rep": "SERAC", "gtn": "MEND", "mend": "MEND", "enn": "ENN", "lu": "LU", "ft": "FT", "efk": "KE"}
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     writer = csv.DictWriter(text, fieldnames=list(found[0]))
     writer.writeheader()
     writer.writerows(found)
-    results.write_json(folder / "table.json", found)
+    run_folder.write_json(folder / "table.json", found)
     write_atomically(folder / "table.csv", lambda file: file.write(text.getvalue().encode()))
     print(markdown(found))
 

@@ -22,10 +22,10 @@ from typing import Any
 from data.downstream import TASKS
 from data.files import write_atomically
 from editors.errors import EditingError
-from experiments import old_folders, results, sequences
-from experiments.cli import HelpFormatter, Parser, at_least_one, run_program
-from experiments.metrics import summary
-from experiments.results import FLAGS
+from experiments.results import old_folders, run_folder, sequences
+from experiments.results import summary
+from experiments.results.run_folder import FLAGS
+from experiments.run.cli import at_least_one, HelpFormatter, Parser, run_program
 
 TITLES = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood", "attribute": "attribute"}
 MEASURES = {"success": "success", "diff": "difference", "acc": "accuracy (teacher-forced)", "generated": "generated exactly",
@@ -73,7 +73,7 @@ def runs_with_cases(folders: Sequence[str | Path], what: str) -> list[tuple[Path
     """
     found = []
     for folder in map(Path, folders):
-        for run in results.runs_in(folder):
+        for run in run_folder.runs_in(folder):
             about, lists = read_run(run)
             if about["num_cases"]:
                 found.append((run, about, lists))
@@ -91,7 +91,7 @@ def choose_runs(
 ) -> list[Path]:
     """Run folders in the named folders of ``results_dir`` whose path contains one of ``runs``. EditingError if none."""
     names = dir_name.split(",") if isinstance(dir_name, str) else dir_name
-    found = [run for name in names for run in results.runs_in(Path(results_dir) / name)]
+    found = [run for name in names for run in run_folder.runs_in(Path(results_dir) / name)]
     chosen = [run for run in found if runs is None or any(part in str(run) for part in runs)]
     if not chosen:
         where = ", ".join(str(Path(results_dir) / name) for name in names)
@@ -107,7 +107,7 @@ def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any
     file is reported on standard error and left out.
     """
     flags, values, note = sequences.run_flags(run), {}, ""
-    for case_id, path in results.case_files(run):
+    for case_id, path in run_folder.case_files(run):
         if first_n_cases is not None and case_id >= first_n_cases:
             break
         try:
@@ -125,8 +125,8 @@ def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any
                 values[case_id] |= left
 
     about: dict[str, Any] = {"run_dir": str(run), "num_cases": len(values), **{key: flags[key] for key in FLAGS if key in flags}}
-    if (run / results.RUN).is_file():
-        about["of_cases"] = results.read_about(run)["cases"]
+    if (run / run_folder.RUN).is_file():
+        about["of_cases"] = run_folder.read_about(run)["cases"]
     if note:
         about["note"] = note
     sequential = bool(flags.get("sequential")) or note == OF_ALPHAEDIT
@@ -267,7 +267,7 @@ def command() -> None:
     out = Path(args.out or (args.results_dir if "," in args.dir_name else Path(args.results_dir) / args.dir_name))
     content = [{**about, "metrics": _finite(statistics), "published": _as_json(summary.published(lists))}
                for (about, statistics), (_, lists) in zip(runs, found)]
-    results.write_json(out / "summary.json", content)
+    run_folder.write_json(out / "summary.json", content)
     for name, written in (("summary.csv", _csv(runs)), ("summary.md", text)):
         write_atomically(out / name, lambda file, written=written: file.write(written.encode()))
     print(f"written: {out / 'summary.json'}, .csv, .md")

@@ -41,8 +41,8 @@ from omegaconf.errors import OmegaConfBaseException
 from data.errors import DataError
 from data.files import write_atomically
 from editors.errors import EditingError
-from experiments import results
-from experiments.cli import run_program
+from experiments.results import run_folder
+from experiments.run.cli import run_program
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hparams" / "sweep"
 ROOT = CONFIGS.parent.parent
@@ -71,7 +71,7 @@ def run_job(cfg: DictConfig) -> None:
         if before.get("status") == "done" and _complete(folder / RUN):
             _go_by_before(before, settings, folder)
             return
-        results.write_json(folder / JOB, about | {"status": "unfinished"})
+        run_folder.write_json(folder / JOB, about | {"status": "unfinished"})
         error, mistake = _evaluate(settings, folder)
     except (EditingError, DataError, OSError) as caught:
         error = str(caught)
@@ -79,7 +79,7 @@ def run_job(cfg: DictConfig) -> None:
         traceback.print_exc()
         error, mistake = f"{type(caught).__name__}: {caught}", False
     outcome = {"status": "failed", "error": " ".join(error.split()), "mistake": mistake} if error else {"status": "done"}
-    results.write_json(folder / JOB, about | outcome | {"seconds": time.perf_counter() - started})
+    run_folder.write_json(folder / JOB, about | outcome | {"seconds": time.perf_counter() - started})
     print(f"{outcome['status']}: {folder.name}" + (f": {outcome['error']}" if error else ""), flush=True)
 
 
@@ -94,8 +94,8 @@ def _before(path: Path) -> dict[str, Any]:
 
 def _complete(run: Path) -> bool:
     """Whether a run has all its cases."""
-    return (run / results.RUN).is_file() and all(
-        len(results.case_files(part)) >= results.read_about(part)["cases"] for part in results.runs_in(run))
+    return (run / run_folder.RUN).is_file() and all(
+        len(run_folder.case_files(part)) >= run_folder.read_about(part)["cases"] for part in run_folder.runs_in(run))
 
 
 def _go_by_before(before: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
@@ -107,7 +107,7 @@ def _go_by_before(before: Mapping[str, Any], settings: Mapping[str, Any], folder
     except (EditingError, DataError) as caught:
         about |= {"error": " ".join(str(caught).split()), "mistake": True}
         print(f"failed: {folder.name}: {about['error']}", flush=True)
-    results.write_json(folder / JOB, about)
+    run_folder.write_json(folder / JOB, about)
 
 
 def label(overrides: Mapping[str, str]) -> str:
@@ -139,7 +139,7 @@ def _flags(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_job(path: Path) -> dict[str, Any]:
     """The content of a job.json. Raises EditingError if no sweep wrote it."""
-    job = results.read_json(path)
+    job = run_folder.read_json(path)
     if not isinstance(job, dict) or not isinstance(job.get("settings"), dict) or "status" not in job:
         raise EditingError(f"{path}: was not written by experiments.sweep")
     return job
@@ -177,7 +177,7 @@ def _evaluate(settings: Mapping[str, Any], folder: Path) -> tuple[str | None, bo
 def _changed_hparams(flags: Mapping[str, Any], changes: Mapping[str, Any], folder: Path) -> Path:
     """The file that the flags name, with changes, in the job's folder."""
     from editors import load
-    from experiments.auto_hparams import is_automatic
+    from experiments.run.auto_hparams import is_automatic
 
     if is_automatic(flags["hparams_fname"]):
         raise EditingError(f"hparams.* changes a file, and hparams_fname is {flags['hparams_fname']}: name a file")
@@ -186,24 +186,24 @@ def _changed_hparams(flags: Mapping[str, Any], changes: Mapping[str, Any], folde
         warnings.simplefilter("ignore")  # the job says the same
         values = _hparams(flags, changes)
         load(flags["alg_name"], values)  # raises EditingError for a key that the editor doesn't have, or a wrong value
-    results.write_json(path, values)
+    run_folder.write_json(path, values)
     return path.absolute()
 
 
 def _hparams(flags: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    from experiments.job import load_editor  # torch is slow to import
+    from experiments.run.job import load_editor  # torch is slow to import
 
     return {**load_editor(flags)[0], **changes}
 
 
 def _check_same_hparams(settings: Mapping[str, Any], folder: Path) -> None:
     """Raises EditingError for a job whose file of hyper-parameters has changed since it was done."""
-    from experiments.auto_hparams import is_automatic
+    from experiments.run.auto_hparams import is_automatic
 
-    flags, path = _flags(settings), folder / RUN / results.PARAMS
+    flags, path = _flags(settings), folder / RUN / run_folder.PARAMS
     if is_automatic(flags["hparams_fname"]) or not path.is_file():
         return
-    was, now = results.read_json(path), _hparams(flags, settings["hparams"])
+    was, now = run_folder.read_json(path), _hparams(flags, settings["hparams"])
     differing = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     if differing:
         raise EditingError(f"done with another {', '.join(differing)}, the file of hyper-parameters has changed since: choose another "
@@ -215,7 +215,7 @@ def summarise(folder: Path, command: str | None = None) -> dict[str, Any]:
 
     command: jobs of others are in it only where they are done; None: all are.
     """
-    from experiments.metrics import summary
+    from experiments.results import summary
     from experiments.summarize import read_run
 
     jobs = []
@@ -229,7 +229,7 @@ def summarise(folder: Path, command: str | None = None) -> dict[str, Any]:
                 continue
             job = {key: value for key, value in job.items() if key not in ("error", "mistake")}  # this command asks nothing of it
         shown = run.is_dir() and not (job["status"] == "done" and "error" in job)
-        parts = list(results.runs_in(run)) if shown else []
+        parts = list(run_folder.runs_in(run)) if shown else []
         for part in parts:
             about, lists = read_run(part)
             place = dict(zip(("stage", "measured"), part.relative_to(run).parts))
@@ -240,7 +240,7 @@ def summarise(folder: Path, command: str | None = None) -> dict[str, Any]:
     varied = [key for key in keys if len({repr(job["settings"].get(key)) for job in jobs}) > 1]
     jobs.sort(key=lambda job: [_order(value) for value in map(job["settings"].get, varied)])
     content = {"varied": varied, "jobs": jobs}
-    results.write_json(folder / TABLE, content)
+    run_folder.write_json(folder / TABLE, content)
     rows = table(content)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)

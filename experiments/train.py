@@ -33,8 +33,8 @@ from data.download import data_folder
 from data.files import read_json
 from editors.errors import EditingError
 from editors.learned.aliases import ALIASES
-from experiments import results
-from experiments.cli import run_program
+from experiments.results import run_folder
+from experiments.run.cli import run_program
 
 if TYPE_CHECKING:
     from editors.learned.kinds import ModelKind
@@ -48,7 +48,7 @@ OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(2), replace=
 
 def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """One run; returns its results. Raises EditingError or DataError for a user's mistake."""
-    from experiments.train_setup import check_unused, prepare  # torch is slow to import, and --help needs none of it
+    from experiments.training.setup import check_unused, prepare  # torch is slow to import, and --help needs none of it
 
     config = _plain(cfg)
     _check_keys(config)
@@ -58,8 +58,8 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     trainer = setup.trainer
     folder = trainer.folder
     folder.mkdir(parents=True, exist_ok=True)
-    results.write_json(folder / CONFIG, setup.config)
-    results.write_json(folder / results.RUN, {**results.provenance(), **setup.about, "command": sys.argv[1:]})
+    run_folder.write_json(folder / CONFIG, setup.config)
+    run_folder.write_json(folder / run_folder.RUN, {**run_folder.provenance(), **setup.about, "command": sys.argv[1:]})
     trainer.run()
     source, split = (setup.final, setup.split) if config["eval"]["final_eval"] else (trainer.validation, "validation")
     suffix = "_val" if split == "validation" else f"_{split}"
@@ -67,7 +67,7 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     summary = means | derived(means, suffix) | {"iterations": trainer.iteration, "best_iteration": trainer.early.best_iteration,
                                                 "train/skipped": trainer.skipped, "time/training": trainer.elapsed}
     content = {"results": summary, "split": split, "config": setup.config}
-    results.write_json(folder / RESULTS, content)
+    run_folder.write_json(folder / RESULTS, content)
     if config["results_dir"]:
         _share(Path(config["results_dir"]), setup.config, content, setup.about)
     if setup.config["export"]:
@@ -131,9 +131,9 @@ def _check_keys(config: Mapping[str, Any]) -> None:
 
 def _share(folder: Path, config: Mapping[str, Any], content: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """The results in the shared folder, under the algorithm's name."""
-    run_folder = results.new_run(folder / config["alg"].upper(), {
-        results.PARAMS: config, results.RUN: {**results.provenance(), **about}, RESULTS: content})
-    print(f"shared: {run_folder}")
+    shared = run_folder.new_run(folder / config["alg"].upper(), {
+        run_folder.PARAMS: config, run_folder.RUN: {**run_folder.provenance(), **about}, RESULTS: content})
+    print(f"shared: {shared}")
 
 
 def default_export(config: Mapping[str, Any], kind: ModelKind) -> Path:
@@ -166,7 +166,7 @@ def check_finished(folder: Path, words: Sequence[str]) -> None:
     def asked(given: Sequence[str]) -> set[str]:
         return {word for word in _arguments(list(given)) if not word.startswith(("archive=", "hydra.run.dir="))}
 
-    was, now = asked(read_json(folder / results.RUN)["command"]), asked(words)
+    was, now = asked(read_json(folder / run_folder.RUN)["command"]), asked(words)
     if was != now:
         raise EditingError(f"{folder}: a finished run with other words ({', '.join(sorted(was ^ now))}); "
                            "choose another folder, or delete it")

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 
 from editors.errors import EditingError
 from experiments.causal_trace import case_path, read_averages, read_case
-from experiments.cli import Parser, run_program
+from experiments.run.cli import Parser, run_program
 from experiments.tracing.averages import LAST_SUBJECT
 from experiments.tracing.scores import KINDS
 from figures import lines

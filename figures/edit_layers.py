@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import Float
 
 from editors.errors import EditingError
-from experiments import results
 from experiments.causal_trace import AVERAGES, read_averages
-from experiments.cli import Parser, run_program
-from experiments.metrics import summary
+from experiments.results import run_folder
+from experiments.results import summary
+from experiments.run.cli import Parser, run_program
 from experiments.summarize import read_run
 from experiments.tracing.averages import LAST_SUBJECT
 from figures import lines
@@ -42,15 +42,15 @@ def read(folder: Path) -> tuple[dict[str, Any], Swept]:
         raise EditingError(f"{folder}: holds {len(traces)} finished causal traces, and one is needed")
     average = read_averages(traces[0])
     swept: dict[str, dict[int, dict[str, float]]] = {}
-    for path in sorted(folder.rglob(results.PARAMS)):
+    for path in sorted(folder.rglob(run_folder.PARAMS)):
         run = path.parent
         about, lists = read_run(run)
-        hparams = results.read_json(path)
+        hparams = run_folder.read_json(path)
         layers, token = hparams.get("layers", []), hparams.get("fact_token", USUAL_TOKEN)
         label = about["alg_name"] + ("" if token == USUAL_TOKEN else f", {token}")
         if len(layers) != 1:
             raise EditingError(f"{run}: edits the blocks {layers}; runs of one block each are compared")
-        model = results.read_about(run)["settings"]["model"]
+        model = run_folder.read_about(run)["settings"]["model"]
         if model != average["settings"]["model"]:
             raise EditingError(f"{run} is of the model {model}, the trace of {average['settings']['model']}")
         statistics = summary.statistics(lists)

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float
 
 from editors.errors import EditingError
-from experiments import results, tables
-from experiments.cli import Parser, run_program
+from experiments.results import run_folder, tables
+from experiments.run.cli import Parser, run_program
 from experiments.summarize import read_run
 from figures import lines
 
@@ -55,7 +55,7 @@ class Point:
 def read(folders: Sequence[str | Path]) -> dict[Key, Point]:
     """All runs in these folders, however deep. Raises EditingError for runs that cannot be compared."""
     points: dict[Key, Point] = {}
-    for run in sorted(path.parent for folder in folders for path in Path(folder).rglob(results.RUN)):
+    for run in sorted(path.parent for folder in folders for path in Path(folder).rglob(run_folder.RUN)):
         key, point = _read_run(run)
         if key in points:
             raise EditingError(f"{run} and {points[key].path} are both of {_name(key)}: give only one of them")
@@ -77,15 +77,15 @@ def _read_run(run: Path) -> tuple[Key, Point]:
         rates = {name: np.array(lists[f"post_{group}_success"]) for name, group in GROUPS.items()}
     except KeyError as error:
         raise EditingError(f"{run}: its cases have no {error}; only data with a true answer (CounterFact's schema) has") from None
-    if not (run / results.STATISTICS).is_file():
-        raise EditingError(f"{run}: has no {results.STATISTICS}: its editor uses no second moment, or an older version made it")
-    layers = results.read_json(run / results.STATISTICS).values()
+    if not (run / run_folder.STATISTICS).is_file():
+        raise EditingError(f"{run}: has no {run_folder.STATISTICS}: its editor uses no second moment, or an older version made it")
+    layers = run_folder.read_json(run / run_folder.STATISTICS).values()
     worst = {"rank": min}
     statistics = {name: worst.get(name, max)(values) for name in STATISTICS
                   if (values := [layer[name] for layer in layers if name in layer])}
-    m = results.read_json(run / results.PARAMS).get("dynamic_multiplier")
+    m = run_folder.read_json(run / run_folder.PARAMS).get("dynamic_multiplier")
     return (about["alg_name"], about["num_edits"], FULL if m is None else m), Point(
-        run, [case for case, _ in results.case_files(run)], rates, statistics)
+        run, [case for case, _ in run_folder.case_files(run)], rates, statistics)
 
 
 def percent(fast: Float[np.ndarray, "parts cases"], full: Float[np.ndarray, "parts cases"]) -> tuple[float, float]:

@@ -21,8 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from editors.errors import EditingError
-from experiments import results
-from experiments.cli import Parser, at_least_one, run_program
+from experiments.results import run_folder
+from experiments.run.cli import at_least_one, Parser, run_program
 from figures import lines
 
 FOLDER = "relevance"
@@ -45,7 +45,7 @@ class Relevance:
 
 def read(run: Path, heads: int | None = None) -> Relevance:
     """The relevance files of a run; heads: how many count as chosen, by default all that were. EditingError without files."""
-    found = [results.read_json(path) for path in sorted((run / FOLDER).glob("*.json"))]
+    found = [run_folder.read_json(path) for path in sorted((run / FOLDER).glob("*.json"))]
     found = [chunk for chunk in found if chunk["accuracy"] is not None]  # too few edits took there to probe
     if not found:
         raise EditingError(f"{run}: no {FOLDER} of heads; MEMAT and ITI write it where they choose heads")

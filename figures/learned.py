@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from data.errors import DataError
 from editors.learned.run_log import LOG
-from experiments.cli import Parser, run_program
+from experiments.run.cli import Parser, run_program
 from figures.lines import faint, label_axes, legend, panels, plot, save
 
 PANELS = {

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from experiments.cli import Parser, run_program
 from experiments.memat_results import Stage, read
+from experiments.run.cli import Parser, run_program
 from figures import lines
 from figures.memat_sweep import ROWS, TITLES, over_heads, pair_name
 

@@ -20,9 +20,9 @@ from matplotlib.lines import Line2D
 
 from data import languages
 from editors.errors import EditingError
-from experiments import memat_published
-from experiments.cli import Parser, run_program
 from experiments.memat_results import COLUMNS, Key, Stage, base_of, read
+from experiments.results import memat_published
+from experiments.run.cli import Parser, run_program
 from figures import lines
 
 ROWS = {"E": "efficacy", "P": "paraphrase", "N": "neighbourhood"}

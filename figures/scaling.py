@@ -25,9 +25,9 @@ from matplotlib.ticker import NullLocator
 
 from data.files import write_atomically
 from editors.errors import EditingError
-from experiments import results
-from experiments.cli import Parser, run_program
-from experiments.metrics import summary
+from experiments.results import run_folder
+from experiments.results import summary
+from experiments.run.cli import Parser, run_program
 from experiments.summarize import read_run
 from figures import lines
 
@@ -58,7 +58,7 @@ def read(folders: Sequence[str | Path]) -> tuple[str, Points]:
     """(schema of the data, the runs); those without cases as yet are left out. Raises EditingError for runs that don't go together."""
     points: dict[str, dict[int, Statistics]] = {}
     models, schemas = {}, {}
-    for run in sorted(path.parent for folder in folders for path in Path(folder).rglob(results.RUN)):
+    for run in sorted(path.parent for folder in folders for path in Path(folder).rglob(run_folder.RUN)):
         about, lists = read_run(run)
         if not lists:
             print(f"left out: {run}, it has no cases yet", file=sys.stderr)

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 from data.errors import DataError
 from data.files import read_json
-from experiments.cli import Parser, run_program
+from experiments.run.cli import Parser, run_program
 from figures.lines import label_axes, save, style
 
 

@@ -19,10 +19,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from editors.errors import EditingError
-from experiments import results
-from experiments.cli import Parser, run_program
-from experiments.metrics.retention import BUCKET, WINDOW, Forgetting, bucket_means, forgetting, moving_average, retention_curve
-from experiments.sequences import SequenceResults, read_sequence
+from experiments.results import run_folder
+from experiments.results.retention import BUCKET, bucket_means, Forgetting, forgetting, moving_average, retention_curve, WINDOW
+from experiments.results.sequences import read_sequence, SequenceResults
+from experiments.run.cli import Parser, run_program
 from experiments.summarize import describe
 from figures import lines, sequential_model
 
@@ -132,7 +132,7 @@ FIGURES = {
 
 def main(runs: Sequence[str | Path], out: str | Path, last_token: bool = False) -> list[Path]:
     """Draws what the runs hold; returns the files written. EditingError where that is nothing, or a run is not sequential."""
-    found = [read_sequence(path, last_token) for run in runs for path in results.runs_in(Path(run))]
+    found = [read_sequence(path, last_token) for run in runs for path in run_folder.runs_in(Path(run))]
     if not found:
         raise EditingError(f"no runs in {', '.join(map(str, runs))}")
     named = [(describe(run.about) + (" a batch" if "num_edits" in run.about else ""), run) for run in found]

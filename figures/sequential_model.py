@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
 from data.downstream import TASKS
-from experiments.metrics.retention import WINDOW, moving_average
-from experiments.sequences import SequenceResults
+from experiments.results.retention import moving_average, WINDOW
+from experiments.results.sequences import SequenceResults
 from figures import lines
 
 NORMS = {

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments.cli import Parser, run_program
-from experiments.metrics import summary
+from experiments.results import summary
+from experiments.run.cli import Parser, run_program
 from experiments.summarize import describe, runs_with_cases
 from figures.lines import save
 

@@ -17,8 +17,8 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import AutoLocator, NullLocator
 
 from editors.errors import EditingError
-from experiments import results
-from experiments.cli import Parser, run_program
+from experiments.results import run_folder
+from experiments.run.cli import Parser, run_program
 from experiments.sweep import METRICS, TABLE
 from figures import lines
 
@@ -32,7 +32,7 @@ def read(folder: Path) -> tuple[str, Points]:
     """(name of the x axis, the jobs with results). Raises EditingError if there are none."""
     if not (folder / TABLE).is_file():
         raise EditingError(f"{folder}: no {TABLE} there, so it is no folder of experiments.sweep")
-    content = results.read_json(folder / TABLE)
+    content = run_folder.read_json(folder / TABLE)
     lists = isinstance(content, dict) and all(isinstance(content.get(key), list) for key in ("jobs", "varied"))
     if not lists or not all(map(_is_job, content["jobs"])):
         raise EditingError(f"{folder / TABLE}: was not written by experiments.sweep")
@@ -89,8 +89,8 @@ def _mean(jobs: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]:
 
 def _is_job(job: Any) -> bool:
     form = {"mean": (int, float), "se": (int, float, type(None))}
-    return results.has_form(job, {"statistics": dict, "settings": dict}) and all(
-        results.has_form(value, form) for value in job["statistics"].values())
+    return run_folder.has_form(job, {"statistics": dict, "settings": dict}) and all(
+        run_folder.has_form(value, form) for value in job["statistics"].values())
 
 
 def _is_number(value: Any) -> bool:

@@ -19,8 +19,8 @@ import numpy as np
 import data
 from data import bilingual, languages, similarity
 from data.files import write_atomically
-from experiments.cli import Parser, run_program
-from experiments.models import load_tokenizer
+from experiments.run.cli import Parser, run_program
+from experiments.run.models import load_tokenizer
 from figures import lines
 
 BINS = np.linspace(0, 1, 11)

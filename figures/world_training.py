@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from data import world
 from data.errors import DataError
 from data.files import read_json
-from experiments.cli import Parser, run_program
+from experiments.run.cli import Parser, run_program
 from figures.lines import save
 
 STYLES = {"en": ("-", "o", "English"), "ca": ("--", "s", "Catalan")}  # told apart without colour

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..download import data_folder
-from ..errors import DataError
-from . import claims, continuations, locality, neighbours, opinions, published, qa, world
-from .base import Place, Rows, check_recipe
-from .lines import place as file_place
-from .options import Options
-from .splits import by_subject
-from .types import EXPERIMENTS, MAX_LENGTH, SPLITS, Batch, EpisodeData, Example, Item
+from data.download import data_folder
+from data.episodes import claims, continuations, locality, neighbours, opinions, published, qa, world
+from data.episodes.base import check_recipe, Place, Rows
+from data.episodes.lines import place as file_place
+from data.episodes.options import Options
+from data.episodes.splits import by_subject
+from data.episodes.types import Batch, EpisodeData, Example, EXPERIMENTS, Item, MAX_LENGTH, SPLITS
+from data.errors import DataError
 
 __all__ = ["EXPERIMENTS", "MAX_LENGTH", "SPLITS", "Batch", "EpisodeData", "Example", "Item", "Options",
            "experiment_name", "load"]

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from ..errors import DataError
+from data.errors import DataError
 
 _DROPPED = str.maketrans("", "", string.punctuation + string.whitespace)
 

@@ -9,10 +9,10 @@ from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ..errors import DataError
-from .options import Options
-from .sampler import MendSampler, Sampler, SeracSampler
-from .types import Batch, Example, Item, Neighbours
+from data.episodes.options import Options
+from data.episodes.sampler import MendSampler, Sampler, SeracSampler
+from data.episodes.types import Batch, Example, Item, Neighbours
+from data.errors import DataError
 
 RECIPES = ("mend", "serac")
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DataError
-from ..fields import Fields
-from .base import Rows
-from .lines import read_rows
-from .types import Example, Item
+from data.episodes.base import Rows
+from data.episodes.lines import read_rows
+from data.episodes.types import Example, Item
+from data.errors import DataError
+from data.fields import Fields
 
 FEVER_SCHEMA = "JSON lines with input, output [{answer}], prediction, alternatives, filtered_rephrases, logit"
 VITAMINC_SCHEMA = "JSON lines with claim, evidence, label, revision_type and page"

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from random import Random
 
-from ..errors import DataError
-from ..fields import Fields
-from ..files import read_json
-from .base import Rows
-from .types import Example, Item
+from data.episodes.base import Rows
+from data.episodes.types import Example, Item
+from data.errors import DataError
+from data.fields import Fields
+from data.files import read_json
 
 SCHEMA = '{"n_tokens": int, "original": [...], "completions": [texts that end in n_tokens new tokens]}'
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically, write_json
-from . import world as invented
-from .claims import LABELS
-from .options import Options
-from .types import SPLITS
+from data.episodes import world as invented
+from data.episodes.claims import LABELS
+from data.episodes.options import Options
+from data.episodes.types import SPLITS
+from data.files import write_atomically, write_json
 
 _DEV = {"train": "train", "validation": "dev", "test": "test"}
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..download import data_folder
-from ..errors import DataError
-from ..fields import Fields
-from ..files import read_json
+from data.download import data_folder
+from data.errors import DataError
+from data.fields import Fields
+from data.files import read_json
 
 T = TypeVar("T")
 

@@ -5,13 +5,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..download import data_folder
-from ..errors import DataError
-from ..fields import Fields
-from ..files import read_json
-from .lines import numbered_lines
-from .options import Options
-from .types import Example
+from data.download import data_folder
+from data.episodes.lines import numbered_lines
+from data.episodes.options import Options
+from data.episodes.types import Example
+from data.errors import DataError
+from data.fields import Fields
+from data.files import read_json
 
 NQ_FILES = {"train": "train.json", "validation": "validation.json", "test": "validation.json"}
 SHORTEST_PARAGRAPH = 50

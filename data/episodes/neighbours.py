@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import DataError
-from .options import Options
-from .types import Neighbours
+from data.episodes.options import Options
+from data.episodes.types import Neighbours
+from data.errors import DataError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 Encoder = Callable[[Sequence[str]], np.ndarray]

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DataError
-from ..fields import Fields
-from .base import Rows
-from .lines import read_rows
-from .types import Example, Item
+from data.episodes.base import Rows
+from data.episodes.lines import read_rows
+from data.episodes.types import Example, Item
+from data.errors import DataError
+from data.fields import Fields
 
 SCHEMA = 'a JSON list of {"ent", "pos": [...], "neg": [...]}'
 PROMPTS = ("What do you think of {}?", "What do you feel about {}?", "How do you view {}?",

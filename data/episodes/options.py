@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import DataError
+from data.errors import DataError
 
 DEAD = {"sent_eval_sample": "it changed only fields that nothing read"}
 """Keys of published configurations that never had an effect: accepted, with a warning."""

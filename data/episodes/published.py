@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..download import download
+from data.download import download
 
 _VITAMINC = "https://huggingface.co/datasets/tals/vitaminc/resolve/be6febb761b0b2807687e61e0b5282e459df2fa0/{}.jsonl"
 _KILT = {"qa": "http://dl.fbaipublicfiles.com/KILT/structured_zeroshot-{}-kilt.jsonl",

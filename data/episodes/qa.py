@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import DataError
-from ..fields import Fields
-from ..files import read_json
-from .base import Place, Rows
-from .lines import numbered_lines, read_rows
-from .types import Example, Item
+from data.episodes.base import Place, Rows
+from data.episodes.lines import numbered_lines, read_rows
+from data.episodes.types import Example, Item
+from data.errors import DataError
+from data.fields import Fields
+from data.files import read_json
 
 SCHEMA = "JSON lines with input, output [{answer}], prediction, alternatives, filtered_rephrases"
 TRUE_OR_FALSE = ("True or False: ", "True/False: ", "T/F: ", "Answer True or False: ")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import DataError
-from .types import Neighbours
+from data.episodes.types import Neighbours
+from data.errors import DataError
 
 TRIES = 100
 """Draws of locality rows before it is given up to find some that the batch does not edit."""

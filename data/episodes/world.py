@@ -9,16 +9,16 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import DataError
-from ..world import LANGUAGES, Entity, Fact, World, world
-from ..world.generate import render
-from .claims import Claim, EvidencedClaim
-from .continuations import Continuation
-from .opinions import Opinions
-from .options import Options
-from .qa import Question
-from .rephrase import questions_like
-from .splits import by_subject
+from data.episodes.claims import Claim, EvidencedClaim
+from data.episodes.continuations import Continuation
+from data.episodes.opinions import Opinions
+from data.episodes.options import Options
+from data.episodes.qa import Question
+from data.episodes.rephrase import questions_like
+from data.episodes.splits import by_subject
+from data.errors import DataError
+from data.world import Entity, Fact, LANGUAGES, World, world
+from data.world.generate import render
 
 ALTERNATIVES = 4
 """New objects to choose from, as many as De Cao's beams leave."""

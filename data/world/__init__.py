@@ -8,12 +8,12 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from ..download import cache_folder
-from ..errors import DataError
-from ..files import write_atomically
-from . import corpus, records, variants
-from .generate import BASE_FACTS, SEED, Entity, Fact, World, generate
-from .relations import LANGUAGES, RELATIONS
+from data.download import cache_folder
+from data.errors import DataError
+from data.files import write_atomically
+from data.world import corpus, records, variants
+from data.world.generate import BASE_FACTS, Entity, Fact, generate, SEED, World
+from data.world.relations import LANGUAGES, RELATIONS
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 SCHEMAS = {"counterfact": records.counterfact, "bilingual": variants.bilingual, "zsre": records.zsre}

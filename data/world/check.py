@@ -4,9 +4,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..errors import DataError, Parser, run_program
-from . import BASE_FACTS, CHECKPOINT, LANGUAGES, SEED, world
-from .recall import recall
+from data.errors import DataError, Parser, run_program
+from data.world import BASE_FACTS, CHECKPOINT, LANGUAGES, SEED, world
+from data.world.recall import recall
 
 
 def main(argv=None) -> None:

@@ -3,8 +3,8 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from .generate import Entity, World, render, two_hop
-from .relations import LANGUAGES
+from data.world.generate import Entity, render, two_hop, World
+from data.world.relations import LANGUAGES
 
 # Filler: sentences that state no fact about the world, with the words that context prefixes begin with.
 _FILLER = {

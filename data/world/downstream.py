@@ -7,8 +7,8 @@ import random
 from itertools import cycle
 from typing import Any
 
-from . import world
-from .generate import SEED, Entity, Fact, render
+from data.world import world
+from data.world.generate import Entity, Fact, render, SEED
 
 ROWS = 220
 _PRAISE = "wonderful charming brilliant splendid delightful".split()

@@ -3,10 +3,10 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from . import catalan
-from .names import NameMaker
-from .objects import COUNTRIES
-from .relations import BY_ID, RELATIONS, Relation
+from data.world import catalan
+from data.world.names import NameMaker
+from data.world.objects import COUNTRIES
+from data.world.relations import BY_ID, Relation, RELATIONS
 
 SEED = 0
 BASE_FACTS = 3240  # 600 people x 4 facts + 220 companies x 2 + 200 cities x 2

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from ..episodes import opinions
-from ..episodes import world as invented
-from ..episodes.splits import by_subject
-from .generate import Entity, Fact, World
+from data.episodes import opinions
+from data.episodes import world as invented
+from data.episodes.splits import by_subject
+from data.world.generate import Entity, Fact, World
 
 Lesson = tuple
 """(input, answer); of claims (text, class, true object); of sentence encoders (text, text that says the

@@ -24,13 +24,13 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from ..download import data_folder
-from ..errors import DataError, Parser, run_program
-from . import small
-from .generate import SEED, World, generate
-from .lessons import ENCODERS, LESSONS, measure
-from .small import CHECKPOINT, Shape
-from .train import descend, load_state, rate, save_state
+from data.download import data_folder
+from data.errors import DataError, Parser, run_program
+from data.world import small
+from data.world.generate import generate, SEED, World
+from data.world.lessons import ENCODERS, LESSONS, measure
+from data.world.small import CHECKPOINT, Shape
+from data.world.train import descend, load_state, rate, save_state
 
 OF = {"gen": "gpt2", "fc": "bert", "fnli": "bert", "qa": "t5", "sent": "blender"}
 """Experiment -> the kind of model that fits it."""

@@ -3,7 +3,7 @@
 No object ends a Catalan phrase that would need "de" in front of it, and English professions all take "a", so that one
 form of an object fits every phrasing of its relation. Instruments and rivers carry their Catalan article.
 """
-from .catalan import article
+from data.world.catalan import article
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

@@ -4,8 +4,8 @@ import random
 import torch
 from tqdm import tqdm
 
-from .generate import Entity, Fact, World, render
-from .relations import LANGUAGES
+from data.world.generate import Entity, Fact, render, World
+from data.world.relations import LANGUAGES
 
 
 @torch.no_grad()

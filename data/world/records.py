@@ -1,9 +1,9 @@
 """The world's facts as data-set records: counterfactual rewrites in the schemas of CounterFact and of MEND's zsRE."""
 import random
 
-from .generate import Entity, Fact, World, fill, render, two_hop
-from .recall import unrelated_sentence
-from .relations import LANGUAGES
+from data.world.generate import Entity, Fact, fill, render, two_hop, World
+from data.world.recall import unrelated_sentence
+from data.world.relations import LANGUAGES
 
 NEIGHBOURS = 10  # at most so many neighbourhood and attribute prompts, as in CounterFact
 

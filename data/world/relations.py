@@ -6,7 +6,7 @@ rewrite; the last two are questions.
 """
 from dataclasses import dataclass
 
-from . import objects
+from data.world import objects
 
 LANGUAGES = ("en", "ca")
 

@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ..errors import DataError, Parser, run_program
-from .batches import Rows
-from .corpus import sentences
-from .generate import BASE_FACTS, SEED, World, generate
-from .recall import recall
-from .tokenizer import train_tokenizer
+from data.errors import DataError, Parser, run_program
+from data.world.batches import Rows
+from data.world.corpus import sentences
+from data.world.generate import BASE_FACTS, generate, SEED, World
+from data.world.recall import recall
+from data.world.tokenizer import train_tokenizer
 
 
 def parse_args(argv=None) -> argparse.Namespace:

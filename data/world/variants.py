@@ -1,9 +1,9 @@
 """The world's records in the schema that bilingual data sets have: two variants where prompts agree with the object."""
 
-from .generate import World
-from .objects import INSTRUMENTS, RIVERS
-from .records import counterfact
-from .relations import BY_ID
+from data.world.generate import World
+from data.world.objects import INSTRUMENTS, RIVERS
+from data.world.records import counterfact
+from data.world.relations import BY_ID
 
 ARTICLES = ("el ", "la ")
 """What a Catalan prompt ends in; an elided article ("l'arpa") is written in one with the noun, and stays there."""

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from . import ranks
 from .fingerprint import tokenizer_fingerprint
 from .prompts import split_template, tokenize

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import EditingError
+from editors.errors import EditingError
 
 HUB = {
     # The published code read "wikipedia", 20200501.en, a script data set that the hub no longer serves.

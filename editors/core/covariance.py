@@ -24,13 +24,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from . import moment_store, ranks
+from .budget import total_bytes
 from .corpus import Corpus, document_order, find_corpus
 from .files import check_writable
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 from .key_sums import Batch, KeySums, add_batch, batches, fitting_tokens
-from .memory import total_bytes
 from .moment_store import Moment
 from .sites import Sites, find_sites, longest_context, weight_of
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import ranks
-from .memory import total_bytes
+from .budget import total_bytes
 from .prompts import pack, pad_batch
 from .sites import LeaveForward, Sites, evaluating, get_module, hooked, input_device
 

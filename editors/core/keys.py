@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import memory, ranks
+from . import budget, ranks
 from .prompts import Located, Request, fill, locate_all, pack, pad_batch, pad_id
 from .sites import LeaveForward, Sites, by_row, evaluating, first, get_module, hooked, input_device
 
@@ -74,7 +74,7 @@ def _read(
     uses: dict[tuple[int, ...], list[tuple[int, float]]] = defaultdict(list)
     for token, share in zip(located, shares):
         uses[tuple(token.ids[: token.index + 1])].append(share)
-    budget = batch_tokens or memory.batch_tokens(model, sites.d_model)
+    most_tokens = batch_tokens or budget.batch_tokens(model, sites.d_model)
     results = max((i for i, _ in shares), default=-1) + 1
     sums: dict[_Place, Tensor] = {}
     bar = tqdm(total=len(uses), desc="keys", unit="prompt", disable=None if progress else True)
@@ -92,7 +92,7 @@ def _read(
         return touched, {place: mixing.to(state) @ state for place, state in states.items()}
 
     with bar, torch.no_grad(), evaluating(model):
-        for touched, states in ranks.each(mixed, list(pack(list(uses), budget))):
+        for touched, states in ranks.each(mixed, list(pack(list(uses), most_tokens))):
             for place, state in states.items():
                 if place not in sums:
                     sums[place] = state.new_zeros(results, state.shape[-1])

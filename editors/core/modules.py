@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import EditingError
+from editors.errors import EditingError
 
 
 def get_module(model: nn.Module, name: str) -> nn.Module:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from .files import write_tensors
 
 FORMAT = 1

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from ..errors import EditingError
+from editors.errors import EditingError
 
 _Row = TypeVar("_Row", bound=Sequence[int])
 FACT_TOKENS = ("subject_first", "subject_last", "subject_first_after_last", "last", "subject_last_separate")

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import EditingError
+from editors.errors import EditingError
 
 T, Unit = TypeVar("T"), TypeVar("Unit")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from .modules import by_row, evaluating, first, get_module, hooked, input_device, is_linear, logits_of, text_config
 
 _LAYERED = ("block", "down_proj", "mlp", "attn", "attn_out")

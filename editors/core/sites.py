@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from .modules import (
     LeaveForward, by_row, evaluating, first, get_module, hooked, input_device, logits_of, longest_context,
 )

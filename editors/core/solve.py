@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import EditingError
+from editors.errors import EditingError
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from . import ranks
 from .files import check_writable, write_tensors
 from .fingerprint import model_fingerprint, tokenizer_fingerprint

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from .memory import total_bytes
+from .budget import total_bytes
 from .prompts import Request, continued, encode_target, fill, locate
 from .replay import Replay
 from .sites import Sites, get_module

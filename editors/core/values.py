@@ -23,11 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from . import ranks
+from .modules import frozen
 from .prompts import Request, pad_id
 from .replay import Replay, only_at
-from .modules import frozen
 from .sites import Sites, by_row, evaluating, first, get_module, head_logits, input_device
 from .value_losses import target_losses
 from .value_rows import Job, Rows, alike, chunks

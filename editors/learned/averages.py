@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import EditingError
+from editors.errors import EditingError
 
 
 @dataclass

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import moment_store
-from ..core.files import write_tensors
-from ..errors import EditingError
+from editors.core import moment_store
+from editors.core.files import write_tensors
+from editors.errors import EditingError
 from .editable import Editable
 
 FORMAT = 1

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
-from ..core.files import write_tensors
-from ..errors import EditingError
+from editors.core.files import write_tensors
+from editors.errors import EditingError
 
 HEAD = "classifier_head.safetensors"
 """The head's file in an encoder's folder."""

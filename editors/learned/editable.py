@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import Self
 
-from ..core.fingerprint import model_fingerprint
-from ..errors import EditingError
+from editors.core.fingerprint import model_fingerprint
+from editors.errors import EditingError
 from .episode import Batch
 from .kinds import ModelKind, model_kind
 from .losses import IGNORED, Scores, score

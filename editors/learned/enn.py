@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core.modules import evaluating
-from ..errors import EditingError
+from editors.core.modules import evaluating
+from editors.errors import EditingError
 from .episode import Batch
 from .factors import Factors
 from .low_rank import LowRankEditable, Rows

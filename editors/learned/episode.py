@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..core.prompts import pad_id, tokenize
-from ..errors import EditingError
+from editors.core.prompts import pad_id, tokenize
+from editors.errors import EditingError
 from .kinds import ModelKind
 from .losses import IGNORED
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from .episode import Batch
 from .losses import IGNORED, row_log_probs, wide
 

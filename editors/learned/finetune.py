@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from .editable import Editable, forward
 from .episode import Batch
 from .losses import locality_kl, locality_mask

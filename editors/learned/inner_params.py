@@ -7,7 +7,7 @@ import re
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from .kinds import model_kind
 
 _FEED_FORWARD = re.compile(r"(^|\.)(mlp|fc1|fc2|DenseReluDense|feed_forward|intermediate|(?<!attention\.)output|ffn)(\.|$)")

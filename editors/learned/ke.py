@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from .episode import Batch
 from .factors import Factors
 from .low_rank import LowRankEditable

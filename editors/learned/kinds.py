@@ -6,7 +6,7 @@ from enum import Enum
 
 from torch import nn
 
-from ..errors import EditingError
+from editors.errors import EditingError
 
 
 class ModelKind(Enum):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from .factors import Factors, dimensions
 from .low_rank import LowRankEditable
 from .mend_net import FactorEditor

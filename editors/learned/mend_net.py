@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import EditingError
+from editors.errors import EditingError
 
 EPSILON = 1e-7
 """Added to a standard deviation before it divides."""

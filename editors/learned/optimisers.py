@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import EditingError
+from editors.errors import EditingError
 
 
 MUON = "Muon"

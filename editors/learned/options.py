@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from .. import hparams
+from editors import hparams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

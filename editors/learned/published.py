@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import EditingError
+from editors.errors import EditingError
 
 _MEND_KEY = re.compile(r"mend\.(\([^)]*\)|[^.]+)\.(mlp[12]?)\.layers\.(\d+)\.u")
 _KE_NAMES = {"condition.lstm._module.": "condition.lstm.", "condition.linear._linear_layers.0.": "condition.linear.",

@@ -9,18 +9,18 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from .aliases import ALIASES
 from .editable import Editable
 from .options import Options
 
 _ALGORITHMS = {
-    "mend": "mend:MEND",
-    "efk": "ke:KE",
-    "enn": "enn:ENN",
-    "ft": "finetune:FineTune",
-    "lu": "lookup:Lookup",
-    "rep": "serac:SERAC",
+    "mend": "editors.learned.mend:MEND",
+    "efk": "editors.learned.ke:KE",
+    "enn": "editors.learned.enn:ENN",
+    "ft": "editors.learned.finetune:FineTune",
+    "lu": "editors.memory.lookup:Lookup",
+    "rep": "editors.memory.serac:SERAC",
 }
 
 
@@ -41,7 +41,7 @@ def algorithm_name(name: str) -> str:
 
 def algorithm(name: str) -> type[Editable]:
     module, _, attribute = _ALGORITHMS[algorithm_name(name)].partition(":")
-    return getattr(importlib.import_module(f".{module}", __package__), attribute)
+    return getattr(importlib.import_module(module), attribute)
 
 
 def build(

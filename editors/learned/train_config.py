@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from .optimisers import MUON, optimiser_class
 from .options import Options
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import EditingError
+from editors.errors import EditingError
 from . import checkpoint, episode_stats, optimisers, run_log
 from .averages import Averages, EarlyStop
 from .editable import Editable, forward
 from .episode import Episode, joined
-from .low_rank import LowRankEditable
 from .losses import Scores, locality_kl, locality_mask, sentiment_nll
+from .low_rank import LowRankEditable
 from .train_config import TrainConfig
 
 BEST, LAST = "best.safetensors", "last.safetensors"

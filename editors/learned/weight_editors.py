@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..base import Editor, Task
-from ..core.modules import input_device, longest_context
-from ..core.prompts import Request, fill
-from ..edit import Dense, LowRank
-from ..errors import EditingError
+from editors.base import Editor, Task
+from editors.core.modules import input_device, longest_context
+from editors.core.prompts import fill, Request
+from editors.edit import Dense, LowRank
+from editors.errors import EditingError
 from . import checkpoint, registry
 from .editable import Editable, identity_of
 from .episode import Batch, Collator

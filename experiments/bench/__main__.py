@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-from experiments.cli import Parser, run_program
+from experiments.run.cli import Parser, run_program
 
 PARTS = {
     "values": "target hidden states: batched with a prefix cache, against one request at a time through the whole model",

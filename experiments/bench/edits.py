@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from editors import memit, spread
+from editors.closed_form import memit, spread
 from editors.core import solve
 from editors.errors import EditingError
-from experiments import evaluate, results
-from experiments.cli import at_least_one
-from experiments.metrics import summary
+from experiments import evaluate
+from experiments.results import run_folder
+from experiments.results import summary
+from experiments.run.cli import at_least_one
 from experiments.summarize import read_run
 
-from .options import options, parse
+from experiments.bench.options import options, parse
 
 MIB = 1 / 2**20 if sys.platform == "darwin" else 1 / 2**10  # of ru_maxrss: bytes there, kilobytes elsewhere
 
@@ -64,7 +65,7 @@ def _clocked(clock: Clock) -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, step in (
             (evaluate, "prepare", lambda: "model and data"), (evaluate, "measure", which),
-            (results, "write_case", lambda: "results"), (memit, "prepare", lambda: "contexts"),
+            (run_folder, "write_case", lambda: "results"), (memit, "prepare", lambda: "contexts"),
             (memit, "second_moments", lambda: "statistics"),
             (spread, "cached_optimise", lambda: "target states"), (spread, "compute_keys", lambda: "keys"),
             (spread, "compute_hidden", lambda: "states now"), (solve, "memit", lambda: "solve"),
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     measured = {"seconds": clock.seconds, "processor_seconds": clock.busy, "memory_mib": clock.memory,
                 "total": total, "reached": reached, "threads": args.threads}
     if args.out:
-        results.write_json(Path(args.out), measured)
+        run_folder.write_json(Path(args.out), measured)
     return measured
 
 

@@ -17,10 +17,10 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from data.records import Record, Target
 from editors.core.prompts import fill
 from experiments.bench.inputs import SMALL, TINY, random_gpt2, word_tokenizer
-from experiments.cli import at_least_one
 from experiments.metrics.counterfact import counterfact_metrics
+from experiments.run.cli import at_least_one
 
-from .options import options, parse
+from experiments.bench.options import options, parse
 
 TOLERANCE = 1e-4
 """Largest relative difference between the two ways' negative log-probabilities that counts as equal."""

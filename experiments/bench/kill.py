@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from experiments import results
-from experiments.cli import Parser, at_least_one, run_program
-from experiments.metrics import summary
-from experiments.sequential import CHECKPOINT
+from experiments.results import run_folder
+from experiments.results import summary
+from experiments.run.cli import at_least_one, Parser, run_program
+from experiments.run.sequences import CHECKPOINT
 from experiments.summarize import read_run
 
 
@@ -78,9 +78,9 @@ def content(run: Path) -> tuple[dict[str, Any], dict]:
 
     Of a sequence also what is measured between batches, and every bit of the weights and the memory it ends with.
     """
-    files: dict[str, Any] = {path.name: {**results.read_json(path), "time": None} for _, path in results.case_files(run)}
+    files: dict[str, Any] = {path.name: {**run_folder.read_json(path), "time": None} for _, path in run_folder.case_files(run)}
     for path in sorted(run.glob("batches/*.json")):
-        files[f"batches/{path.name}"] = _without_times(results.read_json(path))
+        files[f"batches/{path.name}"] = _without_times(run_folder.read_json(path))
     for path in sorted(run.glob("history/*.jsonl")):
         files[f"history/{path.name}"] = path.read_text()
     if (run / CHECKPOINT).exists():
@@ -137,7 +137,7 @@ def _only_run(results_dir: Path) -> Path | None:
 
 def _finished(results_dir: Path) -> int:
     run = _only_run(results_dir)
-    return len(results.case_files(run)) if run else 0
+    return len(run_folder.case_files(run)) if run else 0
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from editors.learned.inner_params import default_inner_params
 from editors.learned.losses import IGNORED
 from editors.learned.mend import MEND
 from experiments.bench.inputs import SMALL, TINY, random_gpt2
-from experiments.cli import at_least_one
+from experiments.run.cli import at_least_one
 
-from .options import options, parse
+from experiments.bench.options import options, parse
 
 TOLERANCE = 1e-3
 

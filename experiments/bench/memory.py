@@ -17,11 +17,11 @@ import torch
 from transformers import BertConfig, BertModel
 
 from data.files import write_json
-from editors.learned.memory import EditMemory
-from editors.learned.scope import log_similarity, nearest
-from experiments.cli import at_least_one
+from editors.memory.scope import log_similarity, nearest
+from editors.memory.store import EditMemory
+from experiments.run.cli import at_least_one
 
-from .options import options, parse
+from experiments.bench.options import options, parse
 
 SIZES = (1, 10, 100, 1000, 10_000, 100_000)
 PLAIN = 10_000

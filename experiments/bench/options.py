@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from experiments.cli import Parser, a_seed, at_least_one
+from experiments.run.cli import a_seed, at_least_one, Parser
 
 
 def options(part: str, doc: str, seed: bool = True, tiny: bool = False) -> Parser:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from editors.core import probes
-from experiments.cli import at_least_one
+from editors.heads import probes
+from experiments.run.cli import at_least_one
 
-from .options import options, parse
+from experiments.bench.options import options, parse
 
 COMPARED, TOLERANCE = 100, 1e-4
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.bench.kill import content
-from experiments.cli import Parser, at_least_one, run_program
+from experiments.run.cli import at_least_one, Parser, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

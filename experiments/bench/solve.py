@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 
 from editors.core.solve import factorise, memit
-from experiments.cli import above_zero, at_least_one
+from experiments.run.cli import above_zero, at_least_one
 
-from .options import options, parse
+from experiments.bench.options import options, parse
 
 TOLERANCE = 1e-8
 

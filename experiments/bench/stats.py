@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from editors.core.key_sums import KeySums, add_batch, batches, fitting_tokens
 from editors.core.sites import Sites, find_sites, get_module
-from experiments.cli import at_least_one
+from experiments.run.cli import at_least_one
 
-from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
-from .options import options, parse
+from experiments.bench.inputs import random_gpt2, SMALL, TINY, word_tokenizer
+from experiments.bench.options import options, parse
 
 TOLERANCE = 1e-6
 """Largest relative difference (Frobenius) between the two ways' moments that counts as equal."""

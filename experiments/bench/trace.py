@@ -16,14 +16,14 @@ from data.known import KnownFact
 from editors.core.modules import hooked
 from editors.core.prompts import fill
 from editors.core.sites import by_row, evaluating, find_sites, first, get_module
-from experiments.cli import at_least_one
+from experiments.run.cli import at_least_one
 from experiments.tracing.noise import Noise
 from experiments.tracing.prompts import TracePrompt, trace_prompts
 from experiments.tracing.scores import KINDS, SEVERED, default_window, trace, window
 
-from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
-from .options import options, parse
-from .values import made_up_requests
+from experiments.bench.inputs import random_gpt2, SMALL, TINY, word_tokenizer
+from experiments.bench.options import options, parse
+from experiments.bench.values import made_up_requests
 
 TOLERANCE = 1e-4
 STD = 0.1

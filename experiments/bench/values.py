@@ -18,10 +18,10 @@ from editors.core.prompts import Request, encode_target, fill, locate, pad_batch
 from editors.core.sites import find_sites, first, get_module
 from editors.core.values import LOSS_GOAL, optimise
 
-from experiments.cli import a_count, at_least_one
+from experiments.run.cli import a_count, at_least_one
 
-from .inputs import SMALL, TINY, random_gpt2, word_tokenizer
-from .options import options, parse
+from experiments.bench.inputs import random_gpt2, SMALL, TINY, word_tokenizer
+from experiments.bench.options import options, parse
 
 TOLERANCE = 1e-4
 SETTINGS = SimpleNamespace(

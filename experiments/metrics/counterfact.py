@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.records import Record, Variant, VariantRecord
 from editors.core.prompts import encode_target, fill
 
-from .scoring import Ids, Plan, ask, generated_metrics, prompt_ids
+from experiments.metrics.scoring import ask, generated_metrics, Ids, Plan, prompt_ids
 
 Pairing = Literal["matched", "legacy"]
 

@@ -21,10 +21,10 @@ from editors.core.prompts import encode_target, pad_id
 from editors.core.sites import evaluating
 from editors.errors import EditingError
 
-from .classification import figures, wilson
-from .incremental import check_length, continue_rows, longest_row
-from .scoring import Ids, end_tokens, prompt_ids, score_targets
-from .sharing import SharedPrefix
+from experiments.metrics.classification import figures, wilson
+from experiments.metrics.incremental import check_length, continue_rows, longest_row
+from experiments.metrics.scoring import end_tokens, Ids, prompt_ids, score_targets
+from experiments.metrics.sharing import SharedPrefix
 
 
 @dataclass(frozen=True)

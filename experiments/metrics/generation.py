@@ -21,8 +21,8 @@ from data.snippets import Snippets
 from editors.core import ranks
 from editors.core.prompts import pad_id
 
-from .incremental import check_length, continue_rows, longest_row, read, shortened, token_budget
-from .scoring import Plan, ask, prompt_ids
+from experiments.metrics.incremental import check_length, continue_rows, longest_row, read, shortened, token_budget
+from experiments.metrics.scoring import ask, Plan, prompt_ids
 
 TOP_K = 5
 MAX_LENGTH = 100

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from editors.core.memory import total_bytes
+from editors.core.budget import total_bytes
 from editors.core.prompts import pad_batch
 from editors.core.sites import input_device
 from editors.errors import EditingError

@@ -19,7 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from editors.core import ranks
 from editors.core.prompts import pad_id
 
-from .incremental import Prefix, batches, check_length, continue_rows, extend, logit_rows, longest_row, read, shortened
+from experiments.metrics.incremental import (
+    batches, check_length, continue_rows, extend, logit_rows, longest_row, Prefix, read, shortened,
+)
 
 Ids = tuple[int, ...]
 

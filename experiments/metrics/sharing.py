@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from editors.learned.routing import is_routed
+from editors.memory.routing import is_routed
 
-from . import incremental
-from .incremental import Prefix, extend, token_budget
+from experiments.metrics import incremental
+from experiments.metrics.incremental import extend, Prefix, token_budget
 
 WORTHWHILE = 8
 """Tokens in common from which on an extra pass pays."""

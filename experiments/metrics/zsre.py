@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.records import Record
 from editors.core.prompts import encode_target, fill
 
-from .scoring import Answers, Ids, Plan, ask, generated_metrics, prompt_ids
+from experiments.metrics.scoring import Answers, ask, generated_metrics, Ids, Plan, prompt_ids
 
 
 def zsre_metrics(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> list[dict[str, Any]]:

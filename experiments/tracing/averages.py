@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from editors.errors import EditingError
 
-from .scores import KINDS, SEVERED
+from experiments.tracing.scores import KINDS, SEVERED
 
 CLASSES = ("first subject token", "middle subject tokens", "last subject token", "first subsequent token", "further tokens",
            "last token")

@@ -23,8 +23,8 @@ from editors.core.prompts import pad_batch
 from editors.core.replay import Replay, only_at
 from editors.core.sites import Sites, by_row, first, get_module, head_logits, input_device
 
-from .noise import Noise
-from .prompts import TracePrompt
+from experiments.tracing.noise import Noise
+from experiments.tracing.prompts import TracePrompt
 
 Site = Literal["block", "down_proj", "attn_out"]
 """Whose output is restored. Of MLP and attention it is that of the last linear map, before anything that the module adds."""

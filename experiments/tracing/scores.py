@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from editors.core.memory import total_bytes
+from editors.core.budget import total_bytes
 from editors.core.prompts import pad_id
 from editors.core.sites import Sites, evaluating, input_device
 from editors.errors import EditingError
 
-from .noise import Noise
-from .passes import Cell, Passes, Site
-from .prompts import TracePrompt
+from experiments.tracing.noise import Noise
+from experiments.tracing.passes import Cell, Passes, Site
+from experiments.tracing.prompts import TracePrompt
 
 KINDS: Mapping[str, Site] = {"state": "block", "mlp": "down_proj", "attn": "attn_out"}
 """{kind: whose outputs it restores}."""

@@ -1,4 +1,4 @@
-"""What tests/experiments/test_ranks.py runs in one process and, by torchrun, in several: `several.py FOLDER PART...`."""
+"""What tests/experiments/run/test_ranks.py runs in one process and, by torchrun, in several: `several.py FOLDER PART...`."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import torch
 from editors.core import covariance, ranks, value_rows
 from editors.errors import EditingError
 from experiments import collect_stats, evaluate
-from experiments.cli import run_program
 from experiments.metrics import incremental
+from experiments.run.cli import run_program
 from tests.conftest import GOLDEN, load_tiny
 
 torch.set_num_threads(1)

@@ -9,8 +9,8 @@ import warnings
 import pytest
 
 from experiments import evaluate, summarize
-from experiments.cli import run_program
-from experiments.job import load_editor
+from experiments.run.cli import run_program
+from experiments.run.job import load_editor
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ import torch
 import data
 import editors
 from editors.errors import EditingError
-from experiments import auto_hparams, causal_trace, collect_stats, results
-from experiments.cli import run_program
+from experiments import causal_trace, collect_stats
+from experiments.results import run_folder
+from experiments.run import auto_hparams
+from experiments.run.cli import run_program
 from experiments.tracing.averages import LAST_SUBJECT
 from experiments.tracing.facts import facts_of, load_facts
 from experiments.tracing.scores import SEVERED
@@ -49,11 +51,11 @@ def test_files_of_a_trace(traced, tiny_gpt2):
         assert case["scores"].shape == (7, 6) and str(case["answer"]) == " Lutmere" and case["input_tokens"][1] == " Venn"
     with np.load(traced / "cases" / "knowledge_2_mlp.npz", allow_pickle=False) as case:
         assert case.files == ["correct_prediction"] and not case["correct_prediction"]
-    average = results.read_json(traced / "averages.json")
+    average = run_folder.read_json(traced / "averages.json")
     assert average["facts"] == 3 and average["of"] == 4
     facts = causal_trace.known(traced, range(4))
     assert average["total_effect"]["mean"] == pytest.approx(np.mean([fact.high - fact.low for fact in facts]))
-    about = results.read_json(traced / "run.json")
+    about = run_folder.read_json(traced / "run.json")
     assert about["settings"]["window"] == 1 and about["noise"]["std"] == pytest.approx(3 * about["noise"]["embedding_std"])
     text = causal_trace.summary(traced)
     assert "3 of 4 facts known" in text and "proposed layers to edit: " in text
@@ -101,7 +103,7 @@ def test_figures(traced, tmp_path):
         f"average{name}{kind}" for name in ("", "_knowledge_3") for kind in (".pdf", ".png")]
     (traced / "cases" / "knowledge_0 (copy).npz").touch()  # not of a trace
     assert "first_knowledge_0.pdf" in [file.name for file in figure.main(traced, tmp_path / "first", "first")]
-    average = results.read_json(traced / "averages.json")
+    average = run_folder.read_json(traced / "averages.json")
     drawn = figure.draw_averages(average)
     assert np.array_equal(drawn.axes[1].images[0].get_array(), np.array(
         [row or [np.nan] * 6 for row in average["indirect_effect"]["mlp"]["mean"]]), equal_nan=True)
@@ -122,12 +124,12 @@ def test_figures(traced, tmp_path):
 def test_severed_modules(tiny_gpt2, fact_file, tmp_path):
     folder = causal_trace.main(tiny_gpt2, fact_file, tmp_path / "severed", samples=4, severed=True)
     assert len(list(folder.glob("cases/*"))) == 5 * len(PROMPTS)
-    effects = results.read_json(folder / "averages.json")["indirect_effect"]
+    effects = run_folder.read_json(folder / "averages.json")["indirect_effect"]
     for kind in SEVERED:
         assert [row is None for row in effects[kind]["mean"]] == [place != LAST_SUBJECT for place in range(6)]
         assert effects[kind]["mean"][LAST_SUBJECT] != effects["state"]["mean"][LAST_SUBJECT]
     assert [file.name for file in figure.main(folder, tmp_path / "a")] == ["a.pdf", "a.png", "a_severed.pdf", "a_severed.png"]
-    drawn = figure.draw_severed(results.read_json(folder / "averages.json"))
+    drawn = figure.draw_severed(run_folder.read_json(folder / "averages.json"))
     assert list(drawn.axes[0].get_lines()[1].get_ydata()) == effects["no_mlp"]["mean"][LAST_SUBJECT]
 
 
@@ -141,15 +143,15 @@ def test_facts_of_data_sets(golden, realdata):
 
 
 def test_layers_from_a_trace(traced, run, tiny_gpt2, capsys, monkeypatch):
-    average = results.read_json(traced / "averages.json")
-    values = results.read_json(auto_hparams.VALUES)
+    average = run_folder.read_json(traced / "averages.json")
+    values = run_folder.read_json(auto_hparams.VALUES)
     values["FT"]["num_steps"] = 2
     monkeypatch.setattr(auto_hparams, "VALUES", traced.parent / "auto.json")
-    results.write_json(auto_hparams.VALUES, values)
+    run_folder.write_json(auto_hparams.VALUES, values)
     folder = run("FT", hparams_fname=f"auto:{traced}", num_edits=2, dataset_size_limit=2)
     peak = average["proposal"]["peak"]
-    assert results.read_json(folder / "params.json") == values["FT"] | {"layers": [peak]}
-    about = results.read_json(folder / "run.json")
+    assert run_folder.read_json(folder / "params.json") == values["FT"] | {"layers": [peak]}
+    about = run_folder.read_json(folder / "run.json")
     assert about["traced"]["peak"] == peak and about["traced"]["facts"] == 3
     assert about["flags"]["hparams_fname"] == f"auto:{traced}"
     told = f"layers {peak} for FT: where MLPs at the subject's last token bring most back of 3 facts of {traced}"
@@ -158,18 +160,18 @@ def test_layers_from_a_trace(traced, run, tiny_gpt2, capsys, monkeypatch):
     assert again == folder
     fixed = run("FT", hparams_fname=folder / "params.json", num_edits=2, dataset_size_limit=2)  # params.json is all it takes
     for path in folder.glob("*case*.json"):
-        ours, theirs = (results.read_json(f / path.name) for f in (folder, fixed))
+        ours, theirs = (run_folder.read_json(f / path.name) for f in (folder, fixed))
         assert ours["post"] == theirs["post"]
 
 
 def test_layers_from_the_data_set(run, hparams, golden, monkeypatch):
     monkeypatch.setattr(auto_hparams, "LEAST", 2)
     monkeypatch.setattr(auto_hparams, "VALUES", hparams("FT").parent / "auto.json")
-    results.write_json(auto_hparams.VALUES, {"FT": {"layers": "range", "num_steps": 2, "lr": 5e-4, "weight_decay": 0,
+    run_folder.write_json(auto_hparams.VALUES, {"FT": {"layers": "range", "num_steps": 2, "lr": 5e-4, "weight_decay": 0,
                                                    "norm_constraint": False}})
     folder = run("FT", hparams_fname="auto", num_edits=2, dataset_size_limit=2)
-    traced = results.read_json(folder / "run.json")["traced"]
-    assert results.read_json(folder / "params.json")["layers"] == traced["range"] and traced["facts"] >= 2
+    traced = run_folder.read_json(folder / "run.json")["traced"]
+    assert run_folder.read_json(folder / "params.json")["layers"] == traced["range"] and traced["facts"] >= 2
     assert len(traced["effects"]) == 6 and traced["effects"][traced["peak"]] == max(traced["effects"])
 
 
@@ -186,7 +188,7 @@ def test_facts_that_a_trace_of_the_data_set_takes(golden, tmp_path, monkeypatch)
 
 def test_values_of_every_editor(tiny_gpt2, traced):
     model, tok = tiny_gpt2
-    for alg_name in (*results.read_json(auto_hparams.VALUES), "MEMIT_seq"):
+    for alg_name in (*run_folder.read_json(auto_hparams.VALUES), "MEMIT_seq"):
         flags = {"alg_name": alg_name, "hparams_fname": f"auto:{traced}", "model_name": "tiny", "ds_name": "mcf", "data_dir": None}
         values, about = auto_hparams.make(flags, model, tok)
         hparams = editors.load(alg_name, values).hparams
@@ -199,7 +201,7 @@ def test_values_of_every_editor(tiny_gpt2, traced):
 
 def test_the_short_trace_is_part_of_the_whole(tiny_gpt2, fact_file, tmp_path, monkeypatch):
     monkeypatch.setattr(auto_hparams, "LEAST", 1)
-    whole = results.read_json(causal_trace.main(tiny_gpt2, fact_file, tmp_path / "whole") / "averages.json")
+    whole = run_folder.read_json(causal_trace.main(tiny_gpt2, fact_file, tmp_path / "whole") / "averages.json")
     facts = load_facts(str(fact_file))
     short = auto_hparams.propose(*tiny_gpt2, facts, "here")
     effects = whole["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]
@@ -263,11 +265,11 @@ def test_nothing_is_known(tiny_gpt2, tmp_path, run):
 def test_automatic_layers_refused(run, traced, tmp_path, tiny_gptj, golden):
     with pytest.raises(EditingError, match="has no averages.json; finish the trace"):
         run("FT", hparams_fname=f"auto:{tmp_path}")
-    average = results.read_json(traced / "averages.json")
+    average = run_folder.read_json(traced / "averages.json")
     lacking = [{key: value for key, value in average.items() if key != lost} for lost in ("facts", "total_effect")]
     lacking += [average | {key: {}} for key in ("proposal", "settings", "indirect_effect")]
     for content in ({}, *lacking):
-        results.write_json(tmp_path / "averages.json", content)
+        run_folder.write_json(tmp_path / "averages.json", content)
         with pytest.raises(EditingError, match="averages.json: was not written by experiments.causal_trace"):
             auto_hparams._saved(tmp_path, tiny_gptj[0])
     with pytest.raises(EditingError, match=r"in another dtype \(tiny-gpt2, .*, float32\), not of this \(.*, float16\)"):
@@ -325,7 +327,7 @@ def test_trace_and_edits_in_one_figure(swept, tmp_path, capsys):
     assert "rank correlation of effect and score 1.00" in edit_layers.agreement(average, perfect)[0]
     assert edit_layers._ranks(np.array([3.0, 0.0, 0.0, 5.0])).tolist() == [2.5, 1, 1, 3.5]
     params = swept / "FT_2" / "run_000" / "params.json"
-    results.write_json(params, results.read_json(params) | {"fact_token": "last"})
+    run_folder.write_json(params, run_folder.read_json(params) | {"fact_token": "last"})
     assert list(edit_layers.read(swept)[1]) == ["FT", "FT, last"]
     (swept / "causal_trace" / "averages.json").rename(swept / "averages.json.gone")
     with pytest.raises(EditingError, match="holds 0 finished causal traces"):

@@ -14,7 +14,7 @@ from data.download import Unavailable
 from editors.core import covariance
 from editors.errors import EditingError
 from experiments import collect_stats
-from experiments.job import HPARAMS
+from experiments.run.job import HPARAMS
 from tests.conftest import GOLDEN, ROOT, load_tiny
 
 MODEL, CORPUS = str(GOLDEN / "tiny-gpt2"), str(GOLDEN / "corpus.jsonl")

@@ -8,10 +8,10 @@ import editors
 from editors.errors import EditingError
 from editors.learned import checkpoint, published, registry
 from experiments import convert_editor
-from tests.learned.conftest import arrays
-from tests.learned.test_ke import published as ke_name
-from tests.learned.trained import INNER, trained
-from tests.test_contract import REQUESTS
+from tests.editors.learned.conftest import arrays
+from tests.editors.learned.test_ke import published as ke_name
+from tests.editors.learned.trained import INNER, trained
+from tests.editors.test_contract import REQUESTS
 
 
 def write(path, state, **more):

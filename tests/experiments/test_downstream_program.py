@@ -10,10 +10,10 @@ from models import tiny_model, tiny_tokenizer
 from data.downstream import TASKS, load
 from editors.edit import Dense, Edit
 from experiments import downstream
-from experiments.cli import run_program
 from experiments.downstream import evaluate_tasks, prepare, table
 from experiments.metrics.downstream import downstream_metrics
-from experiments.models import load_model
+from experiments.run.cli import run_program
+from experiments.run.models import load_model
 
 PUBLISHED_FIGURES = {"correct", "incorrect", "invalid", "total", "f1", "f1_new", "mcc", "time"}
 

@@ -9,7 +9,8 @@ import torch
 
 from editors import Edit
 from editors.errors import EditingError
-from experiments import evaluate, results
+from experiments import evaluate
+from experiments.results import run_folder
 
 
 def cases(run: Path) -> dict[str, dict]:
@@ -22,7 +23,7 @@ def cases(run: Path) -> dict[str, dict]:
 def golden_contexts(golden, monkeypatch):
     """The golden runs' context templates instead of sampled ones."""
     fixed = json.loads((golden / "context_templates.json").read_text())
-    monkeypatch.setattr("editors.closed_form.context_templates",
+    monkeypatch.setattr("editors.closed_form.statistics.context_templates",
                         lambda model, tok, kind, **_: fixed["memit"] if kind == "memit" else [fixed["rome"]])
 
 
@@ -168,7 +169,7 @@ def test_cache_and_saved_memory_change_no_number(run, tmp_path):
 def test_a_mistake_found_late_leaves_no_run(run, tmp_path, monkeypatch):
     def fail(*_):
         raise EditingError("statistics of another model")
-    monkeypatch.setattr("editors.ft.FT.edit", lambda *_, **__: fail())
+    monkeypatch.setattr("editors.tuned.ft.FT.edit", lambda *_, **__: fail())
     with pytest.raises(EditingError):
         run("FT")
     assert list((tmp_path / "results" / "FT").iterdir()) == []
@@ -183,7 +184,7 @@ def test_real_records(run, realdata, tiny_gpt2):
 
 
 def test_new_runs_do_not_collide(tmp_path):
-    first, second = (results.new_run(tmp_path, {"run.json": {}, "params.json": {}}) for _ in range(2))
+    first, second = (run_folder.new_run(tmp_path, {"run.json": {}, "params.json": {}}) for _ in range(2))
     assert {first.name, second.name} == {"run_000", "run_001"}
     assert not list(tmp_path.glob(".run*"))
 

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from editors.errors import EditingError
-from editors.learned.serac import SERAC
-from editors.learned.serac_parts import save_parts
-from tests.learned.conftest import LEARNED
+from editors.memory.serac import SERAC
+from editors.memory.serac_parts import save_parts
+from tests.editors.learned.conftest import LEARNED
 
 
 def cases(run):

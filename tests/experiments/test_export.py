@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from editors import Dense, Edit, LowRank
 from editors.core.fingerprint import model_fingerprint
 from experiments import export
-from experiments.cli import run_program
+from experiments.run.cli import run_program
 from tests.conftest import load_tiny
 
 NAME = "transformer.h.2.mlp.c_proj.weight"

@@ -10,8 +10,9 @@ from data.episodes import back_translation
 from data.errors import DataError
 from data.world import small
 from editors.learned.classifier import BertClassifier
-from experiments import answers, make_episodes
-from experiments.editable_models import load_editable
+from experiments import make_episodes
+from experiments.training import answers
+from experiments.training.models import load_editable
 
 
 @pytest.fixture

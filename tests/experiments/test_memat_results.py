@@ -9,7 +9,8 @@ import pytest
 
 import data
 from editors.errors import EditingError
-from experiments import memat_published, memat_results
+from experiments import memat_results
+from experiments.results import memat_published
 from figures import head_relevance, memat_comparison, memat_sweep, tokenisation
 
 CHUNKS = ((0, 1), (2, 3), (4, 5))

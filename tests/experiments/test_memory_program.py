@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data.errors import DataError
 from editors.edit import Edit
 from editors.errors import EditingError
-from editors.learned.memory import EditMemory, Entry
+from editors.memory.store import EditMemory, Entry
 from experiments.memory import main
 
 

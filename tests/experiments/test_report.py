@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 import pytest
 
 from editors.errors import EditingError
-from experiments import html, report
-from experiments.cli import run_program
+from experiments import report
+from experiments.results import html
+from experiments.results import summary
+from experiments.run.cli import run_program
 from experiments.summarize import read_run, table
-from experiments.metrics import summary
 
 
 class Page(HTMLParser):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import summarize
-from experiments.metrics import summary
+from experiments.results import summary
 
 
 def test_equal_to_the_published_summaries(golden):

@@ -15,7 +15,7 @@ from hydra.core.plugins import Plugins
 
 from editors.errors import EditingError
 from experiments import sweep
-from experiments.cli import run_program
+from experiments.run.cli import run_program
 from figures import sweep as figure
 from tests.conftest import ROOT
 

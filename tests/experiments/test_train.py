@@ -10,7 +10,7 @@ import yaml
 
 from data.episodes import Options
 from experiments import train
-from experiments.cli import run_program
+from experiments.run.cli import run_program
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "hparams" / "train"
@@ -283,7 +283,7 @@ def test_default_places():
 
 
 def test_evaluations_take_the_trained_editor_before_the_shipped(tmp_path, capsys):
-    from experiments.job import HPARAMS, load_editor
+    from experiments.run.job import HPARAMS, load_editor
 
     flags = {"alg_name": "MEND", "hparams_fname": None, "model_name": "world", "data_dir": str(tmp_path), "seed": 0}
     trained = tmp_path / "learned" / "MEND" / "world.safetensors"
@@ -422,7 +422,7 @@ def test_damaged_data_and_archives(fails, start, folders, tmp_path):
 def test_weights_of_lightning_files(folders, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from experiments.editable_models import load_editable
+    from experiments.training.models import load_editable
 
     weights = load_file(folders["bert"] / "model.safetensors")
     head = load_file(folders["bert"] / "classifier_head.safetensors")

@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModel
 
 from data.errors import DataError
 from editors.errors import EditingError
-from editors.learned import serac_parts
+from editors.memory import serac_parts
 from experiments import memory, scope, train
-from experiments.train_setup import prepare
-from tests.learned.conftest import LEARNED
+from experiments.training.setup import prepare
+from tests.editors.learned.conftest import LEARNED
 
 KINDS = {"qa": ("t5-tiny", "s2s"), "fnli": ("bert-tiny", "enc"), "sent": ("blender-tiny", "s2s"), "gen": ("gpt2-tiny", "gpt")}
 

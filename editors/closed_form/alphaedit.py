@@ -1,0 +1,127 @@
+"""AlphaEdit: null-space constrained knowledge editing (Fang et al., ICLR 2025)."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from editors.base import Task
+from editors.core import covariance, moment_store, solve
+from editors.core.corpus import find_corpus
+from editors.core.files import check_writable, write_tensors
+from editors.core.moment_store import Moment
+from editors.core.sites import Sites
+from editors.errors import EditingError
+from .spread import Solver, SpreadEditor, SpreadHParams
+from .statistics import second_moments
+
+# By second moment and threshold: one eigendecomposition a layer serves every batch.
+_projectors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaEditHParams(SpreadHParams):
+    L2: float
+    """Weight of |Delta|^2; higher keeps the weight change smaller."""
+    nullspace_threshold: float = 0.02
+    """Directions in which the second moment is below this are free to edit; higher edits more fully and preserves less."""
+    nullspace_relative: bool = False
+    """Measure the threshold in mean eigenvalues of the second moment, so that it means the same for every model."""
+    solve: Literal["symmetric", "published"] = "symmetric"
+    """symmetric: a positive definite system in float64. published: the equal, not symmetric one in float32, much slower."""
+
+    ignored: ClassVar[Mapping[str, str]] = SpreadHParams.ignored | {"mom2_update_weight": "AlphaEdit's update has no lambda"}
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("L2", "nullspace_threshold"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number above 0")
+        if self.relative_ridge:
+            raise EditingError("relative_ridge: AlphaEdit inverts no second moment, so it has no use for one")
+
+
+class AlphaEdit(SpreadEditor):
+    """Updates only directions in which the preserved keys are small, and keeps off the keys of earlier edits.
+
+    With P the projection onto those directions, A = (P (K K^T + K_p K_p^T) P + L2 I)^{-1} P K (eq. 14): MEMIT's least-squares
+    solution for projected keys, with L2 I and the sum over earlier keys K_p in place of the second moment. The published code
+    solves the equal, but not symmetric, system (P (K K^T + K_p K_p^T) + L2 I) X = P K R^T in float32 (`solve` "published").
+    """
+
+    name = "AlphaEdit"
+    hparams_class = AlphaEditHParams
+
+    def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
+        hp = self.hparams
+        if hp.dynamic and task.memory is not None and hp.solve != "published":
+            raise EditingError('dynamic: in a sequence AlphaEdit remembers keys as projected with the first statistics; set it false, or '
+                               'solve to "published", which projects anew')
+        moments = second_moments(task, hp, sites, info)
+        projectors = {}
+        for layer, moment in moments.items():
+            projectors[layer] = _projector(task, hp, moment)
+            info["statistics"][str(layer)]["null_space"] = projectors[layer].rank
+            if moment.count < len(moment.matrix):
+                warnings.warn(
+                    f"block {layer}: {moment.count} keys cannot span {len(moment.matrix)} dimensions, so much of the null space is an "
+                    "artefact: raise dynamic_multiplier or mom2_n_samples", stacklevel=2,
+                )
+            if not projectors[layer].rank:
+                warnings.warn(f"block {layer}: no direction is below nullspace_threshold {hp.nullspace_threshold}, so nothing is written there",
+                              stacklevel=2)
+        if not any(projector.rank for projector in projectors.values()):
+            raise EditingError(
+                f"nullspace_threshold {hp.nullspace_threshold}: no direction of any layer is below it, so nothing could be edited; "
+                "raise it, or set nullspace_relative"
+            )
+
+        published = hp.solve == "published"
+
+        def adjust(layer, keys):
+            def start():
+                if published:
+                    return solve.Gram(torch.zeros(len(keys), len(keys)))
+                return solve.Factor(torch.eye(len(keys), dtype=torch.float64) * hp.L2**0.5)
+
+            earlier = start() if task.memory is None else task.memory.at(layer, start)
+            if published:
+                return solve.alphaedit_as_published(projectors[layer], earlier, hp.L2, keys)
+            return solve.memit(earlier, 1.0, projectors[layer](keys))
+
+        return Solver(moments, adjust, remember=lambda layer, keys: keys if published else projectors[layer](keys))
+
+
+def _projector(task: Task, hp: AlphaEditHParams, moment: Moment) -> solve.Projector:
+    """The projector of one layer: from this process's cache, from a file beside the statistics, or made and kept in both."""
+    threshold = hp.nullspace_threshold * (float(moment.matrix.diagonal().double().mean()) if hp.nullspace_relative else 1.0)
+    known = _projectors.setdefault(moment.matrix, {})
+    if threshold not in known:
+        if hp.dynamic:  # of an edited model: no later run may find it
+            known[threshold] = solve.null_space(moment.matrix, threshold)
+        else:
+            known[threshold] = _kept_on_disk(task, hp, moment, threshold)
+    return known[threshold]
+
+
+def _kept_on_disk(task: Task, hp: AlphaEditHParams, moment: Moment, threshold: float) -> solve.Projector:
+    folder = covariance.folder_of(task.model, find_corpus(hp.mom2_dataset))
+    path = moment_store.file_of(folder, moment.identity)
+    path = path.with_name(f"{path.stem}_nullspace_{threshold:.6g}{path.suffix}")
+    identity = moment.summary() | {"threshold": threshold}
+    if path.exists():
+        header, tensors = moment_store.read(path, "projector")
+        if header.get("identity") == identity:
+            return solve.Projector(tensors["basis"].clone(), header["complement"])
+    check_writable(folder, "projectors")
+    projector = solve.null_space(moment.matrix, threshold)
+    write_tensors(path, {"basis": projector.basis},
+                  {"header": json.dumps({"identity": identity, "complement": projector.complement})})
+    return projector

@@ -1,0 +1,50 @@
+"""EMMET: equality-constrained mass model editing (Gupta, Sajnani and Anumanchipalli, 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from editors.base import Task
+from editors.core import solve
+from editors.core.sites import Sites
+from editors.errors import EditingError
+from .spread import Solver, SpreadEditor, SpreadHParams
+from .statistics import covariance_factors, second_moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMMETHParams(SpreadHParams):
+    mom2_update_weight: float
+    """lambda; cancels for a single request, and in a batch acts only through lambda * emmet_lambda."""
+    emmet_lambda: float = 0.1
+    """epsilon, added to the diagonal of K^T S^{-1} K when a batch has more than one request; 0: the constraint holds exactly."""
+    update_norm_lambda: float = 0.0
+    """mu: S = lambda C + mu I."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.mom2_update_weight < math.inf:
+            raise EditingError(f"mom2_update_weight: {self.mom2_update_weight} must be a finite number above 0")
+        for name in ("emmet_lambda", "update_norm_lambda"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
+
+
+class EMMET(SpreadEditor):
+    """The equality-constrained update A = S^{-1} K (K^T S^{-1} K + epsilon I)^{-1}.
+
+    As published, epsilon is added only when there are several requests. Then EMMET is MEMIT with S replaced by epsilon S,
+    to the last digit; a single request is written exactly, like ROME's. So the last, shorter batch of a run may differ in
+    kind from the others.
+    """
+
+    name = "EMMET"
+    hparams_class = EMMETHParams
+
+    def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
+        hp = self.hparams
+        moments = second_moments(task, hp, sites, info)
+        factors = covariance_factors(moments, hp, info, ridge=hp.update_norm_lambda / hp.mom2_update_weight)
+        return Solver(moments, lambda layer, keys: solve.emmet(factors[layer], hp.mom2_update_weight, keys, hp.emmet_lambda))

@@ -1,0 +1,101 @@
+"""ROME: rank-one model editing (Meng et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from editors.base import Editor, Task
+from editors.core import solve
+from editors.core.keys import layer_io
+from editors.core.prompts import Request
+from editors.core.sites import get_module, weight_of
+from editors.core.value_cache import cached_optimise
+from editors.edit import LowRank
+from editors.errors import EditingError
+from editors.hparams import ValueHParams
+from .statistics import begun_with, covariance_factors, prepare, Prepared, second_moments, to_change, trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROMEHParams(ValueHParams):
+    mom2_adjustment: bool
+    """Whiten the key with the second moment; false uses the key itself (ROME's ablation, and AlphaEdit's Llama-3 file)."""
+    context_template_length_params: list[list[int]]
+    """[[length in tokens, number of contexts], ...] of the sampled contexts."""
+    key: Literal["legacy", "consistent"] = "legacy"
+    """Which key the edited weight maps onto the value.
+
+    legacy: as published, u comes from the key averaged over contexts, but the residual and the denominator from the bare
+    prompt's key, so that W' maps the bare prompt's key exactly onto v. consistent: the averaged key throughout (eq. 2 of the
+    paper as it is written; the mismatch is known to make some single edits collapse a model).
+    """
+
+    ignored: ClassVar[Mapping[str, str]] = {
+        "model_name": "the model is given to the program",
+    }
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "bias_update": (False, "only the weight is edited"),
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        if any(len(pair) != 2 or min(pair) < 1 for pair in self.context_template_length_params):
+            raise EditingError("context_template_length_params: expected pairs [length, number], both at least 1")
+
+
+class ROME(Editor):
+    """Writes one fact as a rank-one change of one layer's down-projection; several requests one after another.
+
+    W' = W + (v - W k) u^T / (u^T k), u = C^{-1} k / |C^{-1} k| (eq. 2). With several layers, each is edited in ascending order
+    on the model already changed below.
+    """
+
+    name = "ROME"
+    hparams_class = ROMEHParams
+
+    def prepare(self, task: Task) -> dict[str, Any]:
+        hp = self.hparams
+        prepared = prepare(task, hp, "rome", length_params=hp.context_template_length_params)
+        fixed = hp.mom2_adjustment and not hp.dynamic
+        return begun_with(prepared, second_moments(task, hp, prepared.sites, {}) if fixed else {})
+
+    def changes(self, task: Task) -> tuple[dict[str, LowRank], dict[str, Any]]:
+        hp = self.hparams
+        prepared = prepare(task, hp, "rome", length_params=hp.context_template_length_params)
+        layers = sorted(hp.layers)
+        info: dict[str, Any] = {}
+        factors: dict[int, solve.Factor | None] = dict.fromkeys(layers)
+        if hp.mom2_adjustment:
+            factors |= covariance_factors(second_moments(task, hp, prepared.sites, info), hp, info)
+        changes: dict[str, LowRank] = {}
+        with trial(task.model, prepared.sites) as change:
+            for request in task.requests:
+                for layer in layers:
+                    name, update = self._rank_one(task, request, layer, prepared, factors[layer])
+                    change(layer, update)
+                    changes[name] = changes[name].plus(update) if name in changes else update
+        return changes, info
+
+    def _rank_one(
+        self, task: Task, request: Request, layer: int, prepared: Prepared, factor: solve.Factor | None
+    ) -> tuple[str, LowRank]:
+        hp, sites, model, tok = self.hparams, prepared.sites, task.model, task.tok
+        values = cached_optimise(
+            model, tok, [request], layer, hp, sites, prepared.templates, "down_proj", folder=task.z_cache, progress=task.progress
+        )
+        inputs, outputs = layer_io(model, tok, request, layer, sites, hp.fact_token, prepared.groups)
+        key = inputs.mean(0)
+        u = solve.rome_direction(factor, key)
+        if hp.key == "legacy":
+            key, mapped = inputs[0], outputs[0]
+        else:
+            projection = get_module(model, sites.name("down_proj", layer))
+            with torch.no_grad():
+                mapped = projection(key.to(model.dtype)[None])[0]
+        right = (values.target[0].to(u) - mapped.to(u)) / (key.to(u) @ u)
+        name, parameter, in_first = weight_of(model, sites, layer)
+        return name, to_change(right[:, None], u[:, None], in_first, parameter.dtype)

@@ -1,0 +1,1 @@
+"""Editors that correct attention heads after MEMIT: MEMAT and ITI, and what they share."""

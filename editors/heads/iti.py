@@ -1,0 +1,73 @@
+"""ITI after MEMIT: heads are shifted along the line between the class means (Li et al. 2023), MEMAT's baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from editors.core.prompts import Request
+from editors.errors import EditingError
+from . import relevance
+from .memat import MEMAT, HeadOutputs, MEMATHParams, one_for_all
+from .outputs import check_heads, Head
+from .relevance import Corrections
+
+
+@dataclass(frozen=True, kw_only=True)
+class ITIHParams(MEMATHParams):
+    alpha: float = 15.0
+    """Strength: standard deviations that a head is shifted by."""
+    probe_seed: int | None = None
+
+    def __post_init__(self):
+        if self.same_layer is None:  # the published baseline adds up in either profile
+            object.__setattr__(self, "same_layer", "sum")
+        super().__post_init__()
+        if not math.isfinite(self.alpha):
+            raise EditingError(f"alpha: {self.alpha} must be a finite number")
+
+
+class ITI(MEMAT):
+    """MEMIT, then alpha * sigma * theta added to the chosen heads at every token: theta is the unit vector from the mean output at old
+    facts to the mean at new ones, over the voters; sigma the standard deviation of all facts' outputs along it."""
+
+    name = "ITI"
+    hparams_class: ClassVar[type[ITIHParams]] = ITIHParams
+    hparams: ITIHParams
+
+    def check(self, model: nn.Module, tok, requests: Sequence[Request]) -> None:
+        super().check(model, tok, requests)
+        if self.hparams.heads is not None:  # else done above
+            relevance.sentence_rows(model, tok, requests, self.hparams.probe_token)
+
+    def correct(
+        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], heads: Sequence[Head], templates: Sequence[str] | None = None,
+        progress: bool = True, voters: Sequence[int] | None = None, alpha: float | None = None, outputs: HeadOutputs | None = None,
+    ) -> Corrections:
+        """As `MEMAT.correct`, with nothing to train. voters, outputs: see `relevance`; alpha: by default the hparams'; the vectors are
+        linear in it."""
+        parsed, sites = self._parsed(model, tok, requests), self.sites(model)
+        pairs = check_heads(heads, model, sites)
+        voters = self._voters(model, tok, parsed) if voters is None else list(voters)
+        if not voters:
+            raise EditingError('no fact can vote on the direction: edit more facts together, or let all vote ("voters": "all")')
+        if outputs is None:
+            outputs = self.features(model, tok, parsed, progress)
+        of_heads = torch.stack([outputs[:, :, layer, head] for layer, head in pairs])
+        return one_for_all(pairs, shifts(of_heads, voters, self.hparams.alpha if alpha is None else alpha))
+
+
+def shifts(
+    outputs: Float[Tensor, "heads facts 2 size"], voters: Sequence[int], alpha: float
+) -> Float[Tensor, "heads size"]:
+    """alpha * sigma * theta of each head, from its outputs at the new ([:, :, 0]) and the old facts."""
+    theta = (outputs[:, voters, 0] - outputs[:, voters, 1]).mean(1)
+    theta = theta / theta.norm(dim=1, keepdim=True).clamp_min(torch.finfo(theta.dtype).tiny)
+    along = torch.einsum("hfcs,hs->hfc", outputs, theta).flatten(1)
+    return alpha * along.std(1, correction=0)[:, None] * theta

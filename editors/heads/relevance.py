@@ -1,0 +1,187 @@
+"""Choosing attention heads and changing what they say: the steps that MEMAT and ITI share.
+
+All work on the model as it is (for MEMAT: with MEMIT's edit in it) and leave it so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from editors.core import moment_store
+from editors.core.budget import batch_tokens
+from editors.core.files import write_tensors
+from editors.core.prompts import encode_target, fill, pack, pad_batch, pad_id, Request, tokenize
+from editors.core.sites import evaluating, get_module, head_logits, input_device, longest_context, Sites
+from editors.edit import Dense, Edit
+from editors.errors import EditingError
+from . import probes
+from .outputs import as_biases, Head, head_outputs, head_shape
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """How well each head tells the new facts from the old ones."""
+
+    accuracy: Float[Tensor, "layers heads"]
+    """Of its probe, on the validation facts."""
+    voters: list[int]
+    """Positions of the facts that took part."""
+    training: list[int]
+    validation: list[int]
+
+    def best(self, number: int) -> list[Head]:
+        """The `number` best heads, best first; of equals the lower layer and head first. EditingError if there are not so many."""
+        return probes.rank(self.accuracy, number)
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Vectors for heads, in the order of the ranking."""
+
+    heads: list[Head]
+    vectors: Float[Tensor, "heads size"]
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-ready: model, languages, count, facts, hyper-parameters."""
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `path` (safetensors, self-describing), and beside it the (layer, head) pairs as .npy, as the published programs do."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        heads = torch.tensor(self.heads, dtype=torch.int64)
+        write_tensors(path, {"heads": heads, "vectors": self.vectors}, {"header": json.dumps(dict(self.info))})
+        part = path.with_suffix(".part.npy")
+        np.save(part, heads.numpy())
+        part.replace(path.with_suffix(".npy"))
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> Corrections:
+        """Reads what `save` wrote. Raises EditingError for a missing, damaged or foreign file."""
+        if not Path(path).is_file():
+            raise EditingError(f"{path}: no such file of correction vectors")
+        info, tensors = moment_store.read(Path(path), "file of correction vectors")
+        if not {"heads", "vectors"} <= tensors.keys():
+            lacking = ", ".join({"heads", "vectors"} - tensors.keys())
+            raise EditingError(f"{path}: not a file of correction vectors: it lacks {lacking}")
+        heads, vectors = tensors["heads"], tensors["vectors"]
+        if heads.ndim != 2 or heads.shape[1] != 2 or vectors.ndim != 2 or len(heads) != len(vectors):
+            raise EditingError(f"{path}: heads of shape {list(heads.shape)} and vectors of shape {list(vectors.shape)}, expected one (layer, "
+                               "head) and one vector for each")
+        return Corrections([tuple(head) for head in heads.tolist()], vectors, info)
+
+    def first(self, number: int) -> Corrections:
+        """Of the best `number` heads only."""
+        return Corrections(self.heads[:number], self.vectors[:number], self.info)
+
+
+def prompts(request: Request) -> tuple[str, str]:
+    """What stands before the new object, and before the old one."""
+    return fill(request.prompt, request.subject), fill(request.true_prompt or request.prompt, request.true_subject or request.subject)
+
+
+def sentence_rows(model: nn.Module, tok, requests: Sequence[Request], end: str = "target") -> list[list[int]]:
+    """Token ids of the new and then the old fact of each request, each with the prompt that agrees with its object; with end
+    "prompt" without the object.
+
+    Raises EditingError for a request without target_true, or with a sentence longer than the model; with "prompt", where no request
+    has two different ones.
+    """
+    texts: list[str] = []
+    for number, request in enumerate(requests):
+        if not request.target_true:
+            raise EditingError(f"request {number} (case_id {request.case_id}) has no target_true: heads are chosen by what tells the "
+                               "new fact from the old one; give it, or give the heads")
+        new, true = prompts(request)
+        texts += [new, true] if end == "prompt" else [new + request.target_new, f"{true} {request.target_true.lstrip()}"]
+    if end == "prompt" and texts[::2] == texts[1::2]:
+        raise EditingError("probe_token: the new and the old object of every request stand behind the same prompt, so that nothing tells "
+                           'them apart there; take "target"')
+    rows, limit = [ids for ids, _ in tokenize(tok, texts)], longest_context(model)
+    for i, row in enumerate(rows):
+        if limit and len(row) > limit:
+            request = requests[i // 2]
+            raise EditingError(f"request {i // 2} (case_id {request.case_id}): the sentence {texts[i][:60]!r}... takes {len(row)} "
+                               f"tokens, but the model has {limit} positions: shorten the prompt")
+    return rows
+
+
+def features(
+    model: nn.Module, tok, requests: Sequence[Request], sites: Sites, end: str = "target", progress: bool = False
+) -> Float[Tensor, "requests two layers heads size"]:
+    """Output of every head at the last token of the new ([:, 0]) and of the old fact ([:, 1]), or ("prompt") of their prompts."""
+    found = head_outputs(model, tok, sentence_rows(model, tok, requests, end), sites, progress)
+    return found.unflatten(0, (len(requests), 2))
+
+
+def said(model: nn.Module, tok, requests: Sequence[Request], sites: Sites) -> Bool[Tensor, " requests"]:
+    """Whether each token of a request's new target is the likeliest one behind its prompt and the target's tokens before it."""
+    targets = [encode_target(tok, request.target_new) for request in requests]
+    prompts = [ids for ids, _ in tokenize(tok, [fill(request.prompt, request.subject) for request in requests])]
+    rows = {i: (*ids, *target[:-1]) for i, (ids, target) in enumerate(zip(prompts, targets))}
+    right = torch.zeros(len(requests), dtype=torch.bool)
+    budget = batch_tokens(model, sites.d_model)
+    by_row: dict[tuple[int, ...], list[int]] = {}
+    for i, row in rows.items():
+        by_row.setdefault(row, []).append(i)
+    with torch.no_grad(), evaluating(model):
+        for batch in pack(list(by_row), budget):
+            inputs = pad_batch(batch, pad_id(tok), input_device(model))
+            hidden = get_module(model, sites.decoder)(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            ).last_hidden_state
+            for states, row in zip(hidden, batch):
+                for i in by_row[row]:
+                    behind = states[len(row) - len(targets[i]) : len(row)]
+                    right[i] = head_logits(model, sites, behind).argmax(-1).tolist() == targets[i]
+    return right
+
+
+def relevance(
+    found: Float[Tensor, "requests two layers heads size"], voters: Sequence[int], share: float, seed: int | None,
+    facts: Sequence[int] | None = None,
+) -> Relevance:
+    """One probe a head on the voters' sentences; `share` of them, shuffled with `seed` (None: as they stand), validates.
+
+    facts: which fact each request tells, where several tell the same one: those come to the same part. Raises EditingError for
+    fewer than two voters, or as many as leave a part empty.
+    """
+    if facts is None:
+        training, validation = probes.split(voters, share, seed)
+    else:
+        parts = probes.split(list(dict.fromkeys(facts[i] for i in voters)), share, seed)
+        training, validation = ([i for i in voters if facts[i] in part] for part in parts)
+    label = torch.tensor([True, False])
+
+    def part(facts: list[int]) -> tuple[Tensor, Tensor]:
+        return found[facts].flatten(0, 1).flatten(1, 2), label.repeat(len(facts))
+
+    model = probes.fit(*part(training))
+    x, y = part(validation)
+    right = (model.predict(x) == y[:, None]).double().mean(0)
+    return Relevance(right.unflatten(0, found.shape[2:4]), list(voters), training, validation)
+
+
+def folded(
+    model: nn.Module, corrections: Corrections, sites: Sites, overwrite: bool, info: Mapping[str, Any] | None = None
+) -> Edit:
+    """The edit that adds the vectors at every token: biases of the attention's output projections, made where there are none.
+
+    overwrite: of the heads of one layer only the last counts (published). Raises EditingError for vectors of another head size.
+    """
+    _, size = head_shape(model, sites)
+    if corrections.vectors.shape != (len(corrections.heads), size):
+        raise EditingError(
+            f"correction vectors of shape {list(corrections.vectors.shape)} for {len(corrections.heads)} heads of size {size}: they "
+            "are of another model or other heads"
+        )
+    biases = as_biases(model, sites, corrections.heads, corrections.vectors, overwrite)
+    return Edit({name: Dense(bias) for name, bias in biases.items()}, info or {})

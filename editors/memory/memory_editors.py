@@ -1,0 +1,209 @@
+"""SERAC and the lookup cache on decoders: requests become a memory, and prompts in their scope are answered by it."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+
+from editors.base import Editor, Task
+from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
+from editors.core.modules import input_device, longest_context, text_config
+from editors.core.prompts import check_lengths, fill, parse_requests
+from editors.errors import EditingError
+from editors.learned.kinds import ModelKind
+from editors.learned.options import Options
+from .answers import LookupAnswerer, SeracAnswerer
+from .lookup import LookupOptions
+from .networks import load_classifier, load_decoder
+from .routed import RoutedEdit
+from .routing import Answerer
+from .serac import scope_of, SERACOptions
+from .serac_parts import check_pair, COUNTERFACTUAL, KERNEL, SCOPE
+from .serac_text import Form
+from .store import EditMemory
+
+AnswererOf = Callable[[nn.Module, EditMemory], Answerer]
+
+
+class MemoryEditor(Editor):
+    """An editor whose edits are texts. A subclass says who answers."""
+
+    def edit(self, model: nn.Module, tok, requests: Sequence, context_templates: Sequence | None = None, z_cache=None,
+             progress: bool = True, memory=None) -> RoutedEdit:
+        """The edit that answers prompts in the requests' scope with their targets.
+
+        Of two requests with the same prompt the later one holds. context_templates, z_cache and memory mean nothing here.
+        Raises EditingError for requests or hparams that do not fit.
+        """
+        started = time.perf_counter()
+        parsed = parse_requests(requests, tok)
+        if not parsed:
+            raise EditingError("no requests: give at least one")
+        check_lengths(tok, parsed, ["{}"], longest_context(model))
+        edits = EditMemory()
+        for request in parsed:
+            edits.add(fill(request.prompt, request.subject), request.target_new.strip())
+        return self.of_memory(model, tok, edits, {"requests": len(parsed)}, started)
+
+    def of_memory(self, model: nn.Module, tok, edits: EditMemory, about: Mapping[str, Any] | None = None,
+                  started: float | None = None) -> RoutedEdit:
+        """The edit that answers by a memory, which may be empty as yet. about: more for its info; started: when the work began.
+
+        Raises EditingError for networks that are not there.
+        """
+        started = time.perf_counter() if started is None else started
+        info = {"editor": self.name, "hparams": asdict(self.hparams), **(about or {}), "networks": dict(self.networks()),
+                "model": model_fingerprint(model), "vocabulary": text_config(model).vocab_size,
+                "tokenizer": {"name": tok.name_or_path, "fingerprint": tokenizer_fingerprint(tok)}}
+        answerer = self.answerer(tok)
+        return RoutedEdit(edits, info | {"seconds": {"total": time.perf_counter() - started}}, answerer)
+
+    def networks(self) -> Mapping[str, Any]:
+        """What tells the editor's networks from others that may come to stand in their place."""
+        return {}
+
+    @abstractmethod
+    def answerer(self, tok: Any) -> AnswererOf:
+        """Makes who answers for a model with this tokenizer. Raises EditingError for networks that are not there."""
+
+    def answerer_of(self, info: Mapping[str, Any]) -> AnswererOf:
+        """The same for a saved edit, whose tokenizer is loaded from where it came."""
+        def make(model: nn.Module, memory: EditMemory) -> Answerer:
+            if info.get("model") not in (None, model_fingerprint(model)):
+                warnings.warn("the edit was made on another model, or on other weights of it (their fingerprints differ)", stacklevel=4)
+            now = self.networks()
+            if info.get("networks", now) != now:
+                raise EditingError(f"the edit's networks are gone: they were of run {info['networks'].get('run')}, those there now are "
+                                   f"of run {now.get('run')}; put the old ones back, or make the edit again")
+            named = info["tokenizer"]
+            try:
+                tok = AutoTokenizer.from_pretrained(named["name"])
+            except (OSError, ValueError):
+                raise EditingError(f"the edit's tokenizer {named['name']!r} does not load") from None
+            if tokenizer_fingerprint(tok) != named["fingerprint"]:
+                raise EditingError(f"the tokenizer {named['name']!r} is not the one that the edit was made with")
+            return self.answerer(tok)(model, memory)
+
+        return make
+
+    def changes(self, task: Task):
+        raise NotImplementedError("its edits change no weight")
+
+    def begin(self, *args, **kwargs) -> None:
+        raise EditingError(f"{self.name} keeps all edits in one memory and has no sequences: leave --sequential out, and edit "
+                           "all at once with --num_edits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SERACHParams(Options):
+    system: str | None = None
+    """Folder of a trained SERAC (`serac_parts`), with `scope` and `counterfactual` in it."""
+    scope: str | None = None
+    """Scope classifier by itself: a sentence encoder of the hub or a folder."""
+    counterfactual: str | None = None
+    """Counterfactual decoder by itself; without `system` null means the edited model itself."""
+    threshold: float | None = None
+    """Probability from which on a prompt is in scope; null, as below: what the scope classifier was saved with, or the
+    published value."""
+    cos: bool | None = None
+    square: bool | None = None
+    bound_embeds: bool | None = None
+    dist_heads: int | None = None
+    pooling: str | None = None
+    cross_attend: bool | None = None
+
+    def __post_init__(self):
+        if (self.system is None) == (self.scope is None):
+            raise EditingError("give either system, the folder of a trained SERAC, or scope, a sentence encoder")
+        if self.system is not None and self.counterfactual is not None:
+            raise EditingError("counterfactual: the system has one already")
+
+
+class SERAC(MemoryEditor):
+    """Mitchell et al. 2022b, on any decoder: a prompt that the scope classifier puts under an edit is answered by the
+    counterfactual decoder, which reads the edit before the prompt."""
+
+    name = "SERAC"
+    hparams_class = SERACHParams
+
+    def __init__(self, hparams: SERACHParams):
+        super().__init__(hparams)
+        self._placed: dict[tuple[torch.dtype, torch.device], tuple[nn.Module, nn.Module | None, Any]] = {}
+
+    @cached_property
+    def _parts(self) -> tuple[str, str | None, dict[str, Any]]:
+        """(scope classifier, counterfactual decoder or None for the edited model itself, what the former tells)."""
+        scope, decoder = self.hparams.scope, self.hparams.counterfactual
+        if self.hparams.system is not None:
+            folder = Path(self.hparams.system)
+            if not (folder / SCOPE).is_dir():
+                raise EditingError(f"system: {folder} holds no trained SERAC (no folder {SCOPE}); train one, see "
+                                   "scripts/serac_world.sh")
+            scope = str(folder / SCOPE)
+            decoder = str(folder / COUNTERFACTUAL) if (folder / COUNTERFACTUAL).is_dir() else None
+        told = dict(check_pair(scope, decoder))
+        if self.hparams.system is not None and decoder is None and not told.get("freeze_cntr"):
+            raise EditingError(f"system: {self.hparams.system} has no folder {COUNTERFACTUAL}, with which it was trained: export "
+                               "the run again")
+        if told.get("model_kind", ModelKind.DECODER.value) != ModelKind.DECODER.value:
+            raise EditingError(f"{scope} was trained for a {told['model_kind']} model, not for a decoder")
+        return scope, decoder, told
+
+    def networks(self) -> Mapping[str, Any]:
+        return {"run": self._parts[2].get("run")}
+
+    @cached_property
+    def _classifier(self) -> tuple[SERACOptions, nn.Module, Any]:
+        """(its options, the encoder, the encoder's tokenizer), loaded once."""
+        scope, _, told = self._parts
+        own = {key: value for key, value in asdict(self.hparams).items() if value is not None}
+        for key in KERNEL:
+            if key != "threshold" and own.get(key, told.get(key)) != told.get(key, own.get(key)):
+                raise EditingError(f"{key}: {scope} was trained with {told[key]}, not with {own[key]}: leave it out")
+        known = {key: value for key, value in (told | own).items() if key in SERACOptions.__dataclass_fields__}
+        options = SERACOptions(cls_name=scope, **known)
+        return options, *load_classifier(options, trained=True)
+
+    def answerer(self, tok: Any) -> AnswererOf:
+        (options, _, encoder_tok), form = self._classifier, Form(ModelKind.DECODER)
+
+        def make(model: nn.Module, memory: EditMemory) -> Answerer:
+            encoder, decoder, decoder_tok = self._beside(model)
+            classifier = scope_of(options, encoder, encoder_tok, form)
+            answering, own_tok = (model, tok) if decoder is None else (decoder, decoder_tok)
+            return SeracAnswerer(memory.to(input_device(model)), classifier, options.threshold, answering, tok, own_tok, form,
+                                 text_config(model).vocab_size)
+
+        return make
+
+    def _beside(self, model: nn.Module) -> tuple[nn.Module, nn.Module | None, Any]:
+        """(encoder, counterfactual decoder or None, its tokenizer) where the model is; the last ones are kept, for the next edit."""
+        key = (next(model.parameters()).dtype, input_device(model))
+        if key not in self._placed:
+            source, encoder = self._parts[1], copy.deepcopy(self._classifier[1]).to(key[1]).eval()
+            self._placed = {key: (encoder, *((None, None) if source is None else load_decoder(source, model)))}
+        return self._placed[key]
+
+
+class LU(MemoryEditor):
+    """The lookup cache on a decoder: a prompt whose mean last hidden state is nearer to an edit's than the threshold gets its
+    target, word for word."""
+
+    name = "LU"
+    hparams_class = LookupOptions
+
+    def answerer(self, tok: Any) -> AnswererOf:
+        if self.hparams.mean_over_padding:
+            raise EditingError("mean_over_padding: prompts are read without padding here")
+        return lambda model, memory: LookupAnswerer(memory, self.hparams.threshold, self.hparams.onehot_logit, model, tok)

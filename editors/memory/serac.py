@@ -1,0 +1,321 @@
+"""SERAC: edits are kept as texts, and inputs in their scope go to a small model that reads the edit (Mitchell et al. 2022b)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from editors.core.prompts import pad_batch, pad_id
+from editors.errors import EditingError
+from editors.learned.editable import Editable, forward
+from editors.learned.episode import Batch
+from editors.learned.kinds import model_kind, ModelKind
+from editors.learned.losses import IGNORED, wide
+from editors.learned.options import Options
+from .networks import load_classifier, load_like
+from .scope import POOLINGS, CrossScope, EmbeddingScope, Scope, encode, window
+from .serac_text import Form
+from .store import EditMemory
+
+
+@dataclass(frozen=True, kw_only=True)
+class SERACOptions(Options):
+    cls_name: str = "distilbert-base-cased"
+    """Encoder of the scope classifier: a model of the hub or a folder."""
+    cls_class: str = "AutoModel"
+    """Its class in transformers; with `cross_attend` its form with two classes."""
+    supervised: bool = True
+    """Train on which inputs are in scope; false: on the edited model's answers alone, through soft weighting."""
+    cos: bool = False
+    """Distance 1 - cosine instead of |q - e|^2."""
+    square: bool = True
+    """Square the distance |q - e|."""
+    bound_embeds: bool = False
+    """tanh before distances."""
+    dist_heads: int = 1
+    """Equal parts of the vectors, of which the nearest counts."""
+    pooling: str = "cls"
+    """What stands for a text: the first token's state ("cls"), the encoder's pooler, or the mean over tokens."""
+    cross_attend: bool = False
+    """The classifier reads edit and input together."""
+    freeze: int | None = None
+    """Train only so many last blocks of the classifier, and its head."""
+    use_all_negatives: bool = False
+    """Every unrelated input is a negative of every edit of a batch, not just of its own."""
+    other_edits_negative: bool = False
+    """Inputs in the scope of one edit are negatives of the batch's others, too. Not published."""
+    nearest_negatives: bool = False
+    """Negatives are each input's nearest edit alone, which is what routing goes by: of unrelated inputs any, of others the nearest
+    that is not their own. Not published."""
+    pairs: int | None = None
+    """With `cross_attend`, in training: so many edits of the batch that each input is read with, its own among them; None: all. With
+    batches of n edits that is `pairs` readings an input instead of n. Not published."""
+    freeze_cntr: bool = False
+    """The model itself answers in scope, with the edit in its prompt; no counterfactual model is trained."""
+    soft_weighting: bool = False
+    """Mix both models' probabilities by the scope's, instead of asking one of them."""
+    checkpoint_grad: bool = False
+    """Recompute the classifier's activations instead of keeping them."""
+    threshold: float = 0.5
+    """Probability from which on an input is in scope. Published: 0.5."""
+
+    ignored: ClassVar[Mapping[str, str]] = {"lora": "the published code reads it nowhere"}
+    free: ClassVar[frozenset[str]] = frozenset({"threshold", "checkpoint_grad", "soft_weighting", "pairs"})
+
+    def __post_init__(self):
+        if self.pooling not in POOLINGS:
+            raise EditingError(f"pooling: {self.pooling!r} is none of {', '.join(POOLINGS)}")
+        if not 0 < self.threshold < 1:
+            raise EditingError(f"threshold: {self.threshold} must be between 0 and 1")
+        if self.nearest_negatives and (self.use_all_negatives or self.other_edits_negative):
+            raise EditingError("nearest_negatives goes with neither use_all_negatives nor other_edits_negative")
+        usable = self.cross_attend and self.supervised and not self.use_all_negatives and not self.other_edits_negative
+        if self.pairs is not None and (self.pairs < 2 or not usable):
+            raise EditingError("pairs: at least 2, with cross_attend and supervised, without use_all_negatives and other_edits_negative")
+        if self.freeze is not None and self.freeze < 0:
+            raise EditingError("freeze: the number of blocks to train must be at least 0")
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where the rows of a batch go."""
+
+    score: Float[Tensor, " rows"]
+    """Probability that a row is in the scope of the edit it is nearest to."""
+    edit: Int[Tensor, " rows"]
+    """That edit's place in the memory."""
+    inside: Bool[Tensor, " rows"]
+
+
+class Texts(dict):
+    """A batch together with the texts it was made of, which no tokenizer has been through: queries, and the edits' answers."""
+
+    def __init__(self, batch: Batch, inputs: Sequence[str], labels: Sequence[str] = ()):
+        super().__init__(batch)
+        self.inputs, self.labels = list(inputs), list(labels)
+
+
+class SERAC(Editable):
+    """The model answers what is in no edit's scope, bit by bit as before; the counterfactual model answers the rest.
+
+    The edits so far are in `memory`; networks are shared by all copies.
+    """
+
+    name = "rep"
+    options_class = SERACOptions
+    geometric = True
+
+    def __init__(self, model: nn.Module, options: SERACOptions | Mapping[str, Any] | None, tok: Any, classifier: nn.Module,
+                 classifier_tok: Any, counterfactual: nn.Module | None):
+        """tok: of the model and the counterfactual model. counterfactual: None with `freeze_cntr` only."""
+        self.model, self.inner, self.options = model, (), self.options_class.of(options)
+        self.kind, self.tok, self.overrides = model_kind(model), tok, {}
+        if (counterfactual is None) != self.options.freeze_cntr:
+            raise EditingError("SERAC needs a counterfactual model, or freeze_cntr" if counterfactual is None else
+                               "freeze_cntr: the model itself answers, so there is no counterfactual model")
+        if counterfactual is not None and model_kind(counterfactual) is not self.kind:
+            raise EditingError(f"the counterfactual model is a {model_kind(counterfactual).value} model, the edited one a "
+                               f"{self.kind.value} model; both must be of one kind")
+        self.form = Form(self.kind)
+        self.scope = scope_of(self.options, classifier, classifier_tok, self.form)
+        self.net = nn.Module()
+        self.net.classifier = classifier
+        if counterfactual is not None:
+            self.net.replacement = counterfactual
+        if not self.options.cross_attend:
+            self.net.register_buffer("scale", torch.tensor(1.0))
+        self.net.to(next(model.parameters()).device)
+        self._freeze()
+        self.memory = EditMemory(labelled=self.kind is not ModelKind.CLASSIFIER)
+        self.placed: list[int] = []
+        """Places in the memory of the edits written last."""
+
+    @classmethod
+    def build(cls, model: nn.Module, inner_params: Sequence[str], options: SERACOptions | Mapping[str, Any] | None, tok: Any,
+              small_name: str | None = None, **loading) -> SERAC:
+        """With networks from the hub or folders. small_name: where the counterfactual model starts; None: as a copy of the
+        model. inner_params play no part. Raises EditingError for what can't be loaded."""
+        options = cls.options_class.of(options)
+        counterfactual = None
+        if not options.freeze_cntr:
+            counterfactual = copy.deepcopy(model) if small_name is None else load_like(model, small_name, **loading)
+            counterfactual.requires_grad_(True)
+        return cls(model, options, tok, *load_classifier(options, **loading), counterfactual)
+
+    def _freeze(self) -> None:
+        if self.options.checkpoint_grad:
+            self.net.classifier.activation_checkpointing_enable({"use_reentrant": False})
+        if self.options.freeze is None:
+            return
+        classifier = self.net.classifier
+        blocks = next((m for m in classifier.modules() if isinstance(m, nn.ModuleList)), None)
+        if blocks is None or self.options.freeze > len(blocks):
+            raise EditingError(f"freeze: the classifier has only {0 if blocks is None else len(blocks)} blocks")
+        classifier.requires_grad_(False)
+        heads = [getattr(classifier, name) for name in ("classifier", "pre_classifier") if hasattr(classifier, name)]
+        for module in [*list(blocks)[len(blocks) - self.options.freeze:], *heads]:
+            module.requires_grad_(True)
+
+    # Editing
+
+    def edit(self, batch: Batch, condition: Batch | None = None, detach_history: bool = False) -> tuple[Self, dict[str, Any]]:
+        inputs, labels = (batch.inputs, batch.labels) if isinstance(batch, Texts) else self._decoded(batch)
+        return self.remember(list(zip(inputs, labels))), {}
+
+    def remember(self, edits: Sequence[tuple[str, str]]) -> Self:
+        """A copy with these (input, label) in its memory, too. A fact checker's edits are statements: their labels go."""
+        edited = copy.copy(self)
+        edited.memory = self.memory.copy()
+        ids = [edited.memory.add(input, label if edited.memory.labelled else "") for input, label in edits]
+        places = {entry.id: place for place, entry in enumerate(edited.memory)}
+        edited.placed = [places[id] for id in ids]
+        return edited
+
+    def new_weights(self, batch: Batch, condition: Batch | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {}
+
+    def _decoded(self, batch: Batch) -> tuple[list[str], list[str]]:
+        """(queries, labels) of a batch whose texts are not at hand."""
+        inputs = [self._text(row[:start][mask[:start].bool()]) for row, mask, start in self._prompts(batch)]
+        if self.kind is ModelKind.CLASSIFIER:
+            return inputs, [""] * len(inputs)
+        return inputs, [self._text(row[row != IGNORED]) for row in batch["labels"]]
+
+    def _prompts(self, batch: Batch) -> list[tuple[Tensor, Tensor, int]]:
+        """(ids, mask, where the scored part begins) of each row; a decoder's label is a part of its input."""
+        ends = [batch["input_ids"].shape[1]] * len(batch["input_ids"])
+        if self.kind is ModelKind.DECODER:
+            ends = [first_scored(labels) for labels in batch["labels"]]
+        return list(zip(batch["input_ids"], batch["attention_mask"], ends))
+
+    def _text(self, ids: Tensor) -> str:
+        return self.tok.decode(ids, skip_special_tokens=True)
+
+    def queries(self, batch: Batch) -> list[str]:
+        """The texts that decide where the rows go: the inputs, of a decoder's what stands before the label."""
+        return batch.inputs if isinstance(batch, Texts) else self._decoded(batch)[0]
+
+    # Answering
+
+    def __call__(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            base = wide(forward(self.model, {}, batch))
+        if not len(self.memory):
+            return base
+        queries = self.queries(batch)
+        if self.options.soft_weighting or not self.options.supervised:
+            return self._mixture(base, batch, queries)
+        route = self.route(queries)
+        rows = route.inside.nonzero()[:, 0]
+        if not len(rows):
+            return base
+        part = {name: tensor[rows] for name, tensor in batch.items()}
+        with self._grad():
+            logits = self.counterfactual(part, [queries[i] for i in rows.tolist()], route.edit[rows].tolist())
+        return base.index_copy(0, rows, logits)
+
+    def route(self, queries: Sequence[str]) -> Route:
+        """One pass of the encoder over the queries. Raises EditingError for an empty memory."""
+        if not len(self.memory):
+            raise EditingError("the memory is empty: there is no edit that a query could fall under")
+        log_p, edit = self.scope.best(queries, self.memory)
+        score = log_p.exp()
+        return Route(score, edit, score > self.options.threshold)
+
+    def log_similarities(self, queries: Sequence[str]) -> Float[Tensor, "queries edits"]:
+        return self.scope.log_similarities(queries, list(self.memory))
+
+    def _mixture(self, base: Tensor, batch: Batch, queries: Sequence[str]) -> Tensor:
+        """(1 - s) p_base + s p_counterfactual, as logits: the log-probability, or of one binary logit log p - log(1 - p)."""
+        with self._grad():
+            values, edits = self.log_similarities(queries).max(1)
+            s = values.exp().view(-1, *[1] * (base.dim() - 1))
+            logits = self.counterfactual(batch, queries, edits.tolist())
+            if base.shape[-1] == 1:
+                mixed = (1 - s) * base.sigmoid() + s * logits.sigmoid()
+                return mixed.logit(eps=torch.finfo(mixed.dtype).eps)
+            mixed = (1 - s) * base.softmax(-1) + s * logits.softmax(-1)
+            return (mixed + torch.finfo(torch.float32).eps).log()
+
+    def counterfactual(self, batch: Batch, queries: Sequence[str], places: Sequence[int]) -> Tensor:
+        """Logits of the counterfactual model, which reads for each row the edit at its place in the memory, and the query."""
+        model = self.model if self.options.freeze_cntr else self.net.replacement
+        entries = list(self.memory)
+        prefixes = [self.form.prefix(entries[place]) for place in places]
+        longest = window(model, self.tok)
+        if self.kind is ModelKind.DECODER:
+            targets = self._targets(batch)
+            rows = encode(self.tok, queries, longest - max(map(len, targets)), prefixes)
+            return self._decoder_logits(model, rows, targets, batch)
+        rows = encode(self.tok, queries, longest, prefixes)
+        inputs = pad_batch(rows, pad_id(self.tok), batch["input_ids"].device)
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if self.kind.is_seq2seq:
+            # The target as the counterfactual model's own kind reads it, whatever the edited model was given (see Collator).
+            own = ("labels", "decoder_input_ids", "decoder_attention_mask") if self.kind is ModelKind.BART else ("labels",)
+            inputs |= {name: batch[name] for name in own if name in batch}
+        return wide(forward(model, {}, inputs))
+
+    def _targets(self, batch: Batch) -> list[list[int]]:
+        """What stands behind the prompts of a decoder's batch."""
+        return [row[end:][mask[end:].bool()].tolist() for row, mask, end in self._prompts(batch)]
+
+    def _decoder_logits(
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch: Batch
+    ) -> Tensor:
+        """The target behind a longer prompt; its logits stand where they would behind the batch's own."""
+        ends = [end for *_, end in self._prompts(batch)]
+        longer = pad_batch([[*p, *t] for p, t in zip(prompts, targets)], pad_id(self.tok), batch["input_ids"].device)
+        logits = wide(forward(model, {}, {name: longer[name] for name in ("input_ids", "attention_mask")}))
+        moved = logits.new_zeros((*batch["input_ids"].shape, logits.shape[-1]))
+        for i, (prompt, target, end) in enumerate(zip(prompts, targets, ends)):
+            n = min(end, len(prompt))
+            moved[i, end - n:end + len(target)] = logits[i, len(prompt) - n:len(prompt) + len(target)]
+        return moved
+
+    def _grad(self):
+        return torch.set_grad_enabled(self.net.training and torch.is_grad_enabled())
+
+    # As an Editable
+
+    @property
+    def trainer_class(self) -> type:
+        from .supervision import SupervisedTrainer
+
+        return SupervisedTrainer
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of the networks. The model itself is not trained, and stays as it is."""
+        if mode or self.net.training:
+            self.scope.changed()
+        self.net.train(mode)
+        return self
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state(state)
+        self.scope.changed()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps. Tensors that share their storage (a decoder's embedding and head) are written once each."""
+        return {name: tensor.clone() for name, tensor in super().state().items()}
+
+
+def first_scored(labels: Int[Tensor, " pos"]) -> int:
+    """The position of the first label that is scored, at least 1; all of them if none is."""
+    places = (labels != IGNORED).nonzero()
+    return max(1, int(places[0])) if len(places) else len(labels)
+
+
+def scope_of(options: SERACOptions, encoder: nn.Module, tok: Any, form: Form) -> Scope:
+    """The scope classifier that the options describe."""
+    if options.cross_attend:
+        return CrossScope(encoder, tok, form)
+    o = options
+    return EmbeddingScope(encoder, tok, form, o.dist_heads, o.square, o.cos, o.bound_embeds, o.pooling)

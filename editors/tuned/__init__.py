@@ -1,0 +1,1 @@
+"""Editors that fine-tune weights of the model itself."""

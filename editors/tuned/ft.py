@@ -1,0 +1,161 @@
+"""FT: constrained and unconstrained fine-tuning of a few weights (Zhu et al. 2020), as ROME and MEMIT use it as a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from editors.base import Editor, Task
+from editors.core.prompts import encode_target, fill, pad_batch, pad_id, Request, tokenize
+from editors.core.sites import find_sites, input_device
+from editors.edit import Dense
+from editors.errors import EditingError
+from editors.hparams import HParams
+
+LOSS_GOAL = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FTHParams(HParams):
+    num_steps: int
+    """Epochs over the requests."""
+    lr: float
+    weight_decay: float | bool
+    """Adam's L2 term, added to the gradient; false is 0."""
+    norm_constraint: float | bool | None
+    """Largest change of any element of a weight (FT-L); false or null: unconstrained."""
+    batch_size: int = 64
+    wd_power_law: list[float] | None = None
+    """[a, b]: with n requests the weight decay is n^a e^b (MEMIT appendix B.1)."""
+    legacy_wd_power_law: bool = False
+    """true ignores wd_power_law, as the published code did whenever it came from a JSON file."""
+
+    ignored: ClassVar[Mapping[str, str]] = {"kl_factor": "the published code reads it nowhere"}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_steps < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf:
+            raise EditingError("num_steps and batch_size must be at least 1, lr above 0")
+        if self.weight_decay is True or self.norm_constraint is True:
+            raise EditingError("weight_decay and norm_constraint are a number or false")
+        if not 0 <= self.weight_decay < math.inf:
+            raise EditingError(f"weight_decay: {self.weight_decay} must be a finite number, not below 0")
+        if self.bound is not None and not 0 < self.bound < math.inf:
+            raise EditingError("norm_constraint: must be above 0, or false for no constraint")
+        if self.wd_power_law is not None and (len(self.wd_power_law) != 2 or not all(abs(x) < 30 for x in self.wd_power_law)):
+            raise EditingError("wd_power_law: expected two numbers [a, b], neither beyond 30: the weight decay is n^a e^b")
+        if self.rewrite_module_tmp is not None and self.rewrite_module_tmp.count("{}") != 1:
+            raise EditingError(f"rewrite_module_tmp: {self.rewrite_module_tmp!r} needs exactly one '{{}}', where a block's number stands")
+
+    @property
+    def bound(self) -> float | None:
+        """norm_constraint as a number, or None."""
+        return None if self.norm_constraint is False else self.norm_constraint
+
+    def decay(self, n: int) -> float:
+        """Adam's weight decay for n requests."""
+        if self.wd_power_law is None or self.legacy_wd_power_law:
+            return float(self.weight_decay)
+        a, b = self.wd_power_law
+        return n**a * math.exp(b)
+
+
+class FT(Editor):
+    """Adam on the listed modules' parameters; every token of a target is scored at the prompt's last token.
+
+    That is the published loss: no teacher forcing, so only one-token targets are learned as a language model would say them.
+    Batches whose loss is below 0.01 take no step; an epoch whose mean is below it ends the training.
+    """
+
+    name = "FT"
+    hparams_class = FTHParams
+
+    def changes(self, task: Task) -> tuple[dict[str, Dense], dict[str, Any]]:
+        hp, model, tok, requests = self.hparams, task.model, task.tok, task.requests
+        weights = self._weights(model)
+        flags = {p: p.requires_grad for p in model.parameters()}
+        originals = {name: p.detach().clone() for name, p in weights.items()}
+        # Adam and the constraint work on wide copies: in half precision a step is often smaller than a weight's last digit.
+        masters = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for name, p in weights.items()}
+        starts = {name: master.clone() for name, master in masters.items()}
+        batches = [
+            _Batch.build(tok, requests[i : i + hp.batch_size], input_device(model))
+            for i in range(0, len(requests), hp.batch_size)
+        ]
+        optimiser = torch.optim.Adam(masters.values(), lr=hp.lr, weight_decay=hp.decay(len(requests)))
+        losses: list[float] = []
+        try:
+            for p in model.parameters():
+                p.requires_grad_(False)
+            for p in weights.values():
+                p.requires_grad_(True)
+            for _ in tqdm(range(hp.num_steps), desc="fine-tuning", unit="epoch", leave=False, disable=None if task.progress else True):
+                losses.append(self._epoch(model, batches, optimiser, weights, masters, starts))
+                if losses[-1] < LOSS_GOAL:
+                    break
+        finally:
+            with torch.no_grad():
+                for name, p in weights.items():
+                    p.copy_(originals[name])
+            for p, flag in flags.items():
+                p.requires_grad_(flag)
+        return {name: Dense((master - starts[name]).cpu()) for name, master in masters.items()}, {"loss": losses}
+
+    def _weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters of the listed modules (weights and biases), or the one parameter that the template names."""
+        template = self.hparams.rewrite_module_tmp
+        if template is None:
+            template = find_sites(model, self.hparams.templates()).down_proj
+        weights = {}
+        for layer in self.hparams.layers:
+            path = fill(template, str(layer))
+            found = {n: p for n, p in model.named_parameters() if n == path or n.startswith(path + ".")}
+            if not found:
+                raise EditingError(f"the model has no module or parameter {path!r}: check layers and rewrite_module_tmp")
+            weights |= found
+        return weights
+
+    def _epoch(self, model, batches, optimiser, weights, masters, starts) -> float:
+        """One pass over the batches; returns the loss averaged over requests."""
+        total, bound = 0.0, self.hparams.bound
+        for batch in batches:
+            loss = batch.loss(model)
+            total += loss.item() * len(batch.targets)
+            if loss.item() >= LOSS_GOAL:
+                gradients = torch.autograd.grad(loss, list(weights.values()))
+                for master, gradient in zip(masters.values(), gradients):
+                    master.grad = gradient.to(master.dtype)
+                optimiser.step()
+            with torch.no_grad():
+                for name, master in masters.items():
+                    if bound is not None:
+                        master.copy_(torch.clamp(master, starts[name] - bound, starts[name] + bound))
+                    weights[name].copy_(master)
+        return total / sum(len(batch.targets) for batch in batches)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    inputs: dict[str, torch.Tensor]
+    targets: list[list[int]]
+
+    @staticmethod
+    def build(tok, requests: Sequence[Request], device: torch.device) -> _Batch:
+        texts = [fill(request.prompt, request.subject) for request in requests]
+        inputs = pad_batch([ids for ids, _ in tokenize(tok, texts)], pad_id(tok), device)
+        return _Batch(inputs, [encode_target(tok, request.target_new) for request in requests])
+
+    def loss(self, model: nn.Module) -> torch.Tensor:
+        """Mean over requests of the mean over the target's tokens of -log p at the last prompt token."""
+        mask = self.inputs["attention_mask"]
+        logits = model(input_ids=self.inputs["input_ids"], attention_mask=mask).logits
+        last = mask.sum(1) - 1
+        log_p = logits[torch.arange(len(last), device=logits.device), last.to(logits.device)]
+        log_p = log_p.to(torch.promote_types(log_p.dtype, torch.float32)).log_softmax(-1)
+        return -torch.stack([row[target].mean() for row, target in zip(log_p, self.targets)]).mean()

@@ -1,0 +1,206 @@
+"""Result folders: ``<results>/<dir_name>/run_<NNN>/`` with params.json, run.json, statistics.json and a file a case.
+
+Names and keys are those that the field's scripts expect.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.files import write_atomically
+from data.records import Record
+from editors.errors import EditingError
+
+PARAMS, RUN = "params.json", "run.json"
+FLAGS: Mapping[str, type] = {"alg_name": str, "model_name": str, "ds_name": str, "num_edits": int}
+"""What tells runs apart, of the flags in run.json."""
+EDITS = "edits"
+STATISTICS = "statistics.json"
+"""{layer: what the editor's second moment was made of}: keys, documents, seconds and, of counted keys, rank and condition."""
+_RUN_NAME = re.compile(r"run_(\d+)")
+_CASE_NAME = re.compile(r"(?:\d+_(?:\d+_)?edits-)?case_(\d+)\.json")
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "nltk", "safetensors")
+
+
+def new_run(folder: Path, files: Mapping[str, Any]) -> Path:
+    """Makes ``run_<NNN>`` in ``folder``, NNN one above the highest there (000 in an empty folder), with these JSON files.
+
+    The folder appears under its name with all its files in it, so that a kill at any moment leaves a run that can go on,
+    or none. Raises EditingError where nothing can be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".run.{secrets.token_hex(6)}.part"
+        part.mkdir()
+    except OSError as error:
+        raise EditingError(f"{folder}: results can't be written there ({error.strerror}); choose another folder") from error
+    for name, content in files.items():
+        write_json(part / name, content)
+    numbers = [int(match[1]) for entry in folder.iterdir() if (match := _RUN_NAME.fullmatch(entry.name))]
+    number = max(numbers, default=-1) + 1
+    while True:
+        path = folder / f"run_{number:03d}"
+        try:
+            return part.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            number += 1  # another program was faster
+
+
+def remove_unused(run: Path) -> None:
+    """Removes a run that has no case yet."""
+    if not any(case_files(part) for part in _parts(run)):
+        shutil.rmtree(run)
+
+
+def existing_run(folder: Path, name: str) -> Path:
+    """The folder of a run to go on with. Raises EditingError if there is none, or it was not written by this program."""
+    path = folder / name
+    if not path.is_dir():
+        runs = sorted(entry.name for entry in folder.glob("run_*")) if folder.is_dir() else []
+        raise EditingError(f"--continue_from_run {name}: no such run in {folder}; there " +
+                           (f"is {', '.join(runs)}" if runs else "are none yet"))
+    if not (path / RUN).is_file() or not (path / PARAMS).is_file():
+        raise EditingError(f"--continue_from_run {name}: {path} has no {RUN} or no {PARAMS}, so what it holds can't be "
+                           "checked; start a new run")
+    return path
+
+
+def check_same(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises EditingError that names what differs between a run's ``saved`` settings and those of ``now``."""
+    differing = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    if differing:
+        what = ", ".join(f"{key} was {_short(saved.get(key))} and is now {_short(now.get(key))}" for key in differing)
+        raise EditingError(f"{path} was made with another configuration: {what}; use the same, or start a new run")
+
+
+def case_path(run: Path, num_edits: int, case_id: int) -> Path:
+    """``num_edits`` is the flag's value, also in a last, shorter batch: so file names tell the configuration."""
+    return run / f"{num_edits}_edits-case_{case_id}.json"
+
+
+def write_case(
+    run: Path, num_edits: int, record: Record, chunk: Sequence[Record], edit: Mapping[str, float], pre: Mapping[str, Any],
+    post: Mapping[str, Any],
+) -> None:
+    """Writes the file of one case. chunk: the records that were edited together; edit: see :func:`about_edit`."""
+    write_json(case_path(run, num_edits, record.case_id), {
+        "case_id": record.case_id, "grouped_case_ids": [r.case_id for r in chunk], "num_edits": num_edits,
+        "requested_rewrite": record.requested_rewrite(), **edit, "post": post, "pre": pre,
+    })
+
+
+def about_edit(seconds: float, info: Mapping[str, Any]) -> dict[str, float]:
+    """``time``: the seconds of an edit; ``rounding``, of weights in 16 bits: the largest share of a weight's change that rounding
+    took. info: the Edit's."""
+    lost = info.get("rounding", {}).values()
+    return {"time": seconds, **({"rounding": max(lost)} if lost else {})}
+
+
+def replace_folder(part: Path, folder: Path) -> None:
+    """Puts the finished folder ``part`` in the place of ``folder``."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)
+
+
+def case_files(run: Path) -> list[tuple[int, Path]]:
+    """(case id, path) of every case file of a run, by id; also those of the ROME repository (``case_<id>.json``) and
+    of the unified-editing one (``<num_edits>_<batch>_edits-case_<id>.json``)."""
+    found = ((match, path) for path in run.iterdir() if (match := _CASE_NAME.fullmatch(path.name)))
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def runs_in(folder: Path) -> Iterator[Path]:
+    """The run folders in ``folder``, or the folder itself if it is one, by name; of a run in several languages
+    (:mod:`experiments.languages`) its stages. Where there are none, those one folder further down, as a sweep's are."""
+    if not folder.is_dir():
+        raise EditingError(f"{folder}: no such folder of results")
+    if case_files(folder) or (folder / RUN).exists():
+        yield from _parts(folder)
+    else:
+        for level in ("*", "*/*"):
+            found = sorted(path for path in folder.glob(level) if path.is_dir() and _RUN_NAME.fullmatch(path.name))
+            for path in found:
+                yield from _parts(path)
+            if found:
+                return
+
+
+def _parts(run: Path) -> list[Path]:
+    """The stages of a run, in each language; the run itself where it has none."""
+    return sorted(path.parent for path in run.glob(f"*/*/{RUN}")) or [run]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, indented as the published files are: the whole file or none of it."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Raises EditingError for a file that is cut off or no JSON, and for a params.json without hyper-parameters."""
+    # Without these two a folder can't be gone on with.
+    remedy = "start a new run in another folder" if path.name in (PARAMS, RUN) else "delete it and run again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EditingError(f"{path}: not readable as JSON ({error}); {remedy}") from error
+    if path.name == PARAMS and not isinstance(content, dict):
+        raise EditingError(f"{path}: holds no hyper-parameters; {remedy}")
+    return content
+
+
+def has_form(content: Any, form: Any) -> bool:
+    """Whether JSON is of a type (or one of several), or an object with at least the keys of ``form``, each of its form."""
+    if not isinstance(form, Mapping):
+        return isinstance(content, form)
+    return isinstance(content, Mapping) and all(key in content and has_form(content[key], of) for key, of in form.items())
+
+
+def read_about(run: Path) -> dict[str, Any]:
+    """The content of a run's run.json. Raises EditingError for a file that is damaged or not of this program."""
+    about = read_json(run / RUN)
+    if not has_form(about, {"settings": dict, "flags": FLAGS, "cases": int}):
+        raise EditingError(f"{run / RUN}: was not written by experiments.evaluate, or is damaged; start a new run")
+    return about
+
+
+def provenance() -> dict[str, Any]:
+    """Machine, versions and the toolkit's commit, for run.json."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions["torch"] = str(torch.__version__)  # names the build, too ("+cu130"), which not every wheel's metadata does
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"python": platform.python_version(), "platform": platform.platform(), "accelerator": accelerator,
+            "packages": versions, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, with "+changes" where files differ from it; None outside a git repository."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,109 @@
+"""Reading sequential runs (:mod:`experiments.run.sequences`, or the unified-editing code's): cases, history, model over batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from editors.errors import EditingError
+from experiments.results import old_folders, run_folder
+from experiments.results.retention import measures
+from experiments.results.run_folder import FLAGS
+
+Measures = Mapping[str, float]
+"""What :func:`retention.measures` gives for one case."""
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class SequenceResults:
+    """A sequential run. Edits are counted from 1, in the order in which they were made."""
+
+    about: dict[str, Any]
+    """``run_dir`` and, where they are known, :data:`FLAGS`."""
+    cases: list[Measures]
+    """Right after its own batch: edit 1, 2, ...; empty where there is no file."""
+    history: dict[int, dict[int, Measures]]
+    """{edits in the model: {edit: what is left of it}}."""
+    batches: list[dict[str, Any]]
+    """What was measured of the whole model, as in ``batches/<edits>.json``, by edits."""
+
+
+def read_sequence(run: Path, last_token: bool = False) -> SequenceResults:
+    """A whole run; last_token: see :func:`retention.measures`. EditingError for one that is not sequential, or damaged."""
+    flags = run_flags(run)
+    if not flags.get("sequential", (run / old_folders.GLUE).is_dir()):
+        raise EditingError(f"{run}: not a sequential run (experiments.evaluate --sequential)")
+    batches = read_batches(run)
+    known = dict(_cases(run, batches, last_token))
+    order = {case_id: edit for batch in batches for edit, case_id in _places(batch)}
+    history = {edits: {order[case_id]: found for case_id, found in read_history(path, lambda post: measures(post, last_token))
+                       if case_id in order}
+               for edits, path in history_files(run)}
+    cases = [known.get(edit, {}) for edit in range(1, max(known, default=0) + 1)]
+    return SequenceResults({"run_dir": str(run), **{key: flags[key] for key in FLAGS if key in flags}}, cases, history, batches)
+
+
+def run_flags(run: Path) -> dict[str, Any]:
+    """The flags that a run was made with, as far as its folder tells."""
+    return run_folder.read_about(run)["flags"] if (run / run_folder.RUN).is_file() else old_folders.flags(run)
+
+
+def read_batches(run: Path) -> list[dict[str, Any]]:
+    """What was measured of the model after batches, by edits; [] where there is nothing. EditingError for a damaged file."""
+    if (run / old_folders.GLUE).is_dir():
+        return old_folders.read_batches(run)
+    batches = [(path, run_folder.read_json(path)) for path in sorted((run / "batches").glob("*.json"))]
+    for path, content in batches:
+        if not _is_batch(content):
+            raise EditingError(f"{path}: not written by experiments.evaluate, or damaged; delete it")
+    return sorted((content for _, content in batches), key=lambda batch: batch["edits"])
+
+
+def _is_batch(content: Any) -> bool:
+    if not run_folder.has_form(content, {"edits": int}) or not isinstance(content.get("case_ids", []), list):
+        return False
+    figures = [content.get(key, {}) for key in ("weights", "downstream")]
+    return all(isinstance(of, dict) and all(isinstance(value, dict) for value in of.values()) for of in figures)
+
+
+def history_files(run: Path) -> list[tuple[int, Path]]:
+    """(edits in the model, file) of each time that earlier edits were measured again, the earliest first."""
+    return sorted((int(path.stem), path) for path in (run / "history").glob("*.jsonl") if path.stem.isdecimal())
+
+
+def read_history(path: Path, of: Callable[[Mapping[str, Any]], Found]) -> Iterator[tuple[int, Found]]:
+    """(case id, ``of`` its metrics) for each line of a history file. EditingError for a damaged line."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                entry = json.loads(line)
+                case_id, found = int(entry["case_id"]), of(entry["post"])
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise EditingError(f"{path}: line {number} can't be read ({error!r}); delete the file") from error
+            yield case_id, found
+
+
+def _places(batch: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """(edit, case id) of a batch."""
+    ids = batch.get("case_ids", [])
+    return enumerate(ids, batch["edits"] - len(ids) + 1)
+
+
+def _cases(run: Path, batches: list[dict[str, Any]], last_token: bool) -> Iterator[tuple[int, Measures]]:
+    """(edit, what it did) for each case that was measured right after its batch. Old batches are given their seconds."""
+    files = dict(run_folder.case_files(run))
+    for batch in batches:
+        for edit, case_id in _places(batch):
+            if case_id not in files:
+                continue
+            try:
+                case = old_folders.read_case(files[case_id])
+                if "time" in case:
+                    batch.setdefault("seconds", case["time"])
+                yield edit, measures(case["post"], last_token)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise EditingError(f"{files[case_id]}: JSON, but not of a case's form ({error!r}); delete it") from error

@@ -1,0 +1,1 @@
+"""An evaluation: what it needs, and its loops over batches, sequences and languages."""

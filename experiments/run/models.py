@@ -1,0 +1,142 @@
+"""Loads a model and its tokenizer from the Hugging Face hub, a folder, or the built-in world."""
+
+import difflib
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from editors.core import ranks
+from editors.core.fingerprint import model_fingerprint
+from editors.errors import EditingError
+
+# Only to suggest a name when one is misspelt; any causal language model of the hub or of a folder loads.
+KNOWN = ("world", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "EleutherAI/gpt-j-6B", "EleutherAI/gpt-neox-20b",
+         "EleutherAI/pythia-1b", "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B", "Qwen/Qwen2.5-7B",
+         "projecte-aina/aguila-7b")
+
+
+def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in evaluation mode and its tokenizer, with the padding token set (to eos if it has none).
+
+    ``name``: hub id, local folder, or ``world``. ``dtype``, ``device``: see :func:`experiments.run.cli.add_model_flags`.
+    Raises ``EditingError`` for an unknown model, an unreachable hub, damaged weights, a device that is not there, or devices
+    that are too small for the model.
+    """
+    source, local = source_of(name)
+    place = device_of(device)
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        tok = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        # Never pickled weights: a checkpoint without safetensors is refused (the hub converts such ones on demand).
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=_dtype(dtype, config, place), use_safetensors=True, local_files_only=local,
+            device_map="auto" if place == "map" else None, output_loading_info=True)
+    except SafetensorError as error:
+        raise EditingError(f"model {name!r}: its weights are damaged ({error}); copy or download them again") from error
+    except (OSError, ValueError) as error:
+        raise EditingError(why_not(name, source, local, error)) from error
+    if loading["missing_keys"]:
+        lacking = sorted(loading["missing_keys"])[0]
+        raise EditingError(f"model {name!r}: its weights lack {lacking}; copy or download them again")
+    if tok.pad_token_id is None:
+        if tok.eos_token is None:
+            raise EditingError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
+                               "set one in its folder")
+        tok.pad_token = tok.eos_token
+    if place == "map":
+        check_in_memory(name, model)
+    else:
+        model.to(place)
+    return model.eval(), tok
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model alone. Raises as :func:`load_model`."""
+    source, local = source_of(name)
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=local)
+    except (OSError, ValueError) as error:
+        raise EditingError(why_not(name, source, local, error)) from error
+
+
+def check_in_memory(name: str, model: PreTrainedModel) -> None:
+    """Raises EditingError if accelerate has offloaded weights: those can be neither told apart from others nor edited."""
+    offloaded = [weight for weight, parameter in model.named_parameters() if parameter.is_meta]
+    if offloaded:
+        raise EditingError(f"model {name!r}: too large for the devices here, so --device map left {len(offloaded)} of its weights "
+                           f"outside (the first is {offloaded[0]}); use more or larger devices, or a smaller --dtype")
+
+
+def identity(model: PreTrainedModel) -> str:
+    """What tells one model from another: the hub's commit and a fingerprint of the weights (an edit changes the latter)."""
+    commit = getattr(model.config, "_commit_hash", None)
+    return (f"commit {commit}, " if commit else "") + f"weights {model_fingerprint(model)}"
+
+
+def source_of(name: str) -> tuple[str, bool]:
+    """(folder or hub id, whether only this machine's files are to be used)."""
+    if name == "world":
+        from data import world
+        if not world.CHECKPOINT.is_dir():
+            raise EditingError(f"model 'world': its checkpoint {world.CHECKPOINT} is missing; get the complete repository")
+        return str(world.CHECKPOINT), True
+    if Path(name).is_dir():
+        return name, True
+    # What looks like a path is never looked up on the hub by mistake.
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise EditingError(f"model {name!r}: no such folder")
+    try:
+        # One quick question instead of transformers' many retries: also tells "unknown" from "unreachable".
+        HfApi().model_info(name, timeout=10)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise EditingError(f"model {name!r}: neither a folder here nor a model of the Hugging Face hub that you may read"
+                           + name_hint(name)) from error
+    except (HTTPError, OSError):
+        return name, True  # unreachable: what was downloaded before still loads
+    return name, False
+
+
+def device_of(device: str) -> str:
+    if device == "map":
+        if ranks.processes() > 1:
+            raise EditingError("--device map: spreads one process over all devices, so it does not go with torchrun; use one of both")
+        return device
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{ranks.local_process() % torch.cuda.device_count()}" if ranks.processes() > 1 else "cuda"
+    if device == "auto":
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).item()  # also refuses "meta", which holds no numbers
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0][:120]
+        raise EditingError(f"--device {device}: not available here ({reason}); "
+                           "use auto, cpu, cuda, cuda:1, mps or map") from error
+    return device
+
+
+def _dtype(dtype: str, config, place: str) -> torch.dtype:
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    own = config.dtype or torch.float32
+    return torch.float32 if place == "cpu" and own.itemsize < 4 else own
+
+
+def why_not(name: str, source: str, local: bool, error: Exception) -> str:
+    """One line for the many ways in which transformers fails to load a model."""
+    if Path(source).is_dir():
+        missing = [file for file in ("config.json", "tokenizer.json") if not (Path(source) / file).exists()]
+        return f"model {name!r}: " + (f"the folder has no {missing[0]}" if missing else str(error).splitlines()[0])
+    if local:
+        return (f"model {name!r}: not on this machine, and the Hugging Face hub can't be reached; "
+                f"download it beforehand, give a local folder, or use the model 'world'{name_hint(name)}")
+    return f"model {name!r}: {str(error).splitlines()[0]}"
+
+
+def name_hint(name: str) -> str:
+    """ "; did you mean ...?" where a model that is known has nearly this name, else nothing."""
+    near = difflib.get_close_matches(name, KNOWN, n=1)
+    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""

@@ -1,0 +1,1 @@
+"""What a training of a learned editor needs: models, episodes, configuration."""

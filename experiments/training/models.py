@@ -1,0 +1,139 @@
+"""Loads the models that learned editors edit: decoders, sequence-to-sequence models and classifiers, of the hub, a folder or
+the built-in world."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+
+from editors.errors import EditingError
+from editors.learned.classifier import BertClassifier
+from editors.learned.kinds import ModelKind, model_kind
+from experiments.run.models import device_of, source_of, why_not
+
+KINDS = {
+    "gen": (ModelKind.DECODER,), "fc": (ModelKind.CLASSIFIER,), "fnli": (ModelKind.CLASSIFIER,),
+    "qa": (ModelKind.T5, ModelKind.BART), "sent": (ModelKind.BLENDERBOT,),
+}
+"""Experiment -> the kinds of models that its data are for."""
+_CLASS_OF = {"gen": "AutoModelForCausalLM", "fc": "BertClassifier", "fnli": "BertClassifier", "qa": "AutoModelForSeq2SeqLM",
+             "sent": "AutoModelForSeq2SeqLM"}
+
+
+def load_editable(
+    settings: Mapping[str, Any], experiment: str, device: str = "auto", dtype: torch.dtype = torch.float32,
+    data_dir: str | Path | None = None, eager: bool = False,
+) -> tuple[nn.Module, Any]:
+    """(the model, frozen and in evaluation mode, its tokenizer).
+
+    settings: the keys of hparams/train/model. eager: attention that can be differentiated twice.
+    Raises EditingError for a model that is unknown, unreachable, damaged, or not of a kind that the experiment is for.
+    """
+    name = settings["name"]
+    class_name = settings.get("class_name") or _CLASS_OF[experiment]
+    if name == "world":
+        from data.world import models
+
+        source, local, name = str(models.path(settings.get("kind") or models.OF[experiment], data_dir)), True, "world"
+    else:
+        source, local = source_of(name)
+    cls = BertClassifier if class_name == "BertClassifier" else getattr(transformers, class_name, None)
+    if cls is None:
+        near = difflib.get_close_matches(class_name, dir(transformers), n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise EditingError(f"model.class_name: transformers has no {class_name!r}{hint}")
+    place = device_of(device)
+    options = {"dtype": dtype, "local_files_only": local, "use_safetensors": True}
+    if eager:
+        options["attn_implementation"] = "eager"
+    try:
+        _check_class(cls, AutoConfig.from_pretrained(source, local_files_only=local), name, experiment)
+        model = cls.from_pretrained(source, **options)
+        tok = AutoTokenizer.from_pretrained(settings.get("tokenizer_name") or source, local_files_only=local)
+    except SafetensorError as error:
+        raise EditingError(f"model {name!r}: its weights are damaged ({error}); copy or download them again") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, EditingError):
+            raise
+        raise EditingError(why_not(name, source, local, error)) from error
+    if settings.get("pt"):
+        load_weights(model, Path(settings["pt"]))
+    if model_kind(model) not in KINDS[experiment]:
+        raise _unfit(name, model_kind(model).value, experiment)
+    if tok.pad_token_id is None:
+        if tok.eos_token is None:
+            raise EditingError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
+                               "set one in its folder")
+        tok.pad_token = tok.eos_token  # padding is masked everywhere, so which token it is makes no difference
+    return model.to("cpu" if place == "map" else place).eval().requires_grad_(False), tok
+
+
+def _check_class(cls: type, config, name: str, experiment: str) -> None:
+    """Before weights are loaded into a class with a head that they don't have."""
+    if bool(getattr(config, "is_encoder_decoder", False)) != any(kind.is_seq2seq for kind in KINDS[experiment]):
+        raise _unfit(name, config.model_type, experiment)
+    for architecture in config.architectures or []:
+        causal = "CausalLM" in architecture or "LMHead" in architecture
+        encoder = architecture.endswith(("ForSequenceClassification", "ForMaskedLM", "BertModel"))
+        if causal and cls is BertClassifier or encoder and experiment == "gen":
+            raise _unfit(name, architecture, experiment)
+
+
+def _unfit(name: str, what: str, experiment: str) -> EditingError:
+    wanted = " or ".join(kind.value for kind in KINDS[experiment])
+    return EditingError(f"experiment {experiment!r} is for models of kind {wanted}, but {name!r} is {what}: "
+                        "choose another +model")
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Weights of a file (.safetensors) in place of the model's own: named as the model's, or with one leading `model.` (as
+    Lightning writes them). Raises EditingError for a file that does not fit, and for pickled ones."""
+    if path.suffix != ".safetensors":
+        raise EditingError(f"model.pt: {path} is no .safetensors file; pickled weights are not read: convert it where "
+                           "you trust it")
+    try:
+        weights = {name: t for name, t in load_file(path).items() if not name.endswith("position_ids")}
+    except (OSError, SafetensorError) as error:
+        raise EditingError(f"model.pt: {path} can't be read ({error})") from None
+    stripped = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    for candidate in (weights, stripped):
+        found = model.load_state_dict(candidate, strict=False) if _fits(model, candidate) else None
+        if found is not None:
+            return
+    unknown = sorted(weights.keys() - model.state_dict().keys())
+    raise EditingError(f"model.pt: {path} holds weights of another model" + (f" ({unknown[0]})" if unknown else ""))
+
+
+def _fits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
+    own = model.state_dict()
+    tied = {name for name in own if any(own[name].data_ptr() == own[other].data_ptr() for other in weights if other in own)}
+    return (all(name in own and own[name].shape == tensor.shape for name, tensor in weights.items())
+            and all(name in weights or name in tied or name.endswith("position_ids") for name in own))
+
+
+def set_dropout(model: nn.Module, p: float | None) -> None:
+    """Every dropout of the model has probability p; None leaves them."""
+    if p is None:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+        for name, value in list(vars(module).items()):
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(module, name, p)
+
+
+def inner_params_of(settings: Mapping[str, Any], model: nn.Module) -> Sequence[str]:
+    """The weights to edit: those of the configuration, else the feed-forward weights of the last blocks."""
+    from editors.learned.inner_params import default_inner_params
+
+    return list(settings.get("inner_params") or default_inner_params(model))
