@@ -2,7 +2,7 @@
 
 Files are looked for in the data folder (``data_dir``, else the environment's ``KE_DATA_DIR``, else
 ~/.cache/knowledge-editing/data) and downloaded into it from where the MEMIT authors publish them. The built-in world needs
-no file. A mistake, of the user's or in a file, raises :class:`DataError` with one clear line.
+no file. A mistake, of the user's or in a file, raises :class:`UserError` with one clear line.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import UserError
 from data import bilingual, counterfact, languages, snippets, variants, zsre
 from data.download import cache_folder, data_folder, fetch
-from data.errors import DataError
 from data.files import read_records
 from data.known import KnownFact
 from data.known import load as known_facts
@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # only named here, and slow to import
     from transformers import PreTrainedTokenizerBase
 
     from data.tfidf import TfIdf
+
+DataError = UserError  # its name among the users of this package
 
 FILES = {"mcf": "multi_counterfact.json", "cf": "counterfact.json", "zsre": "zsre_mend_eval.json"}
 # The built-in world, by language and schema; "world:100000" is one of so many facts.
@@ -54,20 +56,20 @@ def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | N
         language, of a file with objects of records by language (combined_data.json) those. A file that is not in the working
         directory is looked for in the data folder.
 
-    Raises ``DataError``: unknown name, file missing and not to be downloaded, damaged, or not of its schema.
+    Raises ``UserError``: unknown name, file missing and not to be downloaded, damaged, or not of its schema.
     """
     if limit is not None and limit < 1:
-        raise DataError(f"the limit on the size of data set {str(ds_name)!r} should be at least 1, found {limit}")
+        raise UserError(f"the limit on the size of data set {str(ds_name)!r} should be at least 1, found {limit}")
     if language is not None:
         raw, source = raw_records(ds_name, language, data_dir)
         try:
             return languages.spec(language).parse(raw, source, limit)
-        except DataError as error:
-            raise DataError(f"{error} (read as records in {language})") from error
+        except UserError as error:
+            raise UserError(f"{error} (read as records in {language})") from error
     raw, schema, source = _raw(str(ds_name), data_dir)
     records = _PARSERS[schema](raw, source, limit)
     if not records:
-        raise DataError(f"{source}: none of its {len(raw)} records can be used")
+        raise UserError(f"{source}: none of its {len(raw)} records can be used")
     return records if tok is None else zsre.with_locality(records, tok)
 
 
@@ -92,7 +94,7 @@ def load_aligned(ds_name: str | Path, languages: Sequence[str], data_dir: str | 
     """{language: records} of the same facts in the same order: the (first ``limit``) records of the data set in the first of the
     languages, and those with their case ids in each other one, from the file that :func:`data.bilingual.counterpart` names.
 
-    Raises DataError for what :func:`load` and :func:`data.bilingual.align` find wrong.
+    Raises UserError for what :func:`load` and :func:`data.bilingual.align` find wrong.
     """
     first = languages[0]
     found = {first: load(ds_name, data_dir, limit, language=first)}
@@ -132,7 +134,7 @@ def _raw(ds_name: str, data_dir: str | Path | None, language: str | None = None)
     if not ds_name.endswith(".json") and "/" not in ds_name:
         near = difflib.get_close_matches(ds_name, names(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"unknown data set {ds_name!r}; {hint}known are {', '.join(names())}, and the path of a .json file")
+        raise UserError(f"unknown data set {ds_name!r}; {hint}known are {', '.join(names())}, and the path of a .json file")
     raw = read_records(ds_name)
     if language is not None:
         raw = [item.get(language, item) if isinstance(item, Mapping) else item for item in raw]
@@ -156,7 +158,7 @@ def _world(ds_name: str) -> tuple[str, str, int | None] | None:
     if name not in WORLDS:
         return None
     if colon and not (facts.isascii() and facts.isdecimal() and int(facts)):
-        raise DataError(f"data set {ds_name!r}: the number of facts behind the colon should be 1 or more, found {facts!r}")
+        raise UserError(f"data set {ds_name!r}: the number of facts behind the colon should be 1 or more, found {facts!r}")
     return *WORLDS[name], int(facts) if colon else None
 
 
@@ -171,5 +173,5 @@ def _schema(first: Any, source: str) -> str:
             return "zsre"
     keys = ", ".join(first) or "(none)" if isinstance(first, Mapping) else None
     found = f"is {json.dumps(first)[:40]}, not an object" if keys is None else f"has the keys {keys}"
-    raise DataError(f"{source}: neither CounterFact's schema (key 'requested_rewrite', or in two variants 'eval_target_new') nor "
+    raise UserError(f"{source}: neither CounterFact's schema (key 'requested_rewrite', or in two variants 'eval_target_new') nor "
                     f"zsRE's (keys 'src', 'answers'); its first record {found}")

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import UserError
 from data import languages
-from data.errors import DataError
 from data.records import Record
 
 SHOWN = 5
@@ -30,14 +30,14 @@ def counterpart(ds_name: str, language: str, other: str) -> str:
 def align(records: Sequence[Record], others: Sequence[Record], source: str, other_source: str) -> list[Record]:
     """Of ``others`` the record of the same ``case_id``, for each of ``records``, in their order.
 
-    Raises DataError, which calls the two by their sources, where case ids are missing, or name another fact (relation or ids of
+    Raises UserError, which calls the two by their sources, where case ids are missing, or name another fact (relation or ids of
     the objects, where both records have them).
     """
     by_id = {record.case_id: record for record in others}
     missing = [record.case_id for record in records if record.case_id not in by_id]
     if missing:
         shown = ", ".join(map(str, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
-        raise DataError(f"{other_source} and {source} are not aligned: it lacks {len(missing)} of the {len(records)} case ids "
+        raise UserError(f"{other_source} and {source} are not aligned: it lacks {len(missing)} of the {len(records)} case ids "
                         f"asked for: {shown}")
     for record in records:
         other = by_id[record.case_id]
@@ -46,6 +46,6 @@ def align(records: Sequence[Record], others: Sequence[Record], source: str, othe
                            ("true object", record.target_true and record.target_true.id,
                             other.target_true and other.target_true.id)):
             if a and b and a != b:
-                raise DataError(f"{other_source} and {source} are not aligned: case {record.case_id} has the {what} {b} there "
+                raise UserError(f"{other_source} and {source} are not aligned: case {record.case_id} has the {what} {b} there "
                                 f"and {a} here")
     return [by_id[record.case_id] for record in records]

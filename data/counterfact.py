@@ -10,14 +10,14 @@ from data.records import Record, Target
 def parse(raw: Sequence[Any], source: str, limit: int | None = None) -> list[Record]:
     """The first ``limit`` records (all by default) of the published CounterFact schema, in the file's order.
 
-    ``source`` names the file in messages. Raises ``DataError`` at the first record that has a key missing or wrong, a
+    ``source`` names the file in messages. Raises ``UserError`` at the first record that has a key missing or wrong, a
     rewrite prompt without exactly one ``{}``, an empty subject or target, a negative ``case_id`` or that of an earlier record.
     """
     return read_all(raw, source, limit, _record)
 
 
 def read_all(raw: Sequence[Any], source: str, limit: int | None, read: Callable[[Fields], Record]) -> list[Record]:
-    """The records that ``read`` makes of the raw ones, each with a ``case_id`` of its own. Raises ``DataError``."""
+    """The records that ``read`` makes of the raw ones, each with a ``case_id`` of its own. Raises ``UserError``."""
     records, seen = [], {}
     for number, item in enumerate(raw[:limit]):
         fields = Fields(item, f"{source}, record {number}")

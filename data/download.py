@@ -13,7 +13,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from data.errors import DataError
+from common.errors import UserError
 from data.files import checksum, read_json, sha256, write_json
 
 PUBLISHED_URL = "https://memit.baulab.info/data/dsets/"
@@ -34,7 +34,7 @@ PAUSE_S = 1.0  # before the second attempt; each further one waits one such paus
 log = logging.getLogger(__name__)
 
 
-class Unavailable(DataError):
+class Unavailable(UserError):
     """The file is not here and can't be downloaded."""
 
 
@@ -55,7 +55,7 @@ def fetch(name: str, data_dir: str | Path | None = None) -> Path:
     """The path of a published file (a key of ``SHA256``), downloaded into the data folder if it is not there yet.
 
     A file that was put there by other means is used as it is, with a warning if it is not the published one. The address
-    can be changed to a mirror's by the environment's ``KE_DATA_URL``. Raises ``DataError``.
+    can be changed to a mirror's by the environment's ``KE_DATA_URL``. Raises ``UserError``.
     """
     path = data_folder(data_dir) / name
     if not path.exists():
@@ -71,7 +71,7 @@ def download(url: str, path: Path, expected: str | None = None) -> None:
 
     ``expected``: SHA-256 of the file. Without it the sum of the first download is recorded in ``downloads.json`` beside
     the file, and later downloads to the same place must agree. Two processes that want the same file wait for each other.
-    Raises :class:`Unavailable` when the server can't be reached or does not have the file, ``DataError`` when the transfer
+    Raises :class:`Unavailable` when the server can't be reached or does not have the file, ``UserError`` when the transfer
     keeps breaking off, the content has another sum, or the folder can't be written.
     """
     part = path.with_name(path.name + ".part")
@@ -79,7 +79,7 @@ def download(url: str, path: Path, expected: str | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _open_alone(part)
     except OSError as error:
-        raise DataError(f"data folder {path.parent}: can't be written ({error.strerror}); "
+        raise UserError(f"data folder {path.parent}: can't be written ({error.strerror}); "
                         "name another with --data_dir or KE_DATA_DIR") from error
     with file:
         try:
@@ -119,7 +119,7 @@ def _check(url: str, file: IO[bytes], path: Path, expected: str | None) -> None:
     if wanted is not None and digest != wanted:
         size = file.tell()
         file.truncate(0)
-        raise DataError(f"{url}: the {size:,} bytes received have SHA-256 {digest}, {whence} {wanted}; they were thrown away: "
+        raise UserError(f"{url}: the {size:,} bytes received have SHA-256 {digest}, {whence} {wanted}; they were thrown away: "
                         f"run it again, or put the right file at {path} by hand")
     if wanted is None:
         log.warning("%s: no checksum is published; trusting this first download (SHA-256 %s, recorded in %s)",
@@ -149,7 +149,7 @@ def _transfer(url: str, file: IO[bytes], path: Path) -> None:
             reason = "the connection was closed early"
         except (ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException) as error:
             reason = error
-    raise DataError(f"{url}: the transfer broke off {ATTEMPTS} times ({reason}); {_size(file):,} bytes are kept in "
+    raise UserError(f"{url}: the transfer broke off {ATTEMPTS} times ({reason}); {_size(file):,} bytes are kept in "
                     f"{path}.part: run it again to go on from there")
 
 

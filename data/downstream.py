@@ -21,8 +21,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from data.download import data_folder
-from data.errors import DataError
 from data.fields import Fields
 from data.files import read_records, write_atomically
 
@@ -82,7 +82,7 @@ def load(name: str, source: str | Path | None = None, data_dir: str | Path | Non
     source: a folder of files; "world" for exercises made from the built-in world; by default ``downstream`` in the data
     folder, where a task that is not there is put from the hub.
 
-    Raises DataError: file missing and hub unreachable, file damaged, a row not in the schema, no row behind the pool.
+    Raises UserError: file missing and hub unreachable, file damaged, a row not in the schema, no row behind the pool.
     """
     task = TASKS[name]
     if source == "world":
@@ -91,18 +91,18 @@ def load(name: str, source: str | Path | None = None, data_dir: str | Path | Non
     else:
         folder = Path(source).expanduser() if source else data_folder(data_dir) / "downstream"
         if source and not folder.is_dir():
-            raise DataError(f"{folder}: no such folder of downstream tasks")
+            raise UserError(f"{folder}: no such folder of downstream tasks")
         path = _file(name, folder)
         if path is None:
             if source:
-                raise DataError(f"{folder}: has no {task.file}.jsonl (or .json, .parquet) for task {name}")
+                raise UserError(f"{folder}: has no {task.file}.jsonl (or .json, .parquet) for task {name}")
             path = folder / f"{task.file}.jsonl"
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in from_hub(name, folder))
             write_atomically(path, lambda file: file.write(lines.encode()))
         rows, place = _read(path), str(path)
     examples = [_example(task, Fields(row, f"{place}, row {number}")) for number, row in enumerate(rows)]
     if len(examples) <= POOL:
-        raise DataError(f"{place}: {len(examples)} rows; the first {POOL} are few-shot examples, so there is nothing to test")
+        raise UserError(f"{place}: {len(examples)} rows; the first {POOL} are few-shot examples, so there is nothing to test")
     return examples
 
 
@@ -115,7 +115,7 @@ def fingerprint(examples: Iterable[Example]) -> str:
 
 
 def from_hub(name: str, folder: Path) -> list[dict[str, Any]]:
-    """The rows of :func:`subset` of the hub's data set. ``folder``: where DataError says to put a file instead."""
+    """The rows of :func:`subset` of the hub's data set. ``folder``: where UserError says to put a file instead."""
     import datasets  # takes seconds to import, and is needed once
 
     task = TASKS[name]
@@ -123,7 +123,7 @@ def from_hub(name: str, folder: Path) -> list[dict[str, Any]]:
     try:
         rows = subset(name, datasets.load_dataset(path, config, split=split))
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"task {name}: Hugging Face data set {path} ({config}, {split}) did not load "
+        raise UserError(f"task {name}: Hugging Face data set {path} ({config}, {split}) did not load "
                         f"({' '.join(str(error).split())[:200]}); put {task.file}.jsonl (or .json, .parquet) into {folder}, "
                         "or name a folder that has it with --downstream_data") from error
     if len(rows) != task.rows:
@@ -190,7 +190,7 @@ def _file(name: str, folder: Path) -> Path | None:
             return path
     for path in (folder / f"{stem}.pkl" for stem in stems):
         if path.is_file():
-            raise DataError(f"{path}: pickles are not read, since loading one can run any code; where you trust it, write its "
+            raise UserError(f"{path}: pickles are not read, since loading one can run any code; where you trust it, write its "
                             f"rows as {path.stem}.jsonl (one JSON object a line); or remove it, and the task is built anew")
     return None
 
@@ -204,13 +204,13 @@ def _read(path: Path) -> list[Any]:
         try:
             return pyarrow.parquet.read_table(path).to_pylist()
         except pyarrow.ArrowException as error:
-            raise DataError(f"{path}: not readable as parquet ({' '.join(str(error).split())[:200]}); copy it again") from error
+            raise UserError(f"{path}: not readable as parquet ({' '.join(str(error).split())[:200]}); copy it again") from error
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):  # bytes: str.splitlines also splits at U+2028
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: not valid JSON ({error}); it may be cut off: copy it again") from error
+            raise UserError(f"{path}, line {number}: not valid JSON ({error}); it may be cut off: copy it again") from error
     return rows
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from data.errors import DataError
+from common.errors import UserError
 
 _HALVES = re.compile("[\ud800-\udfff]")
 
@@ -19,11 +19,11 @@ class Fields:
 
     def __init__(self, raw: Any, place: str):
         if not isinstance(raw, Mapping):
-            raise DataError(f"{place}: expected an object, found {_name(raw)}")
+            raise UserError(f"{place}: expected an object, found {_name(raw)}")
         self._raw, self._place, self._taken = raw, place, set()
 
-    def error(self, message: str) -> DataError:
-        return DataError(f"{self._place}: {message}")
+    def error(self, message: str) -> UserError:
+        return UserError(f"{self._place}: {message}")
 
     def has(self, key: str) -> bool:
         return self._raw.get(key) is not None

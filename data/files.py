@@ -8,27 +8,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from data.errors import DataError
+from common.errors import UserError
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises ``DataError`` when it is missing, unreadable, cut off or not JSON."""
+    """The content of a JSON file. Raises ``UserError`` when it is missing, unreadable, cut off or not JSON."""
     path = Path(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+        raise UserError(f"{path}: can't be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise not_json(path, error) from error
 
 
-def not_json(path: str | Path, reason: object) -> DataError:
+def not_json(path: str | Path, reason: object) -> UserError:
     """The complaint about a file that should hold JSON and doesn't."""
     size = Path(path).stat().st_size
-    return DataError(f"{path}: not valid JSON ({reason}); with {size:,} bytes it may be cut off or damaged: "
+    return UserError(f"{path}: not valid JSON ({reason}); with {size:,} bytes it may be cut off or damaged: "
                      "copy it again, or delete it to have it downloaded again")
 
 
@@ -37,14 +37,14 @@ def read_records(path: str | Path) -> list[Any]:
     content = read_json(path)
     if not isinstance(content, list) or not content:
         found = "an empty list" if content == [] else f"a JSON {type(content).__name__}"
-        raise DataError(f"{path}: expected a list of records, found {found}")
+        raise UserError(f"{path}: expected a list of records, found {found}")
     return content
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call ``write`` on a temporary file in the same folder, and put it in place when that has succeeded.
 
-    Raises ``DataError`` where nothing can be written, or the disk is full.
+    Raises ``UserError`` where nothing can be written, or the disk is full.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")  # a name of its own for each of several writers
@@ -57,7 +57,7 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"{path}: can't be written ({error.strerror or error}); "
+        raise UserError(f"{path}: can't be written ({error.strerror or error}); "
                         "make room there, or choose another folder") from error
 
 

@@ -8,14 +8,14 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from data.errors import DataError
+from common.errors import UserError
 from data.files import not_json
 
 
 def iterate(path: str | Path, chunk_bytes: int = 1 << 22) -> Iterator[tuple[Any, int, int]]:
     """The elements of the list that the file holds, each with its first byte and its length in bytes.
 
-    Memory: a few times ``chunk_bytes``, or the largest element. Raises ``DataError`` where the file is cut off or wrong.
+    Memory: a few times ``chunk_bytes``, or the largest element. Raises ``UserError`` where the file is cut off or wrong.
     """
     with open(path, "rb") as file, tqdm(desc=f"reading {Path(path).name}", total=Path(path).stat().st_size, unit="B",
                                         unit_scale=True, unit_divisor=1024, delay=1) as bar:
@@ -75,7 +75,7 @@ class _Window:
                 self._use(end)
                 return value
 
-    def error(self, message: str) -> DataError:
+    def error(self, message: str) -> UserError:
         return not_json(self._path, f"{message}, in what begins at byte {self.place:,}")
 
     def _use(self, end: int) -> None:

@@ -29,7 +29,7 @@ class KnownFact:
 def load(path: str | Path | None = None, data_dir: str | Path | None = None, limit: int | None = None) -> list[KnownFact]:
     """The facts of ``path``, else of the published known_1000.json; the first ``limit`` of them.
 
-    Raises ``DataError`` when the file is missing, can't be downloaded, or has a record that is not of this form.
+    Raises ``UserError`` when the file is missing, can't be downloaded, or has a record that is not of this form.
     """
     path = Path(path) if path is not None else fetch("known_1000.json", data_dir)
     return [_fact(Fields(raw, f"{path.name}, record {number}")) for number, raw in enumerate(read_records(path)[:limit])]

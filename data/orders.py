@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import DataError
+from common.errors import UserError
 from data.files import read_json
 from data.records import Record
 
@@ -22,10 +22,10 @@ def edit_order(records: Sequence[Record], sample_num: int) -> list[int]:
 
     As published (Gupta et al. 2024): one generator, seeded with 37, shuffles the list again for each further order; for zsRE it
     had drawn prompts for every record before. For all of CounterFact, multi-CounterFact and zsRE these are the published orders.
-    Raises DataError for another number.
+    Raises UserError for another number.
     """
     if not 0 <= sample_num < SAMPLES:
-        raise DataError(f"--sample_num {sample_num}: there are orders 0 to {SAMPLES - 1}")
+        raise UserError(f"--sample_num {sample_num}: there are orders 0 to {SAMPLES - 1}")
     generator = random.Random(SEED)
     schema = records[0].schema
     if schema == "zsre":
@@ -43,16 +43,16 @@ def edit_order(records: Sequence[Record], sample_num: int) -> list[int]:
 def read_order(path: str | Path, sample_num: int, records: int) -> list[int]:
     """Order `sample_num` of a file in the published format: an object from "0", "1", ... to lists of positions, or one list.
 
-    Raises DataError for a file that is something else, or for positions beyond the data.
+    Raises UserError for a file that is something else, or for positions beyond the data.
     """
     content = read_json(path)
     order = content.get(str(sample_num)) if isinstance(content, dict) else content
     if not isinstance(order, list) or not order or not all(isinstance(position, int) for position in order):
         known = ", ".join(map(json.dumps, content)) if isinstance(content, dict) else "no list of whole numbers"
-        raise DataError(f'{path}: no order "{sample_num}" of positions; it holds {known[:80]}')
+        raise UserError(f'{path}: no order "{sample_num}" of positions; it holds {known[:80]}')
     beyond = [position for position in order if not 0 <= position < records]
     if beyond:
-        raise DataError(f"{path}: position {beyond[0]} is beyond the data ({records} records)")
+        raise UserError(f"{path}: position {beyond[0]} is beyond the data ({records} records)")
     if len(set(order)) < len(order):
-        raise DataError(f"{path}: order {sample_num} names a record twice")
+        raise UserError(f"{path}: order {sample_num} names a record twice")
     return order

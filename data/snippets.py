@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
+from common.errors import UserError
 from data.fields import Fields
 from data.files import checksum, read_json, write_json
 from data.jsonstream import iterate
@@ -42,10 +42,10 @@ class Snippets:
         return iter(self._places)
 
     def samples(self, relation_id: str, target_id: str) -> tuple[Snippet, ...]:
-        """All snippets on entities whose ``relation_id`` is ``target_id``. Raises ``DataError`` when there are none."""
+        """All snippets on entities whose ``relation_id`` is ``target_id``. Raises ``UserError`` when there are none."""
         pair = (relation_id, target_id)
         if pair not in self._places:
-            raise DataError(f"{self.source}: no attribute snippets for relation {relation_id!r} and target {target_id!r}; "
+            raise UserError(f"{self.source}: no attribute snippets for relation {relation_id!r} and target {target_id!r}; "
                             "--skip_generation_tests does without them")
         return _samples(Fields(self._read(self._places[pair]), f"{self.source}, {relation_id} {target_id}"))
 
@@ -60,11 +60,11 @@ def open_file(path: str | Path, cache_dir: Path) -> Snippets:
     """Snippets of a JSON file, of which no more than one record is ever in memory (the published file has 926 MB).
 
     The file is read through once; where its records begin is kept in ``cache_dir`` under the file's checksum. As published,
-    the last record of a pair counts. Raises ``DataError`` when the file is missing, cut off or has another schema.
+    the last record of a pair counts. Raises ``UserError`` when the file is missing, cut off or has another schema.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     sha256 = checksum(path, cache_dir)
     index = cache_dir / f"snippets-{sha256[:16]}.json"
     if not index.exists():

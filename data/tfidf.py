@@ -10,8 +10,8 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm import tqdm
 
+from common.errors import UserError
 from data.download import Unavailable, cache_folder, fetch
-from data.errors import DataError
 from data.files import read_json, write_atomically, write_json
 from data.snippets import Snippets
 
@@ -29,7 +29,7 @@ class TfIdf:
 def published(data_dir: str | Path | None = None) -> TfIdf:
     """The published vocabulary (``tfidf_vocab.json``) and inverse document frequencies (``idf.npy``), MEMIT's own.
 
-    Raises ``DataError`` when they are missing and can't be downloaded, or do not fit together.
+    Raises ``UserError`` when they are missing and can't be downloaded, or do not fit together.
     """
     vocabulary_path, idf_path = fetch("tfidf_vocab.json", data_dir), fetch("idf.npy", data_dir)
     return TfIdf(_vectorizer(read_json(vocabulary_path), _read_idf(idf_path), str(idf_path)), "published")
@@ -50,7 +50,7 @@ def fitted(snippets: Snippets, cache_dir: Path | None = None) -> TfIdf:
     pairs = tqdm(snippets, desc=f"tf-idf of {snippets.source}", unit="record", delay=1)
     vocabulary, idf = fit(sample.text for pair in pairs for sample in snippets.samples(*pair))
     if not vocabulary:
-        raise DataError(f"{snippets.source}: its texts have no words to fit tf-idf on")
+        raise UserError(f"{snippets.source}: its texts have no words to fit tf-idf on")
     if idf_path is not None:
         write_json(vocabulary_path, vocabulary)
         write_atomically(idf_path, lambda file: np.save(file, idf, allow_pickle=False))  # last: its presence says both are there
@@ -88,7 +88,7 @@ def fit(texts: Iterable[str]) -> tuple[dict[str, int], np.ndarray]:
 def _vectorizer(vocabulary: dict[str, int], idf: np.ndarray, source: str) -> TfidfVectorizer:
     terms = len(vocabulary)
     if not isinstance(vocabulary, dict) or set(vocabulary.values()) != set(range(terms)) or idf.shape != (terms,):
-        raise DataError(f"{source}: {idf.shape} inverse document frequencies do not fit the vocabulary of {terms} terms "
+        raise UserError(f"{source}: {idf.shape} inverse document frequencies do not fit the vocabulary of {terms} terms "
                         "beside it; download both again")
     vectorizer = TfidfVectorizer(vocabulary=vocabulary)
     vectorizer.idf_ = idf
@@ -99,7 +99,7 @@ def _read_idf(path: Path) -> np.ndarray:
     try:
         idf = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a readable .npy file ({error}); delete it to have it downloaded again") from error
+        raise UserError(f"{path}: not a readable .npy file ({error}); delete it to have it downloaded again") from error
     if idf.ndim != 1 or not np.issubdtype(idf.dtype, np.floating) or not np.isfinite(idf).all():
-        raise DataError(f"{path}: expected one row of finite numbers, found {idf.dtype} of shape {idf.shape}")
+        raise UserError(f"{path}: expected one row of finite numbers, found {idf.dtype} of shape {idf.shape}")
     return idf

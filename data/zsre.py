@@ -31,7 +31,7 @@ def parse(raw: Sequence[Any], source: str, limit: int | None = None) -> list[Rec
     prompt to edit: the record is left out, and one warning gives the count.
 
     The locality question and answer stay in ``extra`` as ``loc`` and ``loc_ans``; :func:`with_locality` makes prompts of
-    them. Raises ``DataError`` at the first record with a missing or wrong key.
+    them. Raises ``UserError`` at the first record with a missing or wrong key.
     """
     records, left_out = [], []
     for number, item in enumerate(raw):

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
+
 from . import hparams as _hparams
 from .base import Editor, Task
 from .edit import Dense, Edit, LowRank
@@ -45,12 +47,12 @@ def names() -> list[str]:
 
 
 def editor_class(name: str) -> type[Editor]:
-    """The class of the editor called `name`. Raises EditingError with the nearest name if there is none."""
+    """The class of the editor called `name`. Raises UserError with the nearest name if there is none."""
     if name not in _EDITORS:
         by_upper = {known.upper(): known for known in _EDITORS}
         near = difflib.get_close_matches(name.upper(), by_upper, n=1)
         hint = f", did you mean {by_upper[near[0]]!r}?" if near else ";"
-        raise EditingError(f"unknown editor {name!r}{hint} known: {', '.join(names())}")
+        raise UserError(f"unknown editor {name!r}{hint} known: {', '.join(names())}")
     module, _, attribute = _EDITORS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -58,7 +60,7 @@ def editor_class(name: str) -> type[Editor]:
 def load(name: str, hparams: str | Path | Mapping[str, Any] | HParams) -> Editor:
     """The editor called `name` with its hyper-parameters: a JSON file's path, a mapping, or the editor's dataclass.
 
-    Raises EditingError for an unknown editor, or an unreadable file, unknown or missing key, or wrong type in hparams.
+    Raises UserError for an unknown editor, or an unreadable file, unknown or missing key, or wrong type in hparams.
     """
     cls = editor_class(name)
     return cls(_hparams.load(cls.hparams_class, hparams))

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from common.errors import UserError
 from .base import check_finite
 from .core.files import new_folder
 from .core.modules import get_module
 from .edit import Dense, LowRank
-from .errors import EditingError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for `max_lora_rank`."""
@@ -52,25 +52,25 @@ def factors(changes: Mapping[str, LowRank | Dense], model: nn.Module, max_rank: 
     """{module name: what the adapter adds there}, in float32, ranks rounded up to `RANKS` with zeros.
 
     max_rank: one of `RANKS`, or None for no limit (ranks above 512 are then not rounded, and vLLM does not load them).
-    Raises EditingError for a parameter that is no weight or bias of a linear map, or is shared with another module, and for a change
+    Raises UserError for a parameter that is no weight or bias of a linear map, or is shared with another module, and for a change
     that is not finite.
     """
     check_finite(changes)
     if max_rank is not None and max_rank not in RANKS:
-        raise EditingError(f"max_rank {max_rank}: give one of {', '.join(map(str, RANKS))}")
+        raise UserError(f"max_rank {max_rank}: give one of {', '.join(map(str, RANKS))}")
     weights, biases = {}, {}
     for name, change in changes.items():
         module, _, attribute = name.rpartition(".")
         linear = get_module(model, module)
         if attribute not in ("weight", "bias") or not isinstance(linear, (nn.Linear, Conv1D)):
-            raise EditingError(
+            raise UserError(
                 f"{name} (of {type(linear).__name__}): a LoRA adapter changes weights and biases of linear maps alone; "
                 "export a checkpoint"
             )
         if attribute == "weight" and _is_shared(model, linear.weight):
-            raise EditingError(f"{name} is shared by several modules, of which a LoRA adapter reaches one; export a checkpoint")
+            raise UserError(f"{name} is shared by several modules, of which a LoRA adapter reaches one; export a checkpoint")
         if _shape(change) != (tuple(linear.weight.shape) if attribute == "weight" else (_widths(linear)[1],)):
-            raise EditingError(f"the edit of {name} has shape {_shape(change)}: it was made for another model")
+            raise UserError(f"the edit of {name} has shape {_shape(change)}: it was made for another model")
         if attribute == "weight":
             weights[module] = change
         else:
@@ -104,7 +104,7 @@ def save(
 
     loras = factors(changes, model, max_rank)
     if not loras:
-        raise EditingError("the edit changes no weight, so there is nothing for an adapter to hold")
+        raise UserError("the edit changes no weight, so there is nothing for an adapter to hold")
     with_bias = any(lora.bias is not None for lora in loras.values())
     if with_bias:
         warnings.warn(

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from .core import ranks
 from .core.covariance import pin
 from .core.fingerprint import model_fingerprint
@@ -19,7 +20,6 @@ from .core.key_memory import KeyMemory
 from .core.prompts import Request, check_lengths, parse_requests
 from .core.sites import evaluating, longest_context
 from .edit import Dense, Edit, LowRank
-from .errors import EditingError
 from .hparams import HParams
 
 
@@ -38,10 +38,10 @@ class Task:
 
 
 def check_finite(changes: Mapping[str, LowRank | Dense]) -> None:
-    """Raises EditingError for the first change that holds NaN or infinity."""
+    """Raises UserError for the first change that holds NaN or infinity."""
     for name, change in changes.items():
         if not all(torch.isfinite(part).all() for part in vars(change).values()):
-            raise EditingError(f"the change of {name} is not finite: load the model in a wider dtype, or lower the learning rate")
+            raise UserError(f"the change of {name} is not finite: load the model in a wider dtype, or lower the learning rate")
 
 
 class Editor(ABC):
@@ -71,12 +71,12 @@ class Editor(ABC):
         then over groups); default: sampled from the model with the seed of the hparams. z_cache: folder of target hidden
         states, read and written. Both mean nothing to editors that use neither.
         memory: in a sequence of edits, the same one for all (see sequence.py); call its `commit()` once the edit is applied.
-        Raises EditingError for requests, hparams or statistics that do not fit; the model is then unchanged too.
+        Raises UserError for requests, hparams or statistics that do not fit; the model is then unchanged too.
         """
         started = time.perf_counter()
         parsed = parse_requests(requests, tok)
         if not parsed:
-            raise EditingError("no requests: give at least one")
+            raise UserError("no requests: give at least one")
         check_lengths(tok, parsed, ["{}"], longest_context(model))
         with evaluating(model), torch.inference_mode(False), torch.enable_grad():
             changes, info = self.changes(Task(model, tok, parsed, context_templates, z_cache, progress, memory))

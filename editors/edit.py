@@ -17,9 +17,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from common.errors import UserError
 from .core.files import write_tensors
 from .core.sites import get_module
-from .errors import EditingError
 
 if TYPE_CHECKING:
     from .adapter import Lora
@@ -95,11 +95,11 @@ class Edit:
         """Add the change to the model in place. Only the edited weights are copied, for `revert`.
 
         originals_device: where those copies are kept; by default beside the weights ("cpu" spares GPU memory).
-        Raises EditingError if the edit is in the model already, or does not fit it; the model is then unchanged.
+        Raises UserError if the edit is in the model already, or does not fit it; the model is then unchanged.
         """
         stack = _applied.get(model, [])
         if any(edit is self for edit, _ in stack):
-            raise EditingError("this edit is already applied to the model: revert it first")
+            raise UserError("this edit is already applied to the model: revert it first")
         parameters, made = self._fitting(model)
         originals = {
             name: None if name in made else p.detach().to(originals_device or p.device, copy=True) for name, p in parameters.items()
@@ -115,17 +115,17 @@ class Edit:
         _applied.setdefault(model, []).append((self, originals))
 
     def check(self, model: nn.Module) -> None:
-        """Raises EditingError if the edit does not fit the model."""
+        """Raises UserError if the edit does not fit the model."""
         self._fitting(model)
 
     def _fitting(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        """(the parameters that the edit changes, of which biases that the model lacks); EditingError if it is not for this model."""
+        """(the parameters that the edit changes, of which biases that the model lacks); UserError if it is not for this model."""
         made = {name: bias for name in self.changes if (bias := _missing_bias(model, name)) is not None}
         parameters = {name: made[name] if name in made else _parameter(model, name) for name in self.changes}
         for name, change in self.changes.items():
             shape = change.delta.shape if isinstance(change, Dense) else (len(change.left), len(change.right))
             if tuple(shape) != tuple(parameters[name].shape):
-                raise EditingError(
+                raise UserError(
                     f"the edit of {name} has shape {tuple(shape)} but the model's parameter has "
                     f"{tuple(parameters[name].shape)}: it was made for another model"
                 )
@@ -136,9 +136,9 @@ class Edit:
         stack = _applied.get(model, [])
         position = next((i for i, (edit, _) in enumerate(stack) if edit is self), None)
         if position is None:
-            raise EditingError("this edit is not applied to the model: nothing to revert")
+            raise UserError("this edit is not applied to the model: nothing to revert")
         if any(set(edit.changes) & set(self.changes) for edit, _ in stack[position + 1 :]):
-            raise EditingError("a later edit changed the same weights: revert the later one first")
+            raise UserError("a later edit changed the same weights: revert the later one first")
         _, originals = stack[position]
         _put_back(model, originals)
         stack.pop(position)
@@ -147,7 +147,7 @@ class Edit:
         """Make the edit applied last permanent: it can't be reverted any more, and the copies of the originals go."""
         stack = _applied.get(model, [])
         if not stack or stack[-1][0] is not self:
-            raise EditingError("this edit is not the last one applied to the model: nothing to keep")
+            raise UserError("this edit is not the last one applied to the model: nothing to keep")
         stack.pop()
 
     @contextmanager
@@ -199,9 +199,9 @@ class Edit:
 
     @staticmethod
     def load(path: str | os.PathLike) -> Edit:
-        """Read what `save` wrote, or a RoutedEdit. Raises EditingError for a missing, truncated or foreign file."""
+        """Read what `save` wrote, or a RoutedEdit. Raises UserError for a missing, truncated or foreign file."""
         if not Path(path).is_file():
-            raise EditingError(f"{path}: no such edit file")
+            raise UserError(f"{path}: no such edit file")
         try:
             with safe_open(path, "pt") as file:
                 if "edits" in file.keys():
@@ -210,7 +210,7 @@ class Edit:
                     return RoutedEdit.load(path)
                 header = json.loads((file.metadata() or {})["edit"])
                 if header["format"] != FORMAT:
-                    raise EditingError(f"{path}: edit format {header['format']}, this version reads {FORMAT}")
+                    raise UserError(f"{path}: edit format {header['format']}, this version reads {FORMAT}")
                 changes = {}
                 for name, kind in header["changes"].items():
                     if kind == "low_rank":
@@ -219,7 +219,7 @@ class Edit:
                         changes[name] = Dense(file.get_tensor(f"{name}/delta"))
                 return Edit(changes, dict(header["info"]))
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise EditingError(f"{path}: truncated, or not a file that Edit.save wrote ({error}): save the edit again") from None
+            raise UserError(f"{path}: truncated, or not a file that Edit.save wrote ({error}): save the edit again") from None
 
 
 def add_to(parameter: nn.Parameter, change: LowRank | Dense) -> None:
@@ -261,5 +261,5 @@ def _parameter(model: nn.Module, name: str) -> nn.Parameter:
     module_name, _, attribute = name.rpartition(".")
     parameter = getattr(get_module(model, module_name), attribute, None)
     if not isinstance(parameter, nn.Parameter):
-        raise EditingError(f"the model has no parameter {name!r}: the edit was made for another model")
+        raise UserError(f"the model has no parameter {name!r}: the edit was made for another model")
     return parameter

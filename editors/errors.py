@@ -1,5 +1,5 @@
-"""The one exception that a user's mistake ends in."""
+"""The exception that a user's mistake ends in, under the name that it has among the editors' users."""
 
+from common.errors import UserError as EditingError
 
-class EditingError(ValueError):
-    """What was wrong, where, and what to do about it, in one line."""
+__all__ = ["EditingError"]

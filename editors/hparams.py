@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from .errors import EditingError
+from common.errors import UserError
 
 T = TypeVar("T", bound="HParams")
 
@@ -63,7 +63,7 @@ class HParams:
 
     def __post_init__(self):
         if not self.layers or min(self.layers) < 0 or len(set(self.layers)) < len(self.layers):
-            raise EditingError(f"layers: {self.layers} must be a non-empty list of different block numbers, counted from 0")
+            raise UserError(f"layers: {self.layers} must be a non-empty list of different block numbers, counted from 0")
 
     def templates(self) -> dict[str, str]:
         """The module templates that the file sets, for `find_sites`."""
@@ -114,24 +114,24 @@ class ValueHParams(HParams):
         from .core.prompts import FACT_TOKENS
 
         if self.fact_token not in FACT_TOKENS:
-            raise EditingError(f"fact_token: {self.fact_token!r} is none of {', '.join(FACT_TOKENS)}")
+            raise UserError(f"fact_token: {self.fact_token!r} is none of {', '.join(FACT_TOKENS)}")
         if self.kl_prompt.count("{}") != 1:
-            raise EditingError(f"kl_prompt: {self.kl_prompt!r} needs exactly one '{{}}', where the subject stands")
+            raise UserError(f"kl_prompt: {self.kl_prompt!r} needs exactly one '{{}}', where the subject stands")
         if self.mom2_tokens is not None and (self.mom2_tokens < 1 or self.dynamic):
-            raise EditingError(f"mom2_tokens: {self.mom2_tokens} must be at least 1, and does not go with dynamic")
+            raise UserError(f"mom2_tokens: {self.mom2_tokens} must be at least 1, and does not go with dynamic")
         if self.v_num_grad_steps < 1:
-            raise EditingError(f"v_num_grad_steps: {self.v_num_grad_steps} must be at least 1")
+            raise UserError(f"v_num_grad_steps: {self.v_num_grad_steps} must be at least 1")
         if self.dynamic_multiplier is not None and not 0 < self.dynamic_multiplier < math.inf:
-            raise EditingError(f"dynamic_multiplier: {self.dynamic_multiplier} must be above 0 (without it all documents are read)")
+            raise UserError(f"dynamic_multiplier: {self.dynamic_multiplier} must be above 0 (without it all documents are read)")
         for name in ("v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "relative_ridge"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
+                raise UserError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
 
 
 def load(cls: type[T], source: T | Mapping[str, Any] | str | Path) -> T:
     """An instance of `cls` from itself, a mapping, or the path of a JSON file.
 
-    Raises EditingError naming the file and key for an unreadable file, an unknown or missing key, or a wrong type.
+    Raises UserError naming the file and key for an unreadable file, an unknown or missing key, or a wrong type.
     """
     if isinstance(source, cls):
         return source
@@ -140,10 +140,10 @@ def load(cls: type[T], source: T | Mapping[str, Any] | str | Path) -> T:
     elif isinstance(source, (str, Path)):
         where, values = str(source), _read(Path(source))
     else:
-        raise EditingError(f"hparams of type {type(source).__name__}: give a path, a mapping or a {cls.__name__}")
+        raise UserError(f"hparams of type {type(source).__name__}: give a path, a mapping or a {cls.__name__}")
     for key, (only, reason) in cls.fixed.items():
         if values.get(key, only) != only:
-            raise EditingError(f"{where}: {key}: {json.dumps(values[key])} is not supported, only {json.dumps(only)}; {reason}")
+            raise UserError(f"{where}: {key}: {json.dumps(values[key])} is not supported, only {json.dumps(only)}; {reason}")
     without_effect = [f"{key} ({cls.ignored[key]})" for key in values if key in cls.ignored]
     if without_effect:
         warnings.warn(f"{where}: without effect: {', '.join(without_effect)}", stacklevel=3)
@@ -154,20 +154,20 @@ def load(cls: type[T], source: T | Mapping[str, Any] | str | Path) -> T:
     for key, value in values.items():
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
-            raise EditingError(f"{where}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+            raise UserError(f"{where}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
         if not _fits(value, hints[key]):
-            raise EditingError(f"{where}: {key} is {json.dumps(value)}, expected {_describe(hints[key])}")
+            raise UserError(f"{where}: {key} is {json.dumps(value)}, expected {_describe(hints[key])}")
     missing = [
         f.name
         for f in fields.values()
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
     ]
     if missing:
-        raise EditingError(f"{where}: missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
+        raise UserError(f"{where}: missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
     try:
         return cls(**values)
-    except EditingError as error:
-        raise EditingError(f"{where}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -176,11 +176,11 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         others = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, others, n=1) or others[:5]
-        raise EditingError(f"{path}: no such hparams file" + (f"; there is {', '.join(near)}" if near else "")) from None
+        raise UserError(f"{path}: no such hparams file" + (f"; there is {', '.join(near)}" if near else "")) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise EditingError(f"{path}: not readable as JSON ({error})") from None
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(values, dict):
-        raise EditingError(f"{path}: holds a {type(values).__name__}, expected one JSON object")
+        raise UserError(f"{path}: holds a {type(values).__name__}, expected one JSON object")
     return values
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from .base import Editor
 from .core import moment_store
 from .core.files import write_tensors
@@ -18,7 +19,6 @@ from .core.key_memory import KeyMemory
 from .core.prompts import Request
 from .core.solve import double
 from .edit import Edit
-from .errors import EditingError
 
 
 class EditSequence:
@@ -54,7 +54,7 @@ class EditSequence:
         known = dict(self.model.named_parameters())
         made = [name for name in edit.changes if name not in known]
         if made:
-            raise EditingError(f"{made[0]}: the model has no such bias, and a sequence can't make one: edit batches one by one, or give "
+            raise UserError(f"{made[0]}: the model has no such bias, and a sequence can't make one: edit batches one by one, or give "
                                "the model biases of zeros first")
         for name in edit.changes:
             if name not in self._originals:
@@ -101,16 +101,16 @@ class EditSequence:
     def restore(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Continue from what `save` wrote. The model is the unedited one.
 
-        Raises EditingError for a damaged file, one of another identity, one whose editor had other statistics or contexts, or one
+        Raises UserError for a damaged file, one of another identity, one whose editor had other statistics or contexts, or one
         whose original weights are not this model's.
         """
         header, tensors = moment_store.read(path, "checkpoint of a sequence")
         if header.get("identity") != json.loads(json.dumps(dict(identity))):
-            raise EditingError(f"{path}: a checkpoint of another sequence (model, hyper-parameters or order differ)")
+            raise UserError(f"{path}: a checkpoint of another sequence (model, hyper-parameters or order differ)")
         begun = header.get("begun", {})
         for name in sorted(begun.keys() | self._begun.keys()):
             if begun.get(name) != self._begun.get(name):
-                raise EditingError(f"{path}: the sequence began with other {name}; put back what it had, or start a new run")
+                raise UserError(f"{path}: the sequence began with other {name}; put back what it had, or start a new run")
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "original": {}, "memory": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
@@ -118,7 +118,7 @@ class EditSequence:
         known = dict(self.model.named_parameters())
         for name, original in parts["original"].items():
             if name not in known or not torch.equal(known[name].detach().cpu(), original):
-                raise EditingError(f"{path}: {name} of this model is not what the sequence began with")
+                raise UserError(f"{path}: {name} of this model is not what the sequence began with")
         for name in parts["original"]:
             parameter = known[name].detach()
             self._originals[name] = parameter.to(self._originals_device or parameter.device, copy=True)

@@ -24,17 +24,17 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.errors import UserError
 from data.files import write_atomically
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.core.sites import find_sites, longest_context
-from editors.errors import EditingError
 from experiments.results import run_folder
 from experiments.run.cli import a_seed, add_model_flags, at_least_one, HelpFormatter, Parser, run_program
 from experiments.run.models import identity, load_model
 from experiments.tracing.averages import FactScores, averages, proposal
 from experiments.tracing.facts import PUBLISHED, load_facts
-from experiments.tracing.noise import KINDS as NOISE_KINDS
 from experiments.tracing.noise import calibrate, parse
+from experiments.tracing.noise import KINDS as NOISE_KINDS
 from experiments.tracing.prompts import trace_prompts
 from experiments.tracing.scores import KINDS, SEVERED, Traced, blocks, default_window, trace
 
@@ -69,7 +69,7 @@ def main(
 ) -> Path:
     """Traces facts as the command line does (whose help explains the arguments); returns the folder of the results.
 
-    ``model_name`` may be a (model, tok) pair. Raises EditingError or DataError for a user's mistake.
+    ``model_name`` may be a (model, tok) pair. Raises UserError for a user's mistake.
     """
     parse(noise_level)
     name = model_name if isinstance(model_name, str) else model_name[0].config._name_or_path
@@ -79,7 +79,7 @@ def main(
     sites = find_sites(model)
     window = window or default_window(sites.layers)
     if window > sites.layers:
-        raise EditingError(f"--window {window}: the model has only {sites.layers} blocks")
+        raise UserError(f"--window {window}: the model has only {sites.layers} blocks")
     prompts = trace_prompts(tok, facts, longest_context(model))
     corpus, subjects = _corpus(noise_corpus, name, data_dir), [fact.subject for fact in facts]
     noise, measured = calibrate(noise_level, model, tok, subjects, corpus, samples, seed)
@@ -114,7 +114,7 @@ def main(
 def known(
     folder: Path, numbers: Sequence[int], kinds: Sequence[str] = tuple(KINDS), layers: int | None = None
 ) -> list[FactScores]:
-    """The scores of those of these facts that the model, of so many layers, knows. Raises EditingError for a damaged file."""
+    """The scores of those of these facts that the model, of so many layers, knows. Raises UserError for a damaged file."""
     found = []
     for number in numbers:
         files = {kind: read_case(path, layers) for kind, path in _paths(folder, number, kinds).items()}
@@ -127,14 +127,14 @@ def known(
 
 
 def read_case(path: Path, layers: int | None = None) -> dict[str, np.ndarray]:
-    """The arrays of one traced fact and kind. Raises EditingError if the file is missing or damaged. layers: of the model."""
+    """The arrays of one traced fact and kind. Raises UserError if the file is missing or damaged. layers: of the model."""
     try:
         with np.load(path, allow_pickle=False) as file:
             case = dict(file)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise EditingError(f"{path}: not readable ({type(error).__name__}); delete it and run again") from None
+        raise UserError(f"{path}: not readable ({type(error).__name__}); delete it and run again") from None
     if not _is_case(case, layers):
-        raise EditingError(f"{path}: not of a traced fact's form; delete it and run again")
+        raise UserError(f"{path}: not of a traced fact's form; delete it and run again")
     return case
 
 
@@ -194,15 +194,15 @@ def _write(folder: Path, tok, traced: Traced, window: int, kinds: Sequence[str])
 
 
 def _check(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raises EditingError for a folder that holds anything but a trace of the same settings."""
+    """Raises UserError for a folder that holds anything but a trace of the same settings."""
     if (folder / run_folder.RUN).exists():
         saved = run_folder.read_json(folder / run_folder.RUN)
         if not run_folder.has_form(saved, {"settings": dict}):
-            raise EditingError(f"{folder / run_folder.RUN}: was not written by experiments.causal_trace; "
+            raise UserError(f"{folder / run_folder.RUN}: was not written by experiments.causal_trace; "
                                "choose another --output_dir")
         run_folder.check_same(folder, saved["settings"], settings)
     elif folder.exists() and any(folder.iterdir()):
-        raise EditingError(f"{folder}: holds files but no {run_folder.RUN}; choose another --output_dir")
+        raise UserError(f"{folder}: holds files but no {run_folder.RUN}; choose another --output_dir")
 
 
 def _corpus(name: str | None, model_name: str, data_dir: str | Path | None) -> str:
@@ -217,13 +217,13 @@ def _fingerprint(facts: Sequence) -> str:
 
 
 def read_averages(folder: Path) -> dict[str, Any]:
-    """The content of a trace's averages.json. Raises EditingError if it is missing, unfinished or not of this program."""
+    """The content of a trace's averages.json. Raises UserError if it is missing, unfinished or not of this program."""
     path = folder / AVERAGES
     if not path.is_file():
-        raise EditingError(f"{folder}: has no {AVERAGES}; finish the trace with experiments.causal_trace")
+        raise UserError(f"{folder}: has no {AVERAGES}; finish the trace with experiments.causal_trace")
     average = run_folder.read_json(path)
     if not run_folder.has_form(average, FORM):
-        raise EditingError(f"{path}: was not written by experiments.causal_trace, or is damaged; delete it and trace again")
+        raise UserError(f"{path}: was not written by experiments.causal_trace, or is damaged; delete it and trace again")
     return average
 
 

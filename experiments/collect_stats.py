@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from data.download import Unavailable, download
 from editors.closed_form.statistics import keys_for
 from editors.core import covariance, moment_store, ranks
 from editors.core.corpus import HUB, Corpus, find_corpus
 from editors.core.moment_store import Moment
 from editors.core.sites import Sites, find_sites
-from editors.errors import EditingError
 from experiments.run.cli import add_model_flags, at_least_one, HelpFormatter, Parser, run_program
 from experiments.run.job import load_editor
 from experiments.run.models import load_model
@@ -33,7 +33,7 @@ ALWAYS_COLLECTED = ("mom2", "mean", "norm_mean")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[int, Moment]:
-    """Collects, prints a line a layer, and returns {layer: Moment}. Raises EditingError or DataError for a user's mistake."""
+    """Collects, prints a line a layer, and returns {layer: Moment}. Raises UserError for a user's mistake."""
     args = ranks.in_turn(lambda: _parse(argv))
     asked, corpus, model, tok, sites = ranks.in_turn(lambda: _prepare(args))
     layers = range(sites.layers) if asked["layers"] == "all" else asked["layers"]
@@ -89,7 +89,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     unknown = sorted(set(args.to_collect.split(",")) - set(ALWAYS_COLLECTED))
     if unknown:
-        raise EditingError(f"--to_collect {unknown[0]!r} is not known: give {', '.join(ALWAYS_COLLECTED)}")
+        raise UserError(f"--to_collect {unknown[0]!r} is not known: give {', '.join(ALWAYS_COLLECTED)}")
     args.batch_tokens = None if args.batch_tokens == "any" else args.batch_tokens
     return args
 
@@ -111,7 +111,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
                  "data_dir": args.data_dir, "seed": 0}
         hparams = load_editor(flags)[1].hparams
         if not hasattr(hparams, "mom2_dataset"):
-            raise EditingError(f"{args.alg_name} uses no statistics: give the --hparams_fname of an editor that does")
+            raise UserError(f"{args.alg_name} uses no statistics: give the --hparams_fname of an editor that does")
         settings = {"layers": hparams.layers, "dataset": hparams.mom2_dataset, "n_samples": hparams.mom2_n_samples,
                     "dtype": hparams.mom2_dtype, "templates": hparams.templates(),
                     "dynamic_multiplier": hparams.dynamic_multiplier}
@@ -136,7 +136,7 @@ def _layers(text: str) -> list[int] | str:
                 raise ValueError("a range that runs backwards")
             layers.extend(blocks)
     except ValueError:
-        raise EditingError(f"--layers {text!r}: give a comma list of blocks and ranges, 3,5-8, or all") from None
+        raise UserError(f"--layers {text!r}: give a comma list of blocks and ranges, 3,5-8, or all") from None
     return list(dict.fromkeys(layers))
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 import yaml
 
+from common.errors import UserError
 from editors.core.files import check_writable
-from editors.errors import EditingError
 from editors.learned import checkpoint, published, registry
 from experiments.run.cli import HelpFormatter, Parser, run_program
 from experiments.train import CONFIGS, default_export
@@ -28,24 +28,24 @@ from experiments.training.models import inner_params_of, KINDS, load_editable
 
 def main(file: str, alg: str, model_name: str, out: str = "default", option: Sequence[str] = (), inner_params: Sequence[str] = (),
          experiment: str = "gen", data_dir: str | None = None) -> Path:
-    """Writes the checkpoint; returns its path. Raises EditingError for a file, a model or options that don't fit."""
+    """Writes the checkpoint; returns its path. Raises UserError for a file, a model or options that don't fit."""
     algorithm = registry.algorithm_name(alg)
     if out != "default" and Path(out).is_dir():
-        raise EditingError(f"--out {out}: is a folder; name a file")
+        raise UserError(f"--out {out}: is a folder; name a file")
     asked = _options(option)
     tensors = read(Path(file))
     settings = {**_settings(model_name), "name": model_name}
     if inner_params:
         settings["inner_params"] = list(inner_params)
     if not settings.get("inner_params"):
-        raise EditingError(f"--inner_params: name the edited weights of {model_name!r}, in the order of the step sizes")
+        raise UserError(f"--inner_params: name the edited weights of {model_name!r}, in the order of the step sizes")
     if out != "default":
         check_writable(Path(out).absolute().parent, "the editor")
     model, _ = load_editable(settings, experiment, "cpu")
     try:
         options, state = published.state_of(algorithm, tensors, model.get_input_embeddings().weight.shape[0])
-    except EditingError as error:
-        raise EditingError(f"{file}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     editor = registry.build(algorithm, model, inner_params_of(settings, model), options | asked)
     editor.load_state(state)
     target = default_export({"alg": alg.lower(), "data_dir": data_dir, "model": {"name": model_name}}, editor.kind)
@@ -59,9 +59,9 @@ class _Config:
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a published checkpoint's networks, without the base model's. Raises EditingError for other files."""
+    """The tensors of a published checkpoint's networks, without the base model's. Raises UserError for other files."""
     if not path.is_file():
-        raise EditingError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     try:
         classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         configs = [name for name in classes if re.fullmatch(r"transformers\.(\w+\.)*configuration_\w+\.\w+Config", name)]
@@ -69,11 +69,11 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
         reason = str(error).split("\n")[0][:160]
-        raise EditingError(f"{path}: no checkpoint of tensors and plain values ({reason})") from None
+        raise UserError(f"{path}: no checkpoint of tensors and plain values ({reason})") from None
     for key in ("model", "state_dict"):
         content = content[key] if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) else content
     if not isinstance(content, Mapping):
-        raise EditingError(f"{path}: no checkpoint of networks")
+        raise UserError(f"{path}: no checkpoint of networks")
     return {name: t for name, t in content.items() if isinstance(t, torch.Tensor) and not str(name).startswith("model.")}
 
 
@@ -90,11 +90,11 @@ def _settings(model_name: str) -> dict[str, Any]:
 def _options(given: Sequence[str]) -> dict[str, Any]:
     wrong = [word for word in given if "=" not in word]
     if wrong:
-        raise EditingError(f"--option {wrong[0]}: should be KEY=VALUE")
+        raise UserError(f"--option {wrong[0]}: should be KEY=VALUE")
     try:
         return {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in given)}
     except yaml.YAMLError as error:
-        raise EditingError(f"--option: {' '.join(str(error).split())[:160]}") from None
+        raise UserError(f"--option: {' '.join(str(error).split())[:160]}") from None
 
 
 def command() -> None:

@@ -23,10 +23,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.errors import UserError
 from data import episodes
 from data.episodes.neighbours import MINILM
-from data.errors import DataError
-from editors.errors import EditingError
 from experiments.run.cli import Parser, run_program
 from experiments.train import CONFIGS
 
@@ -43,19 +42,19 @@ def main(experiment: str, model: str, alg: str = "rep", words: Sequence[str] = (
     for name in repositories(config):
         try:
             print(f"model {name}: {_fetched(name)}", flush=True)
-        except EditingError as error:
+        except UserError as error:
             lacking.append(str(error))
     return lacking + _data(config)
 
 
 def compose_config(experiment: str, model: str, alg: str, words: Sequence[str]) -> dict[str, Any]:
-    """The configuration of the training. Raises EditingError for names that there are not."""
+    """The configuration of the training. Raises UserError for names that there are not."""
     groups = [f"+{group}={name}" for group, name in (("alg", alg), ("experiment", experiment), ("model", model))]
     try:
         with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             return OmegaConf.to_container(compose("config", [*groups, *words]), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise EditingError(" ".join(str(error).split())) from None
+        raise UserError(" ".join(str(error).split())) from None
 
 
 def repositories(config: Mapping[str, Any]) -> list[str]:
@@ -70,15 +69,15 @@ def repositories(config: Mapping[str, Any]) -> list[str]:
 
 
 def _fetched(name: str) -> str:
-    """Where the model is. Raises EditingError if it can't be had."""
+    """Where the model is. Raises UserError if it can't be had."""
     try:
         folder = Path(snapshot_download(name, allow_patterns=FILES))
     except RepositoryNotFoundError:
-        raise EditingError(f"model {name}: the hub has none of this name that you may read") from None
+        raise UserError(f"model {name}: the hub has none of this name that you may read") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise EditingError(f"model {name}: {' '.join(str(error).split())[:160]}") from None
+        raise UserError(f"model {name}: {' '.join(str(error).split())[:160]}") from None
     if not any(folder.glob("*.safetensors")):
-        raise EditingError(f"model {name}: its repository has no weights in safetensors; take another model, or the folder of a "
+        raise UserError(f"model {name}: its repository has no weights in safetensors; take another model, or the folder of a "
                            "converted copy (model.name=FOLDER, rep.cls_name=FOLDER)")
     return str(folder)
 
@@ -94,7 +93,7 @@ def _data(config: Mapping[str, Any]) -> list[str]:
         try:
             rows = episodes.load(config["task"], split, "files", options, config["seed"], config["data_dir"], recipe)
             print(f"data {config['task']}, {split}: {len(rows)} rows of {rows.about['source']}", flush=True)
-        except DataError as error:
+        except UserError as error:
             lacking.append(str(error))
     return lacking
 
@@ -121,7 +120,7 @@ def command(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     lacking = main(args.experiment, args.model, args.alg, args.words)
     if lacking:
-        raise EditingError(f"{len(lacking)} things are lacking: " + "; ".join(lacking))
+        raise UserError(f"{len(lacking)} things are lacking: " + "; ".join(lacking))
 
 
 if __name__ == "__main__":

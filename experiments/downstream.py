@@ -19,11 +19,11 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.errors import UserError
 from data import downstream as data
 from data.files import sha256
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.edit import Edit
-from editors.errors import EditingError
 from experiments.metrics.downstream import downstream_metrics
 from experiments.results import run_folder
 from experiments.run.cli import add_model_flags, HelpFormatter, Parser, run_program
@@ -66,20 +66,20 @@ def prepare(
 ) -> list[TaskRun]:
     """The tasks that these flags (see :func:`add_downstream_flags`) ask for, with their data, all checked.
 
-    Raises EditingError for a flag that doesn't fit, DataError for data that is missing or damaged.
+    Raises UserError for a flag that doesn't fit, for data that is missing or damaged.
     """
     names = _names(downstream_tasks)
     counts = _shots(number_of_few_shots, names)
     if number_of_tests is not None and number_of_tests < 1:
-        raise EditingError(f"--number_of_tests {number_of_tests}: should be at least 1")
+        raise UserError(f"--number_of_tests {number_of_tests}: should be at least 1")
     if gen_len < 1:
-        raise EditingError(f"--gen_len {gen_len}: should be at least 1")
+        raise UserError(f"--gen_len {gen_len}: should be at least 1")
     runs = []
     for name, count in zip(names, counts):
         examples = data.load(name, downstream_data, data_dir)
         tests = examples[data.POOL:]
         if number_of_tests is not None and number_of_tests > len(tests):
-            raise EditingError(f"--number_of_tests {number_of_tests}: task {name} has only {len(tests)} examples behind "
+            raise UserError(f"--number_of_tests {number_of_tests}: task {name} has only {len(tests)} examples behind "
                                f"its {data.POOL} few-shot ones")
         runs.append(TaskRun(name, examples[:count], tests[:number_of_tests]))
     return runs
@@ -146,14 +146,14 @@ def _names(text: str | None) -> list[str]:
     known = ", ".join(data.TASKS)
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
     if not names:
-        raise EditingError(f"--downstream_tasks: name one or more tasks, separated by commas; there are {known}")
+        raise UserError(f"--downstream_tasks: name one or more tasks, separated by commas; there are {known}")
     for name in names:
         if name not in data.TASKS:
             near = difflib.get_close_matches(name, data.TASKS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise EditingError(f"--downstream_tasks: no task {name!r}; {hint}there are {known}")
+            raise UserError(f"--downstream_tasks: no task {name!r}; {hint}there are {known}")
         if names.count(name) > 1:
-            raise EditingError(f"--downstream_tasks: {name} is named {names.count(name)} times; name it once")
+            raise UserError(f"--downstream_tasks: {name} is named {names.count(name)} times; name it once")
     return names
 
 
@@ -163,13 +163,13 @@ def _shots(text: str, names: Sequence[str]) -> list[int]:
     try:
         counts = [int(word) for word in text.split(",")]
     except ValueError:
-        raise EditingError(f"--number_of_few_shots {text!r}: should be one number a task, separated by commas, or -1") from None
+        raise UserError(f"--number_of_few_shots {text!r}: should be one number a task, separated by commas, or -1") from None
     if len(counts) != len(names):
-        raise EditingError(f"--number_of_few_shots {text}: {len(counts)} for {len(names)} tasks ({', '.join(names)}); "
+        raise UserError(f"--number_of_few_shots {text}: {len(counts)} for {len(names)} tasks ({', '.join(names)}); "
                            "give one number a task, or -1 for none at all")
     for name, count in zip(names, counts):
         if not 0 <= count <= data.POOL:
-            raise EditingError(f"--number_of_few_shots {text}: {count} for task {name}; there are {data.POOL} few-shot "
+            raise UserError(f"--number_of_few_shots {text}: {count} for task {name}; there are {data.POOL} few-shot "
                                f"examples, so give 0 to {data.POOL}")
     return counts
 

@@ -25,11 +25,12 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.errors import UserError
 import data
-import data.languages
-import editors
 from data.download import data_folder
+import data.languages
 from data.records import Record
+import editors
 from editors.core import ranks
 from experiments.downstream import add_downstream_flags
 from experiments.results import run_folder
@@ -104,7 +105,7 @@ def main(
 ) -> Path:
     """Evaluates an editor as the command line does (whose help explains the arguments); returns the run's folder.
 
-    ``model_name`` may be a (model, tok) pair. Raises EditingError or DataError for a user's mistake; nothing is then left
+    ``model_name`` may be a (model, tok) pair. Raises UserError for a user's mistake; nothing is then left
     behind by a run that had not finished a batch.
     """
     flags, loaded = dict(locals()), None
@@ -113,7 +114,7 @@ def main(
     flags["dir_name"] = dir_name or alg_name
     language_job.complete(flags)
     if flags["language"] and ranks.processes() > 1:
-        raise editors.EditingError("--language: such a run is not shared among processes; start it with python -m, not with torchrun")
+        raise UserError("--language: such a run is not shared among processes; start it with python -m, not with torchrun")
     flags["ds_name"] = str(ds_name or ("world" if flags["model_name"] == "world" else "mcf"))
     folder = Path(results_dir) / flags["dir_name"]
     continued = None if continue_from_run is None else ranks.from_first(lambda: run_folder.existing_run(folder, continue_from_run))
@@ -126,7 +127,7 @@ def main(
         except ranks.RankLost as error:
             error.args = (f"{error}, with --continue_from_run {run.name}",)
             raise
-        except (editors.EditingError, data.DataError):
+        except UserError:
             if continued is None and ranks.process() == 0:
                 run_folder.remove_unused(run)
             raise
@@ -146,7 +147,7 @@ def open_run(folder: Path, job: Job, continued: Path | None) -> Path:
         run_folder.check_same(continued, about["settings"], settings)
         for name in SAVED_ON_THE_WAY:
             if job.flags.get(name) and not about["flags"].get(name):
-                raise editors.EditingError(f"--{name}: {continued} was begun without it, and what is edited already would not be saved; "
+                raise UserError(f"--{name}: {continued} was begun without it, and what is edited already would not be saved; "
                                            "leave it out, or start a new run")
         return continued
     flags = {key: str(value) if isinstance(value, Path) else value for key, value in job.flags.items()}

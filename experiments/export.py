@@ -18,12 +18,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.errors import UserError
 from editors.adapter import ABOUT, RANKS
 from editors.base import check_finite
 from editors.core.files import new_folder
 from editors.core.fingerprint import model_fingerprint
 from editors.edit import Edit
-from editors.errors import EditingError
 from experiments.run.cli import add_model_flags, HelpFormatter, Parser, run_program
 from experiments.run.models import load_model, source_of
 
@@ -34,11 +34,11 @@ def main(
 ) -> Path:
     """Exports as the command line does (whose help explains the arguments); returns the folder.
 
-    Raises EditingError for an edit that does not fit the model or the form, and for a folder that is there already.
+    Raises UserError for an edit that does not fit the model or the form, and for a folder that is there already.
     """
     change, out = Edit.load(edit), Path(out)
     if out.exists():
-        raise EditingError(f"--out {out}: is there already; choose another name, or delete it")
+        raise UserError(f"--out {out}: is there already; choose another name, or delete it")
     model, tok = load_model(model_name, dtype, device)
     made_for = change.info.get("model")
     if made_for not in (None, model_fingerprint(model)):
@@ -57,20 +57,20 @@ def main(
 def save_checkpoint(folder: Path, change: Edit, model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> None:
     """Write the edited model and its tokenizer as transformers loads them; the model is afterwards what it was, bit by bit."""
     if not change.changes:
-        raise EditingError("the edit changes no weight, so a checkpoint would be of the unedited model")
+        raise UserError("the edit changes no weight, so a checkpoint would be of the unedited model")
     check_finite(change.changes)
     known = dict(model.named_parameters(remove_duplicate=False))
     for name in change.changes:
         if name not in known and name.endswith(".bias"):
-            raise EditingError(f"{name} is no parameter of the unedited model, so transformers would not load it from a "
+            raise UserError(f"{name} is no parameter of the unedited model, so transformers would not load it from a "
                                "checkpoint; export an adapter")
         if name not in known:
-            raise EditingError(f"the model has no parameter {name!r}: the edit was made for another model")
+            raise UserError(f"the model has no parameter {name!r}: the edit was made for another model")
     change.check(model)
     lost = change.rounding(model)
     for name, error in lost.items():
         if not math.isfinite(error):
-            raise EditingError(f"{name}: the edit does not fit into {known[name].dtype}; choose a wider --dtype")
+            raise UserError(f"{name}: the edit does not fit into {known[name].dtype}; choose a wider --dtype")
     with new_folder(folder) as part:
         with change.applied(model):
             model.save_pretrained(part)

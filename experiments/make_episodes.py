@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from common.errors import UserError
 from data import episodes
 from data.episodes import back_translation, export, locality, published, rephrase
 from data.episodes.lines import read_rows
-from data.errors import DataError
 from data.files import write_atomically, write_json
 from experiments.run.cli import a_seed, add_model_flags, at_least_one, HelpFormatter, Parser, run_program
 from experiments.run.models import load_model
@@ -38,7 +38,7 @@ from experiments.training.models import load_editable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the file or files, and says how many rows. Raises EditingError or DataError for a user's mistake."""
+    """Writes the file or files, and says how many rows. Raises UserError for a user's mistake."""
     args = _parse(argv)
     {"gen": _gen, "nq": _nq, "kilt": _kilt, "rephrase": _rephrase, "answers": _answers, "world": _world}[args.what](args)
 
@@ -93,12 +93,12 @@ def _gen(args: argparse.Namespace) -> None:
     passages = [text for text in locality.paragraphs(args.split, args.texts)
                 if text.isascii() and len(text.split(" ")) >= locality.SHORTEST_PARAGRAPH]
     if not passages:
-        raise DataError(f"{args.texts or 'wikitext'}: no passage of {locality.SHORTEST_PARAGRAPH} or more words in ASCII")
+        raise UserError(f"{args.texts or 'wikitext'}: no passage of {locality.SHORTEST_PARAGRAPH} or more words in ASCII")
     model, tok = load_model(args.model_name, args.dtype, args.device)
     random.Random(args.seed).shuffle(passages)
     originals, completions = sample(model, tok, passages, args)
     if not completions:
-        raise DataError(f"{args.model_name}: no continuation has the same {args.n_tokens} tokens when it is read again")
+        raise UserError(f"{args.model_name}: no continuation has the same {args.n_tokens} tokens when it is read again")
     write_json(args.out, {"n_tokens": args.n_tokens, "original": originals, "completions": completions})
     print(f"{args.out}: {len(completions)} completions of {args.n_tokens} tokens")
 
@@ -114,7 +114,7 @@ def sample(model, tok, passages: Sequence[str], args: argparse.Namespace) -> tup
     longest = getattr(model.config, "max_position_embeddings", None) or args.context_tokens + args.n_tokens
     room = min(args.context_tokens, longest - args.n_tokens)
     if room < 2:
-        raise DataError("--context_tokens 1: a continuation needs at least 2 tokens before it" if args.context_tokens < 2 else
+        raise UserError("--context_tokens 1: a continuation needs at least 2 tokens before it" if args.context_tokens < 2 else
                         f"the model reads {longest} tokens, which leaves no context before {args.n_tokens} new ones")
     originals: list[str] = []
     completions: list[str] = []
@@ -160,7 +160,7 @@ def _kilt(args: argparse.Namespace) -> None:
 
 def _rephrase(args: argparse.Namespace) -> None:
     if bool(args.there) != bool(args.back):
-        raise DataError("translation needs both directions: --there and --back")
+        raise UserError("translation needs both directions: --there and --back")
     raw = read_rows(args.rows, lambda fields: (fields.text("input"), fields.rest()))
     inputs = [text for text, _ in raw]
     if args.there:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments.results import memat_published, run_folder, tables
 from experiments.results import summary
 from experiments.run.cli import Parser, run_program
@@ -80,7 +80,7 @@ def _mean(values: Float[np.ndarray, " chunks"]) -> Value:
 def read(folders: Sequence[str | Path], held_out: bool = False) -> dict[Key, Stage]:
     """All stages in these folders, however deep; of their facts only those held out, if asked.
 
-    Raises EditingError for none, for two of a kind, for unfinished ones, and for one without the facts asked for.
+    Raises UserError for none, for two of a kind, for unfinished ones, and for one without the facts asked for.
     """
     stages: dict[Key, Stage] = {}
     for path in sorted(file.parent for folder in folders for file in Path(folder).rglob(run_folder.RUN)):
@@ -89,10 +89,10 @@ def read(folders: Sequence[str | Path], held_out: bool = False) -> dict[Key, Sta
             continue
         stage = _read_stage(path, about, held_out)
         if stage.key in stages:
-            raise EditingError(f"{path} and {stages[stage.key].path} are both of {name(stage.key)}: give only one of them")
+            raise UserError(f"{path} and {stages[stage.key].path} are both of {name(stage.key)}: give only one of them")
         stages[stage.key] = stage
     if not stages:
-        raise EditingError(f"no stages of runs in two languages in {', '.join(map(str, folders))}")
+        raise UserError(f"no stages of runs in two languages in {', '.join(map(str, folders))}")
     return dict(sorted(stages.items(), key=lambda item: (*item[0][:3], *item[0][4:])))  # MEMIT alone, 0 heads, before the others
 
 
@@ -107,9 +107,9 @@ def _read_stage(path: Path, about: Mapping[str, Any], held_out: bool) -> Stage:
         if not held_out or case_id in chunk[len(chunk) - int(len(chunk) * of.get("held_out", 0.0)) :]:
             of_chunk.append(summary.case_values(case))
     if len(files) < about["cases"]:
-        raise EditingError(f"{path} has {len(files)} of {about['cases']} cases; finish its run with --continue_from_run")
+        raise UserError(f"{path} has {len(files)} of {about['cases']} cases; finish its run with --continue_from_run")
     if not all(chunks.values()):
-        raise EditingError(f"{path}: a chunk has no facts held out; --held_out is for runs with the hyper-parameter held_out above 0")
+        raise UserError(f"{path}: a chunk has no facts held out; --held_out is for runs with the hyper-parameter held_out above 0")
     first, second = of["language"][0].upper(), of["language_eval"][0].upper()
     pair = {"sum": f"{first}+{second}", "joint": f"({first}+{second})"}.get(of.get("bilingual"), first + second)
     method = "ported" if of["name"] == "memat" and about["flags"].get("head_ind") else of["name"]
@@ -125,12 +125,12 @@ def _percent(cases: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def base_of(stages: Mapping[Key, Stage], stage: Stage) -> Stage:
-    """MEMIT alone, on the same chunks, measured in the same language. Raises EditingError if it is not there."""
+    """MEMIT alone, on the same chunks, measured in the same language. Raises UserError if it is not there."""
     profile, pair, measured = stage.key[:3]
     base = stages.get((profile, pair, measured, "memit", 0, 0.0))
     if base is None or base.chunks.keys() != stage.chunks.keys():
         why = "there is none" if base is None else f"{base.path} has other chunks"
-        raise EditingError(f"{stage.path} can't be compared with MEMIT alone: {why}")
+        raise UserError(f"{stage.path} can't be compared with MEMIT alone: {why}")
     return base
 
 

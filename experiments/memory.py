@@ -25,10 +25,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import UserError
 from data.episodes.lines import numbered_lines
-from data.errors import DataError
 from editors.core.prompts import fill, parse_requests
-from editors.errors import EditingError
 from editors.memory.store import EditMemory
 from experiments.run.cli import add_model_flags, at_least_one, Parser, run_program
 
@@ -40,12 +39,12 @@ ACTIONS = ("create", "list", "add", "remove", "update", "ask")
 
 def create(args: argparse.Namespace) -> None:
     if args.file.exists():
-        raise EditingError(f"{args.file}: is there already")
+        raise UserError(f"{args.file}: is there already")
     if args.alg_name is None:
         given = [f"--{name}" for name in ("hparams_fname", "model_name", "data_dir") if getattr(args, name) is not None]
         given += [f"--{name}" for name in ("dtype", "device") if getattr(args, name) != "auto"]
         if given:
-            raise EditingError(f"{given[0]} has no effect without --alg_name")
+            raise UserError(f"{given[0]} has no effect without --alg_name")
         EditMemory(labelled=not args.statements).save(args.file)
     else:
         _new_edit(args).save(args.file)
@@ -59,11 +58,11 @@ def _new_edit(args: argparse.Namespace) -> RoutedEdit:
     from experiments.run.models import load_model
 
     if args.statements:
-        raise EditingError("--statements: a decoder's edits have labels")
+        raise UserError("--statements: a decoder's edits have labels")
     args.model_name = args.model_name or "world"
     editor = load_editor({"seed": 0, **vars(args)})[1]
     if not isinstance(editor, MemoryEditor):
-        raise EditingError(f"--alg_name {args.alg_name}: keeps no memory of edits; SERAC and LU do")
+        raise UserError(f"--alg_name {args.alg_name}: keeps no memory of edits; SERAC and LU do")
     return editor.of_memory(*load_model(args.model_name, args.dtype, args.device), EditMemory())
 
 
@@ -85,7 +84,7 @@ def show(args: argparse.Namespace) -> None:
 def add(args: argparse.Namespace) -> None:
     memory, about = EditMemory.load(args.file)
     if (args.input is None) == (args.source is None):
-        raise EditingError("give one edit (INPUT and LABEL), or a file of edits with --from")
+        raise UserError("give one edit (INPUT and LABEL), or a file of edits with --from")
     before = {entry.id: entry for entry in memory}
     ids = add_from(memory, args.source) if args.source else [memory.add(args.input, args.label or "")]
     memory.save(args.file, about)
@@ -105,7 +104,7 @@ def remove(args: argparse.Namespace) -> None:
 
 def update(args: argparse.Namespace) -> None:
     if args.input is None and args.label is None:
-        raise EditingError("nothing to change: give --input, --label or both")
+        raise UserError("nothing to change: give --input, --label or both")
     memory, about = EditMemory.load(args.file)
     entry = memory.update(args.id, args.input, args.label)
     memory.save(args.file, about)
@@ -115,7 +114,7 @@ def update(args: argparse.Namespace) -> None:
 def answer(args: argparse.Namespace) -> None:
     memory, about = EditMemory.load(args.file)
     if args.run_folder is None and "editor" not in about.get("info", {}):
-        raise EditingError(f"{args.file}: tells no editor that answers by it: name a trained SERAC with --run, or create it with "
+        raise UserError(f"{args.file}: tells no editor that answers by it: name a trained SERAC with --run, or create it with "
                            "--alg_name")
     from editors.memory.asking import ask, ask_edit, with_memory
 
@@ -123,7 +122,7 @@ def answer(args: argparse.Namespace) -> None:
         from experiments.scope import load_run
 
         if args.model_name or args.dtype != "auto":
-            raise EditingError("--model_name, --dtype: have no effect with --run, whose model answers")
+            raise UserError("--model_name, --dtype: have no effect with --run, whose model answers")
         device = {} if args.device == "auto" else {"device": args.device}
         answers = ask(with_memory(load_run(args.run_folder, **device).trainer.alg, memory), args.queries, args.tokens)
         measure = "probability of scope"
@@ -144,7 +143,7 @@ def answer(args: argparse.Namespace) -> None:
 def add_from(memory: EditMemory, path: Path) -> list[int]:
     """Writes the edits of a file; returns their ids. Each line is {"input", "label"}, or a request as editors take it.
 
-    Raises DataError naming the line.
+    Raises UserError naming the line.
     """
     ids = []
     for number, line in numbered_lines(path):
@@ -153,11 +152,11 @@ def add_from(memory: EditMemory, path: Path) -> list[int]:
         try:
             edit = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
+            raise UserError(f"{path}, line {number}: not valid JSON ({error})") from None
         try:
             ids.append(memory.add(*_edit(edit)))
-        except EditingError as error:
-            raise DataError(f"{path}, line {number}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
     return ids
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from common.errors import UserError
 from data.files import write_atomically
-from editors.errors import EditingError
 from experiments.results import html, old_folders, run_folder, sequences
 from experiments.results import summary
 from experiments.results.retention import retention_curve
@@ -32,7 +32,7 @@ def main(runs: Sequence[str | Path], out: str | Path = "results/report.html", fi
          cases: int = 10, title: str = "Knowledge editing: results") -> Path:
     """Writes the page; returns its path. ``cases``: so many cases of each run are shown one by one.
 
-    Raises EditingError for folders without runs or cases, and for pictures that are not there.
+    Raises UserError for folders without runs or cases, and for pictures that are not there.
     """
     found = [(run, about, summary.statistics(lists)) for run, about, lists in runs_with_cases(runs, "report")]
     labels = [f"[{number}] {describe(about)}" for number, (_, about, _) in enumerate(found, 1)]
@@ -134,7 +134,7 @@ def _cases(run: Path, most: int) -> list[list[str]]:
             break
         try:
             case, *_ = read_case(case_id, path)
-        except EditingError:
+        except UserError:
             continue
         try:
             rows.append([str(case_id), *map(str, _case(case))])

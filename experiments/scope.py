@@ -13,7 +13,7 @@ more, the nearer the nearest one is to any input. The figures are of the test sp
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from common.errors import UserError
 from data.files import read_json
-from editors.errors import EditingError
 from editors.learned.registry import algorithm_name
 from editors.memory.serac import SERAC
 from editors.memory.serac_parts import check_place, save_parts
@@ -93,7 +93,7 @@ def scores(alg: SERAC, source: Episodes, edits: int) -> Scores:
         bar.update(edited_now)
     bar.close()
     if not inside or not outside:
-        raise EditingError("there are no equivalents and unrelated inputs to tell apart; ask for fewer --edits at once")
+        raise UserError("there are no equivalents and unrelated inputs to tell apart; ask for fewer --edits at once")
     return Scores(inside, right, outside)
 
 
@@ -101,24 +101,24 @@ def load_run(run: Path, edits: int = 1, most: int = 1000, **changed: Any) -> Set
     """A trained SERAC with the data of its run, in batches of `edits`; of the validation split the first `most` edits. changed: keys of
     the configuration that are others now.
 
-    Raises EditingError for another folder.
+    Raises UserError for another folder.
     """
     from experiments.training.setup import prepare
 
     if not (run / CONFIG).is_file():
-        raise EditingError(f"{run}: not the folder of a run of experiments.train (no {CONFIG})")
+        raise UserError(f"{run}: not the folder of a run of experiments.train (no {CONFIG})")
     config = read_json(run / CONFIG)
     lacking = [key for key in ("alg", "task", "model", "data") if not isinstance(config, dict) or key not in config]
     if lacking:
-        raise EditingError(f"{run / CONFIG}: not the configuration of a run, there is no {lacking[0]}")
+        raise UserError(f"{run / CONFIG}: not the configuration of a run, there is no {lacking[0]}")
     usual = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
     usual = {key: value for key, value in usual.items() if key not in ("hydra", "defaults")}
     flat = [key for key, value in usual.items() if isinstance(value, dict) and not isinstance(config.get(key, {}), dict)]
     if flat:
-        raise EditingError(f"{run / CONFIG}: not the configuration of a run, {flat[0]} is {config[flat[0]]!r} and no object")
+        raise UserError(f"{run / CONFIG}: not the configuration of a run, {flat[0]} is {config[flat[0]]!r} and no object")
     config = OmegaConf.to_container(OmegaConf.merge(usual, config))  # keys that an older run did not know
     if algorithm_name(str(config["alg"])) != SERAC.name:
-        raise EditingError(f"{run}: a run of {config['alg']}; only SERAC has a scope classifier and a memory")
+        raise UserError(f"{run}: a run of {config['alg']}; only SERAC has a scope classifier and a memory")
     return prepare({**config, "archive": str(run), "eval_only": True, "silent": True, "val_batch_size": edits, "val_steps": most,
                     "export": None, "eval": {**config["eval"], "split": "test"}, **changed}, run)
 

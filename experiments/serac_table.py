@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
+from common.errors import UserError
 from data.files import read_json, write_atomically
 from experiments.results import run_folder
 from experiments.run.cli import Parser, run_program
@@ -23,19 +23,19 @@ NAMES = {"rep": "SERAC", "gtn": "MEND", "mend": "MEND", "enn": "ENN", "lu": "LU"
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """One for each result: alg, edits, success and drawdown in percent. Raises DataError where there is none."""
+    """One for each result: alg, edits, success and drawdown in percent. Raises UserError where there is none."""
     found = []
     for path in folder.glob("*/edits_*/results.json"):
         number = re.fullmatch(r"edits_(\d+)", path.parent.name)
         content = read_json(path)
         stats = content.get("results") if isinstance(content, dict) else None
         if not isinstance(stats, dict):
-            raise DataError(f"{path}: not the results of experiments.train; delete the file to have them made again")
+            raise UserError(f"{path}: not the results of experiments.train; delete the file to have them made again")
         if number and {"edit_success", "drawdown_retain"} <= stats.keys():
             found.append({"alg": path.parent.parent.name, "edits": int(number[1]), "success": 100 * stats["edit_success"],
                           "drawdown": 100 * stats["drawdown_retain"]})
     if not found:
-        raise DataError(f"{folder}: no results (<ALG>/edits_<N>/results.json); bash scripts/serac_table.sh makes them")
+        raise UserError(f"{folder}: no results (<ALG>/edits_<N>/results.json); bash scripts/serac_table.sh makes them")
     order = {alg: place for place, alg in enumerate(NAMES)}
     return sorted(found, key=lambda row: (order.get(row["alg"], len(order)), row["alg"], row["edits"]))
 

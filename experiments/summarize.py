@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from data.downstream import TASKS
 from data.files import write_atomically
-from editors.errors import EditingError
 from experiments.results import old_folders, run_folder, sequences
 from experiments.results import summary
 from experiments.results.run_folder import FLAGS
@@ -69,7 +69,7 @@ def main(
 def runs_with_cases(folders: Sequence[str | Path], what: str) -> list[tuple[Path, dict[str, Any], dict[str, list[float]]]]:
     """(run, what :func:`read_run` gives of it) for all runs in the folders, without those that have no cases yet, which are named.
 
-    Raises EditingError for a run without cases that was named itself, and if none is left. what: is to be done with cases.
+    Raises UserError for a run without cases that was named itself, and if none is left. what: is to be done with cases.
     """
     found = []
     for folder in map(Path, folders):
@@ -78,25 +78,25 @@ def runs_with_cases(folders: Sequence[str | Path], what: str) -> list[tuple[Path
             if about["num_cases"]:
                 found.append((run, about, lists))
             elif run == folder:
-                raise EditingError(f"{run}: no cases to {what}")
+                raise UserError(f"{run}: no cases to {what}")
             else:
                 print(f"left out: {run}, no cases to {what}", file=sys.stderr)
     if not found:
-        raise EditingError(f"no runs in {', '.join(map(str, folders))}")
+        raise UserError(f"no runs in {', '.join(map(str, folders))}")
     return found
 
 
 def choose_runs(
     dir_name: str | Sequence[str], runs: Sequence[str] | None = None, results_dir: str | Path = "results"
 ) -> list[Path]:
-    """Run folders in the named folders of ``results_dir`` whose path contains one of ``runs``. EditingError if none."""
+    """Run folders in the named folders of ``results_dir`` whose path contains one of ``runs``. UserError if none."""
     names = dir_name.split(",") if isinstance(dir_name, str) else dir_name
     found = [run for name in names for run in run_folder.runs_in(Path(results_dir) / name)]
     chosen = [run for run in found if runs is None or any(part in str(run) for part in runs)]
     if not chosen:
         where = ", ".join(str(Path(results_dir) / name) for name in names)
         there = ", ".join(run.name for run in found) or "none"
-        raise EditingError(f"no run in {where}" + (f" matches {','.join(runs)}; there is {there}" if runs else ""))
+        raise UserError(f"no run in {where}" + (f" matches {','.join(runs)}; there is {there}" if runs else ""))
     return chosen
 
 
@@ -113,7 +113,7 @@ def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any
         try:
             _, values[case_id], of_case = read_case(case_id, path)
             note = of_case or note
-        except EditingError as error:
+        except UserError as error:
             print(f"error: {error} (left out)", file=sys.stderr)
     if note == OF_ALPHAEDIT:
         values = {case_id: {key.replace("post_", "retention_", 1): value for key, value in case.items()}
@@ -136,7 +136,7 @@ def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any
 def read_case(case_id: int, path: Path) -> tuple[dict[str, Any], dict[str, float], str]:
     """(content of a case file, its :func:`summary.case_values`, what is to be noted about the code that wrote it).
 
-    Raises EditingError for a damaged file.
+    Raises UserError for a damaged file.
     """
     try:
         case = old_folders.read_case(path)
@@ -145,7 +145,7 @@ def read_case(case_id: int, path: Path) -> tuple[dict[str, Any], dict[str, float
             note = OF_ALPHAEDIT
         return case, {key: float(value) for key, value in summary.case_values(case).items()}, note
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise EditingError(f"{path}: JSON, but not of a case's form") from None
+        raise UserError(f"{path}: JSON, but not of a case's form") from None
 
 
 def _model_values(run: Path, sequential: bool) -> dict[str, list[float]]:
@@ -253,7 +253,7 @@ def command() -> None:
     found = [(about, lists) for about, lists in (read_run(run, args.first_n_cases) for run in chosen) if about["num_cases"]]
     if not found:
         below = "" if args.first_n_cases is None else f" below {args.first_n_cases}"
-        raise EditingError(f"no cases{below} in {', '.join(map(str, chosen))}")
+        raise UserError(f"no cases{below} in {', '.join(map(str, chosen))}")
     runs = [(about, summary.statistics(lists)) for about, lists in found]
     names = "\n".join(f"[{number}] {describe(about)}" + (f"; {about['note']}" if "note" in about else "")
                       for number, (about, _) in enumerate(runs, 1))

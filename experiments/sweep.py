@@ -38,9 +38,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data.errors import DataError
+from common.errors import UserError
 from data.files import write_atomically
-from editors.errors import EditingError
 from experiments.results import run_folder
 from experiments.run.cli import run_program
 
@@ -73,7 +72,7 @@ def run_job(cfg: DictConfig) -> None:
             return
         run_folder.write_json(folder / JOB, about | {"status": "unfinished"})
         error, mistake = _evaluate(settings, folder)
-    except (EditingError, DataError, OSError) as caught:
+    except (UserError, OSError) as caught:
         error = str(caught)
     except Exception as caught:  # a defect: neither the other jobs nor the table fall with this one
         traceback.print_exc()
@@ -87,7 +86,7 @@ def _before(path: Path) -> dict[str, Any]:
     """What a job.json says that is there already; a file of somebody else's is written over."""
     try:
         return read_job(path) if path.exists() else {}
-    except (EditingError, DataError):
+    except UserError:
         print(f"{path}: was not written by experiments.sweep; it is written anew", file=sys.stderr)
         return {}
 
@@ -104,7 +103,7 @@ def _go_by_before(before: Mapping[str, Any], settings: Mapping[str, Any], folder
     try:
         _check_same_hparams(settings, folder)
         print(f"done before: {folder.name}")
-    except (EditingError, DataError) as caught:
+    except UserError as caught:
         about |= {"error": " ".join(str(caught).split()), "mistake": True}
         print(f"failed: {folder.name}: {about['error']}", flush=True)
     run_folder.write_json(folder / JOB, about)
@@ -120,15 +119,15 @@ def label(overrides: Mapping[str, str]) -> str:
 
 
 def _changes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes to the hyper-parameters. Raises EditingError for what is none, for names that are no text, and for a wrong
+    """The changes to the hyper-parameters. Raises UserError for what is none, for names that are no text, and for a wrong
     number of processes."""
     for key in ("alg_name", "model_name", "hparams_fname"):
         if not isinstance(settings[key], str) and (key != "hparams_fname" or settings[key] is not None):
-            raise EditingError(f"{key}={settings[key]}: give text")
+            raise UserError(f"{key}={settings[key]}: give text")
     if not isinstance(settings["hparams"], dict):
-        raise EditingError(f"hparams={settings['hparams']}: name a key, as in hparams.v_lr=0.1")
+        raise UserError(f"hparams={settings['hparams']}: name a key, as in hparams.v_lr=0.1")
     if not isinstance(settings["processes"], int) or settings["processes"] < 1:
-        raise EditingError(f"processes={settings['processes']}: give a whole number from 1")
+        raise UserError(f"processes={settings['processes']}: give a whole number from 1")
     return settings["hparams"]
 
 
@@ -138,10 +137,10 @@ def _flags(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_job(path: Path) -> dict[str, Any]:
-    """The content of a job.json. Raises EditingError if no sweep wrote it."""
+    """The content of a job.json. Raises UserError if no sweep wrote it."""
     job = run_folder.read_json(path)
     if not isinstance(job, dict) or not isinstance(job.get("settings"), dict) or "status" not in job:
-        raise EditingError(f"{path}: was not written by experiments.sweep")
+        raise UserError(f"{path}: was not written by experiments.sweep")
     return job
 
 
@@ -180,12 +179,12 @@ def _changed_hparams(flags: Mapping[str, Any], changes: Mapping[str, Any], folde
     from experiments.run.auto_hparams import is_automatic
 
     if is_automatic(flags["hparams_fname"]):
-        raise EditingError(f"hparams.* changes a file, and hparams_fname is {flags['hparams_fname']}: name a file")
+        raise UserError(f"hparams.* changes a file, and hparams_fname is {flags['hparams_fname']}: name a file")
     path = folder / "hparams.json"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the job says the same
         values = _hparams(flags, changes)
-        load(flags["alg_name"], values)  # raises EditingError for a key that the editor doesn't have, or a wrong value
+        load(flags["alg_name"], values)  # raises UserError for a key that the editor doesn't have, or a wrong value
     run_folder.write_json(path, values)
     return path.absolute()
 
@@ -197,7 +196,7 @@ def _hparams(flags: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _check_same_hparams(settings: Mapping[str, Any], folder: Path) -> None:
-    """Raises EditingError for a job whose file of hyper-parameters has changed since it was done."""
+    """Raises UserError for a job whose file of hyper-parameters has changed since it was done."""
     from experiments.run.auto_hparams import is_automatic
 
     flags, path = _flags(settings), folder / RUN / run_folder.PARAMS
@@ -206,7 +205,7 @@ def _check_same_hparams(settings: Mapping[str, Any], folder: Path) -> None:
     was, now = run_folder.read_json(path), _hparams(flags, settings["hparams"])
     differing = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     if differing:
-        raise EditingError(f"done with another {', '.join(differing)}, the file of hyper-parameters has changed since: choose another "
+        raise UserError(f"done with another {', '.join(differing)}, the file of hyper-parameters has changed since: choose another "
                            f"name=, or delete {folder}")
 
 
@@ -289,10 +288,10 @@ def _cell(value: Mapping[str, float | None] | None) -> str:
 def _finish(folder: Path, command: str, lost: str | None) -> None:
     """Table, figure and failures. lost: why not all jobs of the command ran to their end.
 
-    Raises EditingError if none was begun; SystemExit if one failed or is lost: 2 if all failed, for mistakes, else 1.
+    Raises UserError if none was begun; SystemExit if one failed or is lost: 2 if all failed, for mistakes, else 1.
     """
     if not any(read_job(path).get("command") == command for path in folder.glob(f"*/{JOB}")):
-        raise EditingError(lost or f"{folder}: no job was begun there")
+        raise UserError(lost or f"{folder}: no job was begun there")
     content = summarise(folder, command)
     print("\n" + (folder / "sweep.md").read_text())
     drawn = True
@@ -338,14 +337,14 @@ def command() -> None:
         if set(dashed) & {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}:
             return main()  # Hydra answers
         if dashed:
-            raise EditingError(f"{dashed[0]}: settings are given as key=value (see --help)")
+            raise UserError(f"{dashed[0]}: settings are given as key=value (see --help)")
         folder, own = _folder(sys.argv[1:]), f"at_{time.time_ns()}"
         lacking = [key for key, value in flags.items() if value == "???" and not any(word.startswith(f"{key}=") for word in sys.argv[1:])]
         if lacking:
             given = ", ".join(word.partition("=")[0] for word in sys.argv[1:]) or "no settings"
-            raise EditingError(f"give {', '.join(f'{key}=...' for key in lacking)}; given are {given}")
+            raise UserError(f"give {', '.join(f'{key}=...' for key in lacking)}; given are {given}")
     except (HydraException, OmegaConfBaseException) as error:
-        raise EditingError(_told(error)) from None
+        raise UserError(_told(error)) from None
     sys.argv.append(f"command={own}")
     lost = None
     try:
@@ -369,12 +368,12 @@ def _folder(words: Sequence[str]) -> Path:
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = hydra.compose("config", [word for word in words if word.lstrip("+").startswith(("name=", "results_dir="))])
     if not re.fullmatch(r"[\w+-][\w.+-]*", str(cfg.name)):
-        raise EditingError(f"name={cfg.name}: give the name of a folder, of letters, digits and . _ + -, that begins with no dot")
+        raise UserError(f"name={cfg.name}: give the name of a folder, of letters, digits and . _ + -, that begins with no dot")
     if not isinstance(cfg.results_dir, str) or not cfg.results_dir:
-        raise EditingError(f"results_dir={cfg.results_dir}: give the path of a folder")
+        raise UserError(f"results_dir={cfg.results_dir}: give the path of a folder")
     elsewhere = next((word for word in words if re.match(r"\+*hydra\.sweep\b", word)), None)
     if elsewhere:
-        raise EditingError(f"{elsewhere}: where a sweep is written is told by results_dir and name")
+        raise UserError(f"{elsewhere}: where a sweep is written is told by results_dir and name")
     return Path(cfg.results_dir) / "sweeps" / str(cfg.name)
 
 

@@ -29,9 +29,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from common.errors import UserError
 from data.download import data_folder
 from data.files import read_json
-from editors.errors import EditingError
 from editors.learned.aliases import ALIASES
 from experiments.results import run_folder
 from experiments.run.cli import run_program
@@ -47,7 +47,7 @@ OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(2), replace=
 
 
 def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
-    """One run; returns its results. Raises EditingError or DataError for a user's mistake."""
+    """One run; returns its results. Raises UserError for a user's mistake."""
     from experiments.training.setup import check_unused, prepare  # torch is slow to import, and --help needs none of it
 
     config = _plain(cfg)
@@ -110,11 +110,11 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         key = str(error).split(":")[-1].strip().splitlines()[0]
         group = "alg" if key == "alg" else "experiment"
         there = ", ".join(sorted(p.stem for p in (CONFIGS / group).glob("*.yaml")))
-        raise EditingError(f"choose +{group}=NAME (there is {there})") from None
+        raise UserError(f"choose +{group}=NAME (there is {there})") from None
 
 
 def _check_keys(config: Mapping[str, Any]) -> None:
-    """Raises EditingError for keys that neither config.yaml nor the algorithm's file has, which nothing would read."""
+    """Raises UserError for keys that neither config.yaml nor the algorithm's file has, which nothing would read."""
     alg = config["alg"]
     own = CONFIGS / "alg" / f"{ALIASES.get(alg, alg)}.yaml"
     known = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
@@ -125,7 +125,7 @@ def _check_keys(config: Mapping[str, Any]) -> None:
     if unknown:
         dotted = [*known, *(f"{part}.{key}" for part in ("eval", "legacy", "model") for key in known[part])]
         near = difflib.get_close_matches(unknown[0], dotted, n=1, cutoff=0.7)
-        raise EditingError(f"{unknown[0]}: no key of a training with alg={alg}; " + (
+        raise UserError(f"{unknown[0]}: no key of a training with alg={alg}; " + (
             f"did you mean {near[0]}?" if near else "a preset or option of another algorithm has no effect"))
 
 
@@ -162,13 +162,13 @@ def _arguments(words: list[str]) -> list[str]:
 
 
 def check_finished(folder: Path, words: Sequence[str]) -> None:
-    """Raises EditingError unless the run in the folder was started with these words, in whatever order."""
+    """Raises UserError unless the run in the folder was started with these words, in whatever order."""
     def asked(given: Sequence[str]) -> set[str]:
         return {word for word in _arguments(list(given)) if not word.startswith(("archive=", "hydra.run.dir="))}
 
     was, now = asked(read_json(folder / run_folder.RUN)["command"]), asked(words)
     if was != now:
-        raise EditingError(f"{folder}: a finished run with other words ({', '.join(sorted(was ^ now))}); "
+        raise UserError(f"{folder}: a finished run with other words ({', '.join(sorted(was ^ now))}); "
                            "choose another folder, or delete it")
 
 
@@ -191,12 +191,12 @@ def command() -> None:
 
     try:
         main()
-    except EditingError:
+    except UserError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         # Hydra tells the cause in the chained error, over several lines.
         cause = error.__cause__ or error
-        raise EditingError(" ".join(f"{error} {cause if cause is not error else ''}".split())) from None
+        raise UserError(" ".join(f"{error} {cause if cause is not error else ''}".split())) from None
     if failures:
         raise failures[0]
 

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments.causal_trace import case_path, read_averages, read_case
 from experiments.run.cli import Parser, run_program
 from experiments.tracing.averages import LAST_SUBJECT
@@ -99,13 +99,13 @@ def main(folder: str | Path, out: str | Path | None = None, known_ids: Sequence[
 
 
 def _fact(folder: Path, known_id: int) -> dict[str, dict[str, np.ndarray]]:
-    """Raises EditingError for a fact that was not traced."""
+    """Raises UserError for a fact that was not traced."""
     paths = {kind: case_path(folder, known_id, kind) for kind in KINDS}
     if not all(path.exists() for path in paths.values()):
-        raise EditingError(f"{folder}: has no fact {known_id}; the first is {next(iter(_traced(folder)), 'none')}")
+        raise UserError(f"{folder}: has no fact {known_id}; the first is {next(iter(_traced(folder)), 'none')}")
     cases = {kind: read_case(path) for kind, path in paths.items()}
     if not all(case["correct_prediction"] for case in cases.values()):
-        raise EditingError(f"{folder}: the model does not know fact {known_id}, so it was not traced")
+        raise UserError(f"{folder}: the model does not know fact {known_id}, so it was not traced")
     return cases
 
 
@@ -115,11 +115,11 @@ def _traced(folder: Path) -> list[int]:
 
 
 def _first_known(folder: Path) -> int:
-    """Raises EditingError where the model knows none."""
+    """Raises UserError where the model knows none."""
     for number in _traced(folder):
         if read_case(case_path(folder, number, "state"))["correct_prediction"]:
             return number
-    raise EditingError(f"{folder}: the model knows none of the facts")
+    raise UserError(f"{folder}: the model knows none of the facts")
 
 
 def _curve(ax: Axes, number: int, effect: Mapping[str, Any], row: int) -> None:

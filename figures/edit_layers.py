@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments.causal_trace import AVERAGES, read_averages
 from experiments.results import run_folder
 from experiments.results import summary
@@ -36,10 +36,10 @@ Swept = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Swept]:
-    """(averages of the trace, the edits). Raises EditingError for a missing or second trace, and for runs that don't fit."""
+    """(averages of the trace, the edits). Raises UserError for a missing or second trace, and for runs that don't fit."""
     traces = sorted(path.parent for path in folder.rglob(AVERAGES))
     if len(traces) != 1:
-        raise EditingError(f"{folder}: holds {len(traces)} finished causal traces, and one is needed")
+        raise UserError(f"{folder}: holds {len(traces)} finished causal traces, and one is needed")
     average = read_averages(traces[0])
     swept: dict[str, dict[int, dict[str, float]]] = {}
     for path in sorted(folder.rglob(run_folder.PARAMS)):
@@ -49,20 +49,20 @@ def read(folder: Path) -> tuple[dict[str, Any], Swept]:
         layers, token = hparams.get("layers", []), hparams.get("fact_token", USUAL_TOKEN)
         label = about["alg_name"] + ("" if token == USUAL_TOKEN else f", {token}")
         if len(layers) != 1:
-            raise EditingError(f"{run}: edits the blocks {layers}; runs of one block each are compared")
+            raise UserError(f"{run}: edits the blocks {layers}; runs of one block each are compared")
         model = run_folder.read_about(run)["settings"]["model"]
         if model != average["settings"]["model"]:
-            raise EditingError(f"{run} is of the model {model}, the trace of {average['settings']['model']}")
+            raise UserError(f"{run} is of the model {model}, the trace of {average['settings']['model']}")
         statistics = summary.statistics(lists)
         of_block = swept.setdefault(label, {})
         if layers[0] in of_block:
-            raise EditingError(f"{run}: a second run of {label} at block {layers[0]}; give only one of them")
+            raise UserError(f"{run}: a second run of {label} at block {layers[0]}; give only one of them")
         try:
             of_block[layers[0]] = {name: statistics[f"post_{key}"]["mean"] for name, key in PANELS.items()}
         except KeyError as error:
-            raise EditingError(f"{run}: its cases have no {error}; finish it with --continue_from_run") from None
+            raise UserError(f"{run}: its cases have no {error}; finish it with --continue_from_run") from None
     if not swept:
-        raise EditingError(f"{folder}: holds no runs of experiments.evaluate")
+        raise UserError(f"{folder}: holds no runs of experiments.evaluate")
     return average, swept
 
 

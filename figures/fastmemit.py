@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments.results import run_folder, tables
 from experiments.run.cli import Parser, run_program
 from experiments.summarize import read_run
@@ -53,21 +53,21 @@ class Point:
 
 
 def read(folders: Sequence[str | Path]) -> dict[Key, Point]:
-    """All runs in these folders, however deep. Raises EditingError for runs that cannot be compared."""
+    """All runs in these folders, however deep. Raises UserError for runs that cannot be compared."""
     points: dict[Key, Point] = {}
     for run in sorted(path.parent for folder in folders for path in Path(folder).rglob(run_folder.RUN)):
         key, point = _read_run(run)
         if key in points:
-            raise EditingError(f"{run} and {points[key].path} are both of {_name(key)}: give only one of them")
+            raise UserError(f"{run} and {points[key].path} are both of {_name(key)}: give only one of them")
         points[key] = point
     if not points:
-        raise EditingError(f"no runs in {', '.join(map(str, folders))}")
+        raise UserError(f"no runs in {', '.join(map(str, folders))}")
     for (editor, batch, m), point in points.items():
         full = points.get((editor, batch, FULL))
         if full is None:
-            raise EditingError(f"{point.path}: no run of {_name((editor, batch, FULL))} to compare it with")
+            raise UserError(f"{point.path}: no run of {_name((editor, batch, FULL))} to compare it with")
         if full.cases != point.cases:
-            raise EditingError(f"{point.path} has other cases than {full.path}: finish both with --continue_from_run")
+            raise UserError(f"{point.path} has other cases than {full.path}: finish both with --continue_from_run")
     return dict(sorted(points.items()))
 
 
@@ -76,9 +76,9 @@ def _read_run(run: Path) -> tuple[Key, Point]:
     try:
         rates = {name: np.array(lists[f"post_{group}_success"]) for name, group in GROUPS.items()}
     except KeyError as error:
-        raise EditingError(f"{run}: its cases have no {error}; only data with a true answer (CounterFact's schema) has") from None
+        raise UserError(f"{run}: its cases have no {error}; only data with a true answer (CounterFact's schema) has") from None
     if not (run / run_folder.STATISTICS).is_file():
-        raise EditingError(f"{run}: has no {run_folder.STATISTICS}: its editor uses no second moment, or an older version made it")
+        raise UserError(f"{run}: has no {run_folder.STATISTICS}: its editor uses no second moment, or an older version made it")
     layers = run_folder.read_json(run / run_folder.STATISTICS).values()
     worst = {"rank": min}
     statistics = {name: worst.get(name, max)(values) for name in STATISTICS

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments.results import run_folder
 from experiments.run.cli import at_least_one, Parser, run_program
 from figures import lines
@@ -44,11 +44,11 @@ class Relevance:
 
 
 def read(run: Path, heads: int | None = None) -> Relevance:
-    """The relevance files of a run; heads: how many count as chosen, by default all that were. EditingError without files."""
+    """The relevance files of a run; heads: how many count as chosen, by default all that were. UserError without files."""
     found = [run_folder.read_json(path) for path in sorted((run / FOLDER).glob("*.json"))]
     found = [chunk for chunk in found if chunk["accuracy"] is not None]  # too few edits took there to probe
     if not found:
-        raise EditingError(f"{run}: no {FOLDER} of heads; MEMAT and ITI write it where they choose heads")
+        raise UserError(f"{run}: no {FOLDER} of heads; MEMAT and ITI write it where they choose heads")
     accuracy = np.array([chunk["accuracy"] for chunk in found])
     chosen = np.zeros(accuracy.shape[1:])
     for chunk in found:

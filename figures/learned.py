@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from data.errors import DataError
+from common.errors import UserError
 from editors.learned.run_log import LOG
 from experiments.run.cli import Parser, run_program
 from figures.lines import faint, label_axes, legend, panels, plot, save
@@ -26,16 +26,16 @@ PANELS = {
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
-    """The lines of a run's log. Raises DataError if there is none, or it is damaged."""
+    """The lines of a run's log. Raises UserError if there is none, or it is damaged."""
     path = run / LOG if run.is_dir() else run
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
-        raise DataError(f"{path}: no such log; give the folder of a run of experiments.train") from None
+        raise UserError(f"{path}: no such log; give the folder of a run of experiments.train") from None
     except ValueError as error:
-        raise DataError(f"{path}: not a log of experiments.train ({error})") from error
+        raise UserError(f"{path}: not a log of experiments.train ({error})") from error
     if not lines or not all(isinstance(line, dict) and "step" in line for line in lines):
-        raise DataError(f"{path}: not a log of experiments.train")
+        raise UserError(f"{path}: not a log of experiments.train")
     return lines
 
 

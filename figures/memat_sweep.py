@@ -18,8 +18,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from common.errors import UserError
 from data import languages
-from editors.errors import EditingError
 from experiments.memat_results import COLUMNS, Key, Stage, base_of, read
 from experiments.results import memat_published
 from experiments.run.cli import Parser, run_program
@@ -110,7 +110,7 @@ def _iti_in(measured: str, pair: str) -> Published:
 
 
 def main(folders: Sequence[str | Path], out: str | Path, over: str = "heads", published: bool = False) -> list[Path]:
-    """Draws the figures of the runs in these folders; returns the files written. EditingError without such runs."""
+    """Draws the figures of the runs in these folders; returns the files written. UserError without such runs."""
     stages = read(folders)
     return _alpha_figures(stages, out, published) if over == "alpha" else _head_figures(stages, out, published)
 
@@ -133,7 +133,7 @@ def _alpha_figures(stages: Mapping[Key, Stage], out: str | Path, published: bool
     written = []
     found = [stage for key, stage in stages.items() if key[3] == "iti"]
     if not found:
-        raise EditingError("none of these runs has ITI's stages; use --over heads")
+        raise UserError("none of these runs has ITI's stages; use --over heads")
     for profile, pair, measured in dict.fromkeys(stage.key[:3] for stage in found):
         of = sorted((stage for stage in found if stage.key[:3] == (profile, pair, measured)), key=lambda s: (s.heads, s.alpha))
         curves = {str(heads): [stage for stage in of if stage.heads == heads] for heads in dict.fromkeys(s.heads for s in of)}

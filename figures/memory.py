@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from data.errors import DataError
+from common.errors import UserError
 from data.files import read_json
 from experiments.run.cli import Parser, run_program
 from figures.lines import label_axes, save
@@ -37,7 +37,7 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     content = read_json(args.file)
     if not isinstance(content, dict) or not content.get("sizes") or not {"edits", *CURVES} <= set(content["sizes"][0]):
-        raise DataError(f"{args.file}: not a file of experiments.bench memory --out")
+        raise UserError(f"{args.file}: not a file of experiments.bench memory --out")
     print("written:", *save(draw(content), args.out or args.file.with_suffix("")))
 
 

@@ -23,8 +23,8 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from common.errors import UserError
 from data.files import write_atomically
-from editors.errors import EditingError
 from experiments.results import run_folder
 from experiments.results import summary
 from experiments.run.cli import Parser, run_program
@@ -55,7 +55,7 @@ Points = Mapping[str, Mapping[int, Statistics]]
 
 
 def read(folders: Sequence[str | Path]) -> tuple[str, Points]:
-    """(schema of the data, the runs); those without cases as yet are left out. Raises EditingError for runs that don't go together."""
+    """(schema of the data, the runs); those without cases as yet are left out. Raises UserError for runs that don't go together."""
     points: dict[str, dict[int, Statistics]] = {}
     models, schemas = {}, {}
     for run in sorted(path.parent for folder in folders for path in Path(folder).rglob(run_folder.RUN)):
@@ -66,19 +66,19 @@ def read(folders: Sequence[str | Path]) -> tuple[str, Points]:
         statistics = summary.statistics(lists)
         schema = "counterfact" if "post_score" in statistics else "zsre"
         if f"post_{'score' if schema == 'counterfact' else 'score_acc'}" not in statistics:
-            raise EditingError(f"{run}: its cases have neither success nor accuracy at all prompts; "
+            raise UserError(f"{run}: its cases have neither success nor accuracy at all prompts; "
                                "finish it with --continue_from_run")
         models[about["model_name"]], schemas[schema] = run, run
         of_editor = points.setdefault(about["alg_name"], {})
         if about["num_edits"] in of_editor:
-            raise EditingError(f"{run}: a second run of {about['alg_name']} with {about['num_edits']} edits; "
+            raise UserError(f"{run}: a second run of {about['alg_name']} with {about['num_edits']} edits; "
                                "give only one of them")
         of_editor[about["num_edits"]] = statistics
     if not points:
-        raise EditingError(f"no runs with cases in {', '.join(map(str, folders))}")
+        raise UserError(f"no runs with cases in {', '.join(map(str, folders))}")
     for what, found in (("models", models), ("schemas", schemas)):
         if len(found) > 1:
-            raise EditingError(f"runs of different {what}: " + ", ".join(f"{name} ({run})" for name, run in found.items()))
+            raise UserError(f"runs of different {what}: " + ", ".join(f"{name} ({run})" for name, run in found.items()))
     return next(iter(schemas)), {editor: dict(sorted(runs.items())) for editor, runs in sorted(points.items())}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from data.errors import DataError
+from common.errors import UserError
 from data.files import read_json
 from experiments.run.cli import Parser, run_program
 from figures.lines import label_axes, save, style
@@ -59,10 +59,10 @@ def main(argv=None) -> None:
     runs = [read_json(file) for file in args.files]
     for file, run in zip(args.files, runs):
         if not _is_scope(run):
-            raise DataError(f"{file}: not a scope.json of experiments.scope")
+            raise UserError(f"{file}: not a scope.json of experiments.scope")
     labels = args.labels or [file.parent.name for file in args.files]
     if len(labels) != len(runs):
-        raise DataError(f"there are {len(runs)} files and {len(labels)} labels")
+        raise UserError(f"there are {len(runs)} files and {len(labels)} labels")
     print("written:", *save(draw(runs, labels), args.out or args.files[0].with_suffix("")))
 
 

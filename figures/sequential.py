@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments.results import run_folder
 from experiments.results.retention import BUCKET, bucket_means, Forgetting, forgetting, moving_average, retention_curve, WINDOW
 from experiments.results.sequences import read_sequence, SequenceResults
@@ -131,10 +131,10 @@ FIGURES = {
 
 
 def main(runs: Sequence[str | Path], out: str | Path, last_token: bool = False) -> list[Path]:
-    """Draws what the runs hold; returns the files written. EditingError where that is nothing, or a run is not sequential."""
+    """Draws what the runs hold; returns the files written. UserError where that is nothing, or a run is not sequential."""
     found = [read_sequence(path, last_token) for run in runs for path in run_folder.runs_in(Path(run))]
     if not found:
-        raise EditingError(f"no runs in {', '.join(map(str, runs))}")
+        raise UserError(f"no runs in {', '.join(map(str, runs))}")
     named = [(describe(run.about) + (" a batch" if "num_edits" in run.about else ""), run) for run in found]
     files = []
     for name, (draw, missing) in FIGURES.items():
@@ -144,7 +144,7 @@ def main(runs: Sequence[str | Path], out: str | Path, last_token: bool = False) 
         else:
             files += lines.save(figure, f"{out}_{name}")
     if not files:
-        raise EditingError(f"nothing to draw in {', '.join(map(str, runs))}")
+        raise UserError(f"nothing to draw in {', '.join(map(str, runs))}")
     return files
 
 

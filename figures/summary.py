@@ -81,7 +81,7 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def main(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """Draws the figure of the runs; returns the files written (``out`` with .pdf and .png). EditingError without cases."""
+    """Draws the figure of the runs; returns the files written (``out`` with .pdf and .png). UserError without cases."""
     found = [(describe(about), summary.statistics(lists)) for _, about, lists in runs_with_cases(runs, "draw")]
     return save(draw(found), out)
 

@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.ticker import AutoLocator, NullLocator
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments.results import run_folder
 from experiments.run.cli import Parser, run_program
 from experiments.sweep import METRICS, TABLE
@@ -29,16 +29,16 @@ Points = Mapping[str, Mapping[Any, Sequence[Mapping[str, Any]]]]
 
 
 def read(folder: Path) -> tuple[str, Points]:
-    """(name of the x axis, the jobs with results). Raises EditingError if there are none."""
+    """(name of the x axis, the jobs with results). Raises UserError if there are none."""
     if not (folder / TABLE).is_file():
-        raise EditingError(f"{folder}: no {TABLE} there, so it is no folder of experiments.sweep")
+        raise UserError(f"{folder}: no {TABLE} there, so it is no folder of experiments.sweep")
     content = run_folder.read_json(folder / TABLE)
     lists = isinstance(content, dict) and all(isinstance(content.get(key), list) for key in ("jobs", "varied"))
     if not lists or not all(map(_is_job, content["jobs"])):
-        raise EditingError(f"{folder / TABLE}: was not written by experiments.sweep")
+        raise UserError(f"{folder / TABLE}: was not written by experiments.sweep")
     jobs = [job for job in content["jobs"] if any(f"post_{key}" in job["statistics"] for key in METRICS)]
     if not jobs:
-        raise EditingError(f"{folder}: no job has results to draw")
+        raise UserError(f"{folder}: no job has results to draw")
     varied = [key for key in content["varied"] if key != "seed"]
     values = {key: {repr(job["settings"].get(key)): job["settings"].get(key) for job in jobs} for key in varied}
     numbers = [key for key in varied if len(values[key]) > 1 and all(_is_number(value) for value in values[key].values())]

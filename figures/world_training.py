@@ -8,8 +8,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from common.errors import UserError
 from data import world
-from data.errors import DataError
 from data.files import read_json
 from experiments.run.cli import Parser, run_program
 from figures.lines import save
@@ -53,7 +53,7 @@ def main(argv=None) -> None:
     path = next((place for place in places if place.is_file()), args.log)
     log = read_json(path)
     if not isinstance(log, dict) or not {"epochs", "run"} <= log.keys():
-        raise DataError(f"{path}: not a training_log.json of data.world.train")
+        raise UserError(f"{path}: not a training_log.json of data.world.train")
     print("written:", *save(draw(log), args.out))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from data.download import data_folder
 from data.episodes import claims, continuations, locality, neighbours, opinions, published, qa, world
 from data.episodes.base import check_recipe, Place, Rows
@@ -17,7 +18,6 @@ from data.episodes.lines import place as file_place
 from data.episodes.options import Options
 from data.episodes.splits import by_subject
 from data.episodes.types import Batch, EpisodeData, Example, EXPERIMENTS, Item, MAX_LENGTH, SPLITS
-from data.errors import DataError
 
 __all__ = ["EXPERIMENTS", "MAX_LENGTH", "SPLITS", "Batch", "EpisodeData", "Example", "Item", "Options",
            "experiment_name", "load"]
@@ -26,10 +26,10 @@ _DEV = {"train": "train", "validation": "dev", "test": "test"}
 
 
 def experiment_name(name: str) -> str:
-    """The usual name of an experiment, aliases resolved. Raises DataError."""
+    """The usual name of an experiment, aliases resolved. Raises UserError."""
     if name not in EXPERIMENTS:
         near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
-        raise DataError(f"unknown experiment {name!r}; " + (f"did you mean {near[0]!r}? " if near else "")
+        raise UserError(f"unknown experiment {name!r}; " + (f"did you mean {near[0]!r}? " if near else "")
                         + f"known are {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[name]
 
@@ -41,18 +41,18 @@ def load(experiment: str, split: str, source: str = "files", options: Mapping[st
     experiment: gen, fc, qa, fnli or sent, or an alias. split: train, validation or test. source: "files", or "world" for the
     built-in one, whose splits share no subject. options: the keys ``data.*``. seed: of everything that is drawn.
     recipe: "mend" or "serac", whose equivalents, unrelated inputs and sampler are used.
-    Raises DataError: unknown names, files that are missing or not of their schema, too few rows.
+    Raises UserError: unknown names, files that are missing or not of their schema, too few rows.
     """
     experiment = experiment_name(experiment)
     check_recipe(recipe)
     if split not in SPLITS:
-        raise DataError(f"the splits are {', '.join(SPLITS)}, not {split!r}")
+        raise UserError(f"the splits are {', '.join(SPLITS)}, not {split!r}")
     if source not in ("files", "world"):
-        raise DataError(f'the source of edit data is "files" or "world", not {source!r}')
+        raise UserError(f'the source of edit data is "files" or "world", not {source!r}')
     options = options if isinstance(options, Options) else Options.of(options or {})
     for name in ("same_relation", "preceded", "asked"):
         if getattr(options, name) and (experiment, source) != ("gen", "world"):
-            raise DataError(f"data.{name} is for gen in the built-in world, whose facts are known; not for {experiment} of {source}")
+            raise UserError(f"data.{name} is for gen in the built-in world, whose facts are known; not for {experiment} of {source}")
     where = Place(experiment, split, source, options, recipe, seed)
     if source == "world":
         return _world(where)

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from data.errors import DataError
+from common.errors import UserError
 
 _DROPPED = str.maketrans("", "", string.punctuation + string.whitespace)
 
@@ -23,7 +23,7 @@ def rephrase(texts: Sequence[str], there: str, back: str, beams: int = 5, batch_
 
     there, back: translation models of the hub or folders (Marian and other sequence-to-sequence models). The published data
     also leave out those that change the model's answer; a reader of the rows cannot, and no trainer needs it.
-    Raises DataError when a model can't be had.
+    Raises UserError when a model can't be had.
     """
     pivots = translate(list(texts), there, beams, batch_size)
     flat = [pivot for group in pivots for pivot in group]
@@ -48,7 +48,7 @@ def translate(texts: Sequence[str], name: str, beams: int, batch_size: int) -> l
         model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise DataError(f"translation model {name} did not load ({reason}); fetch it beforehand or name a folder, or leave out "
+        raise UserError(f"translation model {name} did not load ({reason}); fetch it beforehand or name a folder, or leave out "
                         "both models to rephrase by templates") from error
     found = []
     for start in tqdm(range(0, len(texts), batch_size), unit="batch", desc=name):

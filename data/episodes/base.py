@@ -9,10 +9,10 @@ from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from common.errors import UserError
 from data.episodes.options import Options
 from data.episodes.sampler import MendSampler, Sampler, SeracSampler
 from data.episodes.types import Batch, Example, Item, Neighbours
-from data.errors import DataError
 
 RECIPES = ("mend", "serac")
 
@@ -38,12 +38,12 @@ class Rows:
     def __init__(self, place: Place, rows: Sequence[Any], locals_: Sequence[Example] | None = None,
                  local_rows: Sequence[int | None] | None = None, name: str = "", neighbours: Neighbours | None = None):
         """locals_: unrelated examples of another source (default: the rows themselves). local_rows: the edit row that each
-        belongs to. name: what the files are called. Raises DataError when there are no rows."""
+        belongs to. name: what the files are called. Raises UserError when there are no rows."""
         if not rows:
-            raise DataError(f"{name or place.source}: none of its rows can be used as edits of {place.experiment}")
+            raise UserError(f"{name or place.source}: none of its rows can be used as edits of {place.experiment}")
         self.place, self.rows, self._locals, self.local_rows, self.neighbours = place, rows, locals_, local_rows, neighbours
         if locals_ is not None and not locals_:
-            raise DataError(f"{name or place.source}: there are no unrelated examples for {place.experiment}")
+            raise UserError(f"{name or place.source}: there are no unrelated examples for {place.experiment}")
         self._name = name or place.source
 
     @cached_property
@@ -105,7 +105,7 @@ class Rows:
         """Batches of ``n_edits`` edits and ``n_local`` unrelated examples, by their number.
 
         limit: edit only the first so many rows (periodic validation). single_batch: always the first rows.
-        Raises DataError when there are too few rows.
+        Raises UserError when there are too few rows.
         """
         n = min(limit or len(self), len(self))
         seed = self.place.seed if seed is None else seed
@@ -168,6 +168,6 @@ def _cut(items: list[Item], most: int | None) -> list[Item]:
 
 def check_recipe(recipe: str) -> None:
     if recipe not in RECIPES:
-        raise DataError(f"the recipe of the data is {' or '.join(RECIPES)}, not {recipe!r}")
+        raise UserError(f"the recipe of the data is {' or '.join(RECIPES)}, not {recipe!r}")
 
 

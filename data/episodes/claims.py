@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import UserError
 from data.episodes.base import Rows
 from data.episodes.lines import read_rows
 from data.episodes.types import Example, Item
-from data.errors import DataError
 from data.fields import Fields
 
 FEVER_SCHEMA = "JSON lines with input, output [{answer}], prediction, alternatives, filtered_rephrases, logit"
@@ -42,10 +42,10 @@ class EvidencedClaim:
 
 
 def read_fever(path: Path) -> list[Claim]:
-    """The rows that have an alternative and a rephrase. Raises DataError."""
+    """The rows that have an alternative and a rephrase. Raises UserError."""
     rows = read_rows(path, _fever)
     if not rows:
-        raise DataError(f"{path}: no row has an answer, alternatives and rephrases")
+        raise UserError(f"{path}: no row has an answer, alternatives and rephrases")
     return rows
 
 
@@ -61,14 +61,14 @@ def _fever(fields: Fields) -> Claim | None:
 
 
 def read_vitaminc(path: Path, seed: int) -> list[EvidencedClaim]:
-    """The rows of real revisions with long enough evidence, shuffled. Raises DataError.
+    """The rows of real revisions with long enough evidence, shuffled. Raises UserError.
 
     Copies without ``revision_type`` and ``page`` are read too: all their rows count as real, and the rows of one revision
     case (``id`` up to its last "_") as one page.
     """
     rows = read_rows(path, _vitaminc)
     if not rows:
-        raise DataError(f"{path}: no row of a real revision has evidence of more than {SHORTEST_EVIDENCE} words")
+        raise UserError(f"{path}: no row of a real revision has evidence of more than {SHORTEST_EVIDENCE} words")
     random.Random(f"{seed}-vitaminc").shuffle(rows)
     return rows
 
@@ -123,11 +123,11 @@ class EvidencedClaims(Rows):
             counts = Counter(row.label for row in self.rows)
             self.keep = [min(counts.values()) / counts[row.label] for row in self.rows]
         if len(set(self._pages)) < 2:
-            raise DataError(f"{self._name}: all rows are of one page; unrelated claims need a second")
+            raise UserError(f"{self._name}: all rows are of one page; unrelated claims need a second")
         pages = list(dict.fromkeys(self._pages))
         for page in pages:
             if not any(_apart(page, other) for other in pages):
-                raise DataError(f"{self._name}: every page's name contains {page!r} or is a part of it, so no claim is unrelated to "
+                raise UserError(f"{self._name}: every page's name contains {page!r} or is a part of it, so no claim is unrelated to "
                                 "that page's")
 
     def item(self, index: int, epoch: int) -> Item:

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from random import Random
 
+from common.errors import UserError
 from data.episodes.base import Rows
 from data.episodes.types import Example, Item
-from data.errors import DataError
 from data.fields import Fields
 from data.files import read_json
 
@@ -38,7 +38,7 @@ class Continuation:
 
 
 def read(path: Path) -> list[Completion]:
-    """Raises DataError when the file is not of the schema or has no completions."""
+    """Raises UserError when the file is not of the schema or has no completions."""
     fields = Fields(read_json(path), str(path))
     n_tokens, texts = fields.integer("n_tokens"), fields.texts("completions")
     originals = fields.texts("original", optional=True, blanks=True)
@@ -47,7 +47,7 @@ def read(path: Path) -> list[Completion]:
     if originals and len(originals) != len(texts):
         raise fields.error(f"'original' has {len(originals)} texts and 'completions' {len(texts)}")
     if not texts:
-        raise DataError(f"{path}: it has no completions")
+        raise UserError(f"{path}: it has no completions")
     return [Completion(text, n_tokens) for text in texts]
 
 

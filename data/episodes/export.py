@@ -16,7 +16,7 @@ _DEV = {"train": "train", "validation": "dev", "test": "test"}
 
 
 def world(experiment: str, folder: Path, facts: int | None = None) -> list[tuple[Path, int]]:
-    """The files of all splits, by their published names, with the number of rows of each. Raises DataError.
+    """The files of all splits, by their published names, with the number of rows of each. Raises UserError.
 
     Of ``gen`` the published form holds whole texts and one length of target for all, so there is none of the world.
     """

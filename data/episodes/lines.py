@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from common.errors import UserError
 from data.download import data_folder
-from data.errors import DataError
 from data.fields import Fields
 from data.files import read_json
 
@@ -17,11 +17,11 @@ T = TypeVar("T")
 def place(path: str | None, usual: str, data_dir: str | Path | None, split: str, what: str) -> Path:
     """The file of ``split``: ``path`` with the split's name for ``{}``, else ``usual`` in the data folder.
 
-    Raises DataError when it is not there: the line says where it is expected and what it should hold (``what``).
+    Raises UserError when it is not there: the line says where it is expected and what it should hold (``what``).
     """
     found = Path(path.replace("{}", split)) if path else data_folder(data_dir) / usual.replace("{}", split)
     if not found.is_file():
-        raise DataError(f"{found}: no such file; expected {what}. It is published without an address to download it from: put "
+        raise UserError(f"{found}: no such file; expected {what}. It is published without an address to download it from: put "
                         "it there, name another with its data.*_path, or use the built-in world (+model=world)")
     return found
 
@@ -29,7 +29,7 @@ def place(path: str | None, usual: str, data_dir: str | Path | None, split: str,
 def read_rows(path: Path, parse: Callable[[Fields], T | None]) -> list[T]:
     """What ``parse`` makes of each line (or, in a .json file that holds a list, each record); None is left out.
 
-    Raises DataError with the file and the line for what is not JSON or not of the schema.
+    Raises UserError with the file and the line for what is not JSON or not of the schema.
     """
     rows = [parse(Fields(raw, where)) for raw, where in _raw(path)]
     return [row for row in rows if row is not None]
@@ -47,9 +47,9 @@ def _raw(path: Path) -> Iterator[tuple[Any, str]]:
             try:
                 yield json.loads(line), f"{path}, line {number}"
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: not valid JSON ({error}); the file may be cut off there") from None
+                raise UserError(f"{path}, line {number}: not valid JSON ({error}); the file may be cut off there") from None
     if empty:
-        raise DataError(f"{path}: it is empty")
+        raise UserError(f"{path}: it is empty")
 
 
 def _holds_list(path: Path) -> bool:
@@ -58,15 +58,15 @@ def _holds_list(path: Path) -> bool:
         with open(path, encoding="utf-8-sig") as file:
             return next((c for c in iter(lambda: file.read(1), "") if not c.isspace()), "") == "["
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from error
+        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from error
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file with their numbers from 1. Raises DataError when it can't be read."""
+    """The lines of a text file with their numbers from 1. Raises UserError when it can't be read."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             yield from enumerate((line.rstrip("\n") for line in file), 1)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from error
+        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from error

@@ -5,11 +5,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import UserError
 from data.download import data_folder
 from data.episodes.lines import numbered_lines
 from data.episodes.options import Options
 from data.episodes.types import Example
-from data.errors import DataError
 from data.fields import Fields
 from data.files import read_json
 
@@ -21,16 +21,16 @@ WEBTEXT_TRAIN, WIKITEXT_TRAIN = 0.9, 0.1
 
 
 def natural_questions(split: str, options: Options, data_dir: str | Path | None) -> list[Example]:
-    """The questions of a split with their answers. Raises DataError where the file is missing or not of its schema."""
+    """The questions of a split with their answers. Raises UserError where the file is missing or not of its schema."""
     folder = Path(options.nq_path) if options.nq_path else data_folder(data_dir) / "nq"
     path = folder / NQ_FILES[split]
     if not path.is_file():
-        raise DataError(f"{path}: no such file; make it with python -m experiments.make_episodes nq --out {folder}, name its "
+        raise UserError(f"{path}: no such file; make it with python -m experiments.make_episodes nq --out {folder}, name its "
                         "folder with data.nq_path, or take unrelated questions from the same data with data.zsre_nq=False")
     fields = Fields(read_json(path), str(path))
     questions, answers = fields.texts("questions"), fields.texts("answers")
     if len(questions) != len(answers) or not questions:
-        raise DataError(f"{path}: it has {len(questions)} questions and {len(answers)} answers; expected as many, and some")
+        raise UserError(f"{path}: it has {len(questions)} questions and {len(answers)} answers; expected as many, and some")
     return [Example(question, answer) for question, answer in zip(questions, answers)]
 
 
@@ -50,7 +50,7 @@ def open_questions(split: str, limit: int | None = None) -> list[tuple[str, str]
 
 def passages(split: str, options: Options) -> list[Example]:
     """Unrelated texts for continuations: OpenWebText, or wikitext with ``data.wiki_webtext=False``; from a local file if one
-    is named, else from the hub. Raises DataError."""
+    is named, else from the hub. Raises UserError."""
     if options.wiki_webtext:
         texts = (_local(options.webtext_path, split) if options.webtext_path
                  else _published_part(_hub("stas/openwebtext-10k", None, "train", "data.webtext_path", "refs/convert/parquet"), split))
@@ -80,12 +80,12 @@ def _local(path: str, split: str) -> Sequence[str]:
             try:
                 line = Fields(json.loads(line), f"{file}, line {number}").string("text")
             except ValueError as error:
-                if isinstance(error, DataError):
+                if isinstance(error, UserError):
                     raise
-                raise DataError(f"{file}, line {number}: not valid JSON ({error})") from None
+                raise UserError(f"{file}, line {number}: not valid JSON ({error})") from None
         texts.append(line.strip())
     if not texts:
-        raise DataError(f"{file}: it has no text")
+        raise UserError(f"{file}: it has no text")
     if "{}" in path:
         return texts
     cut = int(WEBTEXT_TRAIN * len(texts))
@@ -100,17 +100,17 @@ def _published_part(texts: Sequence[str], split: str) -> Sequence[str]:
 
 
 def _hub(name: str, config: str | None, split: str, option: str, revision: str | None = None) -> Sequence[str]:
-    """The field ``text`` of a data set of the Hugging Face hub. Raises DataError when it can't be had."""
+    """The field ``text`` of a data set of the Hugging Face hub. Raises UserError when it can't be had."""
     return _rows(name, config, split, option, revision)["text"]
 
 
 def _rows(name: str, config: str | None, split: str, option: str, revision: str | None = None):
-    """A data set of the hub (a ``datasets.Dataset``). Raises DataError when it can't be had."""
+    """A data set of the hub (a ``datasets.Dataset``). Raises UserError when it can't be had."""
     import datasets  # takes seconds to import
 
     try:
         return datasets.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise DataError(f"data set {name} of the Hugging Face hub did not load ({reason}); fetch it beforehand, or name a "
+        raise UserError(f"data set {name} of the Hugging Face hub did not load ({reason}); fetch it beforehand, or name a "
                         f"local file with {option}") from error

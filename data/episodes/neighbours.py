@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from common.errors import UserError
 from data.episodes.options import Options
 from data.episodes.types import Neighbours
-from data.errors import DataError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 Encoder = Callable[[Sequence[str]], np.ndarray]
@@ -19,7 +19,7 @@ _BLOCK = 1024
 
 
 def encoder(name: str) -> Encoder:
-    """ "words", or a sentence encoder of the hub or a folder (mean of its last hidden states). Raises DataError."""
+    """ "words", or a sentence encoder of the hub or a folder (mean of its last hidden states). Raises UserError."""
     return _word_vectors if name == "words" else lambda texts: _sentence_vectors(name, texts)
 
 
@@ -28,10 +28,10 @@ def nearest(edits: Sequence[str], candidates: Sequence[str], encode: Encoder, op
     """For each edit ``hard_neg_neighbors`` candidates by cosine similarity without the first ``exclude``, to be drawn with
     odds exp(similarity / hard_neg_temp).
 
-    edit_of: the edit row of each candidate, which is never its own neighbour. Raises DataError when there are too few.
+    edit_of: the edit row of each candidate, which is never its own neighbour. Raises UserError when there are too few.
     """
     if len(candidates) <= exclude + 1:
-        raise DataError(f"hard negatives leave out the {exclude} nearest of {len(candidates)} candidates, which leaves none; "
+        raise UserError(f"hard negatives leave out the {exclude} nearest of {len(candidates)} candidates, which leaves none; "
                         "lower data.hard_neg_exclude")
     vectors = _normed(encode([*edits, *candidates]))
     left, right = vectors[:len(edits)], vectors[len(edits):]
@@ -45,7 +45,7 @@ def nearest(edits: Sequence[str], candidates: Sequence[str], encode: Encoder, op
             order = np.argpartition(-values, count - 1)[:count]
             order = order[np.lexsort((order, -values[order]))][exclude:]
             if not len(order):
-                raise DataError(f"data.hard_neg_neighbors {options.hard_neg_neighbors} and data.hard_neg_exclude {exclude} "
+                raise UserError(f"data.hard_neg_neighbors {options.hard_neg_neighbors} and data.hard_neg_exclude {exclude} "
                                 "leave no hard negatives")
             weights = np.exp((values[order] - values[order[0]]) / options.hard_neg_temp)
             indices.append(order)
@@ -81,7 +81,7 @@ def _sentence_vectors(name: str, texts: Sequence[str]) -> np.ndarray:
         model = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise DataError(f"sentence encoder {name} did not load ({reason}); fetch it beforehand, name a folder with "
+        raise UserError(f"sentence encoder {name} did not load ({reason}); fetch it beforehand, name a folder with "
                         'data.hard_neg_encoder, or use "words" there') from error
     vectors = []
     with torch.no_grad():

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import UserError
 from data.episodes.base import Rows
 from data.episodes.lines import read_rows
 from data.episodes.types import Example, Item
-from data.errors import DataError
 from data.fields import Fields
 
 SCHEMA = 'a JSON list of {"ent", "pos": [...], "neg": [...]}'
@@ -28,10 +28,10 @@ class Opinions:
 
 
 def read(path: Path) -> list[Opinions]:
-    """The entities that have responses of both sentiments. Raises DataError."""
+    """The entities that have responses of both sentiments. Raises UserError."""
     rows = read_rows(path, _row)
     if not rows:
-        raise DataError(f"{path}: no entity has responses of both sentiments")
+        raise UserError(f"{path}: no entity has responses of both sentiments")
     return rows
 
 
@@ -55,7 +55,7 @@ class OpinionEdits(Rows):
         super().__init__(*args, **kwargs)
         self.keys = [row.entity for row in self.rows]
         if len(self.rows) < 2:
-            raise DataError(f"{self._name}: opinions need at least 2 entities, the second as the unrelated one")
+            raise UserError(f"{self._name}: opinions need at least 2 entities, the second as the unrelated one")
 
     def item(self, index: int, epoch: int) -> Item:
         row, rng = self.rows[index], self.rng(index, epoch)

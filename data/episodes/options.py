@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from data.errors import DataError
+from common.errors import UserError
 
 DEAD = {"sent_eval_sample": "it changed only fields that nothing read"}
 """Keys of published configurations that never had an effect: accepted, with a warning."""
@@ -86,23 +86,23 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.sent_loc not in ("prompt", "descriptor"):
-            raise DataError(f'data.sent_loc is "prompt" or "descriptor", not {self.sent_loc!r}')
+            raise UserError(f'data.sent_loc is "prompt" or "descriptor", not {self.sent_loc!r}')
         for name in ("n_edits", "hard_neg_neighbors", "n_outer_max"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise DataError(f"data.{name} must be at least 1, not {value}")
+                raise UserError(f"data.{name} must be at least 1, not {value}")
         for name in ("same_relation", "preceded", "asked"):
             if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"data.{name} must be a probability, not {getattr(self, name)}")
+                raise UserError(f"data.{name} must be a probability, not {getattr(self, name)}")
         if self.hard_neg_exclude is not None and self.hard_neg_exclude < 0:
-            raise DataError(f"data.hard_neg_exclude must be at least 0, not {self.hard_neg_exclude}")
+            raise UserError(f"data.hard_neg_exclude must be at least 0, not {self.hard_neg_exclude}")
         if self.hard_neg_temp <= 0 or not 0 <= self.hard_neg_prob <= 1:
-            raise DataError(f"data.hard_neg_temp must be positive and data.hard_neg_prob a probability, not "
+            raise UserError(f"data.hard_neg_temp must be positive and data.hard_neg_prob a probability, not "
                             f"{self.hard_neg_temp} and {self.hard_neg_prob}")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Options:
-        """From the keys of a configuration. Raises DataError for one that does not exist; dead ones get a warning."""
+        """From the keys of a configuration. Raises UserError for one that does not exist; dead ones get a warning."""
         known = {f.name: f for f in fields(cls)}
         given = {}
         for key, value in values.items():
@@ -110,7 +110,7 @@ class Options:
                 log.warning("data.%s has no effect: %s", key, DEAD[key])
             elif key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
-                raise DataError(f"data.{key} is not known; " + (f"did you mean data.{near[0]}?" if near
+                raise UserError(f"data.{key} is not known; " + (f"did you mean data.{near[0]}?" if near
                                                                 else f"known are {', '.join(known)}"))
             else:
                 given[key] = _checked(key, value, str(known[key].type))
@@ -130,4 +130,4 @@ def _checked(key: str, value: Any, kind: str) -> Any:
     elif (isinstance(value, int) and "int" in kind) or (isinstance(value, float) and "float" in kind) \
             or (isinstance(value, str) and "str" in kind):
         return value
-    raise DataError(f"data.{key} should be {kind.replace(' | ', ' or ')}, not {value!r}")
+    raise UserError(f"data.{key} should be {kind.replace(' | ', ' or ')}, not {value!r}")

@@ -12,10 +12,10 @@ _KILT = {"qa": "http://dl.fbaipublicfiles.com/KILT/structured_zeroshot-{}-kilt.j
 
 
 def vitaminc(split: str, path: Path) -> None:
-    """Downloads the file of a split (train, dev or test) to ``path``. Raises DataError."""
+    """Downloads the file of a split (train, dev or test) to ``path``. Raises UserError."""
     download(_VITAMINC.format(split), path)
 
 
 def kilt(experiment: str, split: str, path: Path) -> None:
-    """Downloads KILT's rows of a split (train or dev) for the experiment qa or fc. Raises DataError."""
+    """Downloads KILT's rows of a split (train or dev) for the experiment qa or fc. Raises UserError."""
     download(_KILT[experiment].format(split), path)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common.errors import UserError
 from data.episodes.base import Place, Rows
 from data.episodes.lines import numbered_lines, read_rows
 from data.episodes.types import Example, Item
-from data.errors import DataError
 from data.fields import Fields
 from data.files import read_json
 
@@ -41,7 +41,7 @@ class Question:
 
 
 def read(path: Path, eval_idxs: str | None = None) -> list[Question]:
-    """The usable rows of a file in either schema; ``eval_idxs`` names a file of row numbers to keep. Raises DataError."""
+    """The usable rows of a file in either schema; ``eval_idxs`` names a file of row numbers to keep. Raises UserError."""
     count = -1
 
     def parse(fields: Fields) -> Question | None:
@@ -54,7 +54,7 @@ def read(path: Path, eval_idxs: str | None = None) -> list[Question]:
         wanted = _numbers(Path(eval_idxs))
         rows = [row for row in rows if row.number in wanted]
     if not rows:
-        raise DataError(f"{path}: none of its {count + 1} rows has an answer, alternatives and rephrases")
+        raise UserError(f"{path}: none of its {count + 1} rows has an answer, alternatives and rephrases")
     return rows
 
 
@@ -87,7 +87,7 @@ def _numbers(path: Path) -> set[int]:
     for line_number, line in numbered_lines(path):
         if line.strip():
             if not line.strip().isdecimal():
-                raise DataError(f"{path}, line {line_number}: expected a row number, found {line.strip()!r}")
+                raise UserError(f"{path}, line {line_number}: expected a row number, found {line.strip()!r}")
             numbers.add(int(line))
     return numbers
 
@@ -96,13 +96,13 @@ def with_implied(rows: Sequence[Question], path: Path) -> list[Question]:
     """The rows with the implied questions of a file aligned with the rows of the question file, unusable ones left out."""
     content = read_json(path)
     if not isinstance(content, list):
-        raise DataError(f"{path}: expected a list, aligned with the questions, of lists of [question, answer, ...]")
+        raise UserError(f"{path}: expected a list, aligned with the questions, of lists of [question, answer, ...]")
     found = []
     for row in rows:
         pairs = []
         for entry in content[row.number] if row.number < len(content) else []:
             if not isinstance(entry, list) or len(entry) < 2 or not all(isinstance(part, str) for part in entry[:2]):
-                raise DataError(f"{path}, record {row.number}: expected [question, answer, ...], found {str(entry)[:40]!r}")
+                raise UserError(f"{path}, record {row.number}: expected [question, answer, ...], found {str(entry)[:40]!r}")
             if row.answer in entry[0]:
                 pairs.append((entry[0], entry[1]))
         found.append(replace(row, implied=tuple(pairs)))

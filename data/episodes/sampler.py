@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.errors import UserError
 from data.episodes.types import Neighbours
-from data.errors import DataError
 
 TRIES = 100
 """Draws of locality rows before it is given up to find some that the batch does not edit."""
@@ -37,10 +37,10 @@ class Sampler:
                  local_rows: Sequence[int | None] | None = None, fixed: bool = False):
         """n: edit rows. n_edits, n_local: rows of a batch. locals_: local examples to draw from (default: the n rows).
         local_rows: the edit row of each local example, which is kept apart from it. fixed: always the same rows
-        (``single_batch``). Raises DataError when there are too few rows.
+        (``single_batch``). Raises UserError when there are too few rows.
         """
         if n_edits < 1 or n_local < 1:
-            raise DataError(f"a batch needs at least 1 edit and 1 unrelated row, not {n_edits} and {n_local}; "
+            raise UserError(f"a batch needs at least 1 edit and 1 unrelated row, not {n_edits} and {n_local}; "
                             "make batch_size larger than data.n_edits")
         self.n, self.n_edits, self.n_local, self.fixed = n, n_edits, n_local, fixed
         self.locals = n if locals_ is None else locals_
@@ -51,7 +51,7 @@ class Sampler:
             if row is not None:
                 self._locals_of.setdefault(row, []).append(place)
         if n < n_edits:
-            raise DataError(f"{n_edits} edits at a time are asked for, and there are only {n} rows")
+            raise UserError(f"{n_edits} edits at a time are asked for, and there are only {n} rows")
         self._seed = seed
         self._restart()
 
@@ -150,7 +150,7 @@ class SeracSampler(Sampler):
             if self._keep is not None:
                 stays = self._rng.random(self.n) < self._keep
                 self._queue = deque(row for row in self._queue if stays[row])
-        raise DataError(f"{TRIES} passes over the {self.n} rows gave no {self.n_edits} that can be edited together "
+        raise UserError(f"{TRIES} passes over the {self.n} rows gave no {self.n_edits} that can be edited together "
                         "(their pages or entities are alike); use fewer edits")
 
     def _from_neighbours(self, edits: Sequence[int]) -> tuple[int, ...] | None:
@@ -174,8 +174,8 @@ class SeracSampler(Sampler):
         return tuple(places)
 
 
-def _none_left(locals_: int, n_edits: int) -> DataError:
-    return DataError(f"all {locals_} unrelated examples belong to the {n_edits} edits of one batch; use fewer edits")
+def _none_left(locals_: int, n_edits: int) -> UserError:
+    return UserError(f"all {locals_} unrelated examples belong to the {n_edits} edits of one batch; use fewer edits")
 
 
 def _skip(index: int, forbidden: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from common.errors import UserError
 from data.episodes.claims import Claim, EvidencedClaim
 from data.episodes.continuations import Continuation
 from data.episodes.opinions import Opinions
@@ -16,7 +17,6 @@ from data.episodes.options import Options
 from data.episodes.qa import Question
 from data.episodes.rephrase import questions_like
 from data.episodes.splits import by_subject
-from data.errors import DataError
 from data.world import Entity, Fact, LANGUAGES, World, world
 from data.world.generate import render
 
@@ -34,11 +34,11 @@ RESPONSES = 4
 
 
 def rows(experiment: str, split: str, options: Options) -> list[Any]:
-    """The rows of a split in the types of the files' readers. Raises DataError for a language that an experiment lacks."""
+    """The rows of a split in the types of the files' readers. Raises UserError for a language that an experiment lacks."""
     if options.language not in LANGUAGES:
-        raise DataError(f"the built-in world speaks {' and '.join(LANGUAGES)}, not {options.language!r}")
+        raise UserError(f"the built-in world speaks {' and '.join(LANGUAGES)}, not {options.language!r}")
     if options.language != "en" and experiment not in ("gen", "qa"):
-        raise DataError(f"the built-in world has data of {experiment} in English only (data.language=en)")
+        raise UserError(f"the built-in world has data of {experiment} in English only (data.language=en)")
     this = world(options.facts)
     if experiment == "sent":
         subjects = by_subject(this.subjects, lambda subject: subject.en, split)
@@ -51,7 +51,7 @@ def rows(experiment: str, split: str, options: Options) -> list[Any]:
         if experiment == "fnli":
             found = [row for rows_of_fact in found for row in rows_of_fact]
     if not found:
-        raise DataError(f"a world of {len(this.facts)} facts has no {split} rows of {experiment}; ask for more with data.facts "
+        raise UserError(f"a world of {len(this.facts)} facts has no {split} rows of {experiment}; ask for more with data.facts "
                         "(300 are plenty)")
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from data.errors import DataError
+from common.errors import UserError
 from data.records import Record
 
 
@@ -36,12 +36,12 @@ class LanguageSpec:
     def corpus(self, dataset: str) -> str:
         """The corpus in this language. Files are taken as they are, and so is English.
 
-        Raises DataError for a corpus known by an English name that the language has no counterpart of; warns of another of the hub.
+        Raises UserError for a corpus known by an English name that the language has no counterpart of; warns of another of the hub.
         """
         if dataset in self.corpora or self.code == "en" or dataset == "world" or dataset.endswith((".jsonl", ".txt")):
             return self.corpora.get(dataset, dataset)
         if "/" not in dataset:
-            raise DataError(f"mom2_dataset {dataset!r} has no counterpart in {self.name}: add it to the corpora of its file in "
+            raise UserError(f"mom2_dataset {dataset!r} has no counterpart in {self.name}: add it to the corpora of its file in "
                             "data/languages, or name a file of texts")
         if dataset not in self.corpora.values():
             warnings.warn(f"mom2_dataset {dataset!r} is taken as it is for {self.name}, whose corpora do not name it", stacklevel=2)
@@ -54,12 +54,12 @@ def names() -> list[str]:
 
 
 def spec(name: str) -> LanguageSpec:
-    """The language called ``name`` (its code and tag will do, too). Raises DataError for one without a spec."""
+    """The language called ``name`` (its code and tag will do, too). Raises UserError for one without a spec."""
     known = names()
     specs = (import_module(f"{__name__}.{module}").SPEC for module in ([name] if name in known else known))
     found = next((language for language in specs if name in (language.name, language.code, language.tag)), None)
     if found is None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"no language {name!r}; {hint}known are {', '.join(known)}; a file in data/languages adds one")
+        raise UserError(f"no language {name!r}; {hint}known are {', '.join(known)}; a file in data/languages adds one")
     return found

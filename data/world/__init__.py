@@ -8,8 +8,8 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from common.errors import UserError
 from data.download import cache_folder
-from data.errors import DataError
 from data.files import write_atomically
 from data.world import corpus, records, variants
 from data.world.generate import BASE_FACTS, Entity, Fact, generate, SEED, World
@@ -24,9 +24,9 @@ __all__ = ["BASE_FACTS", "CHECKPOINT", "LANGUAGES", "RELATIONS", "SCHEMAS", "SEE
 
 @lru_cache(maxsize=2)
 def world(facts: int | None = None, seed: int = SEED) -> World:
-    """The generated world (see :func:`data.world.generate.generate`); kept for the next call. Raises DataError."""
+    """The generated world (see :func:`data.world.generate.generate`); kept for the next call. Raises UserError."""
     if facts is not None and facts < 1:
-        raise DataError(f"the built-in world needs at least 1 fact, not {facts}")
+        raise UserError(f"the built-in world needs at least 1 fact, not {facts}")
     return generate(facts, seed)
 
 
@@ -34,21 +34,21 @@ def _one_of(value: str, known, what: str) -> None:
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"the built-in world has no {what} {value!r}; {hint}known are {', '.join(known)}")
+        raise UserError(f"the built-in world has no {what} {value!r}; {hint}known are {', '.join(known)}")
 
 
 def load(language: str = "en", schema: str = "counterfact", facts: int | None = None, seed: int = SEED) -> list[dict]:
     """All records, one for each fact, as the JSON files of their schema hold them.
 
     language: "en" or "ca". schema: "counterfact", "zsre", or "bilingual" (two variants in Catalan, :mod:`.variants`). facts: the size of the world (default: the one that the
-    checkpoint knows). Raises DataError for an unknown language or schema, or a world too small for counterfacts.
+    checkpoint knows). Raises UserError for an unknown language or schema, or a world too small for counterfacts.
     """
     _one_of(language, LANGUAGES, "language")
     _one_of(schema, SCHEMAS, "schema")
     this = world(facts, seed)
     single = next((relation for relation, objects in this.objects.items() if len(objects) == 1), None)
     if single is not None:
-        raise DataError(f"in a world of {len(this.facts)} facts relation {single} has only one object, so that no fact of it "
+        raise UserError(f"in a world of {len(this.facts)} facts relation {single} has only one object, so that no fact of it "
                         "can be changed; ask for more (300 are plenty)")
     return SCHEMAS[schema](this, language)
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.errors import DataError, Parser, run_program
+from common.errors import UserError
+from common.programs import Parser, run_program
 from data.world import BASE_FACTS, CHECKPOINT, LANGUAGES, SEED, world
 from data.world.recall import recall
 
@@ -17,14 +18,14 @@ def main(argv=None) -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args(argv)
     if not (args.folder / "config.json").is_file():
-        raise DataError(f"{args.folder}: no model there (no config.json)")
+        raise UserError(f"{args.folder}: no model there (no config.json)")
     if args.every < 1:
-        raise DataError(f"--every must be at least 1, not {args.every}")
+        raise UserError(f"--every must be at least 1, not {args.every}")
     try:
         model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
         tok = AutoTokenizer.from_pretrained(args.folder)
     except ValueError as error:
-        raise DataError(f"{args.folder}: no model that loads ({' '.join(str(error).split())[:160]})") from None
+        raise UserError(f"{args.folder}: no model that loads ({' '.join(str(error).split())[:160]})") from None
     this = world(args.facts, args.seed)
     facts = this.facts[::args.every]
     print(f"{len(facts)} facts; greedy recall (%) on phrasings 1, 2, ... of each language")

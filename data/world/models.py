@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from common.errors import UserError
+from common.programs import Parser, run_program
 from data.download import data_folder
-from data.errors import DataError, Parser, run_program
 from data.world import small
 from data.world.generate import generate, SEED, World
 from data.world.lessons import ENCODERS, LESSONS, measure
@@ -69,11 +70,11 @@ KINDS = ("gpt2", *RECIPES)
 
 def path(kind: str, data_dir: str | Path | None = None) -> Path:
     """The folder of a model of the world, in which the shipped decoder is "gpt2"; others are trained when they are not there
-    yet, which takes minutes. Raises DataError for an unknown kind."""
+    yet, which takes minutes. Raises UserError for an unknown kind."""
     if kind == "gpt2":
         return CHECKPOINT
     if kind not in RECIPES:
-        raise DataError(f"the built-in world has no model {kind!r}; known are {', '.join(KINDS)}")
+        raise UserError(f"the built-in world has no model {kind!r}; known are {', '.join(KINDS)}")
     folder = data_folder(data_dir) / "world-models" / kind
     recipe = RECIPES[kind]
     if not _is_trained(folder, recipe):
@@ -152,7 +153,7 @@ def _batches(this: World, kind: str, recipe: Recipe, epoch: int) -> list[list]:
 
 
 def train(kind: str, folder: Path, recipe: Recipe, save_seconds: float = 60, stop_after: int | None = None) -> None:
-    """Trains to the end, or goes on with the run in `folder`; waits for another process that does. Raises DataError when the
+    """Trains to the end, or goes on with the run in `folder`; waits for another process that does. Raises UserError when the
     run in `folder` has other settings."""
     _check(recipe)
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +183,7 @@ def _train(kind: str, folder: Path, recipe: Recipe, save_seconds: float, stop_af
     if state_path.exists():
         progress = load_state(state_path, model, optimizers)
         if progress["run"] != json.loads(json.dumps(run)):
-            raise DataError(f"{folder} holds a run with other settings; choose another --out or give the same flags")
+            raise UserError(f"{folder} holds a run with other settings; choose another --out or give the same flags")
     bar = tqdm(total=steps, initial=progress["step"], unit="step", desc=kind)
     saved = last = time.monotonic()
     begun = progress["step"]
@@ -248,25 +249,25 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def _check(recipe: Recipe) -> None:
-    """Raises DataError for what makes no model or no run."""
+    """Raises UserError for what makes no model or no run."""
     for name, value in {**asdict(recipe.shape), "epochs": recipe.epochs, "batch": recipe.batch}.items():
         if value < 1:
-            raise DataError(f"--{name} must be at least 1, not {value}")
+            raise UserError(f"--{name} must be at least 1, not {value}")
     for name in ("muon_lr", "adam_lr", "weight_decay"):
         if not 0 <= getattr(recipe, name) < math.inf:
-            raise DataError(f"--{name} must be a finite number, not below 0, not {getattr(recipe, name)}")
+            raise UserError(f"--{name} must be a finite number, not below 0, not {getattr(recipe, name)}")
     if recipe.facts is not None and recipe.facts < 100:
-        raise DataError(f"--facts must be at least 100, so that every relation has several objects, not {recipe.facts}")
+        raise UserError(f"--facts must be at least 100, so that every relation has several objects, not {recipe.facts}")
     if recipe.shape.width % recipe.shape.heads:
-        raise DataError(f"--width {recipe.shape.width} can't be divided by --heads {recipe.shape.heads}")
+        raise UserError(f"--width {recipe.shape.width} can't be divided by --heads {recipe.shape.heads}")
     if not 0 <= recipe.warm_epochs < recipe.epochs or not 0 < recipe.warm_share <= 1 or not 0 < recipe.decay <= 1:
-        raise DataError("--warm_epochs must be fewer than --epochs, --warm_share and --decay shares: above 0, at most 1")
+        raise UserError("--warm_epochs must be fewer than --epochs, --warm_share and --decay shares: above 0, at most 1")
 
 
 def main(argv=None) -> None:
     args = parse_args(argv)
     if args.threads < 1:
-        raise DataError(f"--threads must be at least 1, not {args.threads}")
+        raise UserError(f"--threads must be at least 1, not {args.threads}")
     torch.set_num_threads(args.threads)
     recipe = recipe_of(args)
     train(args.kind, args.out or data_folder() / "world-models" / args.kind, recipe, stop_after=args.stop_after)

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from data.errors import DataError, Parser, run_program
+from common.errors import UserError
+from common.programs import Parser, run_program
 from data.world.batches import Rows
 from data.world.corpus import sentences
 from data.world.generate import BASE_FACTS, generate, SEED, World
@@ -148,27 +149,27 @@ def write_model(folder: Path, model, tok, log: dict) -> None:
 
 
 def check(args) -> None:
-    """Raises DataError for flags that make no model or no run."""
+    """Raises UserError for flags that make no model or no run."""
     for name in ("facts", "layers", "width", "heads", "batch", "epochs", "threads"):
         if getattr(args, name) < 1:
-            raise DataError(f"--{name} must be at least 1, not {getattr(args, name)}")
+            raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}")
     if args.alone_epochs < 0:
-        raise DataError(f"--alone_epochs must be at least 0, not {args.alone_epochs}")
+        raise UserError(f"--alone_epochs must be at least 0, not {args.alone_epochs}")
     if args.width % args.heads:
-        raise DataError(f"--width {args.width} can't be divided by --heads {args.heads}")
+        raise UserError(f"--width {args.width} can't be divided by --heads {args.heads}")
     if args.vocab < 300:
-        raise DataError(f"--vocab {args.vocab} is too small: 256 bytes and some merges are needed, say 2500")
+        raise UserError(f"--vocab {args.vocab} is too small: 256 bytes and some merges are needed, say 2500")
     if args.length < 32:
-        raise DataError(f"--length {args.length} is too short for a sentence; use 32 or more")
+        raise UserError(f"--length {args.length} is too short for a sentence; use 32 or more")
     for name in ("muon_lr", "adam_lr", "weight_decay"):
         if not 0 <= getattr(args, name) < math.inf:
-            raise DataError(f"--{name} must be a finite number, not below 0, not {getattr(args, name)}")
+            raise UserError(f"--{name} must be a finite number, not below 0, not {getattr(args, name)}")
     if not 0 < args.warm_share <= 1 or not 0 < args.decay <= 1:
-        raise DataError("--warm_share and --decay are shares: above 0, at most 1")
+        raise UserError("--warm_share and --decay are shares: above 0, at most 1")
 
 
 def train(args) -> None:
-    """Trains to the end, or goes on with the run in `args.out`. Raises DataError when that has other settings."""
+    """Trains to the end, or goes on with the run in `args.out`. Raises UserError when that has other settings."""
     check(args)
     torch.set_num_threads(args.threads)
     world = generate(args.facts, args.seed)
@@ -197,7 +198,7 @@ def train(args) -> None:
         progress = load_state(state_path, model, optimizers)
         if progress["run"] != run:
             changed = sorted(k for k in run if progress["run"].get(k) != run[k])
-            raise DataError(f"{args.out} holds a run with other settings ({', '.join(changed)}); "
+            raise UserError(f"{args.out} holds a run with other settings ({', '.join(changed)}); "
                             "choose another --out or give the same flags")
 
     bar = tqdm(total=steps + alone_steps, initial=progress["step"], unit="step", smoothing=0.05)

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from common.errors import UserError
 from editors.base import Task
 from editors.core import covariance, moment_store, solve
 from editors.core.corpus import find_corpus
 from editors.core.files import check_writable, write_tensors
 from editors.core.moment_store import Moment
 from editors.core.sites import Sites
-from editors.errors import EditingError
 from .spread import Solver, SpreadEditor, SpreadHParams
 from .statistics import second_moments
 
@@ -43,9 +43,9 @@ class AlphaEditHParams(SpreadHParams):
         super().__post_init__()
         for name in ("L2", "nullspace_threshold"):
             if not 0 < getattr(self, name) < math.inf:
-                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number above 0")
+                raise UserError(f"{name}: {getattr(self, name)} must be a finite number above 0")
         if self.relative_ridge:
-            raise EditingError("relative_ridge: AlphaEdit inverts no second moment, so it has no use for one")
+            raise UserError("relative_ridge: AlphaEdit inverts no second moment, so it has no use for one")
 
 
 class AlphaEdit(SpreadEditor):
@@ -62,7 +62,7 @@ class AlphaEdit(SpreadEditor):
     def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
         hp = self.hparams
         if hp.dynamic and task.memory is not None and hp.solve != "published":
-            raise EditingError('dynamic: in a sequence AlphaEdit remembers keys as projected with the first statistics; set it false, or '
+            raise UserError('dynamic: in a sequence AlphaEdit remembers keys as projected with the first statistics; set it false, or '
                                'solve to "published", which projects anew')
         moments = second_moments(task, hp, sites, info)
         projectors = {}
@@ -78,7 +78,7 @@ class AlphaEdit(SpreadEditor):
                 warnings.warn(f"block {layer}: no direction is below nullspace_threshold {hp.nullspace_threshold}, so nothing is written there",
                               stacklevel=2)
         if not any(projector.rank for projector in projectors.values()):
-            raise EditingError(
+            raise UserError(
                 f"nullspace_threshold {hp.nullspace_threshold}: no direction of any layer is below it, so nothing could be edited; "
                 "raise it, or set nullspace_relative"
             )

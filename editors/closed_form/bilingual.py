@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from common.errors import UserError
 from editors.base import check_finite, Task
 from editors.core import ranks, solve
 from editors.core.covariance import pin
@@ -26,7 +27,6 @@ from editors.core.prompts import check_lengths, parse_requests, Request
 from editors.core.sites import evaluating, longest_context, weight_of
 from editors.core.values import optimise_jointly
 from editors.edit import Edit
-from editors.errors import EditingError
 from .memit import MEMIT
 from .spread import spread
 from .statistics import covariance_factors, second_moments, trial
@@ -40,19 +40,19 @@ def joint_edit(
     languages: an editor (its hparams say the language's contexts, KL prompt, looked-up token and corpus; all have the same layers;
     lambda and step size are the first one's) and the facts, in the same order in each. With a fresh residual what is missing is
     measured as the mean over the languages; published is a stale one.
-    Raises EditingError for different numbers of facts or layers, settings that a joint edit has no use for, and what MEMIT finds wrong.
+    Raises UserError for different numbers of facts or layers, settings that a joint edit has no use for, and what MEMIT finds wrong.
     """
     started = time.perf_counter()
     first = languages[0][0].hparams
     for name in ("rect_share", "edited_key_memory", "prune", "calculate_objective_value"):
         if any(getattr(editor.hparams, name) not in (None, False) for editor, _ in languages):
-            raise EditingError(f"{name}: a joint edit of several languages does not have it; leave it out, or take the sum of two edits")
+            raise UserError(f"{name}: a joint edit of several languages does not have it; leave it out, or take the sum of two edits")
     if len({tuple(editor.hparams.layers) for editor, _ in languages}) > 1:
-        raise EditingError(f"layers: {' and '.join(str(editor.hparams.layers) for editor, _ in languages)}; a joint edit needs the same")
+        raise UserError(f"layers: {' and '.join(str(editor.hparams.layers) for editor, _ in languages)}; a joint edit needs the same")
     tasks = [Task(model, tok, parse_requests(facts, tok), None, None, progress) for _, facts in languages]
     if len({len(task.requests) for task in tasks}) > 1 or not tasks[0].requests:
         counts = ", ".join(str(len(task.requests)) for task in tasks)
-        raise EditingError(f"the languages have {counts} facts; give the same ones in each")
+        raise UserError(f"the languages have {counts} facts; give the same ones in each")
     for task in tasks:
         check_lengths(tok, task.requests, ["{}"], longest_context(model))
     pin(model)

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from common.errors import UserError
 from editors.base import Task
 from editors.core import solve
 from editors.core.sites import Sites
-from editors.errors import EditingError
 from .spread import Solver, SpreadEditor, SpreadHParams
 from .statistics import covariance_factors, second_moments
 
@@ -26,10 +26,10 @@ class EMMETHParams(SpreadHParams):
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.mom2_update_weight < math.inf:
-            raise EditingError(f"mom2_update_weight: {self.mom2_update_weight} must be a finite number above 0")
+            raise UserError(f"mom2_update_weight: {self.mom2_update_weight} must be a finite number above 0")
         for name in ("emmet_lambda", "update_norm_lambda"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
+                raise UserError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
 
 
 class EMMET(SpreadEditor):

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from common.errors import UserError
 from editors.base import Task
 from editors.core import solve
 from editors.core.sites import Sites
 from editors.edit import Dense, LowRank
-from editors.errors import EditingError
 from .spread import Solver, SpreadEditor, SpreadHParams
 from .statistics import covariance_factors, prepare, Prepared, second_moments
 
@@ -50,20 +50,20 @@ class MEMITHParams(SpreadHParams):
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.mom2_update_weight < math.inf:
-            raise EditingError(f"mom2_update_weight: {self.mom2_update_weight} must be a finite number above 0")
+            raise UserError(f"mom2_update_weight: {self.mom2_update_weight} must be a finite number above 0")
         if not 0 <= self.update_norm_lambda < math.inf:
-            raise EditingError(f"update_norm_lambda: {self.update_norm_lambda} must be a finite number, not below 0")
+            raise UserError(f"update_norm_lambda: {self.update_norm_lambda} must be a finite number, not below 0")
         if self.edited_key_memory and self.dynamic:
-            raise EditingError("dynamic: edited_key_memory adds up on the first statistics; set one of the two false")
+            raise UserError("dynamic: edited_key_memory adds up on the first statistics; set one of the two false")
         if self.edited_key_memory and (self.residual == "stale" or self.rect_share is not None):
             other = "rect_share" if self.rect_share is not None else "residual stale"
-            raise EditingError(f"edited_key_memory: remembers the keys of the model with the whole edit in it, which {other} does not give")
+            raise UserError(f"edited_key_memory: remembers the keys of the model with the whole edit in it, which {other} does not give")
         if self.context_starts is not None and not all(self.context_starts):
-            raise EditingError(f"context_starts: {self.context_starts} must be texts, none of them empty")
+            raise UserError(f"context_starts: {self.context_starts} must be texts, none of them empty")
         if self.rect_share is not None and not 0 < self.rect_share <= 1:
-            raise EditingError(f"rect_share: {self.rect_share} must be above 0, at most 1")
+            raise UserError(f"rect_share: {self.rect_share} must be above 0, at most 1")
         if self.rect_absolute and self.rect_share is None:
-            raise EditingError("rect_absolute: without effect unless rect_share is set")
+            raise UserError("rect_absolute: without effect unless rect_share is set")
 
 
 def regrouped(prepared: Prepared, hp: MEMITHParams, given: bool) -> Prepared:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from common.errors import UserError
 from editors.base import Editor, Task
 from editors.core import solve
 from editors.core.keys import layer_io
@@ -15,7 +16,6 @@ from editors.core.prompts import Request
 from editors.core.sites import get_module, weight_of
 from editors.core.value_cache import cached_optimise
 from editors.edit import LowRank
-from editors.errors import EditingError
 from editors.hparams import ValueHParams
 from .statistics import begun_with, covariance_factors, prepare, Prepared, second_moments, to_change, trial
 
@@ -44,7 +44,7 @@ class ROMEHParams(ValueHParams):
     def __post_init__(self):
         super().__post_init__()
         if any(len(pair) != 2 or min(pair) < 1 for pair in self.context_template_length_params):
-            raise EditingError("context_template_length_params: expected pairs [length, number], both at least 1")
+            raise UserError("context_template_length_params: expected pairs [length, number], both at least 1")
 
 
 class ROME(Editor):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from common.errors import UserError
 from editors.base import Task
 from editors.core import covariance, solve
 from editors.core.contexts import as_groups, context_templates, contexts_fingerprint
@@ -21,7 +22,6 @@ from editors.core.moment_store import Moment
 from editors.core.prompts import check_lengths
 from editors.core.sites import find_sites, longest_context, Sites, weight_of
 from editors.edit import add_to, Dense, LowRank
-from editors.errors import EditingError
 from editors.hparams import ValueHParams
 
 # Factors by second moment: one Cholesky a layer serves every batch, and goes when the moment goes.
@@ -45,20 +45,20 @@ def prepare(
 ) -> Prepared:
     """Verified sites and the contexts (given, or of this kind, from the model with the seed of the hparams).
 
-    Raises EditingError for what either finds wrong.
+    Raises UserError for what either finds wrong.
     """
     sites = find_sites(task.model, hparams.templates())
     beyond = [layer for layer in hparams.layers if layer >= sites.layers]
     if beyond:
-        raise EditingError(f"layers: block {beyond[0]} does not exist, the model has blocks 0 to {sites.layers - 1}")
+        raise UserError(f"layers: block {beyond[0]} does not exist, the model has blocks 0 to {sites.layers - 1}")
     if hparams.v_loss_layer is not None and not 0 <= hparams.v_loss_layer < sites.layers:
-        raise EditingError(f"v_loss_layer: block {hparams.v_loss_layer} does not exist, the model has blocks 0 to {sites.layers - 1}")
+        raise UserError(f"v_loss_layer: block {hparams.v_loss_layer} does not exist, the model has blocks 0 to {sites.layers - 1}")
     if task.context_templates is None:
         groups = context_templates(task.model, task.tok, kind, length_params=length_params, seed=hparams.context_seed, starts=starts)
     else:
         groups = as_groups(task.context_templates)
     if groups[0][0] != "{}":
-        raise EditingError(f'context_templates: the first must be the bare "{{}}", found {groups[0][0]!r}')
+        raise UserError(f'context_templates: the first must be the bare "{{}}", found {groups[0][0]!r}')
     prepared = Prepared(sites, groups)
     check_lengths(task.tok, task.requests, prepared.templates[1:], longest_context(task.model))
     return prepared
@@ -101,7 +101,7 @@ def covariance_factors(
     for layer, moment in moments.items():
         added, rank = ridge, _rank(moment) if hparams.relative_ridge else moment.identity.get("rank", len(moment.matrix))
         if rank < len(moment.matrix) and not ridge and not hparams.relative_ridge:
-            raise EditingError(
+            raise UserError(
                 f"block {layer}: the second moment of {moment.count} keys has rank {rank} of {len(moment.matrix)}: raise "
                 "dynamic_multiplier (10 is usual) or mom2_n_samples, or set relative_ridge (1e-3, say)"
             )

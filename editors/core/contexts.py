@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from editors.errors import EditingError
+from common.errors import UserError
 from . import ranks
 from .fingerprint import tokenizer_fingerprint
 from .prompts import split_template, tokenize
@@ -45,17 +45,17 @@ def context_templates(
     * "rome": [["{}" + texts]]: for each [length, n] of ``length_params`` n texts of ``length`` tokens, BOS included
       (default [[5, 10], [10, 10]]: 21 templates).
     Special tokens are left out, braces become spaces, as does other white space but in "greedy" texts, which MEMAT leaves as they
-    are; ". {}" is appended. The same seed, model and tokenizer give the same texts. Raises EditingError for lengths that the
+    are; ". {}" is appended. The same seed, model and tokenizer give the same texts. Raises UserError for lengths that the
     model has no positions for, and for a model whose logits are not finite.
     """
     if kind not in ("memit", "rome", "greedy"):
-        raise EditingError(f"unknown kind of context templates {kind!r}; known: memit, rome, greedy")
+        raise UserError(f"unknown kind of context templates {kind!r}; known: memit, rome, greedy")
     lengths = tuple(tuple(pair) for pair in (ROME_LENGTH_PARAMS if length_params is None else length_params))
     if kind == "rome" and any(len(pair) != 2 or min(pair) < 1 for pair in lengths):
-        raise EditingError(f"length_params must be pairs [length, number], both at least 1, not {length_params}")
+        raise UserError(f"length_params must be pairs [length, number], both at least 1, not {length_params}")
     positions, longest = longest_context(model), max((length for length, _ in lengths), default=0)
     if kind == "rome" and positions is not None and longest > positions:
-        raise EditingError(f"contexts of {longest} tokens can't be sampled: the model has {positions} positions")
+        raise UserError(f"contexts of {longest} tokens can't be sampled: the model has {positions} positions")
     start = _bos(tok) if kind == "rome" else None
     texts = tuple(starts or (GREEDY_STARTS if kind == "greedy" else MEMIT_STARTS)) if kind != "rome" else lengths
     key = (kind, 0 if kind == "greedy" else seed, texts, tokenizer_fingerprint(tok), start)
@@ -84,14 +84,14 @@ def contexts_fingerprint(groups: Sequence) -> str:
 def as_groups(templates: Sequence) -> list[list[str]]:
     """Templates given by a user as groups: a flat list is one group. Each template must hold exactly one ``{}``."""
     if isinstance(templates, str) or not isinstance(templates, Sequence) or not templates:
-        raise EditingError("context templates must be a list of texts, or a list of such lists, and not empty")
+        raise UserError("context templates must be a list of texts, or a list of such lists, and not empty")
     groups = [list(templates)] if all(isinstance(t, str) for t in templates) else templates
     for group in groups:
         if isinstance(group, str) or not isinstance(group, Sequence) or not group:
-            raise EditingError("context templates mix texts and lists, or hold an empty list")
+            raise UserError("context templates mix texts and lists, or hold an empty list")
         for template in group:
             if not isinstance(template, str):
-                raise EditingError(f"context template {template!r} is not a text")
+                raise UserError(f"context template {template!r} is not a text")
             split_template(template)
     return [list(group) for group in groups]
 
@@ -99,7 +99,7 @@ def as_groups(templates: Sequence) -> list[list[str]]:
 def _bos(tok) -> int:
     start = next((i for i in (tok.bos_token_id, tok.eos_token_id) if i is not None), None)
     if start is None:
-        raise EditingError("the tokenizer has neither a BOS nor an EOS token to sample contexts from: give context templates")
+        raise UserError("the tokenizer has neither a BOS nor an EOS token to sample contexts from: give context templates")
     return start
 
 
@@ -123,7 +123,7 @@ def _sample(
             cache = output.past_key_values
             logits, tokens = output.logits[:, -1].float().cpu().topk(top_k)
             if not logits.isfinite().all():
-                raise EditingError("no contexts can be sampled: the model's logits are not finite; check its weights or dtype")
+                raise UserError("no contexts can be sampled: the model's logits are not finite; check its weights or dtype")
             drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             sampled = tokens.gather(1, drawn)[:, 0].tolist()
             column = [row[position] if position < len(row) else token for row, token in zip(rows, sampled)]

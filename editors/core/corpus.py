@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 HUB = {
     # The published code read "wikipedia", 20200501.en, a script data set that the hub no longer serves.
@@ -43,7 +43,7 @@ class Corpus:
     def texts(self) -> Sequence[str]:
         """All texts, by index. A hub data set is downloaded at the first call; a file is read text by text, when asked.
 
-        Raises EditingError when the data set is not there, or lacks the split "train" or the field "text".
+        Raises UserError when the data set is not there, or lacks the split "train" or the field "text".
         """
         if self.identity.startswith("hub:"):
             return _HubTexts(self)
@@ -56,23 +56,23 @@ def find_corpus(dataset: str) -> Corpus:
     * "wikipedia", "wikitext", or any "owner/name[:config]" of the Hugging Face hub: split train, field `text`;
     * the path of a .jsonl file: one JSON object a line, field `text`;
     * the path of a .txt file: one text a line. Blank lines of either file are skipped.
-    Raises EditingError for an unknown name, a missing file, or another kind of file.
+    Raises UserError for an unknown name, a missing file, or another kind of file.
     """
     if dataset in HUB:
         return Corpus(dataset, dataset, ":".join(("hub", *HUB[dataset], "train")))
     path = Path(dataset)
     if path.suffix in SUFFIXES or path.exists():
         if path.suffix not in SUFFIXES:
-            raise EditingError(f"corpus {dataset}: a local corpus is a {' or '.join(SUFFIXES)} file")
+            raise UserError(f"corpus {dataset}: a local corpus is a {' or '.join(SUFFIXES)} file")
         if not path.is_file():
-            raise EditingError(f"corpus {dataset}: no such file")
+            raise UserError(f"corpus {dataset}: no such file")
         digest, _ = _scan(*_version_of(path))
         return Corpus(dataset, f"{path.stem}-{digest[:8]}", f"sha256:{digest}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", dataset):
         near = difflib.get_close_matches(dataset, HUB, n=1)
         kinds = f"give {', '.join(HUB)}, owner/name[:config] or a {' or '.join(SUFFIXES)} file"
         hint = f"did you mean {near[0]!r}?" if near else kinds
-        raise EditingError(f"corpus {dataset!r} is not known: {hint}")
+        raise UserError(f"corpus {dataset!r} is not known: {hint}")
     name, _, config = dataset.partition(":")
     return Corpus(dataset, re.sub("[/:]", "_", dataset), f"hub:{name}:{config or 'default'}:train")
 
@@ -102,12 +102,12 @@ class _HubTexts(Sequence):
             self.rows = datasets.load_dataset(name, None if config == "default" else config, split=split)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise EditingError(
+            raise UserError(
                 f"corpus {corpus.name}: Hugging Face data set {name} ({config}) did not load ({reason}); "
                 f"download it beforehand, or give the path of a {' or '.join(SUFFIXES)} file as corpus"
             ) from error
         if "text" not in self.rows.column_names:
-            raise EditingError(f"corpus {corpus.name}: {name} has no field 'text', only {', '.join(self.rows.column_names)}")
+            raise UserError(f"corpus {corpus.name}: {name} has no field 'text', only {', '.join(self.rows.column_names)}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -140,7 +140,7 @@ class _FileTexts(Sequence):
             problem = "not UTF-8"
         except (ValueError, KeyError, TypeError):
             problem = "not a JSON object with a field 'text'"
-        raise EditingError(f"corpus {self.path}: line {self._line_number(index)}: {problem}")
+        raise UserError(f"corpus {self.path}: line {self._line_number(index)}: {problem}")
 
     def _line_number(self, index: int) -> int:
         position = 0
@@ -169,5 +169,5 @@ def _scan(path: Path, size: int, time: int) -> tuple[str, _FileTexts]:
                 offsets.append(position)
             position += len(line)
     if not offsets:
-        raise EditingError(f"corpus {path}: the file holds no text")
+        raise UserError(f"corpus {path}: the file holds no text")
     return digest.hexdigest(), _FileTexts(path, offsets)

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from editors.errors import EditingError
+from common.errors import UserError
 from . import moment_store, ranks
 from .budget import total_bytes
 from .corpus import Corpus, document_order, find_corpus
@@ -71,7 +71,7 @@ def collect(
     pack_tokens: padded tokens of one forward pass, default chosen from the memory. It changes rounding only.
     resume: go on from the snapshot of a killed collection, if there is one; the result has the same bits as without the kill.
     force: collect again, on the model as it is now, whatever is there.
-    Raises EditingError for statistics of another model, layer or corpus, damaged files, and what corpus.py names.
+    Raises UserError for statistics of another model, layer or corpus, damaged files, and what corpus.py names.
     """
     _check_numbers(dtype, n_samples=n_samples, batch_tokens=batch_tokens, max_keys=max_keys, pack_tokens=pack_tokens)
     sites = sites or find_sites(model)
@@ -92,7 +92,7 @@ def collect(
                 known[keys[layer]] = moment
     if missing:
         if model_fingerprint(model) != _fingerprint(model):
-            raise EditingError(
+            raise UserError(
                 f"layers {list(missing)} have no statistics yet, and the model was changed after its first statistics: ask for "
                 "all layers before editing, revert the edit, or force a collection on the model as it is"
             )
@@ -186,11 +186,11 @@ def _collect_missing(
         ranks.from_first(lambda: check_writable(folder, "statistics"))
     try:
         texts = corpus.texts()
-    except EditingError as error:
+    except UserError as error:
         if folder is None:
             raise
         place = moment_store.file_of(folder, next(iter(missing.values())))
-        raise EditingError(f"{error}; or put statistics that were collected elsewhere at {place}") from error
+        raise UserError(f"{error}; or put statistics that were collected elsewhere at {place}") from error
     collected = {}
     for layers in _passes(model, sites, sorted(missing), next(iter(missing.values()))["dtype"]):
         run = _Pass(model, tok, sites, texts, folder, {layer: missing[layer] for layer in layers}, pack_tokens)
@@ -263,7 +263,7 @@ class _Pass:
             self.sums[layer].restore(tensors)
 
     def run(self, progress: bool) -> None:
-        """Add all batches that are left. Raises EditingError when the corpus holds no tokens or the memory does not suffice."""
+        """Add all batches that are left. Raises UserError when the corpus holds no tokens or the memory does not suffice."""
         state, max_keys = self.state, self.identity["max_keys"]
         order = document_order(len(self.texts), self.identity["n_samples"])
         stream = batches(
@@ -295,7 +295,7 @@ class _Pass:
             if not max_keys:
                 bar.update(len(order) - bar.n)  # texts without tokens are in no batch
         if not state["count"]:
-            raise EditingError(f"corpus {self.identity['corpus_name']}: its texts hold no tokens")
+            raise UserError(f"corpus {self.identity['corpus_name']}: its texts hold no tokens")
         if max_keys and state["count"] < max_keys:
             warnings.warn(f"the texts have {state['count']} tokens, fewer than the {max_keys} keys asked for: all are used",
                           stacklevel=2)
@@ -304,7 +304,7 @@ class _Pass:
         try:
             add_batch(self.model, self.sites, self.part, rows)
         except torch.OutOfMemoryError as error:
-            raise EditingError(
+            raise UserError(
                 f"out of memory in a pass over {len(rows)} texts of up to {len(rows[0])} tokens: set pack_tokens (now "
                 f"{self.state['pack_tokens']}) lower, or batch_tokens, to read less of each text"
             ) from error
@@ -340,11 +340,11 @@ def _device(model: nn.Module, sites: Sites, layer: int) -> torch.device:
 
 def _check_numbers(dtype: str, n_samples: int | str, **optional: int | None) -> None:
     if dtype not in DTYPES:
-        raise EditingError(f"precision {dtype!r} of statistics is not known: give {', '.join(DTYPES)}")
+        raise UserError(f"precision {dtype!r} of statistics is not known: give {', '.join(DTYPES)}")
     if n_samples != "all":
         optional["n_samples"] = n_samples
         if n_samples is None:
-            raise EditingError('n_samples is missing: give a number of texts, or "all"')
+            raise UserError('n_samples is missing: give a number of texts, or "all"')
     for name, value in optional.items():
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise EditingError(f"{name} is {value!r}: give a whole number from 1")
+            raise UserError(f"{name} is {value!r}: give a whole number from 1")

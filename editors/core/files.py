@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file at once or not at all, with the permissions of any new file.
 
     Several processes may write the same file: each has a temporary name of its own, and the last one stays.
-    Raises EditingError when writing fails, OSError where the folder can't take a file.
+    Raises UserError when writing fails, OSError where the folder can't take a file.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
@@ -30,30 +30,30 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         part.chmod(mode)
         os.replace(part, path)
     except SafetensorError as error:
-        raise EditingError(f"{path}: writing failed ({error})") from None
+        raise UserError(f"{path}: writing failed ({error})") from None
     finally:
         part.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Make the folder, and raise EditingError now rather than after hours of work if nothing can be written there."""
+    """Make the folder, and raise UserError now rather than after hours of work if nothing can be written there."""
     probe = folder / f".{secrets.token_hex(6)}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise EditingError(f"{folder}: {what} can't be written there ({error.strerror}): choose another folder") from None
+        raise UserError(f"{folder}: {what} can't be written there ({error.strerror}): choose another folder") from None
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Inside, an empty folder to fill, which appears as `folder` when all went well and not at all otherwise.
 
-    Raises EditingError if `folder` is there already, or can't be made.
+    Raises UserError if `folder` is there already, or can't be made.
     """
     if folder.exists():
-        raise EditingError(f"{folder}: is there already; choose another name, or delete it")
+        raise UserError(f"{folder}: is there already; choose another name, or delete it")
     check_writable(folder.absolute().parent, "a folder")
     part = folder.absolute().with_name(f".{folder.name}.{secrets.token_hex(6)}.part")
     part.mkdir()

@@ -31,7 +31,7 @@ def compute_keys(
     templates: groups of contexts; the mean is taken within each group, then over the groups (as published:
     half of a key is the bare prompt's, half the mean of five sampled contexts'). All layers come from one pass.
     batch_tokens: tokens a batch, padding included; chosen from the memory when None.
-    Keys are float32 at least and on their projection's device. Raises EditingError for a subject that cannot be located.
+    Keys are float32 at least and on their projection's device. Raises UserError for a subject that cannot be located.
     """
     weights = [1 / (len(templates) * len(group)) for group in templates for _ in group]
     texts, shares = [], []

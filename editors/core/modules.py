@@ -13,16 +13,16 @@ from torch.utils.hooks import RemovableHandle
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 
 def get_module(model: nn.Module, name: str) -> nn.Module:
-    """The submodule called ``name``; EditingError with the nearest name if there is none."""
+    """The submodule called ``name``; UserError with the nearest name if there is none."""
     try:
         return model.get_submodule(name)
     except AttributeError:
         near = difflib.get_close_matches(name, [n for n, _ in model.named_modules() if n], n=1, cutoff=0.0)
-        raise EditingError(f"{type(model).__name__} has no module {name!r}; nearest: {near[0]!r}") from None
+        raise UserError(f"{type(model).__name__} has no module {name!r}; nearest: {near[0]!r}") from None
 
 
 def first(output) -> Tensor:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from editors.errors import EditingError
+from common.errors import UserError
 from .files import write_tensors
 
 FORMAT = 1
@@ -87,37 +87,37 @@ def published_files(folder: Path, identity: Mapping[str, Any]) -> list[Path]:
 def load(path: Path, asked: Mapping[str, Any], d_in: int) -> Moment:
     """The statistics in `path`, a file that `save` wrote.
 
-    asked: the identity they must have; the first field of `KINDS` that differs is named in the EditingError.
-    Raises EditingError for a truncated or foreign file too.
+    asked: the identity they must have; the first field of `KINDS` that differs is named in the UserError.
+    Raises UserError for a truncated or foreign file too.
     """
     header, tensors = read(path, "statistics")
     found = header.get("identity", {})
     for field, kind in KINDS.items():
         if found.get(field) != asked[field]:
-            raise EditingError(
+            raise UserError(
                 f"{path}: statistics of another {kind} ({field} is {found.get(field)!r}, wanted {asked[field]!r}): "
                 "move the file away, choose another statistics folder, or force a new collection"
             )
     try:
         return from_sums(tensors["mom2"], tensors["key_sum"], tensors["norm_sum"], found, where=path, d_in=d_in)
     except KeyError as error:
-        raise EditingError(f"{path}: not a statistics file (no {error}): delete it and collect again") from None
+        raise UserError(f"{path}: not a statistics file (no {error}): delete it and collect again") from None
 
 
 def load_published(path: Path, asked: Mapping[str, Any], d_in: int) -> Moment:
     """Statistics from an .npz in the published format (arrays `mom2.mom2`, the sum of k k^T, and `mom2.count`).
 
     Such a file does not tell its model, corpus or tokenizer, so they can't be checked: a warning says so.
-    Raises EditingError for a damaged file, or one for another number of documents or another width.
+    Raises UserError for a damaged file, or one for another number of documents or another width.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             total, count = torch.from_numpy(file["mom2.mom2"]), int(file["mom2.count"])
             size = str(file["sample_size"].item()) if "sample_size" in file else str(asked["n_samples"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise EditingError(f"{path}: not readable as published statistics ({error}): delete it, or copy it again") from None
+        raise UserError(f"{path}: not readable as published statistics ({error}): delete it, or copy it again") from None
     if size != str(asked["n_samples"]):
-        raise EditingError(
+        raise UserError(
             f"{path}: statistics of {size} documents, wanted {asked['n_samples']}: move the file away, or ask for {size}"
         )
     warnings.warn(f"{path}: published statistics; which model and corpus they are of can't be checked", stacklevel=2)
@@ -135,14 +135,14 @@ def from_sums(
     where: Path,
     d_in: int,
 ) -> Moment:
-    """The moment from sums over `identity["count"]` tokens. Raises EditingError for a wrong width or for NaN and infinity."""
+    """The moment from sums over `identity["count"]` tokens. Raises UserError for a wrong width or for NaN and infinity."""
     count = identity["count"]
     if mom2.shape != (d_in, d_in):
-        raise EditingError(
+        raise UserError(
             f"{where}: statistics of keys of width {mom2.shape[-1]}, but the model's have {d_in}: they are of another model"
         )
     if count < 1 or not torch.isfinite(mom2.diagonal().sum()):
-        raise EditingError(
+        raise UserError(
             f"{where}: statistics over {count} tokens hold NaN or infinity: delete the file if there is one, and "
             "collect again with the model in a wider precision"
         )
@@ -163,7 +163,7 @@ def save_snapshot(path: Path, sums: Mapping[int, Mapping[str, Tensor]], state: M
 
 
 def load_snapshot(path: Path) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
-    """(sums, state) of a snapshot. Raises EditingError for a damaged one."""
+    """(sums, state) of a snapshot. Raises UserError for a damaged one."""
     header, flat = read(path, "snapshot")
     sums: dict[int, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
@@ -173,10 +173,10 @@ def load_snapshot(path: Path) -> tuple[dict[int, dict[str, Tensor]], dict[str, A
 
 
 def read(path: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(header, tensors) of a file made here. Raises EditingError for a damaged one."""
+    """(header, tensors) of a file made here. Raises UserError for a damaged one."""
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("header", "{}"))
             return header, {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, ValueError) as error:
-        raise EditingError(f"{path}: truncated or damaged {what} ({error}): delete it and run again") from None
+        raise UserError(f"{path}: truncated or damaged {what} ({error}): delete it and run again") from None

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 _Row = TypeVar("_Row", bound=Sequence[int])
 FACT_TOKENS = ("subject_first", "subject_last", "subject_first_after_last", "last", "subject_last_separate")
@@ -48,16 +48,16 @@ def parse_requests(requests: Sequence[Mapping | Request], tok=None) -> list[Requ
     """Checked requests. A target gets the leading space that it lacks.
 
     Accepts the field's mapping {"prompt", "subject", "target_new": {"str"} or str, ["case_id"], ["target_true"]} and
-    Request objects. With ``tok`` subjects and targets must also tokenise to something. Raises EditingError with one
+    Request objects. With ``tok`` subjects and targets must also tokenise to something. Raises UserError with one
     line that names the request by its position and case_id.
     """
     if isinstance(requests, (Mapping, Request, str)) or not isinstance(requests, Iterable):
-        raise EditingError(f"requests must be a list of mappings, not one {type(requests).__name__}")
+        raise UserError(f"requests must be a list of mappings, not one {type(requests).__name__}")
     return [_parse(request, i, tok) for i, request in enumerate(requests)]
 
 
 def check_lengths(tok, requests: Sequence[Request], templates: Sequence[str], positions: int | None) -> None:
-    """Raises EditingError for a request whose prompt and target do not fit into a model's ``positions`` (None: any number).
+    """Raises UserError for a request whose prompt and target do not fit into a model's ``positions`` (None: any number).
 
     templates: contexts with one ``{}`` each, in which the prompt shall fit. The target's last token is never fed to a model.
     """
@@ -69,7 +69,7 @@ def check_lengths(tok, requests: Sequence[Request], templates: Sequence[str], po
         for template, (ids, _) in zip(templates, tokenize(tok, texts)):
             if len(ids) + target > positions:
                 context = "" if template == "{}" else f" in the context {template!r}"
-                raise EditingError(
+                raise UserError(
                     f"{_name(i, request.case_id)}: the prompt and its target take {len(ids) + target} tokens{context}, but the "
                     f"model has {positions} positions: shorten the prompt"
                 )
@@ -86,7 +86,7 @@ def locate(tok, template: str, subject: str, fact_token: str) -> Located:
     * "last": the prompt's last token.
     * "subject_last_separate": as published, where subject_last would be if the text before the subject and the subject were tokenised
       by themselves. Off by some tokens where they are not ("d'{}").
-    Raises EditingError for an unknown fact_token, a slow tokenizer, or a subject that no token covers.
+    Raises UserError for an unknown fact_token, a slow tokenizer, or a subject that no token covers.
     """
     return locate_all(tok, [(template, subject)], fact_token)[0]
 
@@ -94,7 +94,7 @@ def locate(tok, template: str, subject: str, fact_token: str) -> Located:
 def locate_all(tok, prompts: Sequence[tuple[str, str]], fact_token: str) -> list[Located]:
     """``locate`` for many (template, subject), tokenised in one call."""
     if fact_token not in FACT_TOKENS:
-        raise EditingError(f"unknown fact_token {fact_token!r}; known: {', '.join(FACT_TOKENS)}")
+        raise UserError(f"unknown fact_token {fact_token!r}; known: {', '.join(FACT_TOKENS)}")
     if not prompts:
         return []
     if fact_token == "subject_last_separate":
@@ -109,7 +109,7 @@ def locate_all(tok, prompts: Sequence[tuple[str, str]], fact_token: str) -> list
     for (ids, offsets), span, text, (_, subject) in zip(tokenize(tok, texts), spans, texts, prompts):
         index = _position(offsets, span, text, fact_token)
         if index is None:
-            raise EditingError(f"no token of {text!r} covers the subject {subject!r}")
+            raise UserError(f"no token of {text!r} covers the subject {subject!r}")
         located.append(Located(ids, index))
     return located
 
@@ -139,9 +139,9 @@ def continued(tok, text: str, ids: list[int], target: list[int], target_tokens: 
 
 
 def split_template(template: str) -> tuple[str, str]:
-    """The texts before and behind the one ``{}`` of a template; EditingError if there is not exactly one."""
+    """The texts before and behind the one ``{}`` of a template; UserError if there is not exactly one."""
     if template.count("{}") != 1:
-        raise EditingError(f"{template!r} has {template.count('{}')} '{{}}' and needs exactly one")
+        raise UserError(f"{template!r} has {template.count('{}')} '{{}}' and needs exactly one")
     before, _, after = template.partition("{}")
     return before, after
 
@@ -203,7 +203,7 @@ def pad_id(tok) -> int:
 def encode_target(tok, target: str) -> list[int]:
     """Token ids of ``target`` as it continues a text: no BOS, and no lone space piece of SentencePiece tokenizers.
 
-    A leading unknown piece (a space that the vocabulary lacks) is dropped. Raises EditingError if nothing is left.
+    A leading unknown piece (a space that the vocabulary lacks) is dropped. Raises UserError if nothing is left.
     """
     # Behind other text the target is tokenised as behind a prompt; alone, some tokenizers put a second space before it.
     for anchor in ("a", ".", "0"):
@@ -216,14 +216,14 @@ def encode_target(tok, target: str) -> list[int]:
     while ids and ids[0] in (tok.unk_token_id, tok.bos_token_id):
         ids = ids[1:]
     if not ids:
-        raise EditingError(f"the target {target!r} tokenises to nothing that the model knows")
+        raise UserError(f"the target {target!r} tokenises to nothing that the model knows")
     return ids
 
 
 def tokenize(tok, texts: Sequence[str], add_special_tokens: bool = True) -> list[tuple[list[int], list[tuple[int, int]]]]:
     """(token ids, character offsets) of each text; without the EOS that some tokenizers put behind a text."""
     if not getattr(tok, "is_fast", False):
-        raise EditingError(f"{type(tok).__name__} gives no character offsets: load a fast tokenizer (use_fast=True)")
+        raise UserError(f"{type(tok).__name__} gives no character offsets: load a fast tokenizer (use_fast=True)")
     coded = tok(list(texts), return_offsets_mapping=True, add_special_tokens=add_special_tokens, verbose=False)
     rows = []
     for ids, offsets in zip(coded["input_ids"], coded["offset_mapping"]):
@@ -242,10 +242,10 @@ def _name(number: int, case_id: int | str | None) -> str:
 def _parse(request: Mapping | Request, number: int, tok) -> Request:
     if not isinstance(request, Request):
         if not isinstance(request, Mapping):
-            raise EditingError(f"{_name(number, None)} is a {type(request).__name__}, not a mapping")
+            raise UserError(f"{_name(number, None)} is a {type(request).__name__}, not a mapping")
         missing = [key for key in ("prompt", "subject", "target_new") if key not in request]
         if missing:
-            raise EditingError(f"{_name(number, request.get('case_id'))} lacks {', '.join(missing)}")
+            raise UserError(f"{_name(number, request.get('case_id'))} lacks {', '.join(missing)}")
         request = Request(
             request["prompt"], request["subject"], _target(request["target_new"]), request.get("case_id"),
             _target(request.get("target_true")), request.get("true_prompt"), request.get("true_subject"),
@@ -254,25 +254,25 @@ def _parse(request: Mapping | Request, number: int, tok) -> Request:
     for name in ("prompt", "subject", "target_new", "target_true", "true_prompt", "true_subject"):
         missing = getattr(request, name) is None and name in ("target_true", "true_prompt", "true_subject")
         if not missing and not isinstance(getattr(request, name), str):
-            raise EditingError(f"{where}: {name} must be text, not {getattr(request, name)!r}")
+            raise UserError(f"{where}: {name} must be text, not {getattr(request, name)!r}")
     if request.prompt.count("{}") != 1:
-        raise EditingError(
+        raise UserError(
             f"{where}: the prompt {request.prompt!r} has {request.prompt.count('{}')} '{{}}' and needs exactly one, "
             "where the subject stands"
         )
     if not request.subject.strip():
-        raise EditingError(f"{where}: the subject is empty")
+        raise UserError(f"{where}: the subject is empty")
     if not request.target_new.strip():
-        raise EditingError(f"{where}: the target is empty")
+        raise UserError(f"{where}: the target is empty")
     target = request.target_new if request.target_new.startswith(" ") else " " + request.target_new
     if tok is not None:
         try:
             encode_target(tok, target)
             locate(tok, request.prompt, request.subject, "subject_last")
-        except EditingError as error:
-            raise EditingError(f"{where}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     if request.true_prompt is not None and request.true_prompt.count("{}") != 1:
-        raise EditingError(f"{where}: true_prompt {request.true_prompt!r} needs exactly one '{{}}', where the subject stands")
+        raise UserError(f"{where}: true_prompt {request.true_prompt!r} needs exactly one '{{}}', where the subject stands")
     return replace(request, target_new=target)
 
 

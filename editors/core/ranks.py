@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 T, Unit = TypeVar("T"), TypeVar("Unit")
 
@@ -36,7 +36,7 @@ _on_devices = False
 _store: dist.Store | None = None
 
 
-class RankLost(EditingError):
+class RankLost(UserError):
     """Another process of the run is gone."""
 
     def __init__(self, message: str = "another process of this run has died; what is finished is kept, start again to go on"):
@@ -74,13 +74,13 @@ def _told(name: str, usual: int) -> int:
 
 
 def check_environment() -> None:
-    """Raises EditingError where a part of what torchrun sets is there and the rest is not."""
+    """Raises UserError where a part of what torchrun sets is there and the rest is not."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return
     wrong = [name for name in ("WORLD_SIZE", "RANK", "MASTER_PORT") if not os.environ.get(name, "").isdecimal()]
     wrong += ["MASTER_ADDR"] * (not os.environ.get("MASTER_ADDR"))
     if wrong:
-        raise EditingError(f"WORLD_SIZE is in the environment, and {wrong[0]} is {os.environ.get(wrong[0]) or 'not set'}: start several "
+        raise UserError(f"WORLD_SIZE is in the environment, and {wrong[0]} is {os.environ.get(wrong[0]) or 'not set'}: start several "
                            "processes with torchrun, and one with WORLD_SIZE unset")
 
 
@@ -137,7 +137,7 @@ def each(function: Callable[[Unit], T], units: Sequence[Unit]) -> list[T]:
             error = caught
     parts = _exchanged((len(units), _on_cpu(mine)), error)
     if len({count for count, _ in parts}) > 1:
-        raise EditingError("the processes of this run see different work: give all of them the same machine, data and flags")
+        raise UserError("the processes of this run see different work: give all of them the same machine, data and flags")
     return [parts[i % of][1][i // of] for i in range(len(units))]
 
 
@@ -220,7 +220,7 @@ def _exchanged(value: T, error: Exception | None) -> list[T]:
         dist.all_gather_object(found, (value, _portable(error)))
     first = next((other for _, other in found if other is not None), None)
     if first is not None:
-        raise _marked(first if error is None or isinstance(error, EditingError) else error)
+        raise _marked(first if error is None or isinstance(error, UserError) else error)
     return [value for value, _ in found]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
-from editors.errors import EditingError
+from common.errors import UserError
 from .modules import by_row, evaluating, first, get_module, hooked, input_device, is_linear, logits_of, text_config
 
 _LAYERED = ("block", "down_proj", "mlp", "attn", "attn_out")
@@ -41,15 +41,15 @@ class _Trace:
 
 
 def search(model: nn.Module, chosen: Mapping[str, str]) -> dict:
-    """The fields of ``Sites``; ``chosen`` holds those that the user fixed. EditingError for a site not found."""
+    """The fields of ``Sites``; ``chosen`` holds those that the user fixed. UserError for a site not found."""
     if not isinstance(getattr(model, "config", None), PretrainedConfig):
-        raise EditingError(f"{type(model).__name__} is not a Hugging Face model: it has no configuration")
+        raise UserError(f"{type(model).__name__} is not a Hugging Face model: it has no configuration")
     if model.config.is_encoder_decoder:
-        raise EditingError(f"{type(model).__name__} is an encoder-decoder; only decoders can be edited")
+        raise UserError(f"{type(model).__name__} is an encoder-decoder; only decoders can be edited")
     config = text_config(model)
     layers, d_model = (getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size"))
     if not layers or not d_model:
-        raise EditingError(f"{type(model).__name__}: its configuration does not give num_hidden_layers and hidden_size")
+        raise UserError(f"{type(model).__name__}: its configuration does not give num_hidden_layers and hidden_size")
     _check_overrides(model, chosen, layers)
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     with evaluating(model), torch.no_grad():
@@ -72,7 +72,7 @@ def search(model: nn.Module, chosen: Mapping[str, str]) -> dict:
 def _check_overrides(model: nn.Module, chosen: Mapping[str, str], layers: int) -> None:
     for site, name in chosen.items():
         if site in _LAYERED and name.count("{}") != 1:
-            raise EditingError(f"module template {name!r} needs exactly one {{}} for the layer number")
+            raise UserError(f"module template {name!r} needs exactly one {{}} for the layer number")
         for layer in range(layers if site in _LAYERED else 1):
             if name != _OLD_HEAD:
                 get_module(model, name.replace("{}", str(layer)))
@@ -122,7 +122,7 @@ def _head_name(model: nn.Module, asked: str | None) -> str:
     name = _name_of(model, head, "lm_head")
     if asked is None or asked == _OLD_HEAD or getattr(get_module(model, asked), "weight", None) is head.weight:
         return name
-    raise EditingError(f"lm_head_module {asked!r} is not the head of {type(model).__name__}, which is {name!r}")
+    raise UserError(f"lm_head_module {asked!r} is not the head of {type(model).__name__}, which is {name!r}")
 
 
 def _find_projections(model: nn.Module, found: dict, trace: _Trace, d_model: int) -> None:
@@ -233,5 +233,5 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 16 * unit * b.abs().max())
 
 
-def _failure(model: nn.Module, site: str, tried: str) -> EditingError:
-    return EditingError(f"{type(model).__name__}: site {site!r} not found; {tried}")
+def _failure(model: nn.Module, site: str, tried: str) -> UserError:
+    return UserError(f"{type(model).__name__}: site {site!r} not found; {tried}")

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from editors.errors import EditingError
+from common.errors import UserError
 from .modules import (
     LeaveForward, by_row, evaluating, first, get_module, hooked, input_device, logits_of, longest_context,
 )
@@ -62,7 +62,7 @@ class Sites:
     def name(self, site: str, layer: int) -> str:
         """Full module name of ``site`` ("block", "down_proj", "mlp", "attn", "attn_out") at ``layer`` (from 0)."""
         if not 0 <= layer < self.layers:
-            raise EditingError(f"layer {layer} does not exist: the model has layers 0 to {self.layers - 1}")
+            raise UserError(f"layer {layer} does not exist: the model has layers 0 to {self.layers - 1}")
         return getattr(self, site).format(layer)
 
 
@@ -71,12 +71,12 @@ def find_sites(model: nn.Module, overrides: Mapping[str, str] | None = None) -> 
 
     ``overrides`` maps published hyper-parameter names (keys of ``OVERRIDES``) to module names, or templates with one ``{}``;
     None leaves a site to be derived. The model is left as it was: no hook, mode, cache or gradient flag stays changed.
-    Raises EditingError naming the site that was not found or does not do what it should, and what was tried.
+    Raises UserError naming the site that was not found or does not do what it should, and what was tried.
     """
     chosen = {}
     for key, value in (overrides or {}).items():
         if key not in OVERRIDES:
-            raise EditingError(f"unknown site {key!r}; known: {', '.join(OVERRIDES)}")
+            raise UserError(f"unknown site {key!r}; known: {', '.join(OVERRIDES)}")
         if value is not None:
             chosen[OVERRIDES[key]] = value
     known = _CACHE.setdefault(model, {})
@@ -90,7 +90,7 @@ def weight_of(model: nn.Module, sites: Sites, layer: int) -> tuple[str, nn.Param
     """(parameter name, parameter, in_first) of the down-projection at ``layer``.
 
     in_first: the parameter is [d_in, d_out] (Conv1D) rather than [d_out, d_in] (Linear). The class decides, because
-    shapes cannot when d_in == d_out. Raises EditingError if the weight is quantised or not in memory.
+    shapes cannot when d_in == d_out. Raises UserError if the weight is quantised or not in memory.
     """
     name = sites.name("down_proj", layer)
     linear = get_module(model, name)
@@ -98,9 +98,9 @@ def weight_of(model: nn.Module, sites: Sites, layer: int) -> tuple[str, nn.Param
         name, linear = f"{name}.base_layer", linear.base_layer
     name, weight = f"{name}.weight", linear.weight
     if not weight.is_floating_point():
-        raise EditingError(f"{name} is quantised ({weight.dtype}) and cannot be edited: load the model in 16 or 32 bits")
+        raise UserError(f"{name} is quantised ({weight.dtype}) and cannot be edited: load the model in 16 or 32 bits")
     if weight.is_meta:
-        raise EditingError(f"{name} is offloaded and cannot be edited: load the model into memory")
+        raise UserError(f"{name} is offloaded and cannot be edited: load the model into memory")
     return name, weight, isinstance(linear, Conv1D)
 
 

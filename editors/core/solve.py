@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def factorise(moment: Float[Tensor, "d_in d_in"], ridge: float = 0.0, where: str
     """Cholesky factor of moment + ridge I.
 
     where, count: the layer and the number of keys seen, for the error.
-    Raises EditingError if the matrix is not positive definite: says the rank and what to do.
+    Raises UserError if the matrix is not positive definite: says the rank and what to do.
     """
     matrix = moment.to("cpu", torch.float64)  # a copy unless it is float64 already; not changed below
     if ridge:
@@ -67,10 +67,10 @@ def factorise(moment: Float[Tensor, "d_in d_in"], ridge: float = 0.0, where: str
     lower, failed = torch.linalg.cholesky_ex(matrix)
     if failed or not torch.isfinite(lower).all():
         if not torch.isfinite(matrix).all():
-            raise EditingError(f"{where}: the second moment holds NaN or infinity: collect the statistics again")
+            raise UserError(f"{where}: the second moment holds NaN or infinity: collect the statistics again")
         rank = int(torch.linalg.matrix_rank(matrix, hermitian=True))
         seen = "" if count is None else f" after {count} keys"
-        raise EditingError(
+        raise UserError(
             f"{where}: the second moment is not positive definite (rank {rank} of {len(matrix)}{seen}): raise mom2_n_samples, "
             "collect in float64, or set relative_ridge (1e-3, say)"
         )
@@ -103,7 +103,7 @@ def emmet(factor: Factor, weight: float, keys: Float[Tensor, "d_in n"], slack: f
     """A = S^{-1} K (K^T S^{-1} K + slack I)^{-1}, S = weight C' (Gupta et al. 2024, eq. of EMMET).
 
     slack is EMMET's emmet_lambda, which a single key goes without. With slack 0 the constraint is exact, W' K = W K + R; with
-    slack above 0 this is MEMIT's solution for slack S. Raises EditingError when dependent keys leave no solution.
+    slack above 0 this is MEMIT's solution for slack S. Raises UserError when dependent keys leave no solution.
     """
     keys = double(keys)
     scaled = factor.solve(keys) / weight
@@ -113,7 +113,7 @@ def emmet(factor: Factor, weight: float, keys: Float[Tensor, "d_in n"], slack: f
         gram.diagonal().add_(slack)
     lower, failed = torch.linalg.cholesky_ex(gram)
     if failed or (lower.diagonal().square() <= DEPENDENT * gram.diagonal()).any():  # rounding may leave a small pivot
-        raise EditingError(
+        raise UserError(
             f"the keys of the {keys.shape[1]} requests are linearly dependent (two requests about one subject?), so their equality "
             "constraints cannot all hold: set emmet_lambda above 0, or remove the doubles"
         )

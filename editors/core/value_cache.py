@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from editors.errors import EditingError
+from common.errors import UserError
 from . import ranks
 from .files import check_writable, write_tensors
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
@@ -43,7 +43,7 @@ def cached_optimise(
     """`values.optimise`, with each request's result kept in `folder` (None: no cache).
 
     The key holds the model's weights, the tokenizer, the settings, the templates and the request, so an edited model or
-    another learning rate never meets an old vector (one that was found in a batch of another size may differ in the last digits). Raises EditingError for a file that cannot be read, and before the work
+    another learning rate never meets an old vector (one that was found in a batch of another size may differ in the last digits). Raises UserError for a file that cannot be read, and before the work
     for a folder that cannot be written.
     """
     arguments = dict(layer=layer, settings=settings, sites=sites, templates=templates, site=site, progress=progress)
@@ -79,4 +79,4 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         tensors = load_file(path)
         return {name: tensors[name] for name in ("initial", "delta")}
     except (SafetensorError, KeyError) as error:
-        raise EditingError(f"{path}: truncated or foreign cache file ({error}): delete it and run again") from None
+        raise UserError(f"{path}: truncated or foreign cache file ({error}): delete it and run again") from None

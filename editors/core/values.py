@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from editors.errors import EditingError
+from common.errors import UserError
 from . import ranks
 from .modules import frozen
 from .prompts import Request, pad_id
@@ -82,7 +82,7 @@ def optimise(
 
     templates: contexts, each with one "{}"; the first is the bare "{}" whose hidden state is the starting point.
     The model is left as it was; results are float32 at least, on the CPU.
-    Raises EditingError for a target without tokens or a subject that cannot be located.
+    Raises UserError for a target without tokens or a subject that cannot be located.
     """
     return optimise_jointly(model, tok, [requests], layer, [settings], sites, [templates], site, watch, progress)[0]
 
@@ -133,7 +133,7 @@ def optimise_jointly(
     for values, facts in zip(values_of, requests):
         for request, row in zip(facts, values.target):
             if not torch.isfinite(row).all():
-                raise EditingError(
+                raise UserError(
                     f"the target state of {request.subject!r} ({request.prompt!r}) is not finite: load the model in a wider dtype"
                 )
     return values_of

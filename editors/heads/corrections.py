@@ -87,7 +87,7 @@ def train(
     """The correction vector of each head, for the model as it is; float32 at least, on the CPU. The model is left as it was.
 
     templates: contexts with one "{}" each; a list of them for each request, where these are in several languages. kl_prompts: one for
-    each request, in the place of that of the settings. Raises EditingError for a target without tokens or a subject that is not found.
+    each request, in the place of that of the settings. Raises UserError for a target without tokens or a subject that is not found.
     """
     own = [templates] * len(requests) if isinstance(templates[0], str) else templates
     kl_prompts = [settings.kl_prompt] * len(requests) if kl_prompts is None else kl_prompts

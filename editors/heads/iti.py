@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from common.errors import UserError
 from editors.core.prompts import Request
-from editors.errors import EditingError
 from . import relevance
 from .memat import MEMAT, HeadOutputs, MEMATHParams, one_for_all
 from .outputs import check_heads, Head
@@ -30,7 +30,7 @@ class ITIHParams(MEMATHParams):
             object.__setattr__(self, "same_layer", "sum")
         super().__post_init__()
         if not math.isfinite(self.alpha):
-            raise EditingError(f"alpha: {self.alpha} must be a finite number")
+            raise UserError(f"alpha: {self.alpha} must be a finite number")
 
 
 class ITI(MEMAT):
@@ -56,7 +56,7 @@ class ITI(MEMAT):
         pairs = check_heads(heads, model, sites)
         voters = self._voters(model, tok, parsed) if voters is None else list(voters)
         if not voters:
-            raise EditingError('no fact can vote on the direction: edit more facts together, or let all vote ("voters": "all")')
+            raise UserError('no fact can vote on the direction: edit more facts together, or let all vote ("voters": "all")')
         if outputs is None:
             outputs = self.features(model, tok, parsed, progress)
         of_heads = torch.stack([outputs[:, :, layer, head] for layer, head in pairs])

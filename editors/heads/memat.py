@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from common.errors import UserError
 from editors.base import Task
 from editors.closed_form.memit import MEMIT, MEMITHParams
 from editors.core import ranks
@@ -22,7 +23,6 @@ from editors.core.key_memory import KeyMemory
 from editors.core.prompts import check_lengths, locate_all, parse_requests, Request
 from editors.core.sites import find_sites, longest_context, Sites
 from editors.edit import Edit
-from editors.errors import EditingError
 from . import corrections, relevance
 from .outputs import check_heads, Head, head_shape
 from .relevance import Corrections, Relevance
@@ -116,19 +116,19 @@ class MEMATHParams(MEMITHParams):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(self, other))
             if not 0 <= getattr(self, name) < math.inf:
-                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
+                raise UserError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
         super().__post_init__()
         for name in ("top_num_heads", "correction_batch", "correction_epochs"):
             if getattr(self, name) < 1:
-                raise EditingError(f"{name}: {getattr(self, name)} must be at least 1")
+                raise UserError(f"{name}: {getattr(self, name)} must be at least 1")
         if not 0 < self.val_share < 1:
-            raise EditingError(f"val_share: {self.val_share} must be above 0 and below 1")
+            raise UserError(f"val_share: {self.val_share} must be above 0 and below 1")
         if not 0 <= self.held_out < 1:
-            raise EditingError(f"held_out: {self.held_out} must be at least 0 and below 1")
+            raise UserError(f"held_out: {self.held_out} must be at least 0 and below 1")
         if self.heads is not None and not self.heads:
-            raise EditingError("heads: an empty list; leave it out to have them chosen")
+            raise UserError("heads: an empty list; leave it out to have them chosen")
         if self.head_kl_prompt is not None and self.head_kl_prompt.count("{}") != 1:
-            raise EditingError(f"head_kl_prompt: {self.head_kl_prompt!r} needs exactly one '{{}}', where the subject stands")
+            raise UserError(f"head_kl_prompt: {self.head_kl_prompt!r} needs exactly one '{{}}', where the subject stands")
 
 
 HeadOutputs = Float[Tensor, "requests two layers heads size"]
@@ -214,7 +214,7 @@ class MEMAT(MEMIT):
 
         voters: positions of the requests that the probes learn from; by default as the hparams say. outputs: what `features` gave.
         facts: which fact each request tells, where the same ones are there in several languages, so that none is in both parts.
-        Raises EditingError for a request without target_true, or too few voters.
+        Raises UserError for a request without target_true, or too few voters.
         """
         parsed = self._parsed(model, tok, requests)
         if outputs is None:
@@ -228,7 +228,7 @@ class MEMAT(MEMIT):
         return facts - int(facts * self.hparams.held_out)
 
     def choose(self, found: Relevance, number: int) -> list[Head]:
-        """The heads to correct, in the order of their rank. Raises EditingError if the model does not have so many."""
+        """The heads to correct, in the order of their rank. Raises UserError if the model does not have so many."""
         best = found.best(number)
         if self.hparams.head_choice == "probe":
             return best
@@ -243,7 +243,7 @@ class MEMAT(MEMIT):
         """Trained correction vectors for these heads, of the model as it is. templates: as `head_templates` gives them, or for
         each request its own, as kl_prompts are (several languages).
 
-        Raises EditingError for heads that the model lacks, and for vectors that are not finite.
+        Raises UserError for heads that the model lacks, and for vectors that are not finite.
         """
         parsed, sites = self._parsed(model, tok, requests), self.sites(model)
         pairs = check_heads(heads, model, sites)
@@ -264,12 +264,12 @@ class MEMAT(MEMIT):
         )
 
     def check(self, model: nn.Module, tok, requests: Sequence[Request]) -> None:
-        """Raises EditingError, before the work, for heads that the model lacks and facts that can't be probed."""
+        """Raises UserError, before the work, for heads that the model lacks and facts that can't be probed."""
         sites = self.sites(model)
         if self.hparams.heads is None:
             count, _ = head_shape(model, sites)
             if self.hparams.top_num_heads > sites.layers * count:
-                raise EditingError(
+                raise UserError(
                     f"top_num_heads: {self.hparams.top_num_heads} heads can't be chosen, the model has {sites.layers * count}"
                 )
             relevance.sentence_rows(model, tok, requests, self.hparams.probe_token)
@@ -281,7 +281,7 @@ class MEMAT(MEMIT):
         return relevance.folded(model, made, self.sites(model), self.hparams.same_layer == "last", {"heads": [list(head) for head in made.heads]})
 
     def sites(self, model: nn.Module) -> Sites:
-        """Where things are in the model, by the hparams' templates where they name some. Raises EditingError if it is not clear."""
+        """Where things are in the model, by the hparams' templates where they name some. Raises UserError if it is not clear."""
         return find_sites(model, self.hparams.templates())
 
     def _voters(self, model: nn.Module, tok, requests: Sequence[Request]) -> list[int]:
@@ -301,14 +301,14 @@ class MEMAT(MEMIT):
     def _parsed(self, model: nn.Module, tok, requests: Sequence[Mapping | Request]) -> list[Request]:
         parsed = parse_requests(requests, tok)
         if not parsed:
-            raise EditingError("no requests: give at least one")
+            raise UserError("no requests: give at least one")
         check_lengths(tok, parsed, ["{}"], longest_context(model))
         return parsed
 
 
 def one_for_all(heads: list[Head], vectors: Float[Tensor, "heads size"]) -> Corrections:
-    """The first process's, in every process. Raises EditingError for vectors that are not finite."""
+    """The first process's, in every process. Raises UserError for vectors that are not finite."""
     heads, vectors = ranks.same((heads, vectors))
     if not torch.isfinite(vectors).all():
-        raise EditingError("the correction vectors are not finite: load the model in a wider dtype, or lower the learning rate")
+        raise UserError("the correction vectors are not finite: load the model in a wider dtype, or lower the learning rate")
     return Corrections(heads, vectors)

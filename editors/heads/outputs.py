@@ -15,49 +15,49 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
+from common.errors import UserError
 from editors.core.budget import batch_tokens
 from editors.core.modules import text_config
 from editors.core.prompts import pack, pad_batch, pad_id
 from editors.core.sites import by_row, evaluating, get_module, hooked, input_device, LeaveForward, Sites
-from editors.errors import EditingError
 
 Head = tuple[int, int]
 """(layer, head in it), both from 0."""
 
 
 def head_shape(model: nn.Module, sites: Sites) -> tuple[int, int]:
-    """(query heads a layer, head size). Raises EditingError where the configuration and the projections do not agree."""
+    """(query heads a layer, head size). Raises UserError where the configuration and the projections do not agree."""
     heads = getattr(text_config(model), "num_attention_heads", None)
     width = projection(model, sites, 0)[1].shape[1]
     if not isinstance(heads, int) or width % heads:
-        raise EditingError(f"{type(model).__name__}: {heads} attention heads do not divide the output projection's {width} inputs")
+        raise UserError(f"{type(model).__name__}: {heads} attention heads do not divide the output projection's {width} inputs")
     return heads, width // heads
 
 
 def projection(model: nn.Module, sites: Sites, layer: int) -> tuple[str, Float[Tensor, "d_model inputs"]]:
-    """(name of the attention's output projection, its weight as it maps columns). EditingError if that is quantised or offloaded."""
+    """(name of the attention's output projection, its weight as it maps columns). UserError if that is quantised or offloaded."""
     name = sites.name("attn_out", layer)
     linear = get_module(model, name)
     if hasattr(linear, "base_layer"):
         name, linear = f"{name}.base_layer", linear.base_layer
     weight = linear.weight.detach()
     if not weight.is_floating_point() or weight.is_meta:
-        raise EditingError(f"{name} is quantised or offloaded and can't take a bias: load the model in 16 or 32 bits into memory")
+        raise UserError(f"{name} is quantised or offloaded and can't take a bias: load the model in 16 or 32 bits into memory")
     return name, weight.T if isinstance(linear, Conv1D) else weight
 
 
 def check_heads(heads: Sequence[Sequence[int]], model: nn.Module, sites: Sites, where: str = "heads") -> list[Head]:
-    """The heads as pairs. Raises EditingError for one that the model does not have, or that is named twice."""
+    """The heads as pairs. Raises UserError for one that the model does not have, or that is named twice."""
     count, _ = head_shape(model, sites)
     pairs = [tuple(map(int, head)) for head in heads]
     for pair in pairs:
         if len(pair) != 2 or not 0 <= pair[0] < sites.layers or not 0 <= pair[1] < count:
-            raise EditingError(
+            raise UserError(
                 f"{where}: {list(pair)} is no (layer, head) of this model, whose layers are 0 to {sites.layers - 1} with heads 0 to "
                 f"{count - 1}"
             )
     if len(set(pairs)) < len(pairs):
-        raise EditingError(f"{where}: names a head twice")
+        raise UserError(f"{where}: names a head twice")
     return pairs
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 STEPS = 100
 GRADIENT = 1e-6
@@ -38,12 +38,12 @@ class Probes:
 
 
 def fit(x: Float[Tensor, "n probes d"], label: Bool[Tensor, " n"]) -> Probes:
-    """The probes of all columns p of x, float64 on x's device. Raises EditingError if only one class is there, or x is
+    """The probes of all columns p of x, float64 on x's device. Raises UserError if only one class is there, or x is
     not finite."""
     if label.all() or not label.any():
-        raise EditingError("probes need examples of both classes")
+        raise UserError("probes need examples of both classes")
     if not torch.isfinite(x).all():
-        raise EditingError("head outputs are not finite: load the model in a wider dtype")
+        raise UserError("head outputs are not finite: load the model in a wider dtype")
     n, probes, d = x.shape
     step = max(1, CHUNK_FLOATS // ((d + 1) * (n + d + 1)))
     parts = [_newton(x[:, start : start + step].transpose(0, 1), label) for start in range(0, probes, step)]
@@ -125,14 +125,14 @@ def enough(voters: int, share: float) -> bool:
 def split(voters: Sequence[int], share: float, seed: int | None) -> tuple[list[int], list[int]]:
     """(training facts, validation facts): the first int(n (1 - share)) of the voters, shuffled with `seed` (None: as they stand).
 
-    By fact, so that the two sentences of a fact never come apart. Raises EditingError where either part would be empty.
+    By fact, so that the two sentences of a fact never come apart. Raises UserError where either part would be empty.
     """
     order = list(voters)
     if seed is not None:
         random.Random(seed).shuffle(order)
     training = int(len(order) * (1 - share))
     if not enough(len(order), share):
-        raise EditingError(
+        raise UserError(
             f"{len(order)} voting facts can't be split into training and validation (share {share:g}): edit more facts together, let "
             'all vote ("voters": "all"), or give the heads'
         )
@@ -140,9 +140,9 @@ def split(voters: Sequence[int], share: float, seed: int | None) -> tuple[list[i
 
 
 def rank(accuracy: Float[Tensor, "layers heads"], number: int) -> list[tuple[int, int]]:
-    """The `number` best (layer, head), best first; of equals the lower layer and head first. EditingError if there are fewer heads."""
+    """The `number` best (layer, head), best first; of equals the lower layer and head first. UserError if there are fewer heads."""
     layers, heads = accuracy.shape
     if not 0 < number <= layers * heads:
-        raise EditingError(f"top_num_heads: {number} of the model's {layers * heads} heads can't be chosen")
+        raise UserError(f"top_num_heads: {number} of the model's {layers * heads} heads can't be chosen")
     order = torch.argsort(accuracy.flatten(), descending=True, stable=True)[:number]
     return [divmod(int(i), heads) for i in order]

@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from common.errors import UserError
 from editors.core import moment_store
 from editors.core.budget import batch_tokens
 from editors.core.files import write_tensors
 from editors.core.prompts import encode_target, fill, pack, pad_batch, pad_id, Request, tokenize
 from editors.core.sites import evaluating, get_module, head_logits, input_device, longest_context, Sites
 from editors.edit import Dense, Edit
-from editors.errors import EditingError
 from . import probes
 from .outputs import as_biases, Head, head_outputs, head_shape
 
@@ -40,7 +40,7 @@ class Relevance:
     validation: list[int]
 
     def best(self, number: int) -> list[Head]:
-        """The `number` best heads, best first; of equals the lower layer and head first. EditingError if there are not so many."""
+        """The `number` best heads, best first; of equals the lower layer and head first. UserError if there are not so many."""
         return probes.rank(self.accuracy, number)
 
 
@@ -65,16 +65,16 @@ class Corrections:
 
     @staticmethod
     def load(path: str | os.PathLike) -> Corrections:
-        """Reads what `save` wrote. Raises EditingError for a missing, damaged or foreign file."""
+        """Reads what `save` wrote. Raises UserError for a missing, damaged or foreign file."""
         if not Path(path).is_file():
-            raise EditingError(f"{path}: no such file of correction vectors")
+            raise UserError(f"{path}: no such file of correction vectors")
         info, tensors = moment_store.read(Path(path), "file of correction vectors")
         if not {"heads", "vectors"} <= tensors.keys():
             lacking = ", ".join({"heads", "vectors"} - tensors.keys())
-            raise EditingError(f"{path}: not a file of correction vectors: it lacks {lacking}")
+            raise UserError(f"{path}: not a file of correction vectors: it lacks {lacking}")
         heads, vectors = tensors["heads"], tensors["vectors"]
         if heads.ndim != 2 or heads.shape[1] != 2 or vectors.ndim != 2 or len(heads) != len(vectors):
-            raise EditingError(f"{path}: heads of shape {list(heads.shape)} and vectors of shape {list(vectors.shape)}, expected one (layer, "
+            raise UserError(f"{path}: heads of shape {list(heads.shape)} and vectors of shape {list(vectors.shape)}, expected one (layer, "
                                "head) and one vector for each")
         return Corrections([tuple(head) for head in heads.tolist()], vectors, info)
 
@@ -92,24 +92,24 @@ def sentence_rows(model: nn.Module, tok, requests: Sequence[Request], end: str =
     """Token ids of the new and then the old fact of each request, each with the prompt that agrees with its object; with end
     "prompt" without the object.
 
-    Raises EditingError for a request without target_true, or with a sentence longer than the model; with "prompt", where no request
+    Raises UserError for a request without target_true, or with a sentence longer than the model; with "prompt", where no request
     has two different ones.
     """
     texts: list[str] = []
     for number, request in enumerate(requests):
         if not request.target_true:
-            raise EditingError(f"request {number} (case_id {request.case_id}) has no target_true: heads are chosen by what tells the "
+            raise UserError(f"request {number} (case_id {request.case_id}) has no target_true: heads are chosen by what tells the "
                                "new fact from the old one; give it, or give the heads")
         new, true = prompts(request)
         texts += [new, true] if end == "prompt" else [new + request.target_new, f"{true} {request.target_true.lstrip()}"]
     if end == "prompt" and texts[::2] == texts[1::2]:
-        raise EditingError("probe_token: the new and the old object of every request stand behind the same prompt, so that nothing tells "
+        raise UserError("probe_token: the new and the old object of every request stand behind the same prompt, so that nothing tells "
                            'them apart there; take "target"')
     rows, limit = [ids for ids, _ in tokenize(tok, texts)], longest_context(model)
     for i, row in enumerate(rows):
         if limit and len(row) > limit:
             request = requests[i // 2]
-            raise EditingError(f"request {i // 2} (case_id {request.case_id}): the sentence {texts[i][:60]!r}... takes {len(row)} "
+            raise UserError(f"request {i // 2} (case_id {request.case_id}): the sentence {texts[i][:60]!r}... takes {len(row)} "
                                f"tokens, but the model has {limit} positions: shorten the prompt")
     return rows
 
@@ -151,7 +151,7 @@ def relevance(
 ) -> Relevance:
     """One probe a head on the voters' sentences; `share` of them, shuffled with `seed` (None: as they stand), validates.
 
-    facts: which fact each request tells, where several tell the same one: those come to the same part. Raises EditingError for
+    facts: which fact each request tells, where several tell the same one: those come to the same part. Raises UserError for
     fewer than two voters, or as many as leave a part empty.
     """
     if facts is None:
@@ -175,11 +175,11 @@ def folded(
 ) -> Edit:
     """The edit that adds the vectors at every token: biases of the attention's output projections, made where there are none.
 
-    overwrite: of the heads of one layer only the last counts (published). Raises EditingError for vectors of another head size.
+    overwrite: of the heads of one layer only the last counts (published). Raises UserError for vectors of another head size.
     """
     _, size = head_shape(model, sites)
     if corrections.vectors.shape != (len(corrections.heads), size):
-        raise EditingError(
+        raise UserError(
             f"correction vectors of shape {list(corrections.vectors.shape)} for {len(corrections.heads)} heads of size {size}: they "
             "are of another model or other heads"
         )

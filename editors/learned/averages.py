@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 
 @dataclass
@@ -71,6 +71,6 @@ class EarlyStop:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if not {"best", "best_iteration", "stopped"} <= state.keys():
-            raise EditingError("the checkpoint tells nothing of early stopping")
+            raise UserError("the checkpoint tells nothing of early stopping")
         self.best = math.inf if state["best"] is None else state["best"]
         self.best_iteration, self.stopped = state["best_iteration"], state["stopped"]

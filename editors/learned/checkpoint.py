@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from common.errors import UserError
 from editors.core import moment_store
 from editors.core.files import write_tensors
-from editors.errors import EditingError
 from .editable import Editable
 
 FORMAT = 1
@@ -29,19 +29,19 @@ def save(path: Path, alg: Editable, info: Mapping[str, Any], extra: Mapping[str,
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(header, tensors). Raises EditingError for a file that is missing, damaged or no checkpoint."""
+    """(header, tensors). Raises UserError for a file that is missing, damaged or no checkpoint."""
     if not path.is_file():
-        raise EditingError(f"{path}: no such checkpoint")
+        raise UserError(f"{path}: no such checkpoint")
     header, tensors = moment_store.read(path, "checkpoint of a learned editor")
     if header.get("format") != FORMAT or "about" not in header:
-        raise EditingError(f"{path}: not a checkpoint of a learned editor")
+        raise UserError(f"{path}: not a checkpoint of a learned editor")
     return header, tensors
 
 
 def load(path: Path, alg: Editable, any_model: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(info, extra tensors); the networks go into `alg`.
 
-    any_model: whatever the model's weights are. Raises EditingError for a checkpoint of another model, algorithm or
+    any_model: whatever the model's weights are. Raises UserError for a checkpoint of another model, algorithm or
     configuration, and names what differs.
     """
     header, tensors = read(path)
@@ -57,9 +57,9 @@ def load(path: Path, alg: Editable, any_model: bool = False) -> tuple[dict[str, 
             if isinstance(was, dict):
                 differing = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
                 was, now = ({k: side.get(k) for k in differing} for side in (was, now))
-            raise EditingError(f"{path}: a checkpoint of another {what}: {_short(was)}, here {_short(now)}")
+            raise UserError(f"{path}: a checkpoint of another {what}: {_short(was)}, here {_short(now)}")
     if not any_model and not same_model(found, wanted):
-        raise EditingError(
+        raise UserError(
             f"{path}: a checkpoint of another model: its weights have the fingerprint {found.get('model')}, "
             f"here {wanted['model']}"
         )

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from common.errors import UserError
 from editors.core.files import write_tensors
-from editors.errors import EditingError
 
 HEAD = "classifier_head.safetensors"
 """The head's file in an encoder's folder."""
@@ -59,7 +59,7 @@ class BertClassifier(nn.Module):
     def from_pretrained(source: str | Path, dtype: torch.dtype = torch.float32, **options) -> BertClassifier:
         """From what `save_pretrained` wrote; from an encoder without a head (hub id or folder) with a fresh one: seed it first.
 
-        options: of transformers' `from_pretrained`. Raises EditingError for a head that does not fit.
+        options: of transformers' `from_pretrained`. Raises UserError for a head that does not fit.
         """
         model = BertClassifier(AutoModel.from_pretrained(source, dtype=dtype, **options))
         head = Path(source) / HEAD
@@ -68,7 +68,7 @@ class BertClassifier(nn.Module):
                 model.load_state_dict(load_file(head), strict=False)
                 missing = {"classifier.weight", "classifier.bias"} - load_file(head).keys()
             except (RuntimeError, SafetensorError) as error:
-                raise EditingError(f"{head}: not the head of this encoder ({str(error).splitlines()[-1].strip()})") from None
+                raise UserError(f"{head}: not the head of this encoder ({str(error).splitlines()[-1].strip()})") from None
             if missing:
-                raise EditingError(f"{head}: has no {', '.join(sorted(missing))}")
+                raise UserError(f"{head}: has no {', '.join(sorted(missing))}")
         return model.eval()

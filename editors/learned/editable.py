@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import Self
 
+from common.errors import UserError
 from editors.core.fingerprint import model_fingerprint
-from editors.errors import EditingError
 from .episode import Batch
 from .kinds import ModelKind, model_kind
 from .losses import IGNORED, Scores, score
@@ -117,11 +117,11 @@ class Editable(ABC):
         return dict(self.net.state_dict())
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over what `state` gave. Raises EditingError for missing, superfluous or misshapen tensors."""
+        """Takes over what `state` gave. Raises UserError for missing, superfluous or misshapen tensors."""
         try:
             self.net.load_state_dict(state)
         except RuntimeError as error:
-            raise EditingError(
+            raise UserError(
                 f"the checkpoint's networks are not those of this {self.name}: {str(error).splitlines()[1].strip()}"
             ) from None
 
@@ -152,17 +152,17 @@ def norms(model: nn.Module, without: Collection[str], most: int = 32) -> dict[st
 
 
 def check_parameters(model: nn.Module, names: Sequence[str]) -> None:
-    """Raises EditingError unless these are different weight matrices of the model."""
+    """Raises UserError unless these are different weight matrices of the model."""
     known = dict(model.named_parameters())
     missing = [name for name in names if name not in known]
     if missing:
         near = difflib.get_close_matches(missing[0], known, n=1)
-        raise EditingError(
+        raise UserError(
             f"the model has no parameter{'s' * (len(missing) > 1)} {', '.join(missing)}"
             + (f"; the nearest is {near[0]}" if near else "")
         )
     if not names or len(set(names)) < len(names):
-        raise EditingError("inner_params: give at least one weight, and each once")
+        raise UserError("inner_params: give at least one weight, and each once")
     flat = [name for name in names if known[name].dim() != 2]
     if flat:
-        raise EditingError(f"inner_params: {flat[0]} is no matrix")
+        raise UserError(f"inner_params: {flat[0]} is no matrix")

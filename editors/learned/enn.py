@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from editors.core.modules import evaluating
-from editors.errors import EditingError
 from .episode import Batch
 from .factors import Factors
 from .low_rank import LowRankEditable, Rows
@@ -32,7 +32,7 @@ class ENNOptions(Options):
 
     def __post_init__(self):
         if self.n_edit_steps < 1:
-            raise EditingError("n_edit_steps must be at least 1")
+            raise UserError("n_edit_steps must be at least 1")
 
 
 class ENN(LowRankEditable):
@@ -49,7 +49,7 @@ class ENN(LowRankEditable):
         super().__init__(model, inner_params, options)
         attention = getattr(model.config, "_attn_implementation", "eager")
         if not self.options.first_order and attention != "eager":
-            raise EditingError(
+            raise UserError(
                 f"ENN of second order can't differentiate {attention!r} attention twice: "
                 'load the model with attn_implementation="eager", or set enn.first_order=True'
             )
@@ -110,5 +110,5 @@ def _upper_parameters(model: nn.Module, first_block: int | None) -> set[str]:
         if name.startswith(path + ".") and int(name[len(path) + 1 :].split(".")[0]) >= first_block
     }
     if not upper:
-        raise EditingError(f"no_grad_layers: {first_block} leaves no block to train")
+        raise UserError(f"no_grad_layers: {first_block} leaves no block to train")
     return upper

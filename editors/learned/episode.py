@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from common.errors import UserError
 from editors.core.prompts import pad_id, tokenize
-from editors.errors import EditingError
 from .kinds import ModelKind
 from .losses import IGNORED
 
@@ -118,9 +118,9 @@ class Collator:
     """Blenderbot's decoder reads the very tokens that it is scored on, as in SERAC's published data."""
 
     def __call__(self, items: Sequence[Item], local: Sequence[Example]) -> Episode:
-        """The episode of these edits, made at once, and unrelated inputs. Raises EditingError for an empty or malformed one."""
+        """The episode of these edits, made at once, and unrelated inputs. Raises UserError for an empty or malformed one."""
         if not items or not local:
-            raise EditingError("an episode needs at least one edit and one unrelated input")
+            raise UserError("an episode needs at least one edit and one unrelated input")
         outer = [(example, i) for i, item in enumerate(items) for example in item.outer][: self.n_outer_max]
         edit_outer = self.batch([example for example, _ in outer], ended=self.ended) if outer else None
         if edit_outer is not None and items[0].drop is not None:
@@ -143,10 +143,10 @@ class Collator:
         targets have the end of text behind them."""
         for example in examples:
             if not example.input.strip():
-                raise EditingError("an example's input is empty")
+                raise UserError("an example's input is empty")
         if self.kind is ModelKind.CLASSIFIER:
             if any(example.label not in (0, 1) and (labelled or example.label is not None) for example in examples):
-                raise EditingError("a classifier's examples need a label, 1 (true) or 0 (false)")
+                raise UserError("a classifier's examples need a label, 1 (true) or 0 (false)")
             labels = torch.tensor([[IGNORED if example.label is None else example.label] for example in examples])
             return self._padded(self._ids([example.input for example in examples])) | {"labels": labels}
         if self.kind is ModelKind.DECODER:
@@ -173,7 +173,7 @@ class Collator:
     def _target_length(self, example: Example, offsets: Sequence[tuple[int, int]]) -> int | None:
         """How many of the last tokens are the target, from the tokens' places in the text; None: all of them are scored."""
         if not offsets:
-            raise EditingError(f"{example.input!r} has no tokens")
+            raise UserError(f"{example.input!r} has no tokens")
         if example.target is None and example.scored is None:
             return None
         n = example.scored
@@ -181,7 +181,7 @@ class Collator:
             n = sum(end > len(example.input) for _, end in offsets)
         # The first token of a text is predicted from nothing, so it can't be scored.
         if not 1 <= n < len(offsets) or (self.max_length is not None and n >= self.max_length):
-            raise EditingError(
+            raise UserError(
                 f"the target of {example.input[:60]!r} has {n} tokens of a text of {len(offsets)}: "
                 "it must have at least one, and fewer than the text and the longest input"
             )
@@ -189,7 +189,7 @@ class Collator:
 
     def _seq2seq(self, examples: Sequence[Example]) -> Batch:
         if any(not example.target for example in examples):
-            raise EditingError("a sequence-to-sequence model's examples need a target")
+            raise UserError("a sequence-to-sequence model's examples need a target")
         targets = [self._framed(ids) for ids in self._ids([example.target for example in examples])]
         batch = self._padded(self._ids([example.input for example in examples]))
         decoder = self._padded(targets)
@@ -206,7 +206,7 @@ class Collator:
     def _framed(self, ids: list[int]) -> list[int]:
         """A target with the end of sentence behind it, and for BART one token in front, which is never scored."""
         if self.tok.eos_token_id is None:
-            raise EditingError("the tokenizer has no end-of-sequence token, which a sequence-to-sequence model needs")
+            raise UserError("the tokenizer has no end-of-sequence token, which a sequence-to-sequence model needs")
         if ids[-1:] != [self.tok.eos_token_id]:
             ids = [*ids, self.tok.eos_token_id]
         if self.kind is ModelKind.BART:
@@ -218,7 +218,7 @@ class Collator:
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         rows = self.tok(list(texts), truncation=self.max_length is not None, max_length=self.max_length).input_ids
         if not all(rows):
-            raise EditingError(f"{texts[[len(row) for row in rows].index(0)]!r} has no tokens")
+            raise UserError(f"{texts[[len(row) for row in rows].index(0)]!r} has no tokens")
         return rows
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Batch:

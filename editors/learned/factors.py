@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from editors.errors import EditingError
+from common.errors import UserError
 from .episode import Batch
 from .losses import IGNORED, row_log_probs, wide
 
@@ -39,11 +39,11 @@ class Factors:
 
 
 def linear_of(model: nn.Module, name: str) -> tuple[nn.Module, bool]:
-    """(module whose weight is called `name`, whether that is [d_in, d_out]). Raises EditingError for modules that are not linear."""
+    """(module whose weight is called `name`, whether that is [d_in, d_out]). Raises UserError for modules that are not linear."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     if attribute != "weight" or not isinstance(module, (nn.Linear, Conv1D)):
-        raise EditingError(f"inner_params: {name} is not the weight of a linear map, so it has no such gradient factors")
+        raise UserError(f"inner_params: {name} is not the weight of a linear map, so it has no such gradient factors")
     return module, isinstance(module, Conv1D)
 
 
@@ -64,7 +64,7 @@ def gradient_factors(alg, batch: Batch, segments: int = 1, size: int = CHUNK, cr
 
     alg: a LowRankEditable. segments: the batch holds so many edits, each of equally many rows, and each has a loss of its own.
     Detached, unless create_graph. No parameter needs a gradient, none gets one. Batches of more than `size` rows of one edit go
-    through the model in parts, with the result of one pass. Raises EditingError if nothing is scored.
+    through the model in parts, with the result of one pass. Raises UserError if nothing is scored.
     """
     found: dict[str, list[Factors]] = {name: [] for name in alg.inner}
     total = float(scored(alg, batch).sum())
@@ -73,7 +73,7 @@ def gradient_factors(alg, batch: Batch, segments: int = 1, size: int = CHUNK, cr
         if not scored(alg, part).reshape(segments, -1).any(-1).all():
             if len(parts) > 1:
                 continue
-            raise EditingError("an edit in which no label is scored: its target is empty, or all of it is masked")
+            raise UserError("an edit in which no label is scored: its target is empty, or all of it is masked")
         seen: dict[str, tuple[Tensor, Tensor]] = {}
         with torch.enable_grad():
             logits = (alg if create_graph else alg.detached()).run(part, seen)
@@ -81,7 +81,7 @@ def gradient_factors(alg, batch: Batch, segments: int = 1, size: int = CHUNK, cr
             loss = -(log_p / n).sum() * (n.sum() / total if segments == 1 else 1)
         missing = [name for name in alg.inner if name not in seen]
         if missing:
-            raise EditingError(f"inner_params: {missing[0]} takes no part in the model's forward pass")
+            raise UserError(f"inner_params: {missing[0]} takes no part in the model's forward pass")
         deltas = torch.autograd.grad(loss, [seen[name][1] for name in alg.inner], create_graph=create_graph)
         for name, delta in zip(alg.inner, deltas):
             u = seen[name][0] if create_graph else seen[name][0].detach()

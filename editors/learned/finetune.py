@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from editors.errors import EditingError
+from common.errors import UserError
 from .editable import Editable, forward
 from .episode import Batch
 from .losses import locality_kl, locality_mask
@@ -44,11 +44,11 @@ class FineTuneOptions(Options):
 
     def __post_init__(self):
         if self.max_edit_steps < 1:
-            raise EditingError("max_edit_steps must be at least 1")
+            raise UserError("max_edit_steps must be at least 1")
         if self.rank is not None and self.rank < 1:
-            raise EditingError("rank must be at least 1, or null")
+            raise UserError("rank must be at least 1, or null")
         if self.time_limit is not None and not self.time_limit > 0:
-            raise EditingError(f"time_limit: {self.time_limit} seconds leave no time for a step; null is no limit")
+            raise UserError(f"time_limit: {self.time_limit} seconds leave no time for a step; null is no limit")
         optimiser_class(self.opt, "ft.opt", self.edit_lr, [(2, 2)])
 
 
@@ -116,7 +116,7 @@ class FineTune(Editable):
 
     def _local(self) -> Batch:
         if self.local is None:
-            raise EditingError("ft.locality needs unrelated inputs: set `local`")
+            raise UserError("ft.locality needs unrelated inputs: set `local`")
         return self.local()
 
     def _divergence(self, weights: Mapping[str, Tensor], local: Batch) -> Tensor:
@@ -128,4 +128,4 @@ class FineTune(Editable):
 def _check(value: Tensor, steps: int) -> None:
     if not torch.isfinite(value).all():
         what = f"the loss is {value.item()}" if value.dim() == 0 else "weights are not finite"
-        raise EditingError(f"fine-tuning: {what} after {steps} step{'s' * (steps != 1)}; lower edit_lr")
+        raise UserError(f"fine-tuning: {what} after {steps} step{'s' * (steps != 1)}; lower edit_lr")

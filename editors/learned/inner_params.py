@@ -7,7 +7,7 @@ import re
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from editors.errors import EditingError
+from common.errors import UserError
 from .kinds import model_kind
 
 _FEED_FORWARD = re.compile(r"(^|\.)(mlp|fc1|fc2|DenseReluDense|feed_forward|intermediate|(?<!attention\.)output|ffn)(\.|$)")
@@ -17,7 +17,7 @@ def default_inner_params(model: nn.Module, blocks: int | None = None) -> list[st
     """The weights of the feed-forward maps of the last blocks, block after block in the model's order.
 
     blocks: of each stack; None: three, of an encoder and a decoder two each. Gates of gated layers (T5's wi_1) are left out.
-    Raises EditingError if there are none.
+    Raises UserError if there are none.
     """
     blocks = blocks or (2 if model_kind(model).is_seq2seq else 3)
     lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
@@ -31,5 +31,5 @@ def default_inner_params(model: nn.Module, blocks: int | None = None) -> list[st
                 if isinstance(module, (nn.Linear, Conv1D)) and _FEED_FORWARD.search(name) and not name.endswith("wi_1")
             ]
     if not found:
-        raise EditingError("inner_params: no feed-forward weights were found in the model's last blocks; name the weights")
+        raise UserError("inner_params: no feed-forward weights were found in the model's last blocks; name the weights")
     return found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from editors.errors import EditingError
+from common.errors import UserError
 from .episode import Batch
 from .factors import Factors
 from .low_rank import LowRankEditable
@@ -33,9 +33,9 @@ class KEOptions(Options):
 
     def __post_init__(self):
         if self.hidden_dim < 1 or self.condition_dim < 1:
-            raise EditingError("hidden_dim and condition_dim must be at least 1")
+            raise UserError("hidden_dim and condition_dim must be at least 1")
         if self.several not in ("loop", "average"):
-            raise EditingError(f'several: {self.several!r} is neither "loop" nor "average"')
+            raise UserError(f'several: {self.several!r} is neither "loop" nor "average"')
 
 
 class Condition(nn.Module):
@@ -92,10 +92,10 @@ class KE(LowRankEditable):
 
     def parts(self, batch: Batch, condition: Batch | None, segments: int) -> list[tuple[Batch, Batch]]:
         if condition is None:
-            raise EditingError("KE needs the text of the edit as its condition")
+            raise UserError("KE needs the text of the edit as its condition")
         rows = len(batch["input_ids"])
         if len(condition["input_ids"]) != rows:
-            raise EditingError(f"KE needs one condition an edit: {len(condition['input_ids'])} for {rows} edits")
+            raise UserError(f"KE needs one condition an edit: {len(condition['input_ids'])} for {rows} edits")
         if self.options.several == "average":
             return [(batch, condition)]
         n = rows // segments

@@ -6,7 +6,7 @@ from enum import Enum
 
 from torch import nn
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 
 class ModelKind(Enum):
@@ -41,7 +41,7 @@ _SEQ2SEQ = {
 
 
 def model_kind(model: nn.Module) -> ModelKind:
-    """The kind of a model, from its configuration; its name plays no part. Raises EditingError for what is none of them."""
+    """The kind of a model, from its configuration; its name plays no part. Raises UserError for what is none of them."""
     from .classifier import BertClassifier
 
     if isinstance(model, BertClassifier):
@@ -49,12 +49,12 @@ def model_kind(model: nn.Module) -> ModelKind:
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         if config.model_type not in _SEQ2SEQ:
-            raise EditingError(
+            raise UserError(
                 f"encoder-decoder models of type {config.model_type!r} are not supported, only {', '.join(_SEQ2SEQ)}"
             )
         return _SEQ2SEQ[config.model_type]
     if model.get_output_embeddings() is None:
-        raise EditingError(
+        raise UserError(
             f"{type(model).__name__} has no language-model head, so there are no targets to edit; "
             "load the causal or sequence-to-sequence class of the model"
         )

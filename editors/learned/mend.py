@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from editors.errors import EditingError
+from common.errors import UserError
 from .factors import Factors, dimensions
 from .low_rank import LowRankEditable
 from .mend_net import FactorEditor
@@ -47,15 +47,15 @@ class MENDOptions(Options):
 
     def __post_init__(self):
         if self.init not in ("id", "xavier"):
-            raise EditingError(f'init: {self.init!r} is neither "id" nor "xavier"')
+            raise UserError(f'init: {self.init!r} is neither "id" nor "xavier"')
         if self.combine and (self.one_sided or self.x_only or self.delta_only):
-            raise EditingError(
+            raise UserError(
                 "combine: one network for both factors can't be one_sided, x_only or delta_only; set combine to false"
             )
         if self.x_only and self.delta_only:
-            raise EditingError("x_only and delta_only exclude each other")
+            raise UserError("x_only and delta_only exclude each other")
         if self.rank < 1 or self.n_hidden < 0:
-            raise EditingError("rank must be at least 1, n_hidden at least 0")
+            raise UserError("rank must be at least 1, n_hidden at least 0")
 
 
 class MEND(LowRankEditable):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 EPSILON = 1e-7
 """Added to a standard deviation before it divides."""
@@ -91,14 +91,14 @@ class FactorEditor(nn.Module):
     ) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"]]:
         """By the moments, to which in training these rows are added before.
 
-        Raises EditingError if there are no statistics yet and none are gathered.
+        Raises UserError if there are no statistics yet and none are gathered.
         """
         if self.training:
             self.count(u, delta)
         if not self.norm:
             return u, delta
         if not torch.isfinite(self.k).item():
-            raise EditingError(
+            raise UserError(
                 "the editor has never been trained: it has no statistics of gradient factors; train it with experiments.train"
             )
         return (u - self.u_mean) / (self.u_std + EPSILON), (delta - self.v_mean) / (self.v_std + EPSILON)

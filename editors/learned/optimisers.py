@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 
 MUON = "Muon"
@@ -57,11 +57,11 @@ def build(name: str, groups: Sequence[Mapping[str, Any]], module: nn.Module) -> 
 
 
 def optimiser_class(name: str, key: str, lr: float, shapes: Sequence[Sequence[int]] = ((2,), (2, 2))) -> type[Optimizer]:
-    """The class of that name in torch.optim. shapes: what it must be able to step, as dense parameters. Raises EditingError that names
+    """The class of that name in torch.optim. shapes: what it must be able to step, as dense parameters. Raises UserError that names
     `key`."""
     kind = getattr(torch.optim, name, None)
     if not isinstance(kind, type):
-        raise EditingError(f"{key}: torch.optim has no {name!r}")
+        raise UserError(f"{key}: torch.optim has no {name!r}")
     params = [torch.zeros(*shape, requires_grad=True) for shape in shapes]
     for p in params:
         p.grad = torch.ones_like(p)
@@ -69,7 +69,7 @@ def optimiser_class(name: str, key: str, lr: float, shapes: Sequence[Sequence[in
         kind(params, lr=lr).step()
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise EditingError(f"{key}: {name} can't take a step from gradients alone, at the rate {lr:g} ({said})") from None
+        raise UserError(f"{key}: {name} can't take a step from gradients alone, at the rate {lr:g} ({said})") from None
     return kind
 
 

@@ -24,7 +24,7 @@ class Options:
 
     @classmethod
     def of(cls, source: Self | Mapping[str, Any] | None) -> Self:
-        """From a mapping. Raises EditingError for an unknown or missing key, or a wrong type or value."""
+        """From a mapping. Raises UserError for an unknown or missing key, or a wrong type or value."""
         return hparams.load(cls, {} if source is None else source)
 
     def identity(self) -> dict[str, Any]:

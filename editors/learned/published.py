@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 _MEND_KEY = re.compile(r"mend\.(\([^)]*\)|[^.]+)\.(mlp[12]?)\.layers\.(\d+)\.u")
 _KE_NAMES = {"condition.lstm._module.": "condition.lstm.", "condition.linear._linear_layers.0.": "condition.linear.",
@@ -18,13 +18,13 @@ _KE_NAMES = {"condition.lstm._module.": "condition.lstm.", "condition.linear._li
 def mend_state(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(options that the shapes tell, state): of MEND (`mend.`), and of SERAC's port of it (`gtn.`).
 
-    Not told by shapes: norm, init and descent. Raises EditingError if there is no such network.
+    Not told by shapes: norm, init and descent. Raises UserError if there is no such network.
     """
     state = {re.sub(r"^gtn\.", "mend.", name): t for name, t in tensors.items() if name.startswith(("mend.", "gtn.", "edit_lrs"))}
     found = [(match, state[match[0]]) for match in map(_MEND_KEY.fullmatch, state) if match]
     _check_matrices({match[0]: u for match, u in found})
     if not found or "edit_lrs" not in state:
-        raise EditingError("holds no MEND: no networks mend.* or gtn.* with their edit_lrs")
+        raise UserError("holds no MEND: no networks mend.* or gtn.* with their edit_lrs")
     sides = {match[2] for match, _ in found}
     editors = {match[1]: {other[2] for other, _ in found if other[1] == match[1]} for match, _ in found}
     options = {
@@ -42,7 +42,7 @@ def mend_state(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str,
 def ke_state(tensors: Mapping[str, Tensor], vocabulary: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(options that the shapes tell, state): of KE as MEND has it (`editor.`).
 
-    The row that was added to the embedding for padding is dropped: padding is never read. Raises EditingError if there is no
+    The row that was added to the embedding for padding is dropped: padding is never read. Raises UserError if there is no
     such network.
     """
     state = {}
@@ -53,7 +53,7 @@ def ke_state(tensors: Mapping[str, Tensor], vocabulary: int) -> tuple[dict[str, 
                 name = name.replace(old, new)
             state[re.sub(r"^conditioners\.(\w+)_conditioner\.conditioners\.", r"conditioners.\1.layers.", name)] = tensor
     if not {"condition.embedding.weight", "condition.lstm.weight_hh_l0", "condition.linear.weight"} <= state.keys():
-        raise EditingError("holds no KE: no network editor.condition")
+        raise UserError("holds no KE: no network editor.condition")
     _check_matrices({name: state[name] for name in ("condition.embedding.weight", "condition.lstm.weight_hh_l0", "condition.linear.weight")})
     state["condition.embedding.weight"] = state["condition.embedding.weight"][:vocabulary]
     options = {"hidden_dim": state["condition.lstm.weight_hh_l0"].shape[1], "condition_dim": state["condition.linear.weight"].shape[0]}
@@ -61,15 +61,15 @@ def ke_state(tensors: Mapping[str, Tensor], vocabulary: int) -> tuple[dict[str, 
 
 
 def _check_matrices(tensors: Mapping[str, Tensor]) -> None:
-    """Raises EditingError for a weight that is no matrix."""
+    """Raises UserError for a weight that is no matrix."""
     for name, tensor in tensors.items():
         if tensor.ndim != 2:
-            raise EditingError(f"{name}: has the shape {list(tensor.shape)}, where a matrix is expected")
+            raise UserError(f"{name}: has the shape {list(tensor.shape)}, where a matrix is expected")
 
 
 def state_of(algorithm: str, tensors: Mapping[str, Tensor], vocabulary: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """As `mend_state` or `ke_state`. Raises EditingError for other algorithms."""
+    """As `mend_state` or `ke_state`. Raises UserError for other algorithms."""
     readers: dict[str, Callable] = {"mend": mend_state, "efk": lambda found: ke_state(found, vocabulary)}
     if algorithm not in readers:
-        raise EditingError(f"published networks of {algorithm!r} are not read, only those of MEND and KE")
+        raise UserError(f"published networks of {algorithm!r} are not read, only those of MEND and KE")
     return readers[algorithm](tensors)

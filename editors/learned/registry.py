@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from editors.errors import EditingError
+from common.errors import UserError
 from .aliases import ALIASES
 from .editable import Editable
 from .options import Options
@@ -29,13 +29,13 @@ def names() -> list[str]:
 
 
 def algorithm_name(name: str) -> str:
-    """The algorithm's own name, from it or an alias in any case. Raises EditingError with the nearest one if there is none."""
+    """The algorithm's own name, from it or an alias in any case. Raises UserError with the nearest one if there is none."""
     lower = name.lower()
     own = ALIASES.get(lower, lower)
     if own not in _ALGORITHMS:
         near = difflib.get_close_matches(lower, [*_ALGORITHMS, *ALIASES], n=1)
         hint = f", did you mean {near[0]!r}?" if near else ";"
-        raise EditingError(f"unknown algorithm {name!r}{hint} known: {', '.join(names())}")
+        raise UserError(f"unknown algorithm {name!r}{hint} known: {', '.join(names())}")
     return own
 
 
@@ -47,7 +47,7 @@ def algorithm(name: str) -> type[Editable]:
 def build(
     name: str, model: nn.Module, inner_params: Sequence[str], options: Options | Mapping[str, Any] | None = None, **parts
 ) -> Editable:
-    """An untrained editor. parts: what SERAC needs besides (see `serac.SERAC.build`). Raises EditingError for what does not fit
+    """An untrained editor. parts: what SERAC needs besides (see `serac.SERAC.build`). Raises UserError for what does not fit
     the model."""
     kind = algorithm(name)
     return kind.build(model, inner_params, options, **parts) if hasattr(kind, "build") else kind(model, inner_params, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from editors.errors import EditingError
+from common.errors import UserError
 from .optimisers import MUON, optimiser_class
 from .options import Options
 
@@ -56,11 +56,11 @@ class TrainConfig(Options):
     def __post_init__(self):
         for name in ("max_iters", "log_interval", "val_interval", "val_steps", "accumulate_bs", "early_stop_patience", "parallel"):
             if getattr(self, name) < (name != "max_iters"):
-                raise EditingError(f"{name}: {getattr(self, name)} is too small")
+                raise UserError(f"{name}: {getattr(self, name)} is too small")
         for name in ("lr", "lr_lr", "cedit", "cloc", "cbase", "grad_clip"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise EditingError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
+                raise UserError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
         if not 0 <= self.lr_decay <= 1:
-            raise EditingError(f"lr_decay: {self.lr_decay} is no share")
+            raise UserError(f"lr_decay: {self.lr_decay} is no share")
         if self.opt != MUON:
             optimiser_class(self.opt, "opt", max(self.lr, self.lr_lr))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from editors.errors import EditingError
+from common.errors import UserError
 from . import checkpoint, episode_stats, optimisers, run_log
 from .averages import Averages, EarlyStop
 from .editable import Editable, forward
@@ -120,7 +120,7 @@ class Trainer:
     def safe_backward(self, loss: Tensor, episodes: int = 1) -> None:
         """Adds d loss / d outer parameters, divided by the episodes per step, to `.grad`; the loss is the mean of so many.
 
-        A gradient that is not finite is left out and counted. Raises EditingError for a loss that is not finite.
+        A gradient that is not finite is left out and counted. Raises UserError for a loss that is not finite.
         """
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {loss.item()} in iteration {self.iteration + 1}")
@@ -134,16 +134,16 @@ class Trainer:
                 g = g * (episodes / self.config.accumulate_bs)
                 p.grad = g if p.grad is None else p.grad + g
 
-    def _diverged(self, what: str) -> EditingError:
+    def _diverged(self, what: str) -> UserError:
         kept = f"; the best networks so far are in {self.folder / BEST}" if self.has_best else ""
-        return EditingError(f"{what}, so the run stops; lower lr or edit_lr{kept}")
+        return UserError(f"{what}, so the run stops; lower lr or edit_lr{kept}")
 
     # The loop
 
     def rehearse(self) -> None:
         """Episodes of training and of validation that leave nothing behind: what is wrong with data or configuration shows at once.
 
-        Raises EditingError for that.
+        Raises UserError for that.
         """
         if self.optimiser is None or not self.config.max_iters:
             return
@@ -251,7 +251,7 @@ class Trainer:
 
     def _check_early_stop_key(self, found: Collection[str]) -> None:
         if self.early_stop_key not in found:
-            raise EditingError(
+            raise UserError(
                 f"early_stop_key: a validation reports no {self.early_stop_key!r}; it reports {', '.join(sorted(found))}"
             )
 
@@ -266,7 +266,7 @@ class Trainer:
     def validate(self, source: Source, edits: int | None, suffix: str = "_val") -> dict[str, float]:
         """Means over the first episodes of `source` that hold so many edits (None: all).
 
-        Raises EditingError for a loss that is not finite.
+        Raises UserError for a loss that is not finite.
         """
         averages, started, number, seen = Averages(), time.perf_counter(), 0, 0
         while number < len(source) and (edits is None or seen < edits):
@@ -274,7 +274,7 @@ class Trainer:
                 averages.add(self.step(episode, training=False), len(episode.pos_pairs), episode.segments)
                 number, seen = number + episode.segments, seen + len(episode.edit_inner["input_ids"])
         if not number:
-            raise EditingError(
+            raise UserError(
                 "the validation data has no episode: fewer examples than a batch holds; make val_batch_size smaller"
             )
         means = averages.means(suffix)
@@ -305,23 +305,23 @@ class Trainer:
         checkpoint.save(path, self.alg, info, tensors)
 
     def restore(self, path: Path) -> None:
-        """Go on from what `save` wrote. Raises EditingError if that is of another configuration, model or data."""
+        """Go on from what `save` wrote. Raises UserError if that is of another configuration, model or data."""
         info, tensors = checkpoint.load(path, self.alg)
         if "identity" not in info:
-            raise EditingError(f"{path}: holds networks, but no state of a training to go on with (that is in {LAST})")
+            raise UserError(f"{path}: holds networks, but no state of a training to go on with (that is in {LAST})")
         was, now = _flat(info["identity"]), self.identity
         was = {**self._usual(now.keys() - was.keys()), **was}
         free = FREE - {"max_iters"} if self.config.lr_decay else FREE  # there the rates go by it
         differing = [key for key in (was.keys() | now.keys()) - free if was.get(key) != now.get(key)]
         if differing:
             named = ", ".join(sorted(differing, key=lambda key: (key.count("."), key))[:5])
-            raise EditingError(f"{path}: a run with another {named}; use the same, or start a new run")
+            raise UserError(f"{path}: a run with another {named}; use the same, or start a new run")
         optimisers.restore(self.optimiser, self.alg.outer_parameters(), info["opt"], tensors)
         self.iteration, self.skipped, self.elapsed = info["iteration"], info["skipped"], info["elapsed"]
         self.early.restore(info["early"])
         self.averages = Averages(**info["averages"])
         if self.has_best and not (self.folder / BEST).is_file():
-            raise EditingError(f"{self.folder / BEST}: no such file; a run goes on from {LAST} with its best networks beside it")
+            raise UserError(f"{self.folder / BEST}: no such file; a run goes on from {LAST} with its best networks beside it")
 
 
     @staticmethod

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from common.errors import UserError
 from editors.base import Editor, Task
 from editors.core.modules import input_device, longest_context
 from editors.core.prompts import fill, Request
 from editors.edit import Dense, LowRank
-from editors.errors import EditingError
 from . import checkpoint, registry
 from .editable import Editable, identity_of
 from .episode import Batch, Collator
@@ -51,12 +51,12 @@ class LearnedHParams(Options):
 
     def __post_init__(self):
         if self.checkpoint is None and self.model_name is None:
-            raise EditingError("give checkpoint, the file of a trained editor, or the published keys n_toks and model_name")
+            raise UserError("give checkpoint, the file of a trained editor, or the published keys n_toks and model_name")
         if self.chunk < 1 or not 0 < self.lr_scale < float("inf"):
-            raise EditingError("chunk must be at least 1, lr_scale a finite number above 0")
+            raise UserError("chunk must be at least 1, lr_scale a finite number above 0")
 
     def file(self, editor: str, trained: Path | None = None, shipped: Sequence[Path] = ()) -> Path:
-        """The checkpoint of an editor of that name. Raises EditingError if there is none.
+        """The checkpoint of an editor of that name. Raises UserError if there is none.
 
         trained: where trained editors are kept (default: `trained_folder`), one folder an editor. shipped: folders in
         which a name is looked for if it is not there.
@@ -70,7 +70,7 @@ class LearnedHParams(Options):
         for path in places:
             if path.is_file():
                 return path
-        raise EditingError(
+        raise UserError(
             f"{editor} needs a trained editor, but there is no {' nor '.join(map(str, places[: len(names)]))}: train one with "
             f"experiments.train ... export={places[0]}, or name its file as checkpoint (a bare name is looked for in {folder})"
         )
@@ -129,13 +129,13 @@ class LearnedEditor(Editor):
         return changes, info
 
     def editable(self, model: nn.Module) -> tuple[Editable, dict[str, Any]]:
-        """(the trained editor of this model, what it was trained as). Raises EditingError for one of another model."""
+        """(the trained editor of this model, what it was trained as). Raises UserError for one of another model."""
         if self._loaded is None or self._loaded[0]() is not model:
             path = self.hparams.file(self.name)
             header, _ = checkpoint.read(path)
             about = header["about"]
             if about["algorithm"] != self.algorithm:
-                raise EditingError(
+                raise UserError(
                     f"{path}: a trained {EDITOR_OF.get(about['algorithm'], about['algorithm'])}, not a {self.name}"
                 )
             with torch.random.fork_rng(devices=[]):
@@ -203,7 +203,7 @@ class ENNEditor(LearnedEditor):
         own, trained = dict(task.model.named_parameters()), dict(alg.model.named_parameters())
         is_trained = all(_close(own[name], trained[name]) for name in own if name not in alg.inner)
         if not is_trained and not checkpoint.same_model(info["identity"], identity_of(task.model, alg.inner)):
-            raise EditingError(f"{info['checkpoint']}: a checkpoint of another model")
+            raise UserError(f"{info['checkpoint']}: a checkpoint of another model")
         now = copy.copy(alg)
         if is_trained:  # a later edit of a sequence: on what the earlier ones left
             now.overrides = {name: own[name].detach() for name in alg.inner}

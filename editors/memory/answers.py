@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import UserError
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from editors.core.modules import input_device
 from editors.core.prompts import encode_target, pad_batch, pad_id
-from editors.errors import EditingError
 from .routing import unrouted
 from .scope import TOKENS, Scope, encode, nearest, window
 from .serac_text import Form
@@ -91,7 +91,7 @@ class SeracAnswerer(MemoryAnswerer):
             rows = [without_end(self.decoder_tok, row) for row in rows]
             left = [min(len(more), longest - len(row)) for row, more in zip(rows, behind)]
             if any(n < min(last, len(more)) for n, more in zip(left, behind)):
-                raise EditingError(f"an edit and the {last} tokens to be scored behind it take more than the {longest} tokens that "
+                raise UserError(f"an edit and the {last} tokens to be scored behind it take more than the {longest} tokens that "
                                    "the counterfactual decoder reads: shorten them")
             rows = [row + list(more[len(more) - n:]) for row, more, n in zip(rows, behind, left)]
             return self._fitted(self._run(rows, last))
@@ -192,5 +192,5 @@ def first_piece(tok: Any, text: str) -> int:
     """The token that `text` begins with where it continues another one."""
     try:
         return encode_target(tok, text)[0]
-    except EditingError:
+    except UserError:
         return pad_id(tok)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from editors.core.modules import input_device
 from editors.core.prompts import pad_batch, pad_id
-from editors.errors import EditingError
 from editors.learned.kinds import ModelKind
 from .answers import without_end
 from .routed import RoutedEdit
@@ -31,12 +31,12 @@ class Answer:
 
 
 def with_memory(alg: SERAC, memory: EditMemory) -> SERAC:
-    """A copy of a trained SERAC that goes by this memory. Raises EditingError for edits that are not of its kind, or none."""
+    """A copy of a trained SERAC that goes by this memory. Raises UserError for edits that are not of its kind, or none."""
     if not len(memory):
-        raise EditingError("the memory is empty: there is no edit that a query could fall under")
+        raise UserError("the memory is empty: there is no edit that a query could fall under")
     if memory.labelled != alg.memory.labelled:
         kind = "need labels" if alg.memory.labelled else "are statements without labels (create --statements)"
-        raise EditingError(f"the memory is not of this run's kind: edits of a {alg.kind.value} model {kind}")
+        raise UserError(f"the memory is not of this run's kind: edits of a {alg.kind.value} model {kind}")
     edited = alg.remember([])
     edited.memory = memory.copy().to(next(alg.net.classifier.parameters()).device)
     return edited
@@ -45,7 +45,7 @@ def with_memory(alg: SERAC, memory: EditMemory) -> SERAC:
 def ask(alg: SERAC, queries: Sequence[str], tokens: int = 20) -> list[Answer]:
     """What a trained SERAC answers; of a classifier "true" or "false". tokens: at most so many are generated.
 
-    Raises EditingError for an empty memory or query.
+    Raises UserError for an empty memory or query.
     """
     _check(queries)
     alg.eval()
@@ -69,7 +69,7 @@ def _said(alg: SERAC, model: nn.Module, row: list[int], tokens: int) -> str:
 
 
 def ask_edit(edit: RoutedEdit, model: nn.Module, tok, prompts: Sequence[str], tokens: int = 20) -> list[Answer]:
-    """What a decoder says behind prompts under an edit. Raises EditingError as `RoutedEdit.apply` does."""
+    """What a decoder says behind prompts under an edit. Raises UserError as `RoutedEdit.apply` does."""
     _check(prompts)
     rows = [without_end(tok, row) for row in encode(tok, prompts, _room(model, tok, tokens))]
     with edit.applied(model):
@@ -85,13 +85,13 @@ def _room(model: nn.Module, tok, tokens: int) -> int:
     """Tokens that a prompt may have before so many are generated."""
     room = window(model, tok) - tokens
     if room < 1:
-        raise EditingError(f"{tokens} tokens to generate leave no room for a prompt: the model reads {window(model, tok)} in all")
+        raise UserError(f"{tokens} tokens to generate leave no room for a prompt: the model reads {window(model, tok)} in all")
     return room
 
 
 def _check(queries: Sequence[str]) -> None:
     if not all(query.strip() for query in queries):
-        raise EditingError("a query is empty")
+        raise UserError("a query is empty")
 
 
 def _batch(rows: Sequence[Sequence[int]], tok, model: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.learned.editable import Editable, forward
 from editors.learned.episode import Batch
 from editors.learned.kinds import ModelKind
@@ -33,7 +33,7 @@ class LookupOptions(Options):
 
     def __post_init__(self):
         if self.threshold < 0:
-            raise EditingError(f"threshold: {self.threshold} must not be below 0")
+            raise UserError(f"threshold: {self.threshold} must not be below 0")
 
 
 class Lookup(Editable):

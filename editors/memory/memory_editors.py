@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from common.errors import UserError
 from editors.base import Editor, Task
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from editors.core.modules import input_device, longest_context, text_config
 from editors.core.prompts import check_lengths, fill, parse_requests
-from editors.errors import EditingError
 from editors.learned.kinds import ModelKind
 from editors.learned.options import Options
 from .answers import LookupAnswerer, SeracAnswerer
@@ -44,12 +44,12 @@ class MemoryEditor(Editor):
         """The edit that answers prompts in the requests' scope with their targets.
 
         Of two requests with the same prompt the later one holds. context_templates, z_cache and memory mean nothing here.
-        Raises EditingError for requests or hparams that do not fit.
+        Raises UserError for requests or hparams that do not fit.
         """
         started = time.perf_counter()
         parsed = parse_requests(requests, tok)
         if not parsed:
-            raise EditingError("no requests: give at least one")
+            raise UserError("no requests: give at least one")
         check_lengths(tok, parsed, ["{}"], longest_context(model))
         edits = EditMemory()
         for request in parsed:
@@ -60,7 +60,7 @@ class MemoryEditor(Editor):
                   started: float | None = None) -> RoutedEdit:
         """The edit that answers by a memory, which may be empty as yet. about: more for its info; started: when the work began.
 
-        Raises EditingError for networks that are not there.
+        Raises UserError for networks that are not there.
         """
         started = time.perf_counter() if started is None else started
         info = {"editor": self.name, "hparams": asdict(self.hparams), **(about or {}), "networks": dict(self.networks()),
@@ -75,7 +75,7 @@ class MemoryEditor(Editor):
 
     @abstractmethod
     def answerer(self, tok: Any) -> AnswererOf:
-        """Makes who answers for a model with this tokenizer. Raises EditingError for networks that are not there."""
+        """Makes who answers for a model with this tokenizer. Raises UserError for networks that are not there."""
 
     def answerer_of(self, info: Mapping[str, Any]) -> AnswererOf:
         """The same for a saved edit, whose tokenizer is loaded from where it came."""
@@ -84,15 +84,15 @@ class MemoryEditor(Editor):
                 warnings.warn("the edit was made on another model, or on other weights of it (their fingerprints differ)", stacklevel=4)
             now = self.networks()
             if info.get("networks", now) != now:
-                raise EditingError(f"the edit's networks are gone: they were of run {info['networks'].get('run')}, those there now are "
+                raise UserError(f"the edit's networks are gone: they were of run {info['networks'].get('run')}, those there now are "
                                    f"of run {now.get('run')}; put the old ones back, or make the edit again")
             named = info["tokenizer"]
             try:
                 tok = AutoTokenizer.from_pretrained(named["name"])
             except (OSError, ValueError):
-                raise EditingError(f"the edit's tokenizer {named['name']!r} does not load") from None
+                raise UserError(f"the edit's tokenizer {named['name']!r} does not load") from None
             if tokenizer_fingerprint(tok) != named["fingerprint"]:
-                raise EditingError(f"the tokenizer {named['name']!r} is not the one that the edit was made with")
+                raise UserError(f"the tokenizer {named['name']!r} is not the one that the edit was made with")
             return self.answerer(tok)(model, memory)
 
         return make
@@ -101,7 +101,7 @@ class MemoryEditor(Editor):
         raise NotImplementedError("its edits change no weight")
 
     def begin(self, *args, **kwargs) -> None:
-        raise EditingError(f"{self.name} keeps all edits in one memory and has no sequences: leave --sequential out, and edit "
+        raise UserError(f"{self.name} keeps all edits in one memory and has no sequences: leave --sequential out, and edit "
                            "all at once with --num_edits")
 
 
@@ -125,9 +125,9 @@ class SERACHParams(Options):
 
     def __post_init__(self):
         if (self.system is None) == (self.scope is None):
-            raise EditingError("give either system, the folder of a trained SERAC, or scope, a sentence encoder")
+            raise UserError("give either system, the folder of a trained SERAC, or scope, a sentence encoder")
         if self.system is not None and self.counterfactual is not None:
-            raise EditingError("counterfactual: the system has one already")
+            raise UserError("counterfactual: the system has one already")
 
 
 class SERAC(MemoryEditor):
@@ -148,16 +148,16 @@ class SERAC(MemoryEditor):
         if self.hparams.system is not None:
             folder = Path(self.hparams.system)
             if not (folder / SCOPE).is_dir():
-                raise EditingError(f"system: {folder} holds no trained SERAC (no folder {SCOPE}); train one, see "
+                raise UserError(f"system: {folder} holds no trained SERAC (no folder {SCOPE}); train one, see "
                                    "scripts/serac_world.sh")
             scope = str(folder / SCOPE)
             decoder = str(folder / COUNTERFACTUAL) if (folder / COUNTERFACTUAL).is_dir() else None
         told = dict(check_pair(scope, decoder))
         if self.hparams.system is not None and decoder is None and not told.get("freeze_cntr"):
-            raise EditingError(f"system: {self.hparams.system} has no folder {COUNTERFACTUAL}, with which it was trained: export "
+            raise UserError(f"system: {self.hparams.system} has no folder {COUNTERFACTUAL}, with which it was trained: export "
                                "the run again")
         if told.get("model_kind", ModelKind.DECODER.value) != ModelKind.DECODER.value:
-            raise EditingError(f"{scope} was trained for a {told['model_kind']} model, not for a decoder")
+            raise UserError(f"{scope} was trained for a {told['model_kind']} model, not for a decoder")
         return scope, decoder, told
 
     def networks(self) -> Mapping[str, Any]:
@@ -170,7 +170,7 @@ class SERAC(MemoryEditor):
         own = {key: value for key, value in asdict(self.hparams).items() if value is not None}
         for key in KERNEL:
             if key != "threshold" and own.get(key, told.get(key)) != told.get(key, own.get(key)):
-                raise EditingError(f"{key}: {scope} was trained with {told[key]}, not with {own[key]}: leave it out")
+                raise UserError(f"{key}: {scope} was trained with {told[key]}, not with {own[key]}: leave it out")
         known = {key: value for key, value in (told | own).items() if key in SERACOptions.__dataclass_fields__}
         options = SERACOptions(cls_name=scope, **known)
         return options, *load_classifier(options, trained=True)
@@ -205,5 +205,5 @@ class LU(MemoryEditor):
 
     def answerer(self, tok: Any) -> AnswererOf:
         if self.hparams.mean_over_padding:
-            raise EditingError("mean_over_padding: prompts are read without padding here")
+            raise UserError("mean_over_padding: prompts are read without padding here")
         return lambda model, memory: LookupAnswerer(memory, self.hparams.threshold, self.hparams.onehot_logit, model, tok)

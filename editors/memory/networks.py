@@ -10,8 +10,8 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from common.errors import UserError
 from editors.core.modules import input_device
-from editors.errors import EditingError
 from editors.learned.classifier import BertClassifier
 
 if TYPE_CHECKING:
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 def load_classifier(options: SERACOptions, trained: bool = False, **loading) -> tuple[nn.Module, Any]:
     """(encoder, tokenizer) of the scope classifier, in float32. trained: nothing of it may be new.
 
-    Raises EditingError if it can't be had.
+    Raises UserError if it can't be had.
     """
     name = options.cls_class + "ForSequenceClassification" * options.cross_attend
     loader = getattr(transformers, name, None)
     if loader is None:
-        raise EditingError(f"cls_class: transformers has no {name}")
+        raise UserError(f"cls_class: transformers has no {name}")
     if not (isinstance(loader, type) and (issubclass(loader, PreTrainedModel) or name.startswith("AutoModel"))):
-        raise EditingError(f"cls_class: {name} is no class of models")
+        raise UserError(f"cls_class: {name} is no class of models")
     more = {"num_labels": 2} if options.cross_attend else {}
     try:
         tok = AutoTokenizer.from_pretrained(options.cls_name, **loading)
         encoder, told = loader.from_pretrained(options.cls_name, dtype=torch.float32, output_loading_info=True, **more, **loading)
     except (OSError, ValueError) as error:
-        raise EditingError(f"cls_name: {options.cls_name!r} does not load ({_short(error)})") from None
+        raise UserError(f"cls_name: {options.cls_name!r} does not load ({_short(error)})") from None
     unread = options.pooling != "pooler" and not options.cross_attend
     if trained:
         check_whole(options.cls_name, [key for key in told["missing_keys"] if not (unread and "pooler." in key)],
@@ -45,15 +45,15 @@ def load_classifier(options: SERACOptions, trained: bool = False, **loading) -> 
 
 
 def load_decoder(source: str, model: nn.Module) -> tuple[nn.Module, Any]:
-    """(the counterfactual decoder in the edited model's dtype and place, its tokenizer). Raises EditingError."""
+    """(the counterfactual decoder in the edited model's dtype and place, its tokenizer). Raises UserError."""
     try:
         tok = AutoTokenizer.from_pretrained(source)
         decoder, told = AutoModelForCausalLM.from_pretrained(source, dtype=next(model.parameters()).dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise EditingError(f"counterfactual: {source} does not load ({_short(error)})") from None
+        raise UserError(f"counterfactual: {source} does not load ({_short(error)})") from None
     check_whole(f"counterfactual: {source}", told["missing_keys"])
     if not reads_from_left(decoder):
-        raise EditingError(f"counterfactual: {source} is an encoder ({type(decoder).__name__}), which continues no text")
+        raise UserError(f"counterfactual: {source} is an encoder ({type(decoder).__name__}), which continues no text")
     return decoder.to(input_device(model)).eval().requires_grad_(False), tok
 
 
@@ -64,14 +64,14 @@ def load_like(model: nn.Module, name: str, **loading) -> nn.Module:
             return BertClassifier.from_pretrained(name, **loading)
         return type(model).from_pretrained(name, dtype=torch.float32, **loading).eval()
     except (OSError, ValueError) as error:
-        raise EditingError(f"small_name: {name!r} does not load ({_short(error)})") from None
+        raise UserError(f"small_name: {name!r} does not load ({_short(error)})") from None
 
 
 def check_whole(source: str, missing: Iterable[str], why: str = "") -> None:
-    """Raises EditingError where parts of a model are not in its checkpoint, so that they were made at random."""
+    """Raises UserError where parts of a model are not in its checkpoint, so that they were made at random."""
     missing = sorted(missing)
     if missing:
-        raise EditingError(f"{source}: its checkpoint has no {missing[0]}" + f" and {len(missing) - 1} others" * (len(missing) > 1)
+        raise UserError(f"{source}: its checkpoint has no {missing[0]}" + f" and {len(missing) - 1} others" * (len(missing) > 1)
                            + f", which would be random numbers{why}")
 
 

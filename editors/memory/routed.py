@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.errors import UserError
 from editors.core.modules import text_config
 from editors.edit import Edit
-from editors.errors import EditingError
 from . import routing
 from .store import EditMemory
 
@@ -34,15 +34,15 @@ class RoutedEdit(Edit):
     def apply(self, model: nn.Module, originals_device: torch.device | str | None = None) -> None:
         """Prompts in the scope of an edit are answered by it from now on. Nothing of the model is changed or copied.
 
-        Raises EditingError for an empty memory, a model of another vocabulary, or if the edit is in the model already.
+        Raises UserError for an empty memory, a model of another vocabulary, or if the edit is in the model already.
         """
         if not len(self.memory):
-            raise EditingError("the memory is empty: there is no edit to apply")
+            raise UserError("the memory is empty: there is no edit to apply")
         if id(model) in self._applied:
-            raise EditingError("this edit is already applied to the model: revert it first")
+            raise UserError("this edit is already applied to the model: revert it first")
         vocabulary = text_config(model).vocab_size
         if self.info.get("vocabulary", vocabulary) != vocabulary:
-            raise EditingError(f"the edit was made for a model of {self.info['vocabulary']:,} tokens, this one has {vocabulary:,}")
+            raise UserError(f"the edit was made for a model of {self.info['vocabulary']:,} tokens, this one has {vocabulary:,}")
         answerer = self._answerer(model, self.memory)
         routing.push(model, answerer)
         self._applied[id(model)] = answerer
@@ -54,11 +54,11 @@ class RoutedEdit(Edit):
     def revert(self, model: nn.Module) -> None:
         """The model answers by itself again, or by other edits that are applied to it."""
         if id(model) not in self._applied:
-            raise EditingError("this edit is not applied to the model: nothing to revert")
+            raise UserError("this edit is not applied to the model: nothing to revert")
         routing.remove(model, self._applied.pop(id(model)))
 
     def keep(self, model: nn.Module) -> None:
-        raise EditingError(f"an edit of {self.info['editor']} is in no weight, so it can't be made permanent; save it instead")
+        raise UserError(f"an edit of {self.info['editor']} is in no weight, so it can't be made permanent; save it instead")
 
     def save(self, path: str | os.PathLike) -> None:
         """The memory's file (see `EditMemory.save`), which also tells the editor and where its networks are."""
@@ -66,13 +66,13 @@ class RoutedEdit(Edit):
 
     @staticmethod
     def load(path: str | os.PathLike) -> RoutedEdit:
-        """Read what `save` wrote; networks are loaded when it is applied. Raises EditingError for another file."""
+        """Read what `save` wrote; networks are loaded when it is applied. Raises UserError for another file."""
         from editors import editor_class
 
         memory, about = EditMemory.load(Path(path))
         info = about.get("info", {})
         if "editor" not in info:
-            raise EditingError(f"{path}: a memory that no editor wrote: it does not tell which networks go with it")
+            raise UserError(f"{path}: a memory that no editor wrote: it does not tell which networks go with it")
         kind = editor_class(info["editor"])
         editor = kind(kind.hparams_class.of(info["hparams"]))
         return RoutedEdit(memory, info, editor.answerer_of(info))

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.learned.losses import IGNORED
 
 Route = tuple[int, int]
@@ -83,7 +83,7 @@ class Router:
     def _whole(self, generate: Callable, *args, **kwargs):
         config = next((c for c in (*args[1:2], kwargs.get("generation_config")) if c is not None), self._model.generation_config)
         if kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None):
-            raise EditingError("prefill_chunk_size: the prompt decides which edit answers, so it is read in one pass: leave it out")
+            raise UserError("prefill_chunk_size: the prompt decides which edit answers, so it is read in one pass: leave it out")
         self._generating, self._held = True, None
         try:
             return generate(*args, **kwargs)
@@ -111,15 +111,15 @@ class Router:
     def _forward(self, given: dict[str, Any]):
         ids = given.get("input_ids")
         if ids is None:
-            raise EditingError("a model under edits that go by the prompt needs token ids (input_ids), not embeddings")
+            raise UserError("a model under edits that go by the prompt needs token ids (input_ids), not embeddings")
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
-            raise EditingError("a model under edits that go by the prompt reads attention masks of rows and positions only (which "
+            raise UserError("a model under edits that go by the prompt reads attention masks of rows and positions only (which "
                                "leaves out cache_implementation=static)")
         past = cache.get_seq_length() if cache is not None else 0
         noted = cache.layers.pop() if past and _is_note(cache.layers[-1]) else None
         if past and noted is None:
-            raise EditingError("this cache was filled before the edit was applied: run the prompt again")
+            raise UserError("this cache was filled before the edit was applied: run the prompt again")
         output = self.plain(**given)
         mask = torch.ones_like(ids) if mask is None else mask[:, -ids.shape[1]:]
         routes, starts = self._routes(ids, mask, given.get("labels"), noted)
@@ -213,20 +213,20 @@ def is_routed(model: nn.Module) -> bool:
 
 
 def push(model: nn.Module, answerer: Answerer) -> None:
-    """From now on `answerer` is asked first. Raises EditingError if it is there already."""
+    """From now on `answerer` is asked first. Raises UserError if it is there already."""
     router = _router(model)
     if router is None:
         router = vars(model)[_NAME] = Router(model)
     if any(one is answerer for one in router.stack):
-        raise EditingError("this edit is already applied to the model: revert it first")
+        raise UserError("this edit is already applied to the model: revert it first")
     router.stack.append(answerer)
 
 
 def remove(model: nn.Module, answerer: Answerer) -> None:
-    """Takes an answerer out. Raises EditingError if it is not there."""
+    """Takes an answerer out. Raises UserError if it is not there."""
     router = _router(model)
     if router is None or not any(one is answerer for one in router.stack):
-        raise EditingError("this edit is not applied to the model: nothing to revert")
+        raise UserError("this edit is not applied to the model: nothing to revert")
     router.stack = [one for one in router.stack if one is not answerer]
     if not router.stack:
         router.remove()

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.errors import UserError
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from editors.core.modules import longest_context
 from editors.core.prompts import pad_batch, pad_id
-from editors.errors import EditingError
 from .serac_text import Form
 from .store import EditMemory, Entry
 
@@ -90,7 +90,7 @@ class Scope(ABC):
     def __init__(self, encoder: nn.Module, tok: Any, form: Form):
         self.encoder, self.tok, self.form = encoder, tok, form
         if tok.sep_token is None:
-            raise EditingError("the scope classifier's tokenizer has no separator token ([SEP])")
+            raise UserError("the scope classifier's tokenizer has no separator token ([SEP])")
         self._whose: str | None = None
 
     @abstractmethod
@@ -138,10 +138,10 @@ class EmbeddingScope(Scope):
                  bound: bool = False, pooling: str = "cls"):
         super().__init__(encoder, tok, form)
         if pooling not in POOLINGS:
-            raise EditingError(f"pooling: {pooling!r} is none of {', '.join(POOLINGS)}")
+            raise UserError(f"pooling: {pooling!r} is none of {', '.join(POOLINGS)}")
         width = encoder.config.hidden_size
         if heads < 1 or width % heads:
-            raise EditingError(f"dist_heads: {heads} does not divide the encoder's width {width}")
+            raise UserError(f"dist_heads: {heads} does not divide the encoder's width {width}")
         self.kernel = {"heads": heads, "square": square, "cos": cos, "bound": bound}
         self.pooling = pooling
 
@@ -165,7 +165,7 @@ class EmbeddingScope(Scope):
         output = self.encoder(**batch)
         if self.pooling == "pooler":
             if getattr(output, "pooler_output", None) is None:
-                raise EditingError('pooling: this encoder has no pooler; use "cls" or "mean"')
+                raise UserError('pooling: this encoder has no pooler; use "cls" or "mean"')
             return output.pooler_output.float()
         hidden = output.last_hidden_state.float()
         if self.pooling == "cls":
@@ -237,7 +237,7 @@ def encode(
 ) -> list[list[int]]:
     """Token ids of `fixed[i] + texts[i]`, with a tokenizer's own tokens around them.
 
-    What is longer than `longest` (of all rows, or of each) loses the beginning of its text, with a warning. Raises EditingError
+    What is longer than `longest` (of all rows, or of each) loses the beginning of its text, with a warning. Raises UserError
     where what is fixed does not fit by itself.
     """
     fixed = [""] * len(texts) if fixed is None else fixed
@@ -256,7 +256,7 @@ def _cut(tok: Any, fixed: str, text: str, row: list[int], longest: int) -> list[
     """Token ids of `fixed` and as much of the end of the text as fits. row: those of all of it."""
     while len(row) > longest:
         if not text:
-            raise EditingError(f"the edit {fixed[:60]!r} alone takes {len(row)} tokens, more than the {longest} that can be read: "
+            raise UserError(f"the edit {fixed[:60]!r} alone takes {len(row)} tokens, more than the {longest} that can be read: "
                                "shorten it")
         starts = _starts(tok, text)
         over = min(len(row) - longest, len(starts))

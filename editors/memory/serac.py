@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from common.errors import UserError
 from editors.core.prompts import pad_batch, pad_id
-from editors.errors import EditingError
 from editors.learned.editable import Editable, forward
 from editors.learned.episode import Batch
 from editors.learned.kinds import model_kind, ModelKind
@@ -71,16 +71,16 @@ class SERACOptions(Options):
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:
-            raise EditingError(f"pooling: {self.pooling!r} is none of {', '.join(POOLINGS)}")
+            raise UserError(f"pooling: {self.pooling!r} is none of {', '.join(POOLINGS)}")
         if not 0 < self.threshold < 1:
-            raise EditingError(f"threshold: {self.threshold} must be between 0 and 1")
+            raise UserError(f"threshold: {self.threshold} must be between 0 and 1")
         if self.nearest_negatives and (self.use_all_negatives or self.other_edits_negative):
-            raise EditingError("nearest_negatives goes with neither use_all_negatives nor other_edits_negative")
+            raise UserError("nearest_negatives goes with neither use_all_negatives nor other_edits_negative")
         usable = self.cross_attend and self.supervised and not self.use_all_negatives and not self.other_edits_negative
         if self.pairs is not None and (self.pairs < 2 or not usable):
-            raise EditingError("pairs: at least 2, with cross_attend and supervised, without use_all_negatives and other_edits_negative")
+            raise UserError("pairs: at least 2, with cross_attend and supervised, without use_all_negatives and other_edits_negative")
         if self.freeze is not None and self.freeze < 0:
-            raise EditingError("freeze: the number of blocks to train must be at least 0")
+            raise UserError("freeze: the number of blocks to train must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ class SERAC(Editable):
         self.model, self.inner, self.options = model, (), self.options_class.of(options)
         self.kind, self.tok, self.overrides = model_kind(model), tok, {}
         if (counterfactual is None) != self.options.freeze_cntr:
-            raise EditingError("SERAC needs a counterfactual model, or freeze_cntr" if counterfactual is None else
+            raise UserError("SERAC needs a counterfactual model, or freeze_cntr" if counterfactual is None else
                                "freeze_cntr: the model itself answers, so there is no counterfactual model")
         if counterfactual is not None and model_kind(counterfactual) is not self.kind:
-            raise EditingError(f"the counterfactual model is a {model_kind(counterfactual).value} model, the edited one a "
+            raise UserError(f"the counterfactual model is a {model_kind(counterfactual).value} model, the edited one a "
                                f"{self.kind.value} model; both must be of one kind")
         self.form = Form(self.kind)
         self.scope = scope_of(self.options, classifier, classifier_tok, self.form)
@@ -141,7 +141,7 @@ class SERAC(Editable):
     def build(cls, model: nn.Module, inner_params: Sequence[str], options: SERACOptions | Mapping[str, Any] | None, tok: Any,
               small_name: str | None = None, **loading) -> SERAC:
         """With networks from the hub or folders. small_name: where the counterfactual model starts; None: as a copy of the
-        model. inner_params play no part. Raises EditingError for what can't be loaded."""
+        model. inner_params play no part. Raises UserError for what can't be loaded."""
         options = cls.options_class.of(options)
         counterfactual = None
         if not options.freeze_cntr:
@@ -157,7 +157,7 @@ class SERAC(Editable):
         classifier = self.net.classifier
         blocks = next((m for m in classifier.modules() if isinstance(m, nn.ModuleList)), None)
         if blocks is None or self.options.freeze > len(blocks):
-            raise EditingError(f"freeze: the classifier has only {0 if blocks is None else len(blocks)} blocks")
+            raise UserError(f"freeze: the classifier has only {0 if blocks is None else len(blocks)} blocks")
         classifier.requires_grad_(False)
         heads = [getattr(classifier, name) for name in ("classifier", "pre_classifier") if hasattr(classifier, name)]
         for module in [*list(blocks)[len(blocks) - self.options.freeze:], *heads]:
@@ -222,9 +222,9 @@ class SERAC(Editable):
         return base.index_copy(0, rows, logits)
 
     def route(self, queries: Sequence[str]) -> Route:
-        """One pass of the encoder over the queries. Raises EditingError for an empty memory."""
+        """One pass of the encoder over the queries. Raises UserError for an empty memory."""
         if not len(self.memory):
-            raise EditingError("the memory is empty: there is no edit that a query could fall under")
+            raise UserError("the memory is empty: there is no edit that a query could fall under")
         log_p, edit = self.scope.best(queries, self.memory)
         score = log_p.exp()
         return Route(score, edit, score > self.options.threshold)

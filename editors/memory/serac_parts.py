@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from common.errors import UserError
 from editors.core.files import check_writable
 from editors.core.fingerprint import model_fingerprint
-from editors.errors import EditingError
 from .serac import SERAC
 
 SCOPE, COUNTERFACTUAL = "scope", "counterfactual"
@@ -24,13 +24,13 @@ KERNEL = ("cos", "square", "bound_embeds", "dist_heads", "pooling", "cross_atten
 
 
 def check_place(folder: Path) -> Path:
-    """The folder's absolute path. Raises EditingError if it holds anything but an earlier `save_parts`, or can't be made."""
+    """The folder's absolute path. Raises UserError if it holds anything but an earlier `save_parts`, or can't be made."""
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
-        raise EditingError(f"{folder}: is a file; networks need a folder")
+        raise UserError(f"{folder}: is a file; networks need a folder")
     entries = list(folder.iterdir()) if folder.exists() else []
     if not all(entry.name in (SCOPE, COUNTERFACTUAL) and _is_part(entry) for entry in entries):
-        raise EditingError(f"{folder}: holds other things than a trained SERAC, which would be lost: choose a new folder")
+        raise UserError(f"{folder}: holds other things than a trained SERAC, which would be lost: choose a new folder")
     check_writable(folder.parent, "networks")
     return folder
 
@@ -45,7 +45,7 @@ def _is_part(folder: Path) -> bool:
 def save_parts(alg: SERAC, folder: Path, threshold: float | None = None) -> Path:
     """Writes the networks of `alg` with their tokenizers, in the place of an earlier export. threshold: a calibrated one.
 
-    Both configurations name the pair (`serac.run`), so that halves of different runs are told apart. Raises EditingError as
+    Both configurations name the pair (`serac.run`), so that halves of different runs are told apart. Raises UserError as
     `check_place` does.
     """
     folder = check_place(folder)
@@ -76,19 +76,19 @@ def save_parts(alg: SERAC, folder: Path, threshold: float | None = None) -> Path
 def about_part(source: str) -> Mapping[str, Any]:
     """What a folder or a model of the hub tells of the SERAC that it is a part of; empty if it is none.
 
-    Raises EditingError where there is no model.
+    Raises UserError where there is no model.
     """
     try:
         return getattr(AutoConfig.from_pretrained(source), "serac", None) or {}
     except (OSError, ValueError) as error:
-        raise EditingError(f"{source}: no model there ({' '.join(str(error).split())[:160]})") from None
+        raise UserError(f"{source}: no model there ({' '.join(str(error).split())[:160]})") from None
 
 
 def check_pair(scope: str, counterfactual: str | None) -> Mapping[str, Any]:
-    """What the scope classifier's part tells. Raises EditingError if the two were trained in different runs."""
+    """What the scope classifier's part tells. Raises UserError if the two were trained in different runs."""
     told = about_part(scope)
     other = about_part(counterfactual) if counterfactual is not None else {}
     if told.get("run") and other.get("run") and told["run"] != other["run"]:
-        raise EditingError(f"{scope} and {counterfactual} were trained in different runs ({told['run']}, {other['run']}): "
+        raise UserError(f"{scope} and {counterfactual} were trained in different runs ({told['run']}, {other['run']}): "
                            "use the scope classifier and the counterfactual model of one run")
     return told

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from common.errors import UserError
 from editors.core.files import write_tensors
-from editors.errors import EditingError
 
 KIND, VERSION = "edit memory", 1
 HEADER = {"next_id": int, "labelled": bool, "sha256": str, "about": dict}
@@ -57,9 +57,9 @@ class EditMemory:
         return iter(self._entries.values())
 
     def __getitem__(self, id: int) -> Entry:
-        """Raises EditingError for an id that no edit has."""
+        """Raises UserError for an id that no edit has."""
         if id not in self._entries:
-            raise EditingError(f"the memory has no edit {id}" + (f"; its ids go up to {self.next_id - 1}" if self.next_id else
+            raise UserError(f"the memory has no edit {id}" + (f"; its ids go up to {self.next_id - 1}" if self.next_id else
                                                                 ", it has never had any"))
         return self._entries[id]
 
@@ -70,7 +70,7 @@ class EditMemory:
         return other
 
     def add(self, input: str, label: str = "") -> int:
-        """Writes an edit by the rule above; returns its id. Raises EditingError for an empty input, or a label that lacks."""
+        """Writes an edit by the rule above; returns its id. Raises UserError for an empty input, or a label that lacks."""
         input, label = self._checked(input, label)
         id = self._id_of.get(_key(input))
         if id is None:
@@ -81,19 +81,19 @@ class EditMemory:
         return id
 
     def remove(self, id: int) -> Entry:
-        """Takes an edit out. Raises EditingError if there is none of this id."""
+        """Takes an edit out. Raises UserError if there is none of this id."""
         entry = self[id]
         del self._entries[id], self._id_of[_key(entry.input)]
         self._rows.pop(id, None)
         return entry
 
     def update(self, id: int, input: str | None = None, label: str | None = None) -> Entry:
-        """Changes what is given. Raises EditingError if there is no such edit, or another one has the new input."""
+        """Changes what is given. Raises UserError if there is no such edit, or another one has the new input."""
         old = self[id]
         new = Entry(id, *self._checked(old.input if input is None else input, old.label if label is None else label))
         other = self._id_of.get(_key(new.input), id)
         if other != id:
-            raise EditingError(f"edit {other} has the input {new.input[:60]!r} already: update or remove that one")
+            raise UserError(f"edit {other} has the input {new.input[:60]!r} already: update or remove that one")
         if new != old:
             del self._id_of[_key(old.input)]
             self._put(new)
@@ -101,9 +101,9 @@ class EditMemory:
 
     def _checked(self, input: str, label: str) -> tuple[str, str]:
         if not input.strip():
-            raise EditingError("an edit's input is empty")
+            raise UserError("an edit's input is empty")
         if self.labelled and not label.strip():
-            raise EditingError(f"the edit of {input[:60]!r} has no label: what shall be answered?")
+            raise UserError(f"the edit of {input[:60]!r} has no label: what shall be answered?")
         return input.strip(), label.strip()
 
     def _put(self, entry: Entry) -> None:
@@ -153,30 +153,30 @@ class EditMemory:
 
     @staticmethod
     def load(path: Path) -> tuple[EditMemory, dict[str, Any]]:
-        """(what `save` wrote, its `about`). Raises EditingError for a file that is missing, damaged, foreign or of another
+        """(what `save` wrote, its `about`). Raises UserError for a file that is missing, damaged, foreign or of another
         version."""
         if not path.is_file():
-            raise EditingError(f"{path}: no such memory file")
+            raise UserError(f"{path}: no such memory file")
         try:
             with safe_open(path, "pt") as file:
                 header = json.loads((file.metadata() or {}).get("header", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, ValueError) as error:
-            raise EditingError(f"{path}: truncated or damaged, no memory of edits can be read ({error}): use a copy") from None
+            raise UserError(f"{path}: truncated or damaged, no memory of edits can be read ({error}): use a copy") from None
         if not isinstance(header, dict) or header.get("kind") != KIND or "edits" not in tensors:
-            raise EditingError(f"{path}: not a memory of edits")
+            raise UserError(f"{path}: not a memory of edits")
         if header.get("version") != VERSION:
-            raise EditingError(f"{path}: a memory of version {header.get('version')}, this program reads version {VERSION}")
+            raise UserError(f"{path}: a memory of version {header.get('version')}, this program reads version {VERSION}")
         for key, kind in HEADER.items():
             if not isinstance(header.get(key), kind):
-                raise EditingError(f"{path}: damaged, its header has no usable {key!r}: use a copy")
+                raise UserError(f"{path}: damaged, its header has no usable {key!r}: use a copy")
         texts, vectors = tensors["edits"].numpy().tobytes(), tensors.get("vectors")
         if hashlib.sha256(texts).hexdigest() != header["sha256"]:
-            raise EditingError(f"{path}: damaged, its edits are not those that were written: use a copy")
+            raise UserError(f"{path}: damaged, its edits are not those that were written: use a copy")
         memory = EditMemory((Entry(*entry) for entry in json.loads(texts)), header["next_id"], header["labelled"])
         if vectors is not None and "vectors_sha256" in header:  # without, they are computed again
             if _checksum(vectors, header.get("vectors_of")) != header["vectors_sha256"]:
-                raise EditingError(f"{path}: damaged, its vectors are not those that were written: use a copy")
+                raise UserError(f"{path}: damaged, its vectors are not those that were written: use a copy")
             memory._vectors, memory._vectors_of = vectors, header["vectors_of"]
             memory._rows = {entry.id: i for i, entry in enumerate(memory)}
         return memory, header["about"]

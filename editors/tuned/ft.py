@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from common.errors import UserError
 from editors.base import Editor, Task
 from editors.core.prompts import encode_target, fill, pad_batch, pad_id, Request, tokenize
 from editors.core.sites import find_sites, input_device
 from editors.edit import Dense
-from editors.errors import EditingError
 from editors.hparams import HParams
 
 LOSS_GOAL = 1e-2
@@ -41,17 +41,17 @@ class FTHParams(HParams):
     def __post_init__(self):
         super().__post_init__()
         if self.num_steps < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf:
-            raise EditingError("num_steps and batch_size must be at least 1, lr above 0")
+            raise UserError("num_steps and batch_size must be at least 1, lr above 0")
         if self.weight_decay is True or self.norm_constraint is True:
-            raise EditingError("weight_decay and norm_constraint are a number or false")
+            raise UserError("weight_decay and norm_constraint are a number or false")
         if not 0 <= self.weight_decay < math.inf:
-            raise EditingError(f"weight_decay: {self.weight_decay} must be a finite number, not below 0")
+            raise UserError(f"weight_decay: {self.weight_decay} must be a finite number, not below 0")
         if self.bound is not None and not 0 < self.bound < math.inf:
-            raise EditingError("norm_constraint: must be above 0, or false for no constraint")
+            raise UserError("norm_constraint: must be above 0, or false for no constraint")
         if self.wd_power_law is not None and (len(self.wd_power_law) != 2 or not all(abs(x) < 30 for x in self.wd_power_law)):
-            raise EditingError("wd_power_law: expected two numbers [a, b], neither beyond 30: the weight decay is n^a e^b")
+            raise UserError("wd_power_law: expected two numbers [a, b], neither beyond 30: the weight decay is n^a e^b")
         if self.rewrite_module_tmp is not None and self.rewrite_module_tmp.count("{}") != 1:
-            raise EditingError(f"rewrite_module_tmp: {self.rewrite_module_tmp!r} needs exactly one '{{}}', where a block's number stands")
+            raise UserError(f"rewrite_module_tmp: {self.rewrite_module_tmp!r} needs exactly one '{{}}', where a block's number stands")
 
     @property
     def bound(self) -> float | None:
@@ -117,7 +117,7 @@ class FT(Editor):
             path = fill(template, str(layer))
             found = {n: p for n, p in model.named_parameters() if n == path or n.startswith(path + ".")}
             if not found:
-                raise EditingError(f"the model has no module or parameter {path!r}: check layers and rewrite_module_tmp")
+                raise UserError(f"the model has no module or parameter {path!r}: check layers and rewrite_module_tmp")
             weights |= found
         return weights
 

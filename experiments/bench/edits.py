@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from common.errors import UserError
 from editors.closed_form import memit, spread
 from editors.core import solve
-from editors.errors import EditingError
 from experiments import evaluate
 from experiments.results import run_folder
 from experiments.results import summary
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(parser, argv)
     clock, started, busy = Clock(), time.perf_counter(), time.process_time()
     if args.data_dir and Path(args.data_dir).exists():
-        raise EditingError(f"--data_dir {args.data_dir}: is there already, and statistics in it would not be collected")
+        raise UserError(f"--data_dir {args.data_dir}: is there already, and statistics in it would not be collected")
     with tempfile.TemporaryDirectory() as folder:
         with _clocked(clock):
             run = evaluate.main(args.alg_name, args.model_name, args.hparams_fname, args.ds_name, dataset_size_limit=args.edits,

@@ -16,10 +16,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.errors import UserError
 from data.downstream import Example
 from editors.core.prompts import encode_target, pad_id
 from editors.core.sites import evaluating
-from editors.errors import EditingError
 
 from experiments.metrics.classification import figures, wilson
 from experiments.metrics.incremental import check_length, continue_rows, longest_row
@@ -109,7 +109,7 @@ def downstream_metrics(
     (:mod:`experiments.metrics.classification`); ``majority``, what always giving the commonest answer scores; ``shots``, the
     fewest and most in a prompt; ``time`` in seconds.
 
-    Raises EditingError for a question that is longer than the model's context.
+    Raises UserError for a question that is longer than the model's context.
     """
     form, started = FORMS[task], time.perf_counter()
     turned = task == "rte" and not legacy_rte_labels  # GLUE's class 0 is entailment, the form's class 1 is "True"
@@ -145,7 +145,7 @@ def ask_about(
         question = form.question.format(**example.fields)
         room = context - len(prompt_ids(tok, question)) - gen_len
         if room < 0:
-            raise EditingError(f"task {task}, test {number}: its question has {context - room - gen_len} tokens and can't be "
+            raise UserError(f"task {task}, test {number}: its question has {context - room - gen_len} tokens and can't be "
                                f"answered with {gen_len} more within the model's context of {context}; leave the task out")
         kept = 0
         while kept < len(texts) and room - lengths[kept] >= form.reserve:
@@ -175,7 +175,7 @@ def read_answers(
             whole = prompt_ids(tok, f"{question.prompt} {word}")
             place = whole[:len(prompt)], whole[len(prompt):]
             if not place[1]:
-                raise EditingError(f"the tokenizer has no tokens for the answer {word!r} behind {question.prompt[-40:]!r}")
+                raise UserError(f"the tokenizer has no tokens for the answer {word!r} behind {question.prompt[-40:]!r}")
             check_length(model, whole, f"the prompt {question.prompt[-40:]!r} with the answer {word!r}")
             # Usually the prompt itself; another row where its last token merges with the word's space.
             targets.setdefault(place[0], set()).add(place[1])

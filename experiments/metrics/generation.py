@@ -49,7 +49,7 @@ def generation_metrics(
     * ``text``: one sampled continuation of every generation prompt (with the prompt), of :data:`MAX_LENGTH` tokens.
     * ``ngram_entropy``: mean of :func:`ngram_entropy` over the texts, in bits.
     * ``reference_score``: cosine of the tf-idf vectors of all its texts and of all snippets on entities that have the new
-      target as their attribute. Raises ``DataError`` if there are none.
+      target as their attribute. Raises ``UserError`` if there are none.
     * ``essence_score``: :func:`perplexities` of the snippets on the subject itself (``essence_text``); without such
       snippets both are left out.
 

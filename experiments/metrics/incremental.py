@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from common.errors import UserError
 from editors.core.budget import total_bytes
 from editors.core.prompts import pad_batch
 from editors.core.sites import input_device
-from editors.errors import EditingError
 
 
 @dataclass
@@ -137,12 +137,12 @@ def shortened(text: str) -> str:
 
 
 def check_length(model: PreTrainedModel, row: Sequence[int], what: str) -> None:
-    """Raises EditingError for a row that is empty or longer than the model's positions."""
+    """Raises UserError for a row that is empty or longer than the model's positions."""
     limit = longest_row(model)
     if not row:
-        raise EditingError(f"{what} tokenises to nothing; remove it from the data")
+        raise UserError(f"{what} tokenises to nothing; remove it from the data")
     if limit and len(row) > limit:
-        raise EditingError(f"{what} has {len(row)} tokens, more than the model's {limit} positions; shorten it in the data")
+        raise UserError(f"{what} has {len(row)} tokens, more than the model's {limit} positions; shorten it in the data")
 
 
 def _forward(model, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, **options) -> Tensor:

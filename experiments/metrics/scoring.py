@@ -73,7 +73,7 @@ class Answers:
 def ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, plan: Plan) -> Answers:
     """Everything in the plan, in batches of prompts of similar length.
 
-    Raises EditingError for a prompt that is empty or, with its target, longer than the model's positions.
+    Raises UserError for a prompt that is empty or, with its target, longer than the model's positions.
     """
     prompts = sorted(plan.targets.keys() | plan.budgets.keys())
     for prompt in prompts:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 """Pictures that a page can hold."""
@@ -85,11 +85,11 @@ def folded(title: str, body: str) -> str:
 
 
 def picture(path: Path) -> str:
-    """A picture file within the page. Raises EditingError for a file that is not there, or of another kind."""
+    """A picture file within the page. Raises UserError for a file that is not there, or of another kind."""
     if path.suffix.lower() not in KINDS:
-        raise EditingError(f"{path}: a page holds pictures that end in {', '.join(KINDS)}")
+        raise UserError(f"{path}: a page holds pictures that end in {', '.join(KINDS)}")
     if not path.is_file():
-        raise EditingError(f"{path}: no such picture")
+        raise UserError(f"{path}: no such picture")
     data = base64.b64encode(path.read_bytes()).decode()
     return (f'<figure><img src="data:{KINDS[path.suffix.lower()]};base64,{data}" alt="{escape(path.stem)}">'
             f"<figcaption>{escape(path.name)}</figcaption></figure>")

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from data.downstream import TASKS
-from editors.errors import EditingError
 from experiments.results import run_folder
 from experiments.results.summary import GENERATION, GROUPS
 
@@ -88,14 +88,14 @@ def flags(run: Path) -> dict[str, Any]:
 def read_batches(run: Path) -> list[dict[str, Any]]:
     """What ``glue_eval`` holds of the model, as ``batches/<edits>.json`` (:mod:`experiments.run.sequences`) would: 0 edits first.
 
-    ``weights`` has layer numbers for names. EditingError for a damaged file.
+    ``weights`` has layer numbers for names. UserError for a damaged file.
     """
     contents = {path: run_folder.read_json(path) for path in sorted((run / GLUE).glob("*_glue.json"))}
     try:
         size = max((len(content.get("case_id", ())) for content in contents.values()), default=0)
         batches = [_batch(path, content, size) for path, content in contents.items()]
     except (AttributeError, KeyError, TypeError) as error:
-        raise EditingError(f"{run / GLUE}: a *_glue.json file there is not of the published form ({error!r})") from error
+        raise UserError(f"{run / GLUE}: a *_glue.json file there is not of the published form ({error!r})") from error
     return sorted(batches, key=lambda batch: batch["edits"])
 
 

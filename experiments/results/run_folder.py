@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from common.errors import UserError
 from data.files import write_atomically
 from data.records import Record
-from editors.errors import EditingError
 
 PARAMS, RUN = "params.json", "run.json"
 FLAGS: Mapping[str, type] = {"alg_name": str, "model_name": str, "ds_name": str, "num_edits": int}
@@ -38,14 +38,14 @@ def new_run(folder: Path, files: Mapping[str, Any]) -> Path:
     """Makes ``run_<NNN>`` in ``folder``, NNN one above the highest there (000 in an empty folder), with these JSON files.
 
     The folder appears under its name with all its files in it, so that a kill at any moment leaves a run that can go on,
-    or none. Raises EditingError where nothing can be written.
+    or none. Raises UserError where nothing can be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f".run.{secrets.token_hex(6)}.part"
         part.mkdir()
     except OSError as error:
-        raise EditingError(f"{folder}: results can't be written there ({error.strerror}); choose another folder") from error
+        raise UserError(f"{folder}: results can't be written there ({error.strerror}); choose another folder") from error
     for name, content in files.items():
         write_json(part / name, content)
     numbers = [int(match[1]) for entry in folder.iterdir() if (match := _RUN_NAME.fullmatch(entry.name))]
@@ -67,24 +67,24 @@ def remove_unused(run: Path) -> None:
 
 
 def existing_run(folder: Path, name: str) -> Path:
-    """The folder of a run to go on with. Raises EditingError if there is none, or it was not written by this program."""
+    """The folder of a run to go on with. Raises UserError if there is none, or it was not written by this program."""
     path = folder / name
     if not path.is_dir():
         runs = sorted(entry.name for entry in folder.glob("run_*")) if folder.is_dir() else []
-        raise EditingError(f"--continue_from_run {name}: no such run in {folder}; there " +
+        raise UserError(f"--continue_from_run {name}: no such run in {folder}; there " +
                            (f"is {', '.join(runs)}" if runs else "are none yet"))
     if not (path / RUN).is_file() or not (path / PARAMS).is_file():
-        raise EditingError(f"--continue_from_run {name}: {path} has no {RUN} or no {PARAMS}, so what it holds can't be "
+        raise UserError(f"--continue_from_run {name}: {path} has no {RUN} or no {PARAMS}, so what it holds can't be "
                            "checked; start a new run")
     return path
 
 
 def check_same(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises EditingError that names what differs between a run's ``saved`` settings and those of ``now``."""
+    """Raises UserError that names what differs between a run's ``saved`` settings and those of ``now``."""
     differing = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
     if differing:
         what = ", ".join(f"{key} was {_short(saved.get(key))} and is now {_short(now.get(key))}" for key in differing)
-        raise EditingError(f"{path} was made with another configuration: {what}; use the same, or start a new run")
+        raise UserError(f"{path} was made with another configuration: {what}; use the same, or start a new run")
 
 
 def case_path(run: Path, num_edits: int, case_id: int) -> Path:
@@ -128,7 +128,7 @@ def runs_in(folder: Path) -> Iterator[Path]:
     """The run folders in ``folder``, or the folder itself if it is one, by name; of a run in several languages
     (:mod:`experiments.languages`) its stages. Where there are none, those one folder further down, as a sweep's are."""
     if not folder.is_dir():
-        raise EditingError(f"{folder}: no such folder of results")
+        raise UserError(f"{folder}: no such folder of results")
     if case_files(folder) or (folder / RUN).exists():
         yield from _parts(folder)
     else:
@@ -152,15 +152,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises EditingError for a file that is cut off or no JSON, and for a params.json without hyper-parameters."""
+    """Raises UserError for a file that is cut off or no JSON, and for a params.json without hyper-parameters."""
     # Without these two a folder can't be gone on with.
     remedy = "start a new run in another folder" if path.name in (PARAMS, RUN) else "delete it and run again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise EditingError(f"{path}: not readable as JSON ({error}); {remedy}") from error
+        raise UserError(f"{path}: not readable as JSON ({error}); {remedy}") from error
     if path.name == PARAMS and not isinstance(content, dict):
-        raise EditingError(f"{path}: holds no hyper-parameters; {remedy}")
+        raise UserError(f"{path}: holds no hyper-parameters; {remedy}")
     return content
 
 
@@ -172,10 +172,10 @@ def has_form(content: Any, form: Any) -> bool:
 
 
 def read_about(run: Path) -> dict[str, Any]:
-    """The content of a run's run.json. Raises EditingError for a file that is damaged or not of this program."""
+    """The content of a run's run.json. Raises UserError for a file that is damaged or not of this program."""
     about = read_json(run / RUN)
     if not has_form(about, {"settings": dict, "flags": FLAGS, "cases": int}):
-        raise EditingError(f"{run / RUN}: was not written by experiments.evaluate, or is damaged; start a new run")
+        raise UserError(f"{run / RUN}: was not written by experiments.evaluate, or is damaged; start a new run")
     return about
 
 

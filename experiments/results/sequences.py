@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments.results import old_folders, run_folder
 from experiments.results.retention import measures
 from experiments.results.run_folder import FLAGS
@@ -33,10 +33,10 @@ class SequenceResults:
 
 
 def read_sequence(run: Path, last_token: bool = False) -> SequenceResults:
-    """A whole run; last_token: see :func:`retention.measures`. EditingError for one that is not sequential, or damaged."""
+    """A whole run; last_token: see :func:`retention.measures`. UserError for one that is not sequential, or damaged."""
     flags = run_flags(run)
     if not flags.get("sequential", (run / old_folders.GLUE).is_dir()):
-        raise EditingError(f"{run}: not a sequential run (experiments.evaluate --sequential)")
+        raise UserError(f"{run}: not a sequential run (experiments.evaluate --sequential)")
     batches = read_batches(run)
     known = dict(_cases(run, batches, last_token))
     order = {case_id: edit for batch in batches for edit, case_id in _places(batch)}
@@ -53,13 +53,13 @@ def run_flags(run: Path) -> dict[str, Any]:
 
 
 def read_batches(run: Path) -> list[dict[str, Any]]:
-    """What was measured of the model after batches, by edits; [] where there is nothing. EditingError for a damaged file."""
+    """What was measured of the model after batches, by edits; [] where there is nothing. UserError for a damaged file."""
     if (run / old_folders.GLUE).is_dir():
         return old_folders.read_batches(run)
     batches = [(path, run_folder.read_json(path)) for path in sorted((run / "batches").glob("*.json"))]
     for path, content in batches:
         if not _is_batch(content):
-            raise EditingError(f"{path}: not written by experiments.evaluate, or damaged; delete it")
+            raise UserError(f"{path}: not written by experiments.evaluate, or damaged; delete it")
     return sorted((content for _, content in batches), key=lambda batch: batch["edits"])
 
 
@@ -76,14 +76,14 @@ def history_files(run: Path) -> list[tuple[int, Path]]:
 
 
 def read_history(path: Path, of: Callable[[Mapping[str, Any]], Found]) -> Iterator[tuple[int, Found]]:
-    """(case id, ``of`` its metrics) for each line of a history file. EditingError for a damaged line."""
+    """(case id, ``of`` its metrics) for each line of a history file. UserError for a damaged line."""
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 entry = json.loads(line)
                 case_id, found = int(entry["case_id"]), of(entry["post"])
             except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise EditingError(f"{path}: line {number} can't be read ({error!r}); delete the file") from error
+                raise UserError(f"{path}: line {number} can't be read ({error!r}); delete the file") from error
             yield case_id, found
 
 
@@ -106,4 +106,4 @@ def _cases(run: Path, batches: list[dict[str, Any]], last_token: bool) -> Iterat
                     batch.setdefault("seconds", case["time"])
                 yield edit, measures(case["post"], last_token)
             except (AttributeError, KeyError, TypeError) as error:
-                raise EditingError(f"{files[case_id]}: JSON, but not of a case's form ({error!r}); delete it") from error
+                raise UserError(f"{files[case_id]}: JSON, but not of a case's form ({error!r}); delete it") from error

@@ -13,13 +13,13 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.errors import UserError
+from data import KnownFact
 import data
 import editors
-from data import KnownFact
 from editors.closed_form.statistics import keys_for
 from editors.core import ranks
 from editors.core.sites import find_sites, longest_context
-from editors.errors import EditingError
 from experiments.causal_trace import read_averages
 from experiments.results import run_folder
 from experiments.run.models import identity
@@ -47,14 +47,14 @@ def make(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(hyper-parameters as a file would hold them, what the layers follow from); says so in a line.
 
-    Raises EditingError or DataError for an editor without values, a trace of another model, or facts that the model does not
+    Raises UserError for an editor without values, a trace of another model, or facts that the model does not
     know.
     """
     alg_name, name = flags["alg_name"], str(flags["hparams_fname"])
     table, kind = run_folder.read_json(VALUES), editors.editor_class(alg_name)
     values = table.get(kind.hparams_folder or alg_name)
     if values is None:
-        raise EditingError(f"--hparams_fname {NAME}: there are no values for {alg_name}, only for {', '.join(table)}; "
+        raise UserError(f"--hparams_fname {NAME}: there are no values for {alg_name}, only for {', '.join(table)}; "
                            "name a file")
     if ":" in name:
         traced = _saved(Path(name.partition(":")[2]), model)
@@ -79,7 +79,7 @@ def propose(
 ) -> dict[str, Any]:
     """{"peak", "range", "facts", "source", "effects": average indirect effect of each block's window of MLPs, ...}.
 
-    Only that of the subject's last token is traced. Raises EditingError where the model knows too few of the facts.
+    Only that of the subject's last token is traced. Raises UserError where the model knows too few of the facts.
     """
     sites = find_sites(model)
     prompts = trace_prompts(tok, facts, longest_context(model))
@@ -93,7 +93,7 @@ def propose(
         if len(known) == FACTS:
             break
     if len(known) < LEAST:
-        raise EditingError(f"--hparams_fname {NAME}: the model knows only {len(known)} of the first {len(prompts)} facts of "
+        raise UserError(f"--hparams_fname {NAME}: the model knows only {len(known)} of the first {len(prompts)} facts of "
                            f"{source}, and {LEAST} are needed; trace others with experiments.causal_trace and give "
                            f"{NAME}:FOLDER, or name a file")
     average = averages(known)
@@ -113,11 +113,11 @@ def _traced(flags: Mapping[str, Any], model: PreTrainedModel, tok: PreTrainedTok
 
 
 def _saved(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
-    """What experiments.causal_trace found. Raises EditingError if that is not there, or of another model or dtype."""
+    """What experiments.causal_trace found. Raises UserError if that is not there, or of another model or dtype."""
     average, own, dtype = read_averages(folder), identity(model), str(model.dtype).removeprefix("torch.")
     settings = average["settings"]
     if not settings["model"].endswith(own):
-        raise EditingError(f"--hparams_fname {NAME}:{folder}: a trace of another model, or in another dtype "
+        raise UserError(f"--hparams_fname {NAME}:{folder}: a trace of another model, or in another dtype "
                            f"({settings['model']}, {settings['dtype']}), not of this ({own}, {dtype})")
     effects = [round(value, 4) for value in average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]]
     return {**average["proposal"], "facts": average["facts"], "source": str(folder), "effects": effects,

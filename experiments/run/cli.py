@@ -9,11 +9,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import NoReturn
 
-from data.errors import DataError
+from common import programs
+from common.errors import UserError
 from editors.core import ranks
-from editors.errors import EditingError
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 
@@ -23,37 +24,28 @@ PATIENCE = 5
 
 
 def run_program(main: Callable[[], object], several: bool = False) -> None:
-    """Run ``main`` and exit: 0 when it returns, 2 with one ``error:`` line on standard error for a user's mistake
-    (:class:`EditingError`, :class:`DataError`) or a place that can't be read or written (``OSError``), 130 when interrupted.
+    """:func:`common.programs.run_program`, for programs that torchrun may start, too.
 
-    Any other exception is a defect of the program and keeps its traceback. Warnings, too, are one line each, and what the
-    editors log is printed.
+    Warnings are one line each, and what the editors log is printed.
     several: ``main`` knows how to share its work among the processes that torchrun starts; one of them speaks for all.
     """
-    try:
-        if ranks.processes() > 1 and not several:
-            raise EditingError("this program runs in one process: start it with python -m, not with torchrun")
-        ranks.check_environment()
-        with warnings.catch_warnings(), ranks.started():
-            if ranks.rank() > 0:
-                warnings.simplefilter("ignore")
-                sys.stdout, sys.stderr = open(os.devnull, "w"), _NoTerminal(sys.stderr)
-            else:
-                warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
-            with _logged() if ranks.rank() == 0 else nullcontext():
-                main()
-    except (EditingError, DataError) as error:
-        _fail(str(error), of_all=getattr(error, "of_all_ranks", False))
-    except BrokenPipeError:
-        # The reader of our output (head, less) left. Nothing more can be printed, not even at interpreter exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _fail(place + (error.strerror or str(error)))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    programs.run_program(main, partial(_started, several), _fail)
+
+
+@contextmanager
+def _started(several: bool) -> Iterator[None]:
+    """Inside, this process is one of torchrun's where there are several, and only the first one is heard."""
+    if ranks.processes() > 1 and not several:
+        raise UserError("this program runs in one process: start it with python -m, not with torchrun")
+    ranks.check_environment()
+    with warnings.catch_warnings(), ranks.started():
+        if ranks.rank() > 0:
+            warnings.simplefilter("ignore")
+            sys.stdout, sys.stderr = open(os.devnull, "w"), _NoTerminal(sys.stderr)
+        else:
+            warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
+        with _logged() if ranks.rank() == 0 else nullcontext():
+            yield
 
 
 @contextmanager
@@ -70,20 +62,19 @@ def _logged() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _fail(message: str, of_all: bool = False) -> NoReturn:
+def _fail(message: str, of_all: bool) -> NoReturn:
     """of_all: all processes fail alike, and one says it."""
-    if ranks.processes() > 1:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if of_all else signal.SIG_IGN)
-        if of_all and not ranks.first_to_say():
-            time.sleep(PATIENCE)
-            sys.exit(2)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        message = message if of_all else f"process {ranks.process()}: {message}"
-    sys.stdout.flush()
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
-    if ranks.processes() > 1:
+    if ranks.processes() == 1:
+        programs.fail(message)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if of_all else signal.SIG_IGN)
+    if of_all and not ranks.first_to_say():
+        time.sleep(PATIENCE)
+        sys.exit(2)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        programs.fail(message if of_all else f"process {ranks.process()}: {message}")
+    finally:
         os._exit(2)  # at once: connections to processes that are gone may wait
-    sys.exit(2)
 
 
 class _NoTerminal:
@@ -99,11 +90,10 @@ class _NoTerminal:
         return False
 
 
-class Parser(argparse.ArgumentParser):
-    """Its errors are one line, as those of :func:`run_program`."""
+class Parser(programs.Parser):
+    """Of programs that torchrun may start: one of its processes says what is wrong with the flags."""
 
-    def error(self, message: str) -> NoReturn:
-        _fail(f"{message} (see {self.prog} --help)", of_all=True)
+    failing = staticmethod(_fail)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.errors import UserError
 from editors.edit import Edit, LowRank
-from editors.errors import EditingError
 from editors.heads.outputs import Head
 from editors.heads.relevance import Corrections
 
@@ -35,23 +35,23 @@ def of_chunk(path: str, chunk: int) -> Path:
 
 
 def read_heads(path: Path) -> list[Head]:
-    """(layer, head) pairs of a .npy file. Raises EditingError for a missing or damaged one, or other numbers in it."""
+    """(layer, head) pairs of a .npy file. Raises UserError for a missing or damaged one, or other numbers in it."""
     try:
         pairs = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise EditingError(f"--head_ind {path}: no such file") from None
+        raise UserError(f"--head_ind {path}: no such file") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise EditingError(f"--head_ind {path}: not readable as .npy ({error})") from None
+        raise UserError(f"--head_ind {path}: not readable as .npy ({error})") from None
     if not isinstance(pairs, np.ndarray):
-        raise EditingError(f"--head_ind {path}: several arrays (.npz), expected one of integers [heads, 2] as .npy")
+        raise UserError(f"--head_ind {path}: several arrays (.npz), expected one of integers [heads, 2] as .npy")
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer) or not len(pairs):
-        raise EditingError(f"--head_ind {path}: holds {pairs.dtype} of shape {list(pairs.shape)}, expected integers [heads, 2]: "
+        raise UserError(f"--head_ind {path}: holds {pairs.dtype} of shape {list(pairs.shape)}, expected integers [heads, 2]: "
                            "(layer, head)")
     return [(int(layer), int(head)) for layer, head in pairs]
 
 
 def check_model(flag: str, path: Path, shape: tuple[int, int, int], model: str) -> None:
-    """Raises EditingError if a saved file (of a .npy the one that was saved with it) says that its heads are of a model of another
+    """Raises UserError if a saved file (of a .npy the one that was saved with it) says that its heads are of a model of another
     shape; warns if they are of another model of this shape.
 
     shape: layers, heads a layer and head size of the model. model: what :func:`experiments.models.identity` says of it.
@@ -62,7 +62,7 @@ def check_model(flag: str, path: Path, shape: tuple[int, int, int], model: str) 
     info = Corrections.load(beside).info
     saved, of = info.get("shape"), info.get("model")
     if saved is not None and tuple(saved) != shape:
-        raise EditingError(f"{flag} {path}: heads of another model, with {_words(saved)}; this one has {_words(shape)}")
+        raise UserError(f"{flag} {path}: heads of another model, with {_words(saved)}; this one has {_words(shape)}")
     if of is not None and not of.endswith(model):
         warnings.warn(f"{flag} {path}: heads of another model, {of}; this one is {model}", stacklevel=2)
 
@@ -70,19 +70,19 @@ def check_model(flag: str, path: Path, shape: tuple[int, int, int], model: str) 
 def read_corrections(path: Path, heads: list[Head]) -> Corrections:
     """The vectors of these heads: a file of this toolkit, which must name the same heads, or a list of tensors of the original's.
 
-    Raises EditingError for a missing, damaged or foreign file, and for vectors of other heads.
+    Raises UserError for a missing, damaged or foreign file, and for vectors of other heads.
     """
     if path.suffix == ".safetensors":
         made = Corrections.load(path)
         if made.heads[: len(heads)] != heads:
-            raise EditingError(f"--load_attention {path}: its vectors are of the heads {made.heads[:4]}..., --head_ind has {heads[:4]}...")
+            raise UserError(f"--load_attention {path}: its vectors are of the heads {made.heads[:4]}..., --head_ind has {heads[:4]}...")
         return made.first(len(heads))
     vectors = _tensors(path, "--load_attention")
     fits = isinstance(vectors, (list, tuple)) and all(isinstance(v, torch.Tensor) and v.ndim == 1 for v in vectors)
     if not fits or len({len(v) for v in vectors}) != 1:
-        raise EditingError(f"--load_attention {path}: not a list of correction vectors of one size")
+        raise UserError(f"--load_attention {path}: not a list of correction vectors of one size")
     if len(vectors) < len(heads):
-        raise EditingError(f"--load_attention {path}: holds {len(vectors)} vectors, --head_ind names {len(heads)} heads")
+        raise UserError(f"--load_attention {path}: holds {len(vectors)} vectors, --head_ind names {len(heads)} heads")
     return Corrections(heads, torch.stack([v.detach().float() for v in vectors[: len(heads)]]), {"file": str(path)})
 
 
@@ -91,7 +91,7 @@ def read_delta(path: Path) -> Edit:
     if path.suffix == ".safetensors":
         edit = Edit.load(path)
         if not edit.changes:
-            raise EditingError(f"--load_delta {path}: holds no changes of weights")
+            raise UserError(f"--load_delta {path}: holds no changes of weights")
         return edit
     found = _tensors(path, "--load_delta")
     pairs = isinstance(found, dict) and all(
@@ -99,10 +99,10 @@ def read_delta(path: Path) -> Edit:
         for pair in found.values()
     )
     if not pairs:
-        raise EditingError(f"--load_delta {path}: neither an edit of this toolkit nor a dictionary of weight changes")
+        raise UserError(f"--load_delta {path}: neither an edit of this toolkit nor a dictionary of weight changes")
     for key, (a, m) in found.items():
         if a.shape[1] != m.shape[1]:
-            raise EditingError(f"--load_delta {path}: the factors of {key} have {a.shape[1]} and {m.shape[1]} columns, not one for each fact")
+            raise UserError(f"--load_delta {path}: the factors of {key} have {a.shape[1]} and {m.shape[1]} columns, not one for each fact")
     return Edit({key: LowRank(m.detach(), a.detach()) for key, (a, m) in found.items()}, {"file": str(path), "seconds": {}})
 
 
@@ -110,9 +110,9 @@ def _tensors(path: Path, flag: str):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise EditingError(f"{flag} {path}: no such file") from None
+        raise UserError(f"{flag} {path}: no such file") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise EditingError(f"{flag} {path}: not a torch file of tensors ({str(error).splitlines()[0][:100]})") from None
+        raise UserError(f"{flag} {path}: not a torch file of tensors ({str(error).splitlines()[0][:100]})") from None
 
 
 def _words(shape) -> str:

@@ -12,17 +12,17 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import data
-import editors
+from common.errors import UserError
 from data import languages, orders
+import data
 from data.download import Unavailable, data_folder
 from data.files import read_json
 from data.records import Prompt, Record, fingerprint
+import editors
 from editors.core.contexts import as_groups
 from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.core.prompts import encode_target, fill, parse_requests
-from editors.errors import EditingError
 from experiments import downstream
 from experiments.downstream import TaskRun
 from experiments.metrics.incremental import check_length, longest_row, shortened
@@ -117,7 +117,7 @@ class Job:
 def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> Job:
     """Everything a run needs; ``loaded`` is its model where that is in memory already.
 
-    Raises EditingError or DataError for whatever does not fit.
+    Raises UserError for whatever does not fit.
     """
     check_flags(flags)
     automatic, traced = auto_hparams.is_automatic(flags["hparams_fname"]), None
@@ -131,7 +131,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     ds_name, num_edits = flags["ds_name"], flags["num_edits"]
     ordered = flags["sample_num"] is not None or flags["index_file"]
     if ds_name == "cf" and num_edits > 1 and not ordered:
-        raise EditingError("--ds_name cf has records that contradict each other and can't be edited together; "
+        raise UserError("--ds_name cf has records that contradict each other and can't be edited together; "
                            "use mcf, --num_edits 1, or an order in which each subject comes once (--sample_num 0)")
     records = data.load(ds_name, flags["data_dir"], flags["dataset_size_limit"], tok)
     limits = " within --dataset_size_limit" if flags["dataset_size_limit"] else ""
@@ -139,13 +139,13 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
         records = [records[position] for position in _order(flags, records)]
         limits += " with different subjects" if not flags["index_file"] else " in this order"
     if flags["max_edits"] and flags["max_edits"] > len(records):
-        raise EditingError(f"--max_edits {flags['max_edits']}: {ds_name} has only {len(records)} records{limits}")
+        raise UserError(f"--max_edits {flags['max_edits']}: {ds_name} has only {len(records)} records{limits}")
     records = records[: flags["max_edits"]]
     if flags["contains_length"] and records[0].schema != "counterfact":
-        raise EditingError("--contains_length has no effect on zsRE, which is not scored by what a continuation contains")
+        raise UserError("--contains_length has no effect on zsRE, which is not scored by what a continuation contains")
     if num_edits > len(records):
         limits += " within --max_edits" if flags["max_edits"] else ""
-        raise EditingError(f"--num_edits {num_edits}: {ds_name} has only {len(records)} records{limits}")
+        raise UserError(f"--num_edits {num_edits}: {ds_name} has only {len(records)} records{limits}")
     parse_requests([record.request() for record in records], tok)
     check_lengths(model, tok, records)
     sampled = [record for record in records if is_sampled(record, flags)]
@@ -160,7 +160,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
 
 
 def check_flags(flags: Mapping[str, Any]) -> None:
-    """Raises EditingError for flags that would have no effect, and for models that would be overwritten."""
+    """Raises UserError for flags that would have no effect, and for models that would be overwritten."""
     sequential, checked = flags["sequential"], flags["history_eval_steps"] > 0
     for flag, needs, there in (
         ("history_eval_steps", "--sequential", sequential), ("history_sample", "--history_eval_steps", checked),
@@ -173,18 +173,18 @@ def check_flags(flags: Mapping[str, Any]) -> None:
         ("load_attention", "--head_ind, which says whose vectors they are", flags["head_ind"]),
     ):
         if flags[flag] and not there:
-            raise EditingError(f"--{flag} has no effect without {needs}")
+            raise UserError(f"--{flag} has no effect without {needs}")
     location = flags["save_model_location"]
     if location:
         check_writable(Path(location), "models")
         if flags["continue_from_run"] is None and any(Path(location).glob("edits_*")):
-            raise EditingError(f"--save_model_location {location}: holds models of another run; choose another folder")
+            raise UserError(f"--save_model_location {location}: holds models of another run; choose another folder")
     for flag, instead in (("sequential", "--save_model"), ("language", "--save_delta_matrix")):
         if flags["save_edits"] and flags[flag]:
-            raise EditingError(f"--save_edits does not go with --{flag}; there is {instead}")
+            raise UserError(f"--save_edits does not go with --{flag}; there is {instead}")
     number = flags["sample_num"]
     if number is not None and not flags["index_file"] and not 0 <= number < orders.SAMPLES:
-        raise EditingError(f"--sample_num {number}: there are orders 0 to {orders.SAMPLES - 1}")
+        raise UserError(f"--sample_num {number}: there are orders 0 to {orders.SAMPLES - 1}")
 
 
 def _order(flags: Mapping[str, Any], records: Sequence[Record]) -> list[int]:
@@ -197,8 +197,8 @@ def _contexts(flags: Mapping[str, Any]) -> list[list[str]] | None:
     path = flags["context_templates"]
     try:
         return as_groups(read_json(path)) if path else None
-    except EditingError as error:
-        raise EditingError(f"--context_templates {path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"--context_templates {path}: {error}") from error
 
 
 def _language_settings(flags: Mapping[str, Any], hparams: Any, language: str, contexts: str | None) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def _world_corpus(flags: Mapping[str, Any], language: str | None = None) -> str:
 
 
 def check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> None:
-    """Raises EditingError for the first case with a prompt that, with its target, is longer than the model's positions."""
+    """Raises UserError for the first case with a prompt that, with its target, is longer than the model's positions."""
     limit = longest_row(model)
     for record in records if limit else ():
         targets = [" " + target.str for target in (record.target_new, record.target_true) if target]
@@ -245,7 +245,7 @@ def load_editor(flags: Mapping[str, Any], language: str | None = None, contexts:
     """
     alg_name = flags["alg_name"]
     if auto_hparams.is_automatic(flags["hparams_fname"]):
-        raise EditingError(f"--hparams_fname {flags['hparams_fname']}: only experiments.evaluate traces a model; "
+        raise UserError(f"--hparams_fname {flags['hparams_fname']}: only experiments.evaluate traces a model; "
                            "give the params.json of such a run")
     kind = editors.editor_class(alg_name)
     name = Path(flags["hparams_fname"] or flags["model_name"].replace("/", "_") + ".json")
@@ -253,7 +253,7 @@ def load_editor(flags: Mapping[str, Any], language: str | None = None, contexts:
     path = name if name.is_file() and not shipped.is_file() else shipped
     if not flags["hparams_fname"] and not path.is_file():
         there = ", ".join(sorted(file.name for file in shipped.parent.glob("*.json")))
-        raise EditingError(f"{alg_name} has no hyper-parameters of its own for the model {flags['model_name']!r}"
+        raise UserError(f"{alg_name} has no hyper-parameters of its own for the model {flags['model_name']!r}"
                            f"{name_hint(flags['model_name'])}; name a file with --hparams_fname (there is {there})")
     editor = editors.load(alg_name, path)
     hparams = run_folder.read_json(path)
@@ -311,10 +311,10 @@ def _generation(
     try:
         snippets = data.load_snippets(flags["ds_name"], flags["data_dir"], own)
     except Unavailable as error:
-        raise EditingError(f"{error}; or do without, with --skip_generation_tests") from error
+        raise UserError(f"{error}; or do without, with --skip_generation_tests") from error
     for pair in {(record.relation_id, record.target_new.id): None for record in records}:
         if pair not in snippets:
-            snippets.samples(*pair)  # raises DataError; to read those that are there would take minutes
+            snippets.samples(*pair)  # raises UserError; to read those that are there would take minutes
     tfidf = data.load_tfidf(snippets, flags["data_dir"])
     generate = partial(generation_metrics, model, tok, snippets=snippets, vectorizer=tfidf.vectorizer, seed=flags["seed"])
     return generate, {"snippets": snippets.source, "snippets_sha256": snippets.sha256, "tfidf": tfidf.source}

@@ -9,12 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import data
+from common.errors import UserError
 from data import bilingual, in_every_language, languages, world
+import data
 from data.download import data_folder
 from editors.core.prompts import parse_requests
 from editors.core.sites import find_sites
-from editors.errors import EditingError
 from editors.heads import probes
 from editors.heads.outputs import check_heads, head_shape
 from editors.heads.relevance import sentence_rows
@@ -30,7 +30,7 @@ def complete(flags: dict[str, Any]) -> None:
     if flags["add_attention"] and flags["alg_name"] == "MEMIT":
         flags["alg_name"] = "MEMAT"
     if flags["add_attention"] and flags["alg_name"] not in ATTENTION:
-        raise EditingError(f"--add_attention goes with MEMIT, not with {flags['alg_name']}")
+        raise UserError(f"--add_attention goes with MEMIT, not with {flags['alg_name']}")
     flags["add_attention"] = flags["alg_name"] in ATTENTION
     if flags["add_attention"] or flags["bilingual"]:
         flags["language"] = flags["language"] or "english"
@@ -45,7 +45,7 @@ def complete(flags: dict[str, Any]) -> None:
 def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None) -> Job:
     """Everything a run needs; ``loaded`` is its model where that is in memory already.
 
-    Raises EditingError or DataError for whatever does not fit.
+    Raises UserError for whatever does not fit.
     """
     check_flags(flags)
     _check_combinations(flags)
@@ -58,9 +58,9 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
     records = data.load_aligned(ds_name, list(dict.fromkeys([first, heads, *measured])), flags["data_dir"], flags["dataset_size_limit"])
     count, within = len(records[first]), " within --dataset_size_limit" if flags["dataset_size_limit"] else ""
     if flags["num_edits"] > count:
-        raise EditingError(f"--num_edits {flags['num_edits']}: {ds_name} has only {count} records{within}")
+        raise UserError(f"--num_edits {flags['num_edits']}: {ds_name} has only {count} records{within}")
     if flags["eval_on_others"] and count <= flags["num_edits"]:
-        raise EditingError(f"--eval_on_others: all {count} records are in the first batch of {flags['num_edits']}, so none are left")
+        raise UserError(f"--eval_on_others: all {count} records are in the first batch of {flags['num_edits']}, so none are left")
     for of_language in records.values():
         parse_requests([record.request() for record in of_language], tok)
         check_lengths(model, tok, of_language)
@@ -101,41 +101,41 @@ def _head_shape(flags: Mapping[str, Any], model: PreTrainedModel, records: int) 
     count, size = head_shape(model, sites)
     most = max(flags["top_num_heads"])
     if most > sites.layers * count:
-        raise EditingError(f"--top_num_heads {most}: the model has {sites.layers * count} heads ({sites.layers} layers of {count})")
+        raise UserError(f"--top_num_heads {most}: the model has {sites.layers * count} heads ({sites.layers} layers of {count})")
     named = identity(model) if flags["head_ind"] else ""
     for chunk in range(-(-records // flags["num_edits"])) if flags["head_ind"] else ():
         path = head_files.of_chunk(flags["head_ind"], chunk)
         pairs = check_heads(head_files.read_heads(path), model, sites, f"--head_ind {path}")
         head_files.check_model("--head_ind", path, (sites.layers, count, size), named)
         if len(pairs) < most:
-            raise EditingError(f"--head_ind {path}: names {len(pairs)} heads, --top_num_heads asks for {most}")
+            raise UserError(f"--head_ind {path}: names {len(pairs)} heads, --top_num_heads asks for {most}")
         if flags["load_attention"]:
             vectors = head_files.of_chunk(flags["load_attention"], chunk)
             made = head_files.read_corrections(vectors, pairs[:most])
             head_files.check_model("--load_attention", vectors, (sites.layers, count, size), named)
             if made.vectors.shape[1] != size:
-                raise EditingError(f"--load_attention {flags['load_attention']}: vectors of head size {made.vectors.shape[1]}, the model's "
+                raise UserError(f"--load_attention {flags['load_attention']}: vectors of head size {made.vectors.shape[1]}, the model's "
                                    f"heads have {size}")
     return sites.layers, count, size
 
 
 def _check_chunks(flags: Mapping[str, Any], editor: Any, records: int) -> None:
-    """Raises EditingError for chunks too short to choose heads by, whatever the edits come to."""
+    """Raises UserError for chunks too short to choose heads by, whatever the edits come to."""
     hparams, size = editor.hparams, flags["num_edits"]
     ways = 2 if flags["bilingual"] and hparams.profile == "paper" else 1
     last = records % size or size
     if not probes.enough(ways * editor.for_heads(size), hparams.val_share):
-        raise EditingError(f"--num_edits {size}: heads can't be chosen by {ways * editor.for_heads(size)} facts, which do not split into training and "
+        raise UserError(f"--num_edits {size}: heads can't be chosen by {ways * editor.for_heads(size)} facts, which do not split into training and "
                            f"validation (val_share {hparams.val_share:g}); edit more together, or give heads with --head_ind")
     if not probes.enough(ways * editor.for_heads(last), hparams.val_share):
-        raise EditingError(f"the last chunk has {last} facts, too few to choose heads by (val_share {hparams.val_share:g}); leave it out "
+        raise UserError(f"the last chunk has {last} facts, too few to choose heads by (val_share {hparams.val_share:g}); leave it out "
                            f"with --dataset_size_limit {records - last}, or change --num_edits {size}")
 
 
 def _files(flags: Mapping[str, Any], model: PreTrainedModel, records: int) -> dict[str, str]:
     """{flag: hash of the contents} of the files of all chunks that heads, vectors and changes are loaded from.
 
-    Raises EditingError for a missing or damaged --load_delta, and for one that does not fit the model.
+    Raises UserError for a missing or damaged --load_delta, and for one that does not fit the model.
     """
     chunks, found = range(-(-records // flags["num_edits"])), {}
     for flag in ("head_ind", "load_attention", "load_delta"):
@@ -146,39 +146,39 @@ def _files(flags: Mapping[str, Any], model: PreTrainedModel, records: int) -> di
             if flag == "load_delta":
                 try:
                     head_files.read_delta(path).check(model)
-                except EditingError as error:
-                    raise EditingError(f"--load_delta {path}: {str(error).removeprefix(f'--load_delta {path}: ')}") from error
+                except UserError as error:
+                    raise UserError(f"--load_delta {path}: {str(error).removeprefix(f'--load_delta {path}: ')}") from error
             content.update(path.read_bytes())
         found[flag] = content.hexdigest()[:16]
     return found
 
 
 def _check_combinations(flags: Mapping[str, Any]) -> None:
-    """Raises EditingError for flags that do not go together where languages are told apart."""
+    """Raises UserError for flags that do not go together where languages are told apart."""
     for flag in ("sequential", "do_downstream_eval", "save_model", "sample_num", "index_file", "max_edits", "context_templates"):
         if flags[flag] not in (None, False):
-            raise EditingError(f"--{flag} does not go with --language and --add_attention")
+            raise UserError(f"--{flag} does not go with --language and --add_attention")
     if flags["generation_test_interval"] not in (1, -1):
-        raise EditingError("--generation_test_interval has no effect with --language: no texts are generated")
+        raise UserError("--generation_test_interval has no effect with --language: no texts are generated")
     if auto_hparams.is_automatic(flags["hparams_fname"]):
-        raise EditingError(f"--hparams_fname {flags['hparams_fname']} does not go with --language: name a file, such as the params.json "
+        raise UserError(f"--hparams_fname {flags['hparams_fname']} does not go with --language: name a file, such as the params.json "
                            "of a run without it")
     if flags["alpha"] and flags["alg_name"] != "ITI":
-        raise EditingError(f"--alpha has no effect with --alg_name {flags['alg_name']}, only with ITI")
+        raise UserError(f"--alpha has no effect with --alg_name {flags['alg_name']}, only with ITI")
     if flags["bilingual"] and flags["language"] == flags["language_eval"]:
-        raise EditingError(f"--bilingual {flags['bilingual']}: name two languages with --language and --language_eval")
+        raise UserError(f"--bilingual {flags['bilingual']}: name two languages with --language and --language_eval")
     if flags["bilingual"] and flags["load_delta"]:
-        raise EditingError("--load_delta does not go with --bilingual")
+        raise UserError("--load_delta does not go with --bilingual")
     if flags["bilingual"] and flags["alg_name"] not in ("MEMIT", *ATTENTION):
-        raise EditingError(f"--bilingual is MEMIT's and MEMAT's, not --alg_name {flags['alg_name']}'s")
+        raise UserError(f"--bilingual is MEMIT's and MEMAT's, not --alg_name {flags['alg_name']}'s")
     if flags["bilingual"] == "joint" and flags["use_cache"]:
-        raise EditingError("--use_cache has no effect with --bilingual joint")
+        raise UserError("--use_cache has no effect with --bilingual joint")
     if flags["profile"] and flags["alg_name"] not in ATTENTION:
-        raise EditingError(f"--profile has no effect with --alg_name {flags['alg_name']}; MEMIT's edit alone in a profile is "
+        raise UserError(f"--profile has no effect with --alg_name {flags['alg_name']}; MEMIT's edit alone in a profile is "
                            "--alg_name MEMAT --top_num_heads 0")
     if flags["add_attention"] and not any(flags["top_num_heads"]):
         for flag in ("head_ind", "load_attention", "save_attention_heads", "save_figure", "eval_on_others"):
             if flags[flag]:
-                raise EditingError(f"--{flag} has no effect with --top_num_heads 0: no heads are corrected")
+                raise UserError(f"--{flag} has no effect with --top_num_heads 0: no heads are corrected")
     if flags["save_figure"] and flags["head_ind"]:
-        raise EditingError("--save_figure has no effect with --head_ind: no probes are trained")
+        raise UserError("--save_figure has no effect with --head_ind: no probes are trained")

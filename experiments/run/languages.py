@@ -25,13 +25,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.errors import UserError
 from data.download import data_folder
 from data.records import Record
 from editors.base import Editor
 from editors.closed_form.bilingual import joint_edit
 from editors.core.sites import find_sites
 from editors.edit import Edit
-from editors.errors import EditingError
 from editors.heads import probes
 from editors.heads.outputs import check_heads, Head
 from editors.heads.relevance import Corrections, Relevance
@@ -298,4 +298,4 @@ def _draw(run: Path, path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "figures.head_relevance", run.resolve(), "--out", path.resolve()], cwd=root,
                           capture_output=True, text=True)
     if done.returncode:
-        raise EditingError(f"--save_figure {path}: {(done.stderr.strip().splitlines() or ['no figure'])[-1].removeprefix('error: ')}")
+        raise UserError(f"--save_figure {path}: {(done.stderr.strip().splitlines() or ['no figure'])[-1].removeprefix('error: ')}")

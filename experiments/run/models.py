@@ -9,9 +9,9 @@ from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFo
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from common.errors import UserError
 from editors.core import ranks
 from editors.core.fingerprint import model_fingerprint
-from editors.errors import EditingError
 
 # Only to suggest a name when one is misspelt; any causal language model of the hub or of a folder loads.
 KNOWN = ("world", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "EleutherAI/gpt-j-6B", "EleutherAI/gpt-neox-20b",
@@ -23,7 +23,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
     """A causal language model in evaluation mode and its tokenizer, with the padding token set (to eos if it has none).
 
     ``name``: hub id, local folder, or ``world``. ``dtype``, ``device``: see :func:`experiments.run.cli.add_model_flags`.
-    Raises ``EditingError`` for an unknown model, an unreachable hub, damaged weights, a device that is not there, or devices
+    Raises ``UserError`` for an unknown model, an unreachable hub, damaged weights, a device that is not there, or devices
     that are too small for the model.
     """
     source, local = source_of(name)
@@ -36,15 +36,15 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
             source, config=config, dtype=_dtype(dtype, config, place), use_safetensors=True, local_files_only=local,
             device_map="auto" if place == "map" else None, output_loading_info=True)
     except SafetensorError as error:
-        raise EditingError(f"model {name!r}: its weights are damaged ({error}); copy or download them again") from error
+        raise UserError(f"model {name!r}: its weights are damaged ({error}); copy or download them again") from error
     except (OSError, ValueError) as error:
-        raise EditingError(why_not(name, source, local, error)) from error
+        raise UserError(why_not(name, source, local, error)) from error
     if loading["missing_keys"]:
         lacking = sorted(loading["missing_keys"])[0]
-        raise EditingError(f"model {name!r}: its weights lack {lacking}; copy or download them again")
+        raise UserError(f"model {name!r}: its weights lack {lacking}; copy or download them again")
     if tok.pad_token_id is None:
         if tok.eos_token is None:
-            raise EditingError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
+            raise UserError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
                                "set one in its folder")
         tok.pad_token = tok.eos_token
     if place == "map":
@@ -60,14 +60,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=local)
     except (OSError, ValueError) as error:
-        raise EditingError(why_not(name, source, local, error)) from error
+        raise UserError(why_not(name, source, local, error)) from error
 
 
 def check_in_memory(name: str, model: PreTrainedModel) -> None:
-    """Raises EditingError if accelerate has offloaded weights: those can be neither told apart from others nor edited."""
+    """Raises UserError if accelerate has offloaded weights: those can be neither told apart from others nor edited."""
     offloaded = [weight for weight, parameter in model.named_parameters() if parameter.is_meta]
     if offloaded:
-        raise EditingError(f"model {name!r}: too large for the devices here, so --device map left {len(offloaded)} of its weights "
+        raise UserError(f"model {name!r}: too large for the devices here, so --device map left {len(offloaded)} of its weights "
                            f"outside (the first is {offloaded[0]}); use more or larger devices, or a smaller --dtype")
 
 
@@ -82,18 +82,18 @@ def source_of(name: str) -> tuple[str, bool]:
     if name == "world":
         from data import world
         if not world.CHECKPOINT.is_dir():
-            raise EditingError(f"model 'world': its checkpoint {world.CHECKPOINT} is missing; get the complete repository")
+            raise UserError(f"model 'world': its checkpoint {world.CHECKPOINT} is missing; get the complete repository")
         return str(world.CHECKPOINT), True
     if Path(name).is_dir():
         return name, True
     # What looks like a path is never looked up on the hub by mistake.
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise EditingError(f"model {name!r}: no such folder")
+        raise UserError(f"model {name!r}: no such folder")
     try:
         # One quick question instead of transformers' many retries: also tells "unknown" from "unreachable".
         HfApi().model_info(name, timeout=10)
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise EditingError(f"model {name!r}: neither a folder here nor a model of the Hugging Face hub that you may read"
+        raise UserError(f"model {name!r}: neither a folder here nor a model of the Hugging Face hub that you may read"
                            + name_hint(name)) from error
     except (HTTPError, OSError):
         return name, True  # unreachable: what was downloaded before still loads
@@ -103,7 +103,7 @@ def source_of(name: str) -> tuple[str, bool]:
 def device_of(device: str) -> str:
     if device == "map":
         if ranks.processes() > 1:
-            raise EditingError("--device map: spreads one process over all devices, so it does not go with torchrun; use one of both")
+            raise UserError("--device map: spreads one process over all devices, so it does not go with torchrun; use one of both")
         return device
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{ranks.local_process() % torch.cuda.device_count()}" if ranks.processes() > 1 else "cuda"
@@ -113,7 +113,7 @@ def device_of(device: str) -> str:
         torch.zeros(1, device=device).item()  # also refuses "meta", which holds no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0][:120]
-        raise EditingError(f"--device {device}: not available here ({reason}); "
+        raise UserError(f"--device {device}: not available here ({reason}); "
                            "use auto, cpu, cuda, cuda:1, mps or map") from error
     return device
 

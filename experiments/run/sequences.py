@@ -24,12 +24,12 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
+from common.errors import UserError
 from data.download import data_folder
 from data.files import write_atomically
 from data.records import Record
 from editors.core import ranks
 from editors.core.corpus import find_corpus
-from editors.errors import EditingError
 from editors.sequence import EditSequence
 from experiments import downstream
 from experiments.results import run_folder
@@ -91,11 +91,11 @@ def _run(job: Job, run: Path, sequence: EditSequence, chunks: Sequence[Sequence[
 
 
 def _check_cases(run: Path, num_edits: int, edited: Sequence[Record]) -> None:
-    """Raises EditingError for a case of the batches that are done which has gone since."""
+    """Raises UserError for a case of the batches that are done which has gone since."""
     paths = [run_folder.case_path(run, num_edits, record.case_id) for record in edited]
     gone = ranks.from_first(lambda: [path for path in paths if not path.exists()])
     if gone:
-        raise EditingError(f"{gone[0]}: is gone, and the model is past that batch, so it can't be made again; start a new run")
+        raise UserError(f"{gone[0]}: is gone, and the model is past that batch, so it can't be made again; start a new run")
 
 
 def _is_there(checkpoint: Path) -> bool:
@@ -114,7 +114,7 @@ class Checkups:
             texts = find_corpus(job.perplexity_corpus).texts()
             self.texts = list(itertools.islice((text for text in texts if text.strip()), PERPLEXITY_TEXTS))
             if not self.texts:
-                raise EditingError(f"--perplexity_corpus {job.perplexity_corpus}: it holds no text")
+                raise UserError(f"--perplexity_corpus {job.perplexity_corpus}: it holds no text")
 
     @property
     def wanted(self) -> bool:

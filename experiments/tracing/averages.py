@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from editors.errors import EditingError
+from common.errors import UserError
 
 from experiments.tracing.scores import KINDS, SEVERED
 
@@ -49,10 +49,10 @@ def averages(facts: Sequence[FactScores]) -> dict[str, Any]:
 
     {"facts", "high", "low", "total_effect": {"mean", "band"}, "classes", "facts_of_class", "indirect_effect": {kind: {"mean",
     "band"}}}, the last two classes x layers, with None for a class that has no token. A class's effect in a fact is the mean
-    over its tokens. Raises EditingError without facts.
+    over its tokens. Raises UserError without facts.
     """
     if not facts:
-        raise EditingError("the model knows none of the facts, so there is nothing to average: trace facts that it knows")
+        raise UserError("the model knows none of the facts, so there is nothing to average: trace facts that it knows")
     total = np.array([fact.high - fact.low for fact in facts])[:, None]
     result: dict[str, Any] = {
         "facts": len(facts), "high": float(np.mean([fact.high for fact in facts])),
@@ -76,14 +76,14 @@ def proposal(average: Mapping[str, Any]) -> dict[str, Any]:
     """{"peak": block whose MLP has the largest average indirect effect at the subject's last token, "range": blocks around it}.
 
     range: the peak and up to four consecutive neighbours, the stronger side first, that reach half of its effect: where MEMIT
-    spreads its change. Raises EditingError where MLPs have no effect to go by.
+    spreads its change. Raises UserError where MLPs have no effect to go by.
     """
     curve = average["indirect_effect"].get("mlp", {"mean": [None] * len(CLASSES)})["mean"][LAST_SUBJECT]
     if curve is None:
-        raise EditingError("no MLPs were traced, so no layers to edit can be proposed")
+        raise UserError("no MLPs were traced, so no layers to edit can be proposed")
     peak = int(np.argmax(curve))
     if not curve[peak] > 0:
-        raise EditingError("restoring the MLP at the subject's last token brings no fact back in any layer: "
+        raise UserError("restoring the MLP at the subject's last token brings no fact back in any layer: "
                            "name the layers to edit in a hyper-parameter file")
     first = last = peak
     while last - first + 1 < MOST_LAYERS:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import data
+from common.errors import UserError
 from data import KnownFact
-from data.errors import DataError
+import data
 from data.files import read_records
 from data.records import Record
 from editors.core.prompts import fill
@@ -18,7 +18,7 @@ PUBLISHED = "known_1000"
 def load_facts(name: str, data_dir: str | Path | None = None, limit: int | None = None) -> list[KnownFact]:
     """The first ``limit`` facts of known_1000, of a data set, or of a .json file of known facts or of CounterFact's schema.
 
-    Raises DataError for an unknown name, a damaged file, records without true answers, or two facts of one number.
+    Raises UserError for an unknown name, a damaged file, records without true answers, or two facts of one number.
     """
     if name == PUBLISHED:
         facts = data.known_facts(data_dir=data_dir, limit=limit)
@@ -29,17 +29,17 @@ def load_facts(name: str, data_dir: str | Path | None = None, limit: int | None 
     numbers = set()
     for fact in facts:
         if fact.known_id in numbers:
-            raise DataError(f"{name}: there are two facts of the number {fact.known_id}; each needs one of its own")
+            raise UserError(f"{name}: there are two facts of the number {fact.known_id}; each needs one of its own")
         numbers.add(fact.known_id)
     return facts
 
 
 def facts_of(records: Iterable[Record], source: str) -> list[KnownFact]:
-    """What the records say before they are edited. Raises DataError for records without a true answer (zsRE's)."""
+    """What the records say before they are edited. Raises UserError for records without a true answer (zsRE's)."""
     facts = []
     for record in records:
         if record.target_true is None or record.schema != "counterfact":
-            raise DataError(f"{source}: its records have no true answers to trace; give known_1000, mcf, cf or world")
+            raise UserError(f"{source}: its records have no true answers to trace; give known_1000, mcf, cf or world")
         prompt = fill(record.prompt, record.subject)
         facts.append(KnownFact(record.case_id, record.subject, record.target_true.str, prompt, record.prompt,
                                relation_id=record.relation_id))

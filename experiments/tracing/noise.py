@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from common.errors import UserError
 from editors.core.corpus import document_order, find_corpus
 from editors.core.prompts import tokenize
 from editors.core.sites import longest_context
-from editors.errors import EditingError
 
 TEXTS = 1000
 WITHOUT_LIMIT = 100
@@ -63,7 +63,7 @@ class Noise:
 
 
 def parse(level: str) -> tuple[str, float]:
-    """(form, value) of a noise level: form is "", "s", "m", "t" or "u". Raises EditingError."""
+    """(form, value) of a noise level: form is "", "s", "m", "t" or "u". Raises UserError."""
     form = level[:1] if level[:1] in ("s", "m", "t", "u") else ""
     text = level[len(form):]
     try:
@@ -71,7 +71,7 @@ def parse(level: str) -> tuple[str, float]:
     except ValueError:
         value = math.nan
     if form == "m" and text or not 0 < value < math.inf or form == "t" and value <= 2:
-        raise EditingError(f"noise level {level!r}: should be {KINDS}; degrees above 2, all others above 0")
+        raise UserError(f"noise level {level!r}: should be {KINDS}; degrees above 2, all others above 0")
     return form, value
 
 
@@ -80,7 +80,7 @@ def calibrate(
 ) -> tuple[Noise, dict]:
     """(the noise of this level, what was measured for it). corpus: whose texts ``m`` and ``t`` read.
 
-    Raises EditingError for a level that is none, or a corpus that does not load.
+    Raises UserError for a level that is none, or a corpus that does not load.
     """
     form, value = parse(level)
     if form == "u":
@@ -122,7 +122,7 @@ def _embeddings(model: nn.Module, texts: Iterable[Sequence[int]]) -> tuple[Float
     """(embeddings of the different tokens, how often each comes), float64, on the CPU."""
     counted = Counter(token for ids in texts for token in ids)
     if not counted:
-        raise EditingError("no tokens to measure embeddings of")
+        raise UserError("no tokens to measure embeddings of")
     embed = model.get_input_embeddings()
     with torch.no_grad():
         rows = embed(torch.tensor([list(counted)], device=embed.weight.device))[0].double().cpu()

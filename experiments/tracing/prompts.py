@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.errors import UserError
 from data.known import KnownFact
 from editors.core.prompts import encode_target, tokenize
-from editors.errors import EditingError
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TracePrompt:
 def trace_prompts(tok, facts: Sequence[KnownFact], positions: int | None) -> list[TracePrompt]:
     """The facts, tokenised; ``positions``: how many tokens the model takes (None: any number).
 
-    A token belongs to the subject if it holds one of the characters of its first appearance in the prompt. Raises EditingError
+    A token belongs to the subject if it holds one of the characters of its first appearance in the prompt. Raises UserError
     naming the fact for a subject that no token covers, an attribute without tokens, or a prompt that is too long.
     """
     prompts = []
@@ -38,14 +38,14 @@ def trace_prompts(tok, facts: Sequence[KnownFact], positions: int | None) -> lis
         last = first + len(fact.subject)
         inside = [i for i, (begin, end) in enumerate(offsets) if max(begin, first) < min(end, last)]
         if not inside:
-            raise EditingError(f"{where}: no token of {fact.prompt!r} covers the subject {fact.subject!r}")
+            raise UserError(f"{where}: no token of {fact.prompt!r} covers the subject {fact.subject!r}")
         if positions is not None and len(ids) > positions:
-            raise EditingError(f"{where}: its prompt takes {len(ids)} tokens, but the model has {positions} positions")
+            raise UserError(f"{where}: its prompt takes {len(ids)} tokens, but the model has {positions} positions")
         if not fact.attribute.strip():
-            raise EditingError(f"{where}: its attribute is empty")
+            raise UserError(f"{where}: its attribute is empty")
         try:
             expected = encode_target(tok, " " + fact.attribute.strip())[0]
-        except EditingError as error:
-            raise EditingError(f"{where}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         prompts.append(TracePrompt(fact, ids, inside[0], inside[-1] + 1, expected))
     return prompts

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from common.errors import UserError
 from editors.core.budget import total_bytes
 from editors.core.prompts import pad_id
 from editors.core.sites import Sites, evaluating, input_device
-from editors.errors import EditingError
 
 from experiments.tracing.noise import Noise
 from experiments.tracing.passes import Cell, Passes, Site
@@ -71,7 +71,7 @@ def trace(
 
     replace_embedding: noise replaces the embeddings instead of being added, in all corrupted runs. size: blocks in a window.
     known_only: prompts that the model answers otherwise than by the fact's attribute are not traced. subject_last: only the
-    subject's last token is; the scores of all others are NaN. Raises EditingError if a probability is not finite.
+    subject's last token is; the scores of all others are NaN. Raises UserError if a probability is not finite.
     """
     with evaluating(model), torch.no_grad():
         passes = Passes(model, sites, prompts, noise, replace_embedding, pad_id(tok))
@@ -122,7 +122,7 @@ def _scores(
     for batch in _batches(passes, list(cells)):
         found = passes.score(batch)
         if not torch.isfinite(found).all():
-            raise EditingError("the model's probabilities are not finite under noise: load it in a wider dtype, or use "
+            raise UserError("the model's probabilities are not finite under noise: load it in a wider dtype, or use "
                                "weaker noise")
         for cell, score in zip(batch, found.tolist()):
             for kind, layer in cells[cell]:  # windows that the ends cut to the same blocks are one

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.learned.classifier import BertClassifier
 from editors.learned.kinds import ModelKind, model_kind
 from experiments.run.models import device_of, source_of, why_not
@@ -36,7 +36,7 @@ def load_editable(
     """(the model, frozen and in evaluation mode, its tokenizer).
 
     settings: the keys of hparams/train/model. eager: attention that can be differentiated twice.
-    Raises EditingError for a model that is unknown, unreachable, damaged, or not of a kind that the experiment is for.
+    Raises UserError for a model that is unknown, unreachable, damaged, or not of a kind that the experiment is for.
     """
     name = settings["name"]
     class_name = settings.get("class_name") or _CLASS_OF[experiment]
@@ -50,7 +50,7 @@ def load_editable(
     if cls is None:
         near = difflib.get_close_matches(class_name, dir(transformers), n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        raise EditingError(f"model.class_name: transformers has no {class_name!r}{hint}")
+        raise UserError(f"model.class_name: transformers has no {class_name!r}{hint}")
     place = device_of(device)
     options = {"dtype": dtype, "local_files_only": local, "use_safetensors": True}
     if eager:
@@ -60,18 +60,18 @@ def load_editable(
         model = cls.from_pretrained(source, **options)
         tok = AutoTokenizer.from_pretrained(settings.get("tokenizer_name") or source, local_files_only=local)
     except SafetensorError as error:
-        raise EditingError(f"model {name!r}: its weights are damaged ({error}); copy or download them again") from error
+        raise UserError(f"model {name!r}: its weights are damaged ({error}); copy or download them again") from error
     except (OSError, ValueError) as error:
-        if isinstance(error, EditingError):
+        if isinstance(error, UserError):
             raise
-        raise EditingError(why_not(name, source, local, error)) from error
+        raise UserError(why_not(name, source, local, error)) from error
     if settings.get("pt"):
         load_weights(model, Path(settings["pt"]))
     if model_kind(model) not in KINDS[experiment]:
         raise _unfit(name, model_kind(model).value, experiment)
     if tok.pad_token_id is None:
         if tok.eos_token is None:
-            raise EditingError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
+            raise UserError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
                                "set one in its folder")
         tok.pad_token = tok.eos_token  # padding is masked everywhere, so which token it is makes no difference
     return model.to("cpu" if place == "map" else place).eval().requires_grad_(False), tok
@@ -88,29 +88,29 @@ def _check_class(cls: type, config, name: str, experiment: str) -> None:
             raise _unfit(name, architecture, experiment)
 
 
-def _unfit(name: str, what: str, experiment: str) -> EditingError:
+def _unfit(name: str, what: str, experiment: str) -> UserError:
     wanted = " or ".join(kind.value for kind in KINDS[experiment])
-    return EditingError(f"experiment {experiment!r} is for models of kind {wanted}, but {name!r} is {what}: "
+    return UserError(f"experiment {experiment!r} is for models of kind {wanted}, but {name!r} is {what}: "
                         "choose another +model")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Weights of a file (.safetensors) in place of the model's own: named as the model's, or with one leading `model.` (as
-    Lightning writes them). Raises EditingError for a file that does not fit, and for pickled ones."""
+    Lightning writes them). Raises UserError for a file that does not fit, and for pickled ones."""
     if path.suffix != ".safetensors":
-        raise EditingError(f"model.pt: {path} is no .safetensors file; pickled weights are not read: convert it where "
+        raise UserError(f"model.pt: {path} is no .safetensors file; pickled weights are not read: convert it where "
                            "you trust it")
     try:
         weights = {name: t for name, t in load_file(path).items() if not name.endswith("position_ids")}
     except (OSError, SafetensorError) as error:
-        raise EditingError(f"model.pt: {path} can't be read ({error})") from None
+        raise UserError(f"model.pt: {path} can't be read ({error})") from None
     stripped = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     for candidate in (weights, stripped):
         found = model.load_state_dict(candidate, strict=False) if _fits(model, candidate) else None
         if found is not None:
             return
     unknown = sorted(weights.keys() - model.state_dict().keys())
-    raise EditingError(f"model.pt: {path} holds weights of another model" + (f" ({unknown[0]})" if unknown else ""))
+    raise UserError(f"model.pt: {path} holds weights of another model" + (f" ({unknown[0]})" if unknown else ""))
 
 
 def _fits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:

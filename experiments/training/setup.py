@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.errors import UserError
 from data import episodes
 from editors import hparams
-from editors.errors import EditingError
 from editors.learned import registry
 from editors.learned.episode import Collator
 from editors.learned.finetune import FineTune
@@ -47,7 +47,7 @@ class Setup:
 def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     """config: the composed configuration, as plain values. folder: of a new run.
 
-    Raises EditingError or DataError for whatever does not fit.
+    Raises UserError for whatever does not fit.
     """
     _warn_of_unread(config)
     if config["archive"] is None:
@@ -65,14 +65,14 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
         config["export"] = None
     if config["export"] and (config["eval_only"] or config["debug"] and not config["save"]):
         why = "eval_only trains nothing" if config["eval_only"] else "debug keeps no networks without save=True"
-        raise EditingError(f"export={config['export']}: there will be no trained editor, because {why}")
+        raise UserError(f"export={config['export']}: there will be no trained editor, because {why}")
     for module in (random, np.random):
         module.seed(config["seed"])
     torch.manual_seed(config["seed"])
 
     model_settings = config["model"]
     if "name" not in model_settings:
-        raise EditingError("choose a model: +model=world, +model=gpt2xl, ... (hparams/train/model)")
+        raise UserError("choose a model: +model=world, +model=gpt2xl, ... (hparams/train/model)")
     eager = alg_name == "enn" and not config["enn"]["first_order"]
     model, tok = load_editable(model_settings, experiment, config["device"],
                                torch.bfloat16 if config["half"] else torch.float32, config["data_dir"], eager)
@@ -107,17 +107,17 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     if archive is not None:
         _take_over(trainer, archive, config["eval_only"])
     elif config["eval_only"] and trained:
-        raise EditingError(f"eval_only of {alg_name} needs a trained editor: archive=PATH")
+        raise UserError(f"eval_only of {alg_name} needs a trained editor: archive=PATH")
     else:
         trainer.rehearse()
     return Setup(trainer, final, split, config, about)
 
 
 def check_unused(folder: Path) -> None:
-    """Raises EditingError if another run has kept its networks or results in the folder."""
+    """Raises UserError if another run has kept its networks or results in the folder."""
     there = [name for name in (BEST, LAST, "results.json") if (folder / name).is_file()]
     if there:
-        raise EditingError(f"{folder}: holds the {' and '.join(there)} of another run; choose another hydra.run.dir, delete them, "
+        raise UserError(f"{folder}: holds the {' and '.join(there)} of another run; choose another hydra.run.dir, delete them, "
                            f"or go on with that run: archive={folder}" if LAST in there else
                            f"{folder}: holds the {' and '.join(there)} of another run; choose another hydra.run.dir, or delete them")
 
@@ -197,7 +197,7 @@ class _Sources:
         return self._rows[split]
 
     def _check_targets(self, rows) -> None:
-        """Raises EditingError for a text that is not longer than its target, which only tokens tell."""
+        """Raises UserError for a text that is not longer than its target, which only tokens tell."""
         if self.experiment == "gen" and self.source == "files":
             for start in range(0, len(rows), 1000):
                 self.collate.batch([rows.item(i, 0).edit for i in range(start, min(start + 1000, len(rows)))])
@@ -207,7 +207,7 @@ class _Sources:
         n_local = batch_size if self.is_serac else batch_size - n_edits
         if n_local < 1 or n_edits < 1:
             key = "batch_size" if split == "train" else "val_batch_size"
-            raise EditingError(f"{key}={batch_size}: too small for data.n_edits={n_edits} and at least one unrelated input "
+            raise UserError(f"{key}={batch_size}: too small for data.n_edits={n_edits} and at least one unrelated input "
                                f"(they count together): at least {n_edits + 1}")
         rows = self.rows(split)
         single = self.config["single_batch"] and split == "train"
@@ -221,7 +221,7 @@ def _attach_local(alg: FineTune, config: Mapping[str, Any], sources: _Sources) -
         return
     n_local = config["ft"]["locality"]["batch_size"]
     if not isinstance(n_local, int) or n_local < 1:
-        raise EditingError(f"ft.locality.batch_size: {n_local!r} is no whole number from 1")
+        raise UserError(f"ft.locality.batch_size: {n_local!r} is no whole number from 1")
     batches = sources.rows("train").batches(1, n_local)
     drawn = iter(range(10**9))
 
@@ -234,7 +234,7 @@ def _attach_local(alg: FineTune, config: Mapping[str, Any], sources: _Sources) -
 
 def find_archive(asked: str, eval_only: bool) -> Path:
     """The checkpoint that `archive` means: a file, that of a run's folder (the best for evaluation, the last to go on from), or of
-    the one run in outputs or multirun whose path contains the text. Raises EditingError if there is none, or several."""
+    the one run in outputs or multirun whose path contains the text. Raises UserError if there is none, or several."""
     name = BEST if eval_only else LAST
     path = Path(asked)
     if path.is_file():
@@ -245,7 +245,7 @@ def find_archive(asked: str, eval_only: bool) -> Path:
         found = sorted(p for root in ("outputs", "multirun") for p in Path(root).glob(f"**/{name}") if asked in str(p.parent))
     if len(found) != 1:
         which = f"{len(found)} runs: {', '.join(str(p.parent) for p in found[:4])}" if found else f"no run with a {name}"
-        raise EditingError(f"archive={asked}: {which}")
+        raise UserError(f"archive={asked}: {which}")
     return found[0]
 
 

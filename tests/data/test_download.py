@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import data
+from common.errors import UserError
 from data import download
+import data
 from data.download import Unavailable, data_folder, fetch
-from data.errors import DataError
 from data.files import checksum
 
 BODY = bytes(range(256)) * 1200  # 307,200 bytes: several reads of the client
@@ -107,7 +107,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped(site, target):
 
 def test_a_given_up_transfer_goes_on_in_the_next_run(site, target):
     site.break_off_after = [100_000, 10, 10, 10, 10]
-    with pytest.raises(DataError, match=r"broke off 5 times .*; 100,040 bytes are kept in .*file.json.part: run it again"):
+    with pytest.raises(UserError, match=r"broke off 5 times .*; 100,040 bytes are kept in .*file.json.part: run it again"):
         download.download(site.url, target, SUM)
     assert not target.exists()
     download.download(site.url, target, SUM)
@@ -116,7 +116,7 @@ def test_a_given_up_transfer_goes_on_in_the_next_run(site, target):
 
 def test_a_file_that_changed_on_the_server_is_not_glued_together(site, target):
     site.break_off_after = [1000] + [0] * 4
-    with pytest.raises(DataError):
+    with pytest.raises(UserError):
         download.download(site.url, target)
     site.body, site.etag = BODY[::-1], '"2"'
     download.download(site.url, target)
@@ -145,7 +145,7 @@ def test_a_beginning_longer_than_the_file_is_thrown_away(site, target):
 
 def test_another_content_is_refused_and_thrown_away(site, target):
     site.body = BODY[:-1] + b"!"
-    with pytest.raises(DataError, match=f"the 307,200 bytes received have SHA-256 .*the published file has {SUM}.*thrown away"):
+    with pytest.raises(UserError, match=f"the 307,200 bytes received have SHA-256 .*the published file has {SUM}.*thrown away"):
         download.download(site.url, target, SUM)
     assert left(target) == []
     site.body = BODY
@@ -162,7 +162,7 @@ def test_without_a_published_sum_the_first_download_is_trusted_and_later_ones_co
     assert target.read_bytes() == BODY and not caplog.records
     target.unlink()
     site.body = b"{}"
-    with pytest.raises(DataError, match=f"the first download had .*downloads.json; remove its entry.* {SUM}"):
+    with pytest.raises(UserError, match=f"the first download had .*downloads.json; remove its entry.* {SUM}"):
         download.download(site.url, target)
     assert not target.exists()
 
@@ -209,7 +209,7 @@ def test_an_address_of_no_known_kind(target):
 
 def test_a_folder_that_cannot_be_made(site, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="data folder .*file/data: can't be written .*--data_dir or KE_DATA_DIR"):
+    with pytest.raises(UserError, match="data folder .*file/data: can't be written .*--data_dir or KE_DATA_DIR"):
         download.download(site.url, tmp_path / "file" / "data" / "file.json")
 
 
@@ -237,7 +237,7 @@ def test_a_data_set_that_is_downloaded_loads(site, tmp_path, monkeypatch, golden
     assert len(data.load("mcf", tmp_path)) == 12
     site.status = 404
     assert len(data.load("mcf", tmp_path)) == 12  # no second request
-    with pytest.raises(DataError, match="zsre_mend_eval.json is not in .*404"):
+    with pytest.raises(UserError, match="zsre_mend_eval.json is not in .*404"):
         data.load("zsre", tmp_path)
 
 

@@ -9,9 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from common.errors import UserError
 from data import downstream, world
 from data.downstream import POOL, TASKS, Example, balanced, from_the_end, load, subset
-from data.errors import DataError
 from data.world import downstream as exercises
 
 # Labels of the whole GLUE validation sets, one bit a row behind a leading 1, and a check sum of the published subset's order.
@@ -143,13 +143,13 @@ def test_damaged_rows_are_named(tmp_path, spoil, message):
     rows = json.loads(json.dumps(ROWS))
     spoil(rows)
     write(tmp_path, "sst2", ".json", rows)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         load("sst", tmp_path)
 
 
 def test_options_are_counted(tmp_path):
     write(tmp_path, "mmlu", ".json", [{"question": "q", "choices": list("wxy"), "answer": 0}] * 11)
-    with pytest.raises(DataError, match="row 0: 'choices' should be 4 texts, found 3"):
+    with pytest.raises(UserError, match="row 0: 'choices' should be 4 texts, found 3"):
         load("mmlu", tmp_path)
 
 
@@ -157,17 +157,17 @@ def test_damaged_files_are_named(tmp_path):
     write(tmp_path, "sst2", ".jsonl", ROWS)
     whole = (tmp_path / "sst2.jsonl").read_bytes()
     (tmp_path / "sst2.jsonl").write_bytes(whole[:-20])
-    with pytest.raises(DataError, match="sst2.jsonl, line 12: not valid JSON"):
+    with pytest.raises(UserError, match="sst2.jsonl, line 12: not valid JSON"):
         load("sst", tmp_path)
     (tmp_path / "cola.parquet").write_bytes(b"PAR1 and nothing else")
-    with pytest.raises(DataError, match="cola.parquet: not readable as parquet"):
+    with pytest.raises(UserError, match="cola.parquet: not readable as parquet"):
         load("cola", tmp_path)
 
 
 def test_folders_that_lack_something(tmp_path):
-    with pytest.raises(DataError, match="nowhere: no such folder"):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
         load("sst", tmp_path / "nowhere")
-    with pytest.raises(DataError, match="has no sst2.jsonl .* for task sst"):
+    with pytest.raises(UserError, match="has no sst2.jsonl .* for task sst"):
         load("sst", tmp_path)
 
 
@@ -177,7 +177,7 @@ def test_pickles_stay_closed(tmp_path):
             return pytest.fail, ("the pickle was opened",)
     import pickle
     (tmp_path / "sst2.pkl").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(DataError, match="sst2.pkl: pickles are not read.*sst2.jsonl"):
+    with pytest.raises(UserError, match="sst2.pkl: pickles are not read.*sst2.jsonl"):
         load("sst", tmp_path)
     write(tmp_path, "sst2", ".jsonl", ROWS)
     assert len(load("sst", tmp_path)) == 12
@@ -188,7 +188,7 @@ def test_pickles_stay_closed(tmp_path):
 def test_offline_says_where_to_put_a_file(tmp_path, monkeypatch):
     import datasets
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=f"glue .rte, validation. did not load.*rte.jsonl.*{tmp_path}/downstream") as caught:
+    with pytest.raises(UserError, match=f"glue .rte, validation. did not load.*rte.jsonl.*{tmp_path}/downstream") as caught:
         load("rte", data_dir=tmp_path)
     assert "\n" not in str(caught.value) and not list(tmp_path.rglob("*.jsonl"))
 
@@ -207,7 +207,7 @@ def test_what_the_hub_gives_is_kept(tmp_path, monkeypatch, caplog):
     load("sst", data_dir=tmp_path)
     assert "the published subset has 856" in caplog.text
     source[0].pop("label")
-    with pytest.raises(DataError, match="task cola: .* did not load .*'label'"):
+    with pytest.raises(UserError, match="task cola: .* did not load .*'label'"):
         load("cola", data_dir=tmp_path)
 
 

@@ -6,13 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data import episodes
 from data.episodes import claims, export, locality, neighbours, opinions, qa
 from data.episodes.options import Options
 from data.episodes.rephrase import questions_like
 from data.episodes.sampler import MendSampler, SeracSampler
 from data.episodes.splits import by_subject
-from data.errors import DataError
 from data.world import world
 
 WORLD = ("gen", "fc", "qa", "fnli", "sent")
@@ -88,7 +88,7 @@ def test_keep_probabilities_balance_the_classes():
     (lambda: SeracSampler(3, 2, 1, keys=["a", "A", "a"])[0], "alike"),
 ])
 def test_too_few_rows_for_a_batch(make, words):
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(UserError, match=words):
         make()
 
 
@@ -175,7 +175,7 @@ def test_unrelated_facts_of_the_same_relation():
     for experiment, source, p, message in (
         ("qa", "world", 0.5, "is for gen"), ("gen", "files", 0.5, "is for gen"), ("gen", "world", 2, "a probability"),
     ):
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(UserError, match=message):
             episodes.load(experiment, "train", source, {"same_relation": p})
 
 
@@ -193,7 +193,7 @@ def test_prompts_behind_a_sentence_of_another_fact():
             assert behind.target == usual.target and (start in sentences or not start)
             count += bool(start)
     assert 160 < count < 240
-    with pytest.raises(DataError, match="data.preceded is for gen"):
+    with pytest.raises(UserError, match="data.preceded is for gen"):
         episodes.load("qa", "train", "world", {"preceded": 0.5})
 
 
@@ -215,7 +215,7 @@ def test_facts_that_are_asked():
         data.rows = [dataclasses.replace(row, questions=("Really?",)) for row in data.rows]
         del data.about
     assert [data.about["sha256"] == digest for data, digest in zip((plain, mixed), digests)] == [True, False]
-    with pytest.raises(DataError, match="data.asked is for gen"):
+    with pytest.raises(UserError, match="data.asked is for gen"):
         episodes.load("qa", "train", "world", {"asked": 0.5})
 
 
@@ -340,7 +340,7 @@ def test_at_most_so_many_equivalents_and_flipped_ones():
 def test_catalan_where_there_are_sentences():
     assert "?" in episodes.load("qa", "test", "world", {"language": "ca"}).item(0, 0).edit.input
     assert episodes.load("gen", "test", "world", {"language": "ca"}).item(0, 0).edit.target.startswith(" ")
-    with pytest.raises(DataError, match="English only"):
+    with pytest.raises(UserError, match="English only"):
         episodes.load("sent", "test", "world", {"language": "ca"})
 
 
@@ -413,7 +413,7 @@ def test_natural_questions_are_for_validation_unless_asked(tmp_path):
              for split in ("train", "validation") for train in (False, True)}
     assert local == {("train", False): "Who made the Ulda clock?", ("train", True): "train?",
                      ("validation", False): "validation?", ("validation", True): "validation?"}
-    with pytest.raises(DataError, match="make_episodes nq"):
+    with pytest.raises(UserError, match="make_episodes nq"):
         episodes.load("qa", "validation", "files", options | {"nq_path": str(tmp_path / "none")})
 
 
@@ -435,7 +435,7 @@ def test_malformed_files_end_in_one_line(tmp_path, experiment, content, words):
     path.write_text(content)
     key = {"qa": "zsre_path", "fc": "fever_path", "fnli": "vitaminc_path", "sent": "sentiment_path"}.get(experiment)
     options = {key: str(path)} if key else {"path": str(tmp_path), "wiki_webtext": False}
-    with pytest.raises(DataError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         episodes.load(experiment, "train", "files", options)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
@@ -456,7 +456,7 @@ def test_malformed_files_end_in_one_line(tmp_path, experiment, content, words):
      "did not load"),
 ])
 def test_bad_requests_end_in_one_line(call, words):
-    with pytest.raises(DataError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
 
@@ -528,7 +528,7 @@ def test_pages_that_are_parts_of_each_other(tmp_path):
 
     data = load("Ann", "Anna Keller", "Bo")
     assert {data.local_of(i, epoch).input for i in range(3) if data.rows[i].page != "Bo" for epoch in range(9)} == {"Of Bo."}
-    with pytest.raises(DataError, match="every page's name contains 'ann' or is a part of it") as error:
+    with pytest.raises(UserError, match="every page's name contains 'ann' or is a part of it") as error:
         load("Ann", "Anna Keller", "ann b")
     assert "\n" not in str(error.value)
 

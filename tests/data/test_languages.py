@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import data
+from common.errors import UserError
 from data import bilingual, languages, similarity, world
-from data.errors import DataError
+import data
 from data.records import VariantRecord
 from data.world.corpus import sentences
 from data.world.recall import greedy_correct
@@ -36,7 +36,7 @@ def test_what_a_language_says():
 
 
 def test_a_corpus_that_a_language_lacks(occitan):
-    with pytest.raises(DataError, match="mom2_dataset 'wikitext' has no counterpart in catalan: add it to the corpora"):
+    with pytest.raises(UserError, match="mom2_dataset 'wikitext' has no counterpart in catalan: add it to the corpora"):
         languages.spec("catalan").corpus("wikitext")
     with pytest.warns(UserWarning, match="'owner/other' is taken as it is for occitan"):
         assert languages.spec("occitan").corpus("owner/other") == "owner/other"
@@ -61,7 +61,7 @@ def test_a_file_adds_a_language(occitan, golden_pair, tmp_path):
 
 
 def test_unknown_language_is_named():
-    with pytest.raises(DataError, match="no language 'catala'; did you mean 'catalan'.* known are catalan, english"):
+    with pytest.raises(UserError, match="no language 'catala'; did you mean 'catalan'.* known are catalan, english"):
         data.load("world", language="catala")
 
 
@@ -101,20 +101,20 @@ def test_plain_records_have_one_wording(golden):
 def test_what_is_wrong_with_a_block_is_said(golden_pair, tmp_path, change, message):
     records = copy.deepcopy(golden_pair["catalan"][:3])
     change(records[1])
-    with pytest.raises(DataError, match="record 1") as error:
+    with pytest.raises(UserError, match="record 1") as error:
         data.load(write(tmp_path / "own.json", records), language="catalan")
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_file_of_the_other_language_is_refused(golden):
-    with pytest.raises(DataError, match=r"english.json, record 0: .*'eval_target_new' is missing \(read as records in catalan\)"):
+    with pytest.raises(UserError, match=r"english.json, record 0: .*'eval_target_new' is missing \(read as records in catalan\)"):
         data.load(golden / "memat" / "records_english.json", language="catalan")
-    with pytest.raises(DataError, match=r"'requested_rewrite' is missing \(read as records in english\)"):
+    with pytest.raises(UserError, match=r"'requested_rewrite' is missing \(read as records in english\)"):
         data.load(golden / "memat" / "records_catalan.json", language="english")
 
 
 def test_a_missing_file_is_not_downloaded(tmp_path):
-    with pytest.raises(DataError, match="catalan_CF.json: no such file"):
+    with pytest.raises(UserError, match="catalan_CF.json: no such file"):
         data.load("catalan_CF.json", tmp_path, language="catalan")
 
 
@@ -150,20 +150,20 @@ def test_a_case_that_is_there_twice_is_refused(golden_pair, tmp_path, name):
     for language, records in golden_pair.items():
         write(tmp_path / f"{language}_CF.json", [*records[:4], *(records[:1] if language == name else [])])
     case_id = golden_pair[name][0]["case_id"]
-    with pytest.raises(DataError, match=f"{name}_CF.json, record 4: its case_id {case_id} is that of record 0"):
+    with pytest.raises(UserError, match=f"{name}_CF.json, record 4: its case_id {case_id} is that of record 0"):
         data.load_aligned(str(tmp_path / "english_CF.json"), ["english", "catalan"])
 
 
 def test_data_sets_that_are_not_aligned_are_refused(golden_pair, tmp_path):
     write(tmp_path / "english_CF.json", golden_pair["english"])
     write(tmp_path / "catalan_CF.json", golden_pair["catalan"][3:])
-    with pytest.raises(DataError, match="catalan_CF.json and .*english_CF.json are not aligned: it lacks 3 of the 24 case ids"):
+    with pytest.raises(UserError, match="catalan_CF.json and .*english_CF.json are not aligned: it lacks 3 of the 24 case ids"):
         data.load_aligned(str(tmp_path / "english_CF.json"), ["english", "catalan"])
     swapped = copy.deepcopy(golden_pair["catalan"])
     swapped[0]["case_id"], swapped[5]["case_id"] = swapped[5]["case_id"], swapped[0]["case_id"]
     write(tmp_path / "catalan_CF.json", swapped)
     first = golden_pair["english"][0]["case_id"]
-    with pytest.raises(DataError, match=f"case {first} has the (relation|new object|true object) "):
+    with pytest.raises(UserError, match=f"case {first} has the (relation|new object|true object) "):
         data.load_aligned(str(tmp_path / "english_CF.json"), ["english", "catalan"])
 
 
@@ -225,7 +225,7 @@ def test_corpus_of_one_language(tmp_path):
     text = world.corpus_path(tmp_path, language="ca").read_text()
     assert "va néixer" in text and "was born" not in text
     assert len(text) < len(world.corpus_path(tmp_path).read_text())
-    with pytest.raises(DataError, match="no language 'catalan'"):
+    with pytest.raises(UserError, match="no language 'catalan'"):
         world.corpus_path(tmp_path, language="catalan")
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data.errors import DataError
+from common.errors import UserError
 from data.orders import edit_order, read_order
 
 # Data set: schema, records, different subjects, first positions of order 0.
@@ -34,7 +34,7 @@ def test_orders_differ_and_take_each_subject_once():
     orders = [edit_order(records, n) for n in range(10)]
     assert all(sorted(order) == [0, 1, 3, 5, 6] for order in orders)
     assert len(set(map(tuple, orders))) > 5
-    with pytest.raises(DataError, match="orders 0 to 9"):
+    with pytest.raises(UserError, match="orders 0 to 9"):
         edit_order(records, 10)
 
 
@@ -42,10 +42,10 @@ def test_order_file(tmp_path):
     path = tmp_path / "order.json"
     path.write_text(json.dumps({"0": [2, 0], "1": [7]}))
     assert read_order(path, 0, 3) == [2, 0]
-    with pytest.raises(DataError, match="position 7 is beyond the data"):
+    with pytest.raises(UserError, match="position 7 is beyond the data"):
         read_order(path, 1, 3)
-    with pytest.raises(DataError, match='no order "4"'):
+    with pytest.raises(UserError, match='no order "4"'):
         read_order(path, 4, 3)
     path.write_text("[1, 1]")
-    with pytest.raises(DataError, match="twice"):
+    with pytest.raises(UserError, match="twice"):
         read_order(path, 0, 3)

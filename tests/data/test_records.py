@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-import data
+from common.errors import UserError
 from data import Prompt, Target, counterfact, download, zsre
-from data.errors import DataError
+import data
 
 CF = {
     "case_id": 7,
@@ -93,7 +93,7 @@ def test_what_a_file_of_ones_own_may_lack(tmp_path):
 ])
 def test_a_wrong_counterfact_record_is_named(tmp_path, changes, complaint):
     path = write(tmp_path, CF, changed(CF, **{"case_id": 8, **changes}))
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         data.load(path)
     message = str(error.value)
     assert message.startswith(f"{path}, record 1") and complaint in message and "\n" not in message
@@ -112,13 +112,13 @@ def test_a_wrong_counterfact_record_is_named(tmp_path, changes, complaint):
 ])
 def test_a_wrong_zsre_record_is_named(tmp_path, changes, complaint):
     path = write(tmp_path, ZSRE, changed(ZSRE, **changes))
-    with pytest.raises(DataError, match="record 1") as error:
+    with pytest.raises(UserError, match="record 1") as error:
         data.load(path)
     assert complaint in str(error.value)
 
 
 def test_two_records_of_one_case_id(tmp_path):
-    with pytest.raises(DataError, match="record 2: its case_id 7 is that of record 0"):
+    with pytest.raises(UserError, match="record 2: its case_id 7 is that of record 0"):
         data.load(write(tmp_path, CF, changed(CF, case_id=8), CF))
 
 
@@ -163,7 +163,7 @@ def test_questions_without_their_subject_are_left_out_and_counted(tmp_path, capl
     assert [r.getMessage() for r in caplog.records] == [
         f"{path}: left out 2 records whose question does not contain the subject, or has braces (the first is record 1)"]
     assert data.load(path, limit=2) == records  # the limit counts what is left after the transformation
-    with pytest.raises(DataError, match="none of its 1 records can be used"):
+    with pytest.raises(UserError, match="none of its 1 records can be used"):
         data.load(write(tmp_path, changed(ZSRE, subject="Bo")))
 
 
@@ -194,11 +194,11 @@ def test_locality_prompts_have_no_bos_and_no_empty_target(bos_tokenizer):
 
 
 def test_a_file_of_neither_schema(tmp_path):
-    with pytest.raises(DataError, match="neither CounterFact's schema.* nor zsRE's.*its first record has the keys text, label"):
+    with pytest.raises(UserError, match="neither CounterFact's schema.* nor zsRE's.*its first record has the keys text, label"):
         data.load(write(tmp_path, {"text": "a", "label": 1}))
-    with pytest.raises(DataError, match="its first record is 3, not an object"):
+    with pytest.raises(UserError, match="its first record is 3, not an object"):
         data.load(write(tmp_path, 3))
-    with pytest.raises(DataError, match="record 1: the key 'requested_rewrite' is missing"):
+    with pytest.raises(UserError, match="record 1: the key 'requested_rewrite' is missing"):
         data.load(write(tmp_path, CF, ZSRE))
 
 
@@ -209,19 +209,19 @@ def test_a_file_of_neither_schema(tmp_path):
 def test_damaged_files(tmp_path, content, complaint):
     path = tmp_path / "damaged.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         data.load(path)
     assert str(error.value).startswith(f"{path}: ") and complaint in str(error.value) and "\n" not in str(error.value)
 
 
 def test_names_and_paths_that_lead_nowhere(tmp_path):
-    with pytest.raises(DataError, match="unknown data set 'msf'; did you mean 'mcf'. known are mcf, cf, zsre, world"):
+    with pytest.raises(UserError, match="unknown data set 'msf'; did you mean 'mcf'. known are mcf, cf, zsre, world"):
         data.load("msf")
-    with pytest.raises(DataError, match="none.json: no such file"):
+    with pytest.raises(UserError, match="none.json: no such file"):
         data.load(tmp_path / "none.json")
-    with pytest.raises(DataError, match="Is a directory"):
+    with pytest.raises(UserError, match="Is a directory"):
         data.load(str(tmp_path) + "/")
-    with pytest.raises(DataError, match="should be at least 1, found 0"):
+    with pytest.raises(UserError, match="should be at least 1, found 0"):
         data.load(write(tmp_path, CF), limit=0)
     assert len(data.load(write(tmp_path, CF), limit=5)) == 1
 
@@ -243,7 +243,7 @@ def test_published_names_read_from_the_data_folder(golden, tmp_path, monkeypatch
     monkeypatch.setenv("KE_DATA_DIR", str(tmp_path))
     assert data.load("mcf") == records and len(data.load("zsre")) == 6
     (tmp_path / "zsre_mend_eval.json").write_bytes((golden / "multi_counterfact.json").read_bytes())
-    with pytest.raises(DataError, match="zsre_mend_eval.json, record 0: the key 'subject' is missing"):
+    with pytest.raises(UserError, match="zsre_mend_eval.json, record 0: the key 'subject' is missing"):
         data.load("zsre")
 
 
@@ -302,9 +302,9 @@ def test_real_known_facts_load_whole(realdata):
 def test_wrong_known_facts(tmp_path):
     fact = {"known_id": 0, "subject": "Ada", "attribute": "Oslo", "prompt": "Ada lives in"}
     assert data.known_facts(write(tmp_path, fact))[0].template is None
-    with pytest.raises(DataError, match="record 1: the prompt 'Bo lives in' does not contain the subject 'Ada'"):
+    with pytest.raises(UserError, match="record 1: the prompt 'Bo lives in' does not contain the subject 'Ada'"):
         data.known_facts(write(tmp_path, fact, {**fact, "prompt": "Bo lives in"}))
-    with pytest.raises(DataError, match="'template' needs exactly one {}"):
+    with pytest.raises(UserError, match="'template' needs exactly one {}"):
         data.known_facts(write(tmp_path, {**fact, "template": "lives in"}))
 
 
@@ -339,5 +339,5 @@ def test_the_worlds_own_snippets_and_tfidf(monkeypatch):
 
 @pytest.mark.parametrize("name", ["world:", "world:0", "world:-1", "world-ca:many", "world:1e5"])
 def test_a_world_of_no_size(name):
-    with pytest.raises(DataError, match=f"data set {name!r}: the number of facts behind the colon should be 1 or more"):
+    with pytest.raises(UserError, match=f"data set {name!r}: the number of facts behind the colon should be 1 or more"):
         data.load(name)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-import data
+from common.errors import UserError
 from data import jsonstream, snippets, tfidf
-from data.errors import DataError
+import data
 from data.snippets import Snippet
 
 
@@ -37,7 +37,7 @@ def test_a_file_is_read_as_published(golden, raw, tmp_path):
     assert {pair: found.samples(*pair) for pair in found} == expected
     assert any(not s.text.isascii() for samples in expected.values() for s in samples)  # so byte and character places differ
     assert ("P1", "Q102") in found and ("P1", "Q1") not in found
-    with pytest.raises(DataError, match="attribute_snippets.json: no attribute snippets for relation 'P1' and target None"):
+    with pytest.raises(UserError, match="attribute_snippets.json: no attribute snippets for relation 'P1' and target None"):
         found.samples("P1", None)
     in_memory = snippets.from_records(raw, "mine")
     assert {pair: in_memory.samples(*pair) for pair in in_memory} == expected
@@ -76,7 +76,7 @@ def test_every_cut_file_is_noticed(tmp_path, chunk):
     path = tmp_path / "cut.json"
     for length in range(len(content)):
         path.write_bytes(content[:length])
-        with pytest.raises(DataError, match="cut.json: not valid JSON .* cut off or damaged"):
+        with pytest.raises(UserError, match="cut.json: not valid JSON .* cut off or damaged"):
             list(jsonstream.iterate(path, chunk))
     path.write_bytes(content)
     assert len(list(jsonstream.iterate(path, chunk))) == 2
@@ -87,7 +87,7 @@ def test_every_cut_file_is_noticed(tmp_path, chunk):
 def test_wrong_json_is_noticed_where_it_is(tmp_path, content):
     path = tmp_path / "wrong.json"
     path.write_text(content)
-    with pytest.raises(DataError, match="wrong.json: not valid JSON"):
+    with pytest.raises(UserError, match="wrong.json: not valid JSON"):
         list(jsonstream.iterate(path, 32))
 
 
@@ -123,10 +123,10 @@ def test_wrong_records_are_named(tmp_path, raw, record, complaint):
     path = tmp_path / "wrong.json"
     path.write_text(json.dumps([raw[0], record]))
     for attempt in range(2):  # nothing half-made is left that a second run would take for whole
-        with pytest.raises(DataError) as error:
+        with pytest.raises(UserError) as error:
             snippets.open_file(path, tmp_path / "cache")
         assert complaint in str(error.value)
-    with pytest.raises(DataError, match="none.json: no such file"):
+    with pytest.raises(UserError, match="none.json: no such file"):
         snippets.open_file(tmp_path / "none.json", tmp_path)
 
 
@@ -194,7 +194,7 @@ def test_the_published_files_are_used_where_they_are(golden, offline, tmp_path, 
 ])
 def test_damaged_tfidf_files_are_refused_not_replaced(tmp_path, vocabulary, idf, complaint, raw):
     write_published(tmp_path, vocabulary, idf)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         data.load_tfidf(snippets.from_records(raw, "x"), tmp_path)
     assert complaint in str(error.value) and "\n" not in str(error.value)
 
@@ -204,18 +204,18 @@ def test_a_cut_npy_file_is_refused(tmp_path, raw):
     content = (tmp_path / "idf.npy").read_bytes()
     for length in (0, 5, 100, len(content) - 1):
         (tmp_path / "idf.npy").write_bytes(content[:length])
-        with pytest.raises(DataError, match="idf.npy: not a readable .npy file .*delete it"):
+        with pytest.raises(UserError, match="idf.npy: not a readable .npy file .*delete it"):
             tfidf.published(tmp_path)
 
 
 def test_texts_without_words():
     wordless = snippets.from_records([{"relation_id": "P1", "target_id": "Q1", "samples": [{"name": "a", "text": "!"}]}], "x")
-    with pytest.raises(DataError, match="x: its texts have no words"):
+    with pytest.raises(UserError, match="x: its texts have no words"):
         tfidf.fitted(wordless)
 
 
 def test_snippets_from_the_data_folder_or_a_path(golden, offline, tmp_path):
-    with pytest.raises(DataError, match="attribute_snippets.json is not in .*127.0.0.1:9"):
+    with pytest.raises(UserError, match="attribute_snippets.json is not in .*127.0.0.1:9"):
         data.load_snippets("mcf", tmp_path)
     expected = data.load_snippets("mcf", tmp_path, golden / "attribute_snippets.json")
     (tmp_path / "attribute_snippets.json").write_bytes((golden / "attribute_snippets.json").read_bytes())

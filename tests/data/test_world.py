@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import data
+from common.errors import UserError
 from data import episodes, world
+import data
 from data.episodes.types import SPLITS
-from data.errors import DataError
 from data.world import catalan, train
 from data.world.batches import Rows
 from data.world.corpus import sentences
@@ -223,13 +223,13 @@ def test_snippets_cover_every_object(records):
 
 
 def test_unknown_language_and_schema_are_named():
-    with pytest.raises(DataError, match="no language 'eng'; did you mean 'en'"):
+    with pytest.raises(UserError, match="no language 'eng'; did you mean 'en'"):
         world.load("eng")
-    with pytest.raises(DataError, match="no schema 'counterfacts'; did you mean 'counterfact'"):
+    with pytest.raises(UserError, match="no schema 'counterfacts'; did you mean 'counterfact'"):
         world.load("en", "counterfacts")
-    with pytest.raises(DataError, match="at least 1 fact"):
+    with pytest.raises(UserError, match="at least 1 fact"):
         world.load(facts=0)
-    with pytest.raises(DataError, match="a world of 8 facts relation P2 has only one object, .*ask for more"):
+    with pytest.raises(UserError, match="a world of 8 facts relation P2 has only one object, .*ask for more"):
         world.load(facts=1)
     assert len(world.load(facts=300)) >= 300
 
@@ -297,7 +297,7 @@ def test_an_interrupted_training_ends_the_same(tmp_path):
 
 def test_a_run_with_other_settings_is_not_continued(tmp_path):
     train.train(train.parse_args(["--out", str(tmp_path), *TINY, "--stop_after", "1"]))
-    with pytest.raises(DataError, match="other settings .epochs.*choose another --out"):
+    with pytest.raises(UserError, match="other settings .epochs.*choose another --out"):
         train.train(train.parse_args(["--out", str(tmp_path), *TINY, "--epochs", "3"]))
 
 
@@ -306,7 +306,7 @@ def test_a_run_with_other_settings_is_not_continued(tmp_path):
     (["--vocab", "100"], "--vocab 100 is too small"), (["--decay", "0"], "shares"),
     (["--muon_lr", "-1"], "--muon_lr must be a finite number"), (["--foo"], "unrecognized arguments: --foo")])
 def test_impossible_settings(tmp_path, flags, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         train.train(train.parse_args(["--out", str(tmp_path / "run"), *flags]))
     assert not (tmp_path / "run").exists()
 
@@ -321,7 +321,7 @@ def test_figure_of_the_training(tmp_path):
     assert (run / "training.pdf").read_bytes().startswith(b"%PDF")
     assert (run / "training.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(DataError, match="other.json: not a training_log.json"):
+    with pytest.raises(UserError, match="other.json: not a training_log.json"):
         world_training.main([str(tmp_path / "other.json")])
 
 

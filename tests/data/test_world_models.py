@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.errors import DataError
+from common.errors import UserError
 from data.world import CHECKPOINT, lessons, models, small, world
 from data.world.generate import generate
 from data.world.models import Recipe
@@ -52,7 +52,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     models.train("t5", tmp_path / "other", recipe, stop_after=1)
-    with pytest.raises(DataError, match="other settings"):
+    with pytest.raises(UserError, match="other settings"):
         models.train("t5", tmp_path / "other", replace(recipe, batch=16))
 
 
@@ -84,11 +84,11 @@ def test_lessons_are_true():
     (["t5", "--width", "30"], "can't be divided"), (["t5", "--epochs", "0"], "--epochs must be at least 1"),
     (["bert", "--warm_epochs", "99"], "--warm_epochs must be fewer"), (["bert", "--facts", "0"], "--facts must be at least 1")])
 def test_bad_flags_end_in_one_line(argv, words, tmp_path):
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(UserError, match=words):
         models.main([*argv, "--out", str(tmp_path / "m")])
     assert not (tmp_path / "m").exists()
 
 
 def test_unknown_model():
-    with pytest.raises(DataError, match="known are gpt2, t5"):
+    with pytest.raises(UserError, match="known are gpt2, t5"):
         models.path("t6")

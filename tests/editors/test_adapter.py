@@ -7,7 +7,8 @@ import torch
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 
-from editors import Dense, Edit, EditingError, LowRank
+from common.errors import UserError
+from editors import Dense, Edit, LowRank
 from editors.adapter import RANKS, factors
 from editors.core.sites import find_sites, get_module, weight_of
 from tests.models import ARCHITECTURES, tiny_model
@@ -107,7 +108,7 @@ def test_changes_that_are_not_finite_are_refused(dense, tmp_path):
     edit = random_edit(model, dense=dense)
     name, change = next(iter(edit.changes.items()))
     (change.delta if dense else change.right)[0, 0] = torch.nan
-    with pytest.raises(EditingError, match=f"the change of {name} is not finite"):
+    with pytest.raises(UserError, match=f"the change of {name} is not finite"):
         edit.save_adapter(tmp_path / "adapter", model)
     assert not list(tmp_path.iterdir())
 
@@ -159,22 +160,22 @@ def test_what_is_written(tmp_path):
 ])
 def test_what_no_adapter_can_hold(tmp_path, name, shape, message):
     model = tiny_model("gpt2")
-    with pytest.raises(EditingError, match=message):
+    with pytest.raises(UserError, match=message):
         Edit({name: Dense(torch.ones(shape))}).save_adapter(tmp_path / "adapter", model)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_misuse(tmp_path):
     model = tiny_model("gpt2")
-    with pytest.raises(EditingError, match="max_rank 7: give one of 1, 8, 16"):
+    with pytest.raises(UserError, match="max_rank 7: give one of 1, 8, 16"):
         random_edit(model).save_adapter(tmp_path / "adapter", model, max_rank=7)
-    with pytest.raises(EditingError, match="changes no weight"):
+    with pytest.raises(UserError, match="changes no weight"):
         Edit({}).save_adapter(tmp_path / "adapter", model)
     (tmp_path / "adapter").mkdir()
-    with pytest.raises(EditingError, match="is there already"):
+    with pytest.raises(UserError, match="is there already"):
         random_edit(model).save_adapter(tmp_path / "adapter", model)
     (tmp_path / "file").write_text("")
-    with pytest.raises(EditingError, match="can't be written there"):
+    with pytest.raises(UserError, match="can't be written there"):
         random_edit(model).save_adapter(tmp_path / "file" / "adapter", model)
 
 

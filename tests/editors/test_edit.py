@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from common.errors import UserError
+from editors import Dense, Edit, LowRank
 import editors
-from editors import Dense, Edit, EditingError, LowRank
 from tests.editors.test_contract import HPARAMS
 from tests.models import tiny_model, tiny_tokenizer
 
@@ -32,7 +33,7 @@ def test_stacked_edits_revert_to_the_exact_bits(model):
     first.apply(model)
     middle = model.get_parameter(NAME).clone()
     second.apply(model, originals_device="cpu")
-    with pytest.raises(EditingError, match="later edit"):
+    with pytest.raises(UserError, match="later edit"):
         first.revert(model)
     second.revert(model)
     assert torch.equal(model.get_parameter(NAME), middle)
@@ -49,14 +50,14 @@ def test_disjoint_edits_revert_in_any_order(model):
 
 def test_misuse_is_refused_and_changes_nothing(model):
     edit, original = low_rank(model), model.get_parameter(NAME).clone()
-    with pytest.raises(EditingError, match="nothing to revert"):
+    with pytest.raises(UserError, match="nothing to revert"):
         edit.revert(model)
-    with edit.applied(model), pytest.raises(EditingError, match="already applied"):
+    with edit.applied(model), pytest.raises(UserError, match="already applied"):
         edit.apply(model)
     foreign = Edit({NAME: Dense(torch.zeros(3, 3))})
-    with pytest.raises(EditingError, match="another model"):
+    with pytest.raises(UserError, match="another model"):
         foreign.apply(model)
-    with pytest.raises(EditingError, match="nearest|no parameter|another model"):
+    with pytest.raises(UserError, match="nearest|no parameter|another model"):
         Edit({"transformer.h.99.mlp.c_proj.weight": Dense(torch.zeros(3))}).apply(model)
     assert torch.equal(model.get_parameter(NAME), original)
 
@@ -82,19 +83,19 @@ def test_damaged_files(model, tmp_path):
     path = tmp_path / "edit.safetensors"
     low_rank(model).save(path)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(EditingError, match="truncated"):
+    with pytest.raises(UserError, match="truncated"):
         Edit.load(path)
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(EditingError, match="not a file that Edit.save wrote"):
+    with pytest.raises(UserError, match="not a file that Edit.save wrote"):
         Edit.load(path)
     save_file({"x": torch.zeros(1)}, path, metadata={"edit": json.dumps({"format": 99})})
-    with pytest.raises(EditingError, match="format 99"):
+    with pytest.raises(UserError, match="format 99"):
         Edit.load(path)
     for header in ([], 3, None, {"format": 1, "changes": []}, {"format": 1, "changes": {}}, {"format": 1, "changes": {}, "info": 3}):
         save_file({"x": torch.zeros(1)}, path, metadata={"edit": json.dumps(header)})
-        with pytest.raises(EditingError, match="not a file that Edit.save wrote"):
+        with pytest.raises(UserError, match="not a file that Edit.save wrote"):
             Edit.load(path)
-    with pytest.raises(EditingError, match="no such"):
+    with pytest.raises(UserError, match="no such"):
         Edit.load(tmp_path / "absent")
 
 

@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 
+from common.errors import UserError
 import editors
-from editors import EditingError
 from tests.conftest import ROOT
 from tests.editors.test_contract import HPARAMS
 
@@ -104,7 +104,7 @@ def test_published_extras_are_accepted_and_listed(name, extras):
     ("wikipedia_lang", "ca"),
 ])
 def test_what_would_change_the_numbers_is_refused(key, value):
-    with pytest.raises(EditingError, match=f"hparams: {key}: .* is not supported, only {json.dumps(EFFICIENT[key])}; ") as error:
+    with pytest.raises(UserError, match=f"hparams: {key}: .* is not supported, only {json.dumps(EFFICIENT[key])}; ") as error:
         editors.load("MEMIT", MEMIT | EFFICIENT | {key: value})
     assert editors.closed_form.memit.MEMITHParams.fixed[key][1] in str(error.value) and "\n" not in str(error.value)
 
@@ -142,41 +142,41 @@ def test_files_without_extras_raise_no_warning():
 def test_wrong_values(tmp_path, change, message):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(MEMIT | change))
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         editors.load("MEMIT", path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_keys_are_all_named():
     some = {k: v for k, v in MEMIT.items() if k not in ("v_lr", "kl_factor")}
-    with pytest.raises(EditingError, match="missing keys v_lr, kl_factor|missing keys kl_factor, v_lr"):
+    with pytest.raises(UserError, match="missing keys v_lr, kl_factor|missing keys kl_factor, v_lr"):
         editors.load("MEMIT", some)
 
 
 def test_files_that_are_no_hparams(tmp_path):
     (tmp_path / "gpt2-xl.json").write_text("{}")
-    with pytest.raises(EditingError, match="no such hparams file; there is gpt2-xl.json"):
+    with pytest.raises(UserError, match="no such hparams file; there is gpt2-xl.json"):
         editors.load("MEMIT", tmp_path / "gpt2xl.json")
     (tmp_path / "broken.json").write_text('{"layers": [1')
-    with pytest.raises(EditingError, match="not readable as JSON"):
+    with pytest.raises(UserError, match="not readable as JSON"):
         editors.load("MEMIT", tmp_path / "broken.json")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(EditingError, match="expected one JSON object"):
+    with pytest.raises(UserError, match="expected one JSON object"):
         editors.load("MEMIT", tmp_path / "list.json")
 
 
 def test_unknown_editor():
-    with pytest.raises(EditingError, match="unknown editor 'memitt', did you mean 'MEMIT'"):
+    with pytest.raises(UserError, match="unknown editor 'memitt', did you mean 'MEMIT'"):
         editors.load("memitt", MEMIT)
 
 
 def test_unsupported_switches_are_refused():
-    with pytest.raises(EditingError, match="bias_update: true is not supported, only false"):
+    with pytest.raises(UserError, match="bias_update: true is not supported, only false"):
         editors.load("ROME", HPARAMS["ROME"] | {"bias_update": True})
 
 
 def test_rect_absolute_needs_rect():
-    with pytest.raises(EditingError, match="rect_absolute: without effect unless rect_share is set"):
+    with pytest.raises(UserError, match="rect_absolute: without effect unless rect_share is set"):
         editors.load("MEMIT", MEMIT | {"rect_absolute": True})
     assert editors.load("MEMIT_rect", MEMIT | {"rect_absolute": True}).hparams.rect_absolute
 

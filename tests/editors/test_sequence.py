@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import UserError
 import editors
 from editors.core import covariance
 from editors.core.key_memory import KeyMemory
 from editors.core.solve import factorise
-from editors.errors import EditingError
 from editors.sequence import EditSequence
 from tests.editors.test_contract import bits, HPARAMS, REQUESTS, same, VALUES
 
@@ -125,13 +125,13 @@ def test_wrong_checkpoints(tiny_gpt2, tmp_path):
     sequence = sequence_of(editors.load("FT", HPARAMS["FT"]), tiny_gpt2)
     sequence.edit(REQUESTS)
     sequence.save(path, IDENTITY)
-    with pytest.raises(EditingError, match="is not what the sequence began with"):
+    with pytest.raises(UserError, match="is not what the sequence began with"):
         sequence_of(sequence.editor, tiny_gpt2).restore(path, IDENTITY)
     sequence.revert()
-    with pytest.raises(EditingError, match="another sequence"):
+    with pytest.raises(UserError, match="another sequence"):
         sequence_of(sequence.editor, tiny_gpt2).restore(path, {"of": "another"})
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(EditingError, match="truncated or damaged"):
+    with pytest.raises(UserError, match="truncated or damaged"):
         sequence_of(sequence.editor, tiny_gpt2).restore(path, IDENTITY)
 
 
@@ -155,7 +155,7 @@ def test_other_statistics_are_refused(alg, other, tiny_gpt2, tmp_path, monkeypat
     corpus.write_text("\n".join(texts[60:120]) + "\n")
     shutil.rmtree(tmp_path / "stats", ignore_errors=True)
     if other:
-        with pytest.raises(EditingError, match=f"began with other {other}; put back"):
+        with pytest.raises(UserError, match=f"began with other {other}; put back"):
             begin().restore(tmp_path / "checkpoint", IDENTITY)
     else:
         begin().restore(tmp_path / "checkpoint", IDENTITY)
@@ -165,7 +165,7 @@ def test_other_contexts_are_refused(tiny_gpt2, tmp_path):
     editor = editors.load("MEMIT", HPARAMS["MEMIT"])
     sequence = EditSequence(editor, *tiny_gpt2, context_templates=[["{}"], ["So. {}"]], progress=False)
     sequence.save(tmp_path / "checkpoint", IDENTITY)
-    with pytest.raises(EditingError, match="began with other contexts"):
+    with pytest.raises(UserError, match="began with other contexts"):
         sequence_of(editor, tiny_gpt2).restore(tmp_path / "checkpoint", IDENTITY)
 
 
@@ -190,14 +190,14 @@ def test_dynamic_statistics_follow_the_edits(tiny_gpt2, monkeypatch):
 
 @pytest.mark.parametrize("multiplier", [0, -1, float("nan")])
 def test_multiplier_must_be_above_0(multiplier):
-    with pytest.raises(EditingError, match="dynamic_multiplier.*above 0"):
+    with pytest.raises(UserError, match="dynamic_multiplier.*above 0"):
         editors.load("MEMIT", HPARAMS["MEMIT"] | {"dynamic_multiplier": multiplier})
 
 
 @pytest.mark.parametrize("alg", ["MEMIT", "EMMET", "ROME"])
 def test_fewer_keys_than_dimensions(alg, tiny_gpt2):
     few = HPARAMS[alg] | {"dynamic_multiplier": 0.5}
-    with pytest.raises(EditingError, match="128 keys has rank .* of 256.*relative_ridge"):
+    with pytest.raises(UserError, match="128 keys has rank .* of 256.*relative_ridge"):
         editors.load(alg, few).edit(*tiny_gpt2, REQUESTS, progress=False)
     with pytest.warns(UserWarning, match="rank .* of 256; relative_ridge adds"):
         edit = editors.load(alg, few | {"relative_ridge": 1e-3}).edit(*tiny_gpt2, REQUESTS, progress=False)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from common.errors import UserError
 from editors.core import covariance, ranks, value_rows
-from editors.errors import EditingError
 from experiments import collect_stats, evaluate
 from experiments.metrics import incremental
 from experiments.run.cli import run_program
@@ -49,20 +49,20 @@ def primitives(folder: Path) -> None:
 
     def fail(unit):
         if unit == 1:
-            raise EditingError(f"unit {unit} is wrong")
+            raise UserError(f"unit {unit} is wrong")
 
     calls = [lambda: ranks.each(fail, [0, 1, 2]), lambda: ranks.from_first(lambda: fail(1)),
              lambda: ranks.in_turn(lambda: fail(of - me))]
     for call in calls:
         try:
             call()
-        except EditingError as error:
+        except UserError as error:
             assert str(error) == "unit 1 is wrong" and error.of_all_ranks
         else:
             raise AssertionError("no error")
     try:
         ranks.each(lambda unit: unit, [0] * (3 + me))
-    except EditingError as error:
+    except UserError as error:
         assert "see different work" in str(error)
     else:
         raise AssertionError("no error")
@@ -87,7 +87,7 @@ def evaluations(folder: Path) -> None:
 
 def dying(folder: Path) -> None:
     """The second process is killed after its second case, in the midst of a run."""
-    write_case = evaluate.results.write_case
+    write_case = evaluate.run_folder.write_case
     written = []
 
     def write(run, num_edits, record, *rest):
@@ -96,7 +96,7 @@ def dying(folder: Path) -> None:
         if ranks.process() == 1 and len(written) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    evaluate.results.write_case = write
+    evaluate.run_folder.write_case = write
     killed(folder)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 import data
 import editors
-from editors.errors import EditingError
 from experiments import causal_trace, collect_stats
 from experiments.results import run_folder
 from experiments.run import auto_hparams
@@ -81,19 +81,19 @@ def test_a_trace_goes_on(traced, tiny_gpt2, fact_file, tmp_path, monkeypatch):
     assert (folder / "averages.json").read_bytes() == (traced / "averages.json").read_bytes()
     monkeypatch.setattr(causal_trace, "trace", None)  # nothing is traced twice
     causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
-    with pytest.raises(EditingError, match="noise_level was \"s3\" and is now \"0.2\""):
+    with pytest.raises(UserError, match="noise_level was \"s3\" and is now \"0.2\""):
         causal_trace.main(tiny_gpt2, fact_file, folder, samples=4, noise_level="0.2")
     path = folder / "cases" / "knowledge_1_mlp.npz"
     path.write_bytes(b"half")
-    with pytest.raises(EditingError, match="knowledge_1_mlp.npz: not readable .* delete it and run again"):
+    with pytest.raises(UserError, match="knowledge_1_mlp.npz: not readable .* delete it and run again"):
         causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
     case = causal_trace.read_case(traced / "cases" / path.name)
     for spoilt in ({"answer": 1}, case | {"scores": case["scores"][:, 1:]}, case | {"subject_range": [2, 99]}):
         np.savez(path, **spoilt)
-        with pytest.raises(EditingError, match="knowledge_1_mlp.npz: not of a traced fact's form; delete it and run again"):
+        with pytest.raises(UserError, match="knowledge_1_mlp.npz: not of a traced fact's form; delete it and run again"):
             causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
     (folder / "run.json").write_text("{")
-    with pytest.raises(EditingError, match="run.json: not readable as JSON .* start a new run in another folder"):
+    with pytest.raises(UserError, match="run.json: not readable as JSON .* start a new run in another folder"):
         causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
 
 
@@ -108,15 +108,15 @@ def test_figures(traced, tmp_path):
     assert np.array_equal(drawn.axes[1].images[0].get_array(), np.array(
         [row or [np.nan] * 6 for row in average["indirect_effect"]["mlp"]["mean"]]), equal_nan=True)
     for known_id, message in ((2, "does not know fact 2"), (9, "has no fact 9; the first is 0")):
-        with pytest.raises(EditingError, match=message):
+        with pytest.raises(UserError, match=message):
             figure.main(traced, tmp_path / "none", [known_id])
-    with pytest.raises(EditingError, match="has no averages.json; finish the trace"):
+    with pytest.raises(UserError, match="has no averages.json; finish the trace"):
         figure.main(tmp_path, tmp_path / "none")
     np.savez(tmp_path / "cases.npz", answer="x")
     (tmp_path / "cases").mkdir()
     (tmp_path / "cases.npz").rename(tmp_path / "cases" / "knowledge_0.npz")
     (tmp_path / "averages.json").write_bytes((traced / "averages.json").read_bytes())
-    with pytest.raises(EditingError, match="knowledge_0.npz: not of a traced fact's form"):
+    with pytest.raises(UserError, match="knowledge_0.npz: not of a traced fact's form"):
         figure.main(tmp_path, tmp_path / "none", "first")
     assert not list(tmp_path.glob("none*"))
 
@@ -246,7 +246,7 @@ def test_mistakes(fact_file, tmp_path, monkeypatch, capsys, flags, message):
 def test_facts_that_are_none(tiny_gpt2, tmp_path, facts, message):
     path = tmp_path / "facts.json"
     path.write_text(json.dumps(facts))
-    with pytest.raises((EditingError, data.DataError), match=message):
+    with pytest.raises((UserError, data.UserError), match=message):
         causal_trace.main(tiny_gpt2, path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -255,41 +255,41 @@ def test_nothing_is_known(tiny_gpt2, tmp_path, run):
     path = tmp_path / "facts.json"
     fact = {"known_id": 0, "subject": "Orla Venn", "attribute": "Nowhere", "prompt": "Orla Venn lives in"}
     path.write_text(json.dumps([fact]))
-    with pytest.raises(EditingError, match="the model knows none of the facts"):
+    with pytest.raises(UserError, match="the model knows none of the facts"):
         causal_trace.main(tiny_gpt2, path, tmp_path / "out")
-    with pytest.raises(EditingError, match="--hparams_fname auto: the model knows only .* are needed"):
+    with pytest.raises(UserError, match="--hparams_fname auto: the model knows only .* are needed"):
         run("FT", hparams_fname="auto")
     assert not list((tmp_path / "results").glob("*/run*"))
 
 
 def test_automatic_layers_refused(run, traced, tmp_path, tiny_gptj, golden):
-    with pytest.raises(EditingError, match="has no averages.json; finish the trace"):
+    with pytest.raises(UserError, match="has no averages.json; finish the trace"):
         run("FT", hparams_fname=f"auto:{tmp_path}")
     average = run_folder.read_json(traced / "averages.json")
     lacking = [{key: value for key, value in average.items() if key != lost} for lost in ("facts", "total_effect")]
     lacking += [average | {key: {}} for key in ("proposal", "settings", "indirect_effect")]
     for content in ({}, *lacking):
         run_folder.write_json(tmp_path / "averages.json", content)
-        with pytest.raises(EditingError, match="averages.json: was not written by experiments.causal_trace"):
+        with pytest.raises(UserError, match="averages.json: was not written by experiments.causal_trace"):
             auto_hparams._saved(tmp_path, tiny_gptj[0])
-    with pytest.raises(EditingError, match=r"in another dtype \(tiny-gpt2, .*, float32\), not of this \(.*, float16\)"):
+    with pytest.raises(UserError, match=r"in another dtype \(tiny-gpt2, .*, float32\), not of this \(.*, float16\)"):
         auto_hparams._saved(traced, load_tiny("tiny-gpt2", torch.float16)[0])
-    with pytest.raises(EditingError, match="a trace of another model"):
+    with pytest.raises(UserError, match="a trace of another model"):
         run("FT", hparams_fname=f"auto:{traced}", model_name=tiny_gptj)
-    with pytest.raises(EditingError, match="unknown editor 'MENIT'"):
+    with pytest.raises(UserError, match="unknown editor 'MENIT'"):
         run("MENIT", hparams_fname="auto")
-    with pytest.raises(EditingError, match="only experiments.evaluate traces a model; give the params.json of such a run"):
+    with pytest.raises(UserError, match="only experiments.evaluate traces a model; give the params.json of such a run"):
         collect_stats.main(["--model_name", str(golden / "tiny-gpt2"), "--hparams_fname", "auto"])
     assert not list((tmp_path / "results").glob("*/run*"))
 
 
 def test_another_folder(tiny_gpt2, fact_file, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(EditingError, match="holds files but no run.json"):
+    with pytest.raises(UserError, match="holds files but no run.json"):
         causal_trace.main(tiny_gpt2, fact_file, tmp_path)
     for content in ("[]", '{"settings": 3}'):
         (tmp_path / "run.json").write_text(content)
-        with pytest.raises(EditingError, match="was not written by experiments.causal_trace"):
+        with pytest.raises(UserError, match="was not written by experiments.causal_trace"):
             causal_trace.main(tiny_gpt2, fact_file, tmp_path)
 
 
@@ -330,15 +330,15 @@ def test_trace_and_edits_in_one_figure(swept, tmp_path, capsys):
     run_folder.write_json(params, run_folder.read_json(params) | {"fact_token": "last"})
     assert list(edit_layers.read(swept)[1]) == ["FT", "FT, last"]
     (swept / "causal_trace" / "averages.json").rename(swept / "averages.json.gone")
-    with pytest.raises(EditingError, match="holds 0 finished causal traces"):
+    with pytest.raises(UserError, match="holds 0 finished causal traces"):
         edit_layers.read(swept)
 
 
 @pytest.mark.filterwarnings("ignore:.*without effect")
 def test_edits_that_do_not_compare(swept, edit_blocks):
     edit_blocks(2, dir_name="again")
-    with pytest.raises(EditingError, match="a second run of FT at block 2"):
+    with pytest.raises(UserError, match="a second run of FT at block 2"):
         edit_layers.read(swept)
     edit_blocks(2, 3, dir_name="FT_0")
-    with pytest.raises(EditingError, match=r"edits the blocks \[2, 3\]; runs of one block each are compared"):
+    with pytest.raises(UserError, match=r"edits the blocks \[2, 3\]; runs of one block each are compared"):
         edit_layers.read(swept)

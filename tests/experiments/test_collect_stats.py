@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-import data.world
+from common.errors import UserError
 from data.download import Unavailable
+import data.world
 from editors.core import covariance
-from editors.errors import EditingError
 from experiments import collect_stats
 from experiments.run.job import HPARAMS
 from tests.conftest import GOLDEN, ROOT, load_tiny
@@ -128,7 +128,7 @@ def test_nothing_is_asked_of_the_server_that_it_can_not_have(run, server, monkey
     (("--hparams_fname", "gpt2-xxl.json"), "no such hparams file"),
 ])
 def test_mistakes_are_named(run, tmp_path, flags, message):
-    with pytest.raises(EditingError, match=message):
+    with pytest.raises(UserError, match=message):
         run(*flags)
     assert not (tmp_path / "stats").exists()
 

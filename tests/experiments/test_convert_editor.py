@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import GPT2Config
 
+from common.errors import UserError
 import editors
-from editors.errors import EditingError
 from editors.learned import checkpoint, published, registry
 from experiments import convert_editor
 from tests.editors.learned.conftest import arrays
@@ -67,29 +67,29 @@ def test_mistakes(golden, tmp_path, capsys):
     def convert(alg="MEND", **more):
         return convert_editor.main(str(path), alg, model, str(tmp_path / "new" / "out.safetensors"), **{"inner_params": INNER, **more})
 
-    with pytest.raises(EditingError, match="file.pt: no such file"):
+    with pytest.raises(UserError, match="file.pt: no such file"):
         convert()
     path.write_bytes(b"nothing")
-    with pytest.raises(EditingError, match="no checkpoint of tensors"):
+    with pytest.raises(UserError, match="no checkpoint of tensors"):
         convert()
     write(path, {}, callback=Evil())
-    with pytest.raises(EditingError, match="no checkpoint of tensors") as error:
+    with pytest.raises(UserError, match="no checkpoint of tensors") as error:
         convert()
     assert "\n" not in str(error.value) and "run" not in capsys.readouterr().out
     write(path, {"edit_lrs": torch.zeros(4)})
     for alg, message in (("MEND", "holds no MEND"), ("KE", "holds no KE"), ("ENN", "only those of MEND and KE")):
-        with pytest.raises(EditingError, match=f"file.pt: .*{message}"):
+        with pytest.raises(UserError, match=f"file.pt: .*{message}"):
             convert(alg)
-    with pytest.raises(EditingError, match="--inner_params: name"):
+    with pytest.raises(UserError, match="--inner_params: name"):
         convert(inner_params=())
     state = {"mend.(64, 256).mlp.layers.0.u": torch.zeros(320, 2), "edit_lrs": torch.zeros(4)}
     write(path, state)
     for option, message in (("descent", "KEY=VALUE"), ("rank=[1", "--option"), ("descnt=1", "descnt"), ("norm=false", "networks are not those")):
-        with pytest.raises(EditingError, match=message):
+        with pytest.raises(UserError, match=message):
             convert(option=[option])
     write(path, {"mend.(64, 256).mlp.layers.0.u": torch.tensor(1.0), "edit_lrs": torch.zeros(4)})
-    with pytest.raises(EditingError, match="where a matrix is expected"):
+    with pytest.raises(UserError, match="where a matrix is expected"):
         convert()
-    with pytest.raises(EditingError, match="is a folder"):
+    with pytest.raises(UserError, match="is a folder"):
         convert_editor.main(str(path), "MEND", model, str(tmp_path), inner_params=INNER)
     assert not (tmp_path / "new" / "out.safetensors").exists()

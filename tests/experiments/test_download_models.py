@@ -5,8 +5,7 @@ import json
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from data.errors import DataError
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments import download_models, serac_table
 
 
@@ -34,7 +33,7 @@ def test_lacking_things_are_named_and_the_rest_is_fetched(tmp_path, monkeypatch,
         return str(folder)
 
     monkeypatch.setattr(download_models, "snapshot_download", snapshot)
-    with pytest.raises(EditingError) as error:
+    with pytest.raises(UserError) as error:
         download_models.command(["qa", "t5large", f"data_dir={tmp_path}"])
     message = str(error.value)
     assert "t5-small: no network" in message
@@ -49,7 +48,7 @@ def test_lacking_things_are_named_and_the_rest_is_fetched(tmp_path, monkeypatch,
     ["qa", "t5larg"], ["qb", "t5large"], ["qa", "t5large", "--alg", "serap"], ["qa", "t5large", "lrr=1"],
     ["qa", "t5large", "--alg", "rep", "lrr=1"]])
 def test_unknown_names(words):
-    with pytest.raises(EditingError) as error:
+    with pytest.raises(UserError) as error:
         download_models.command(words)
     assert "\n" not in str(error.value)
 
@@ -64,9 +63,9 @@ def test_table(tmp_path, capsys):
     assert (tmp_path / "table.csv").read_text().splitlines()[1] == "rep,1,100.0,0.0"
     assert len(json.loads((tmp_path / "table.json").read_text())) == 3
     (folder / "results.json").write_text("{}")
-    with pytest.raises(DataError, match="results.json: not the results of experiments.train"):
+    with pytest.raises(UserError, match="results.json: not the results of experiments.train"):
         serac_table.main([str(tmp_path)])
-    with pytest.raises(DataError, match="no results"):
+    with pytest.raises(UserError, match="no results"):
         serac_table.main([str(tmp_path / "nowhere")])
 
 
@@ -79,7 +78,7 @@ def test_the_data_are_those_of_the_training(tmp_path, monkeypatch, experiment, a
 
     def load(task, split, source, options, seed, data_dir, recipe):
         asked.append(recipe)
-        raise DataError("not there")
+        raise UserError("not there")
 
     monkeypatch.setattr(download_models.episodes, "load", load)
     config = download_models.compose_config(experiment, {"qa": "t5large", "fnli": "bert-base"}[experiment], alg, words)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import UserError
 from editors import Edit
-from editors.errors import EditingError
 from experiments import evaluate
 from experiments.results import run_folder
 
@@ -78,7 +78,7 @@ def test_edits_are_kept(run, tiny_gpt2, capsys):
     again = Edit.load(folder / "edits" / "000001.safetensors").deltas()
     assert again.keys() == kept.keys() and all(torch.equal(again[name], delta) for name, delta in kept.items())
     for flags in ({"sequential": True}, {"language": "english"}):
-        with pytest.raises(EditingError, match="--save_edits does not go with"):
+        with pytest.raises(UserError, match="--save_edits does not go with"):
             run("FT", save_edits=True, **flags)
 
 
@@ -128,7 +128,7 @@ def test_continuing_needs_the_same_configuration(run, hparams, tiny_gptj):
         ({"model_name": tiny_gptj}, "model was"),
         ({"hparams_fname": hparams("FT", lr=0.001)}, "lr was 0.005 and is now 0.001"),
     ]:
-        with pytest.raises(EditingError, match=message) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             run("FT", **{**again, **changed})
         assert "\n" not in str(caught.value)
     assert cases(folder) == saved and len(list(folder.parent.iterdir())) == 1
@@ -138,7 +138,7 @@ def test_another_program_s_folder_is_not_continued(run, tmp_path, golden):
     foreign = tmp_path / "results" / "FT" / "run_000"
     foreign.mkdir(parents=True)
     (foreign / "params.json").write_text("{}")
-    with pytest.raises(EditingError, match="has no run.json"):
+    with pytest.raises(UserError, match="has no run.json"):
         run("FT", continue_from_run="run_000")
 
 
@@ -168,9 +168,9 @@ def test_cache_and_saved_memory_change_no_number(run, tmp_path):
 
 def test_a_mistake_found_late_leaves_no_run(run, tmp_path, monkeypatch):
     def fail(*_):
-        raise EditingError("statistics of another model")
+        raise UserError("statistics of another model")
     monkeypatch.setattr("editors.tuned.ft.FT.edit", lambda *_, **__: fail())
-    with pytest.raises(EditingError):
+    with pytest.raises(UserError):
         run("FT")
     assert list((tmp_path / "results" / "FT").iterdir()) == []
 

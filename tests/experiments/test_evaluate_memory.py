@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.memory.serac import SERAC
 from editors.memory.serac_parts import save_parts
 from tests.editors.learned.conftest import LEARNED
@@ -87,9 +87,9 @@ def test_serac_by_its_threshold(run, system, tmp_path):
 def test_bad_input(run, system, tmp_path, lookup):
     path = tmp_path / "s.json"
     path.write_text(json.dumps({"system": str(system)}))
-    with pytest.raises(EditingError, match="no sequences"):
+    with pytest.raises(UserError, match="no sequences"):
         run("SERAC", hparams_fname=path, sequential=True)
     shutil.rmtree(system / "scope")
-    with pytest.raises(EditingError, match="holds no trained SERAC"):
+    with pytest.raises(UserError, match="holds no trained SERAC"):
         run("SERAC", hparams_fname=path)
     assert not list((tmp_path / "results").glob("**/*case*"))

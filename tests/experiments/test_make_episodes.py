@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, BertConfig, BertModel
 
+from common.errors import UserError
 from data import episodes
 from data.episodes import back_translation
-from data.errors import DataError
 from data.world import small
 from editors.learned.classifier import BertClassifier
 from experiments import make_episodes
@@ -94,7 +94,7 @@ def test_bad_requests_write_nothing(argv, words, golden, passages, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"input": "Who?"}\n')
     (tmp_path / "short.txt").write_text("one two three\n")
     argv = [part.format(tmp=tmp_path, gpt2=golden / "tiny-gpt2") for part in argv]
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(UserError, match=words):
         make_episodes.main([*argv, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from common.errors import UserError
 import data
-from editors.errors import EditingError
 from experiments import memat_results
 from experiments.results import memat_published
 from figures import head_relevance, memat_comparison, memat_sweep, tokenisation
@@ -111,7 +111,7 @@ def test_bilingual_and_ported_stages_are_of_their_own_kind(stage, tmp_path):
 ])
 def test_what_can_not_be_compared_is_said(stage, tmp_path, spoil, message):
     spoil(stage)
-    with pytest.raises(EditingError, match=message):
+    with pytest.raises(UserError, match=message):
         memat_results.main([tmp_path], tmp_path / "table")
     assert not (tmp_path / "table.md").exists()
 
@@ -123,7 +123,7 @@ def test_two_runs_of_a_kind_are_refused(stage, tmp_path):
     (folder.parent / "copy" / "run.json").write_text((folder / "run.json").read_text())
     for file in folder.glob("*case*"):
         (folder.parent / "copy" / file.name).write_text(file.read_text())
-    with pytest.raises(EditingError, match="are both of MEMAT, 8 heads .EE, measured in english, profile default."):
+    with pytest.raises(UserError, match="are both of MEMAT, 8 heads .EE, measured in english, profile default."):
         memat_results.read([tmp_path])
 
 
@@ -154,7 +154,7 @@ def test_sweep_over_heads(stage, tmp_path):
 
 def test_sweep_over_alpha(stage, tmp_path):
     stage("CE", "english", 0)
-    with pytest.raises(EditingError, match="none of these runs has ITI's stages"):
+    with pytest.raises(UserError, match="none of these runs has ITI's stages"):
         memat_sweep.main([tmp_path], tmp_path / "iti", over="alpha")
     for heads in (1, 5):
         for alpha in (1.0, 15.0):
@@ -165,7 +165,7 @@ def test_sweep_over_alpha(stage, tmp_path):
 
 def test_head_relevance(tmp_path):
     run = tmp_path / "run_000"
-    with pytest.raises(EditingError, match="no relevance of heads"):
+    with pytest.raises(UserError, match="no relevance of heads"):
         head_relevance.main([run], tmp_path / "map")
     (run / "relevance").mkdir(parents=True)
     for chunk, best in enumerate((0.9, 0.7)):

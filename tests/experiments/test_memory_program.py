@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.errors import DataError
+from common.errors import UserError
 from editors.edit import Edit
-from editors.errors import EditingError
 from editors.memory.store import EditMemory, Entry
 from experiments.memory import main
 
@@ -67,7 +66,7 @@ def test_statements_need_no_label(tmp_path):
 ])
 def test_mistakes_change_nothing(file, words, message):
     before = file.read_bytes()
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         main([str(file) if word == "FILE" else word for word in words])
     assert "\n" not in str(error.value) and file.read_bytes() == before
 
@@ -81,7 +80,7 @@ def test_mistakes_change_nothing(file, words, message):
 def test_bad_files_of_edits(file, tmp_path, line, message):
     before = file.read_bytes()
     (tmp_path / "more.jsonl").write_text('{"input": "b?", "label": "c"}\n' + line)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         main(["add", str(file), "--from", str(tmp_path / "more.jsonl")])
     assert file.read_bytes() == before
 
@@ -105,6 +104,6 @@ def test_a_memory_of_a_decoder(golden, tmp_path, capsys):
     for words, message in ((["ask", file, " "], "a query is empty"), (["ask", file, "a", "--tokens", "500"], "leave no room"),
                            (made[:1] + [file + "2", "--alg_name", "FT", *made[4:]], "keeps no memory|unknown|missing"),
                            ([*made[:1], file + "2", *made[2:], "--statements"], "have labels")):
-        with pytest.raises(EditingError, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             main(words)
         assert "\n" not in str(error.value) and not (tmp_path / "edits.memory2").exists()

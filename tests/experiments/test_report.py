@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments import report
 from experiments.results import html
 from experiments.results import summary
@@ -129,7 +129,7 @@ def test_a_run_without_cases(golden, tmp_path):
     folder = shutil.copytree(golden / "results_example" / "FT" / "run_000", tmp_path / "run_000")
     for path in folder.glob("*case_*.json"):
         path.write_text("{")
-    with pytest.raises(EditingError, match="no cases to report"):
+    with pytest.raises(UserError, match="no cases to report"):
         report.main([folder])
 
 

@@ -13,7 +13,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments import sweep
 from experiments.run.cli import run_program
 from figures import sweep as figure
@@ -218,11 +218,11 @@ def test_lists_are_sorted_too(tmp_path):
     content = sweep.summarise(tmp_path)
     assert [job["settings"]["hparams.layers"] for job in content["jobs"]] == [None, 0.5, 2, [0, 1], [1], "x"]
     (tmp_path / "0" / "job.json").write_text("{}")
-    with pytest.raises(EditingError, match="job.json: was not written by experiments.sweep"):
+    with pytest.raises(UserError, match="job.json: was not written by experiments.sweep"):
         sweep.summarise(tmp_path)
     for content in ({}, {"jobs": [{}], "varied": []}, {"jobs": 3, "varied": []}):
         (tmp_path / "sweep.json").write_text(json.dumps(content))
-        with pytest.raises(EditingError, match="sweep.json: was not written by experiments.sweep"):
+        with pytest.raises(UserError, match="sweep.json: was not written by experiments.sweep"):
             figure.main(tmp_path)
 
 
@@ -276,6 +276,6 @@ def test_the_figure_chooses_its_axis_and_averages_seeds(tmp_path):
 def test_folders_without_results(tmp_path, content, message):
     if content is not None:
         write(tmp_path, [], content)
-    with pytest.raises(EditingError, match=message):
+    with pytest.raises(UserError, match=message):
         figure.main(tmp_path)
     assert not list(tmp_path.glob("*.p*"))

@@ -10,8 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
-from data.errors import DataError
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.memory import serac_parts
 from experiments import memory, scope, train
 from experiments.training.setup import prepare
@@ -128,10 +127,10 @@ def test_scope_program_and_figure(folders, tmp_path, capsys):
     assert json.loads((tmp_path / "scope_1.json").read_text())["edits"] == 1
     assert json.loads((tmp_path / "run" / "scope.json").read_text()) == content
     before = len(list((tmp_path / "run").iterdir()))
-    with pytest.raises(EditingError, match="holds other things"):
+    with pytest.raises(UserError, match="holds other things"):
         scope.command([str(tmp_path / "run"), "--export", str(tmp_path / "run")])
     assert len(list((tmp_path / "run").iterdir())) == before
-    with pytest.raises(EditingError, match="not the folder of a run"):
+    with pytest.raises(UserError, match="not the folder of a run"):
         scope.command([str(tmp_path)])
     config_file = tmp_path / "run" / "config.json"
     older = json.loads(config_file.read_text())
@@ -142,12 +141,12 @@ def test_scope_program_and_figure(folders, tmp_path, capsys):
     for lacking, message in (({}, "there is no alg"), ({"alg": "rep", "task": "qa"}, "there is no "), (older | {"eval": None}, "eval is None"),
                              (older | {"data": [1]}, r"data is \[1\] and no object")):
         (tmp_path / "config.json").write_text(json.dumps(lacking))
-        with pytest.raises(EditingError, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             scope.command([str(tmp_path)])
         assert "\n" not in str(error.value)
     for name, value in (("published", {}), ("sweep", []), ("sweep", 3)):
         (tmp_path / "bad.json").write_text(json.dumps(content | {name: value}))
-        with pytest.raises(DataError, match="bad.json: not a scope.json"):
+        with pytest.raises(UserError, match="bad.json: not a scope.json"):
             figure.main([str(tmp_path / "bad.json")])
 
 
@@ -166,14 +165,14 @@ def test_calibration():
     (("rep.nearest_negatives=true", "rep.use_all_negatives=true"), "goes with neither"),
 ])
 def test_bad_options(folders, tmp_path, words, message):
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         train.run(config(folders, "qa", *words), tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_other_options(folders, tmp_path):
     train.run(config(folders, "qa"), tmp_path / "one")
-    with pytest.raises(EditingError, match="another configuration.*cos"):
+    with pytest.raises(UserError, match="another configuration.*cos"):
         train.run(config(folders, "qa", "rep.cos=true", "eval_only=true", f"archive={tmp_path / 'one'}"), tmp_path / "two")
 
 
@@ -188,7 +187,7 @@ def test_a_memory_is_asked_by_a_run(folders, tmp_path, capsys, experiment, query
     memory.main(["create", file, *["--statements"] * statement])
     memory.main(["add", file, query, *["Paris"] * (not statement)])
     memory.main(["add", file, "Something else that is long enough", *["no"] * (not statement)])
-    with pytest.raises(EditingError, match="tells no editor that answers by it"):
+    with pytest.raises(UserError, match="tells no editor that answers by it"):
         memory.main(["ask", file, query])
     capsys.readouterr()
     memory.main(["ask", file, query, "--run", str(tmp_path / "run"), "--tokens", "3"])
@@ -197,8 +196,8 @@ def test_a_memory_is_asked_by_a_run(folders, tmp_path, capsys, experiment, query
     assert "true" in said or "false" in said or not statement
     other = str(tmp_path / "other.memory")
     memory.main(["create", other, *["--statements"] * (not statement)])
-    with pytest.raises(EditingError, match="memory is empty"):
+    with pytest.raises(UserError, match="memory is empty"):
         memory.main(["ask", other, query, "--run", str(tmp_path / "run")])
     memory.main(["add", other, query, "x"])
-    with pytest.raises(EditingError, match="not of this run's kind"):
+    with pytest.raises(UserError, match="not of this run's kind"):
         memory.main(["ask", other, query, "--run", str(tmp_path / "run")])

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments.results import run_folder
 from experiments.run.cli import run_program
 from figures import fastmemit
@@ -99,7 +99,7 @@ def test_runs_that_cannot_be_compared(write, tmp_path, change, message):
     write(None, FULL)
     write(2, FAST)
     change(write)
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         fastmemit.main([tmp_path / "runs"], tmp_path / "out")
     assert "\n" not in str(error.value) and not list(tmp_path.glob("out*"))
 
@@ -108,7 +108,7 @@ def test_two_runs_of_the_same(write, tmp_path):
     run = write(None, FULL)
     run.rename(run.with_name("run_001"))
     write(None, FULL)
-    with pytest.raises(EditingError, match="run_001 and .*run_000 are both of MEMIT, batches of 1, full statistics"):
+    with pytest.raises(UserError, match="run_001 and .*run_000 are both of MEMIT, batches of 1, full statistics"):
         fastmemit.read([tmp_path / "runs"])
 
 

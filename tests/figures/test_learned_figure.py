@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.errors import DataError
+from common.errors import UserError
 from figures import learned
 
 
@@ -30,9 +30,9 @@ def test_lines(run, tmp_path):
 def test_what_is_no_log(run, tmp_path):
     for text in ("", "{", '["step"]', '{"loss": 1}'):
         (run / "log.jsonl").write_text(text)
-        with pytest.raises(DataError, match="not a log"):
+        with pytest.raises(UserError, match="not a log"):
             learned.read_log(run)
-    with pytest.raises(DataError, match="no such log"):
+    with pytest.raises(UserError, match="no such log"):
         learned.read_log(tmp_path / "nowhere")
     with pytest.raises(SystemExit):
         learned.main([str(run), "--labels", "a,b"])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments.results import run_folder
 from experiments.run.cli import run_program
 from figures import scaling
@@ -99,7 +99,7 @@ def test_zsre_has_accuracies(write, tmp_path):
 def test_runs_that_do_not_go_together(write, tmp_path, change, message):
     write("MEMIT", 100)
     change(write)
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         scaling.main([tmp_path / "runs"], tmp_path / "out")
     assert "\n" not in str(error.value) and not list(tmp_path.glob("out*"))
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from editors.core import contexts
 from editors.core.contexts import MEMIT_STARTS, as_groups, context_templates
 from editors.core.prompts import tokenize
-from editors.errors import EditingError
 from tests.models import ARCHITECTURES, TOKENIZERS, tiny_model, tiny_tokenizer
 
 
@@ -78,7 +78,7 @@ def test_kept_for_each_tokenizer(kind):
 
 def test_contexts_longer_than_the_model():
     assert len(fresh("rome", length_params=[[128, 1]])[0]) == 2
-    with pytest.raises(EditingError, match="contexts of 129 tokens can't be sampled: the model has 128 positions"):
+    with pytest.raises(UserError, match="contexts of 129 tokens can't be sampled: the model has 128 positions"):
         fresh("rome", length_params=[[5, 1], [129, 1]])
 
 
@@ -137,21 +137,21 @@ def test_broken_model_and_tokenizer_without_start():
     model = tiny_model("gpt2")
     with torch.no_grad():
         model.transformer.ln_f.weight.fill_(float("nan"))
-    with pytest.raises(EditingError, match="logits are not finite"):
+    with pytest.raises(UserError, match="logits are not finite"):
         context_templates(model, tiny_tokenizer(), "memit")
 
     class Bare:
         bos_token_id = eos_token_id = None
 
-    with pytest.raises(EditingError, match="neither a BOS nor an EOS"):
+    with pytest.raises(UserError, match="neither a BOS nor an EOS"):
         context_templates(tiny_model("gpt2"), Bare(), "rome")
 
 
 def test_mistaken_arguments():
-    with pytest.raises(EditingError, match="unknown kind of context templates 'emmet'; known: memit, rome"):
+    with pytest.raises(UserError, match="unknown kind of context templates 'emmet'; known: memit, rome"):
         fresh("emmet")
     for params in ([[5]], [[5, 0]]):
-        with pytest.raises(EditingError, match="length_params must be pairs"):
+        with pytest.raises(UserError, match="length_params must be pairs"):
             fresh("rome", length_params=params)
 
 
@@ -170,5 +170,5 @@ def test_groups_of_given_templates():
     (["{} {}"], "has 2 '{}' and needs exactly one"),
 ])
 def test_mistaken_templates(templates, message):
-    with pytest.raises(EditingError, match=message):
+    with pytest.raises(UserError, match=message):
         as_groups(templates)

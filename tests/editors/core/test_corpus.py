@@ -7,8 +7,8 @@ import types
 
 import pytest
 
+from common.errors import UserError
 from editors.core.corpus import document_order, find_corpus
-from editors.errors import EditingError
 
 
 def write(path, *lines: str):
@@ -64,17 +64,17 @@ def test_order_is_the_published_shuffle():
     ("missing/folder/c.txt", "no such file"),
 ])
 def test_unknown_corpora(name, message):
-    with pytest.raises(EditingError, match=message):
+    with pytest.raises(UserError, match=message):
         find_corpus(name)
 
 
 def test_other_kinds_of_file(tmp_path):
     (tmp_path / "c.csv").write_text("text\nOne")
-    with pytest.raises(EditingError, match="is a .jsonl or .txt file"):
+    with pytest.raises(UserError, match="is a .jsonl or .txt file"):
         find_corpus(str(tmp_path / "c.csv"))
-    with pytest.raises(EditingError, match="is a .jsonl or .txt file"):
+    with pytest.raises(UserError, match="is a .jsonl or .txt file"):
         find_corpus(str(tmp_path))
-    with pytest.raises(EditingError, match="holds no text"):
+    with pytest.raises(UserError, match="holds no text"):
         find_corpus(write(tmp_path / "c.txt", "", " "))
 
 
@@ -87,13 +87,13 @@ def test_other_kinds_of_file(tmp_path):
 def test_bad_lines_are_named(tmp_path, line, message):
     texts = find_corpus(write(tmp_path / "c.jsonl", '{"text": "One."}', "", line, '{"text": "Two."}')).texts()
     assert (texts[0], texts[2]) == ("One.", "Two.")
-    with pytest.raises(EditingError, match=f"line 3: .*{message}"):
+    with pytest.raises(UserError, match=f"line 3: .*{message}"):
         texts[1]
 
 
 def test_bad_encoding_is_named(tmp_path):
     (tmp_path / "c.txt").write_bytes("One\nÒrbita".encode("latin-1"))
-    with pytest.raises(EditingError, match="line 2: not UTF-8"):
+    with pytest.raises(UserError, match="line 2: not UTF-8"):
         list(find_corpus(str(tmp_path / "c.txt")).texts())
 
 
@@ -124,7 +124,7 @@ def test_hub_data_set(hub):
 
 def test_hub_data_set_without_texts(hub):
     hub.load_dataset = lambda name, config, split: types.SimpleNamespace(column_names=["label", "sentence"])
-    with pytest.raises(EditingError, match="has no field 'text', only label, sentence"):
+    with pytest.raises(UserError, match="has no field 'text', only label, sentence"):
         find_corpus("owner/name").texts()
 
 
@@ -135,6 +135,6 @@ def test_hub_that_gives_nothing(hub, error):
 
     hub.load_dataset = load_dataset
     message = r"wikimedia/wikipedia \(20231101.en\) did not load .* path of a .jsonl or .txt"
-    with pytest.raises(EditingError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         find_corpus("wikipedia").texts()
     assert "\n" not in str(caught.value)

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from common.errors import UserError
 from editors.core import covariance, key_sums, moment_store
 from editors.core.covariance import collect
 from editors.core.key_sums import KeySums, batches
 from editors.core.sites import find_sites, get_module
-from editors.errors import EditingError
 from tests.conftest import GOLDEN, ROOT, golden_models, load_tiny, relative
 from tests.models import ARCHITECTURES, tiny_model
 
@@ -276,7 +276,7 @@ def test_an_edited_model_keeps_its_statistics_and_gets_no_new_ones(gpt2, tmp_pat
     with torch.no_grad():
         weight[0, ::2] += 1
     assert collect(model, tok, [2], CORPUS, 20, **options)[2] is first
-    with pytest.raises(EditingError, match=r"layers \[3\] have no statistics yet, and the model was changed"):
+    with pytest.raises(UserError, match=r"layers \[3\] have no statistics yet, and the model was changed"):
         collect(model, tok, [2, 3], CORPUS, 20, **options)
     with torch.no_grad():
         weight.copy_(original)
@@ -294,7 +294,7 @@ def test_statistics_of_another_model_are_refused(gpt2, tmp_path):
     other, _ = load_tiny("tiny-gpt2")
     with torch.no_grad():
         other.transformer.wte.weight[0, 0] += 1
-    with pytest.raises(EditingError, match=r"mom2_20.safetensors: statistics of another model \(weights is"):
+    with pytest.raises(UserError, match=r"mom2_20.safetensors: statistics of another model \(weights is"):
         collect(other, tok, [2], CORPUS, 20, stats_dir=tmp_path, progress=False)
 
 
@@ -309,7 +309,7 @@ def test_files_of_something_else_are_refused(gpt2, tmp_path, field, value, kind)
     path = only_file(tmp_path)
     header, tensors = moment_store.read(path, "")
     moment_store.save(path, tensors, {**header["identity"], field: value})
-    with pytest.raises(EditingError, match=rf"statistics of another {kind} \({field} is {value!r}") as caught:
+    with pytest.raises(UserError, match=rf"statistics of another {kind} \({field} is {value!r}") as caught:
         collect(load_tiny("tiny-gpt2")[0], tok, [2], CORPUS, 20, stats_dir=tmp_path, progress=False)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
@@ -348,7 +348,7 @@ def test_damaged_files_are_named(gpt2, tmp_path, damage):
     else:
         tensors["mom2"][7, 7] = float("nan")
         moment_store.save(path, tensors, header["identity"])
-    with pytest.raises(EditingError) as caught:
+    with pytest.raises(UserError) as caught:
         collect(load_tiny("tiny-gpt2")[0], tok, [2], CORPUS, 20, stats_dir=tmp_path, progress=False)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
@@ -434,7 +434,7 @@ def test_own_file_is_preferred(published, tmp_path, no_pass):
 def test_bad_published_files_are_named(published, tmp_path, changes, message):
     model, tok, moment, folder = published
     path = write_published(folder, moment, **changes)
-    with pytest.raises(EditingError, match=message) as caught, warnings.catch_warnings():
+    with pytest.raises(UserError, match=message) as caught, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that they can't be checked
         collect(model, tok, [2], CORPUS, 40, stats_dir=tmp_path, progress=False)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -444,7 +444,7 @@ def test_truncated_published_file_is_named(published, tmp_path):
     model, tok, moment, folder = published
     path = write_published(folder, moment)
     path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(EditingError, match="not readable as published statistics"):
+    with pytest.raises(UserError, match="not readable as published statistics"):
         collect(model, tok, [2], CORPUS, 40, stats_dir=tmp_path, progress=False)
 
 
@@ -525,7 +525,7 @@ def test_a_damaged_snapshot_is_named(gpt2, tmp_path, often, monkeypatch):
         collect(model, tok, [2], CORPUS, 60, stats_dir=tmp_path, progress=False)
     snapshot = only_file(tmp_path)
     snapshot.write_bytes(snapshot.read_bytes()[:500])
-    with pytest.raises(EditingError, match="unfinished.*truncated or damaged snapshot"):
+    with pytest.raises(UserError, match="unfinished.*truncated or damaged snapshot"):
         collect(model, tok, [2], CORPUS, 60, stats_dir=tmp_path, progress=False)
 
 
@@ -569,21 +569,21 @@ covariance.collect(*load_tiny("tiny-gpt2"), [1, 2], {CORPUS!r}, "all", stats_dir
     ({"dataset": "wikipdia"}, "did you mean 'wikipedia'"),
 ])
 def test_mistakes_are_named(tiny_gpt2, tmp_path, arguments, message):
-    with pytest.raises(EditingError, match=message):
+    with pytest.raises(UserError, match=message):
         collect(*tiny_gpt2, **{"layers": [2], "dataset": CORPUS, "n_samples": 10, "stats_dir": tmp_path, **arguments})
     assert not list(tmp_path.rglob("*.*"))
 
 
 def test_corpus_without_tokens(tiny_gpt2, tmp_path):
     corpus = word_corpus(tmp_path / "c.jsonl", [0, 0])
-    with pytest.raises(EditingError, match="its texts hold no tokens"):
+    with pytest.raises(UserError, match="its texts hold no tokens"):
         collect(*tiny_gpt2, [2], corpus, "all", stats_dir=tmp_path / "stats", progress=False)
 
 
 def test_place_that_can_not_be_written_is_named_before_the_work(tiny_gpt2, tmp_path, no_pass):
     (tmp_path / "file").write_text("not a folder")
     no_pass()
-    with pytest.raises(EditingError, match="statistics can't be written there .* choose another folder"):
+    with pytest.raises(UserError, match="statistics can't be written there .* choose another folder"):
         collect(*tiny_gpt2, [2], CORPUS, 10, stats_dir=tmp_path / "file" / "stats", progress=False)
 
 
@@ -591,17 +591,17 @@ def test_keys_that_are_not_numbers_leave_no_file(gpt2, tmp_path):
     model, tok = gpt2
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.bias[0] = float("nan")
-    with pytest.raises(EditingError, match="hold NaN or infinity"):
+    with pytest.raises(UserError, match="hold NaN or infinity"):
         collect(model, tok, [1], CORPUS, 10, sites=find_sites(load_tiny("tiny-gpt2")[0]), stats_dir=tmp_path, progress=False)
     assert not list(tmp_path.rglob("*mom2*"))
 
 
 def test_unreachable_corpus_says_where_to_put_statistics(tiny_gpt2, tmp_path, monkeypatch):
     def unreachable(self):
-        raise EditingError("corpus wikipedia: did not load")
+        raise UserError("corpus wikipedia: did not load")
 
     monkeypatch.setattr(covariance.Corpus, "texts", unreachable)
-    with pytest.raises(EditingError, match="or put statistics .*/wikipedia_stats/transformer.h.2.mlp.c_proj_float32_mom2_100"):
+    with pytest.raises(UserError, match="or put statistics .*/wikipedia_stats/transformer.h.2.mlp.c_proj_float32_mom2_100"):
         collect(*tiny_gpt2, [2], "wikipedia", 100_000, stats_dir=tmp_path, progress=False)
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from common.errors import UserError
 from editors.core import contexts, key_sums
 from editors.core.keys import compute_hidden, compute_keys, layer_io
 from editors.core.modules import LeaveForward, hooked
@@ -12,7 +13,6 @@ from editors.core.prompts import Request
 from editors.core.site_search import search
 from editors.core.sites import find_sites, weight_of
 from editors.core.values import optimise
-from editors.errors import EditingError
 from tests.models import tiny_model, tiny_tokenizer
 
 REQUESTS = [Request("{} lives in the city of", "Orla Venn", " Lutmere"), Request("The work of {} is", "Zoë", " clockmaker of")]
@@ -102,7 +102,7 @@ def test_hooks_that_were_placed_go_when_a_later_one_cannot_be():
     with pytest.raises(AttributeError), hooked(handles()):
         pass
     assert not any(m._forward_hooks for m in model.modules())
-    with pytest.raises(EditingError, match="no module 'transformer.h.9.mlp.c_proj'"):
+    with pytest.raises(UserError, match="no module 'transformer.h.9.mlp.c_proj'"):
         compute_keys(model, TOK, REQUESTS, [9], GROUPS, SimpleNamespace(
             name=lambda site, layer: f"transformer.h.{layer}.mlp.c_proj", d_model=32, decoder="transformer"))
 

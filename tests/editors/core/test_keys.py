@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from editors.core.covariance import collect
 from editors.core.keys import compute_hidden, compute_keys, layer_io
 from editors.core.prompts import Request, fill, locate, parse_requests
 from editors.core.sites import find_sites, first, get_module
 from editors.core.solve import factorise, rome_direction
-from editors.errors import EditingError
 from tests.conftest import GOLDEN, golden_models, load_tiny, relative
 from tests.models import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer
 
@@ -216,7 +216,7 @@ def test_dropout_hooks_and_modes():
 
 def test_layer_beyond_the_model():
     model, tok = tiny_model("llama"), tiny_tokenizer()
-    with pytest.raises(EditingError, match=f"layer {LAYERS} does not exist"):
+    with pytest.raises(UserError, match=f"layer {LAYERS} does not exist"):
         compute_keys(model, tok, REQUESTS, [LAYERS], GROUPS, find_sites(model))
 
 

@@ -8,11 +8,11 @@ import torch
 from tokenizers import normalizers
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
+from common.errors import UserError
 from editors.core.prompts import (
     FACT_TOKENS, Request, check_lengths, encode_target, fill, locate, locate_all, pack, pad_batch, pad_id, parse_requests,
     split_template, tokenize,
 )
-from editors.errors import EditingError
 from tests.conftest import GOLDEN
 from tests.models import TOKENIZERS, tiny_tokenizer
 
@@ -112,11 +112,11 @@ def test_prompt_and_target_must_fit_into_the_positions(kind):
     check_lengths(tok, requests, templates, longest)
     check_lengths(tok, requests, templates, None)
     message = rf"request 1 \(case_id 9\): .* take {longest} tokens in the context 'In the .*', but the model has {longest - 1}"
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         check_lengths(tok, requests, templates, longest - 1)
     assert "\n" not in str(error.value)
     check_lengths(tok, requests, ["{}"], longest - 1)
-    with pytest.raises(EditingError, match=r"request 0 \(case_id 4\): .* tokens, but the model has 1 positions"):
+    with pytest.raises(UserError, match=r"request 0 \(case_id 4\): .* tokens, but the model has 1 positions"):
         check_lengths(tok, requests, templates, 1)
 
 
@@ -148,7 +148,7 @@ def test_slow_tokenizer_is_refused():
     class Slow:
         is_fast = False
 
-    with pytest.raises(EditingError, match="Slow gives no character offsets: load a fast tokenizer"):
+    with pytest.raises(UserError, match="Slow gives no character offsets: load a fast tokenizer"):
         locate(Slow(), "{} is", "Orla", "last")
 
 
@@ -156,22 +156,22 @@ def test_subject_without_tokens_is_refused():
     tok = tiny_tokenizer()
     vanishing = AutoTokenizer.from_pretrained(GOLDEN / "tiny-gpt2")
     vanishing.backend_tokenizer.normalizer = normalizers.Replace("Orla", "")
-    with pytest.raises(EditingError, match="no token of 'The Orla is' covers the subject 'Orla'"):
+    with pytest.raises(UserError, match="no token of 'The Orla is' covers the subject 'Orla'"):
         locate(vanishing, "The {} is", "Orla", "subject_last")
-    with pytest.raises(EditingError, match="covers the subject ' '"):
+    with pytest.raises(UserError, match="covers the subject ' '"):
         locate(tok, "The{}is", " ", "subject_last")
-    with pytest.raises(EditingError, match=r"request 0 \(case_id 7\): no token"):
+    with pytest.raises(UserError, match=r"request 0 \(case_id 7\): no token"):
         parse_requests([{"case_id": 7, "prompt": "The {} is", "subject": "Orla", "target_new": "x"}], vanishing)
 
 
 def test_unknown_fact_token():
-    with pytest.raises(EditingError, match="unknown fact_token 'subject'; known: subject_first, "):
+    with pytest.raises(UserError, match="unknown fact_token 'subject'; known: subject_first, "):
         locate(tiny_tokenizer(), "{} is", "Orla", "subject")
 
 
 @pytest.mark.parametrize("template", ["no place", "{} and {}", "{0}", "{ }"])
 def test_template_needs_exactly_one_place(template):
-    with pytest.raises(EditingError, match="needs exactly one"):
+    with pytest.raises(UserError, match="needs exactly one"):
         split_template(template)
 
 
@@ -199,7 +199,7 @@ def test_target_alone_would_have_a_second_space():
 def test_target_of_unknown_pieces_is_refused():
     tok = tiny_tokenizer("metaspace")
     assert tok.unk_token_id not in encode_target(tok, "京都 clockmaker")
-    with pytest.raises(EditingError, match="the target '京' tokenises to nothing"):
+    with pytest.raises(UserError, match="the target '京' tokenises to nothing"):
         encode_target(tok, "京")
 
 
@@ -243,19 +243,19 @@ def test_requests_in_the_fields_form():
 ])
 def test_mistakes_in_requests(change, message):
     good = {"case_id": 8, "prompt": "{} speaks", "subject": "Orla", "target_new": {"str": "Nyvian"}}
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         parse_requests([good, {**good, **change}])
     assert "\n" not in str(error.value)
 
 
 def test_requests_of_another_shape():
-    with pytest.raises(EditingError, match="must be a list of mappings, not one dict"):
+    with pytest.raises(UserError, match="must be a list of mappings, not one dict"):
         parse_requests({"prompt": "{} speaks"})
-    with pytest.raises(EditingError, match="must be a list of mappings, not one NoneType"):
+    with pytest.raises(UserError, match="must be a list of mappings, not one NoneType"):
         parse_requests(None)
-    with pytest.raises(EditingError, match=r"request 0 lacks subject, target_new"):
+    with pytest.raises(UserError, match=r"request 0 lacks subject, target_new"):
         parse_requests([{"prompt": "{} speaks"}])
-    with pytest.raises(EditingError, match="request 0 is a str, not a mapping"):
+    with pytest.raises(UserError, match="request 0 is a str, not a mapping"):
         parse_requests(["{} speaks"])
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from common.errors import UserError
 from editors.core.sites import by_row, evaluating, find_sites, first, get_module, head_logits, weight_of
-from editors.errors import EditingError
 from tests.models import ARCHITECTURES, INNER, LAYERS, VOCABULARY, WIDTH, tiny_model
 
 # block list, down_proj, mlp, attn, attn_out within the block; decoder, embed, final_norm.
@@ -119,7 +119,7 @@ def test_the_model_is_left_as_it_was(overrides):
     if overrides is None:
         find_sites(model)
     else:
-        with pytest.raises(EditingError):
+        with pytest.raises(UserError):
             find_sites(model, overrides)
     after = state_of(model)
     assert before[:4] == after[:4] and all(torch.equal(v, after[4][k]) for k, v in before[4].items())
@@ -185,7 +185,7 @@ def test_an_override_is_used():
     ({"rewrite_module": "x"}, "unknown site 'rewrite_module'; known: rewrite_module_tmp, "),
 ])
 def test_mistaken_overrides(overrides, message):
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         find_sites(tiny_model("gpt2"), overrides)
     assert "\n" not in str(error.value)
 
@@ -195,7 +195,7 @@ def test_a_projection_that_does_not_feed_its_block_is_refused():
     for block in model.transformer.h:
         block.aside = nn.Linear(WIDTH, WIDTH)
         block.ln_2.register_forward_hook(lambda module, args, output, block=block: (block.aside(output), output)[1])
-    with pytest.raises(EditingError, match="changing transformer.h.0.aside at a token does not change transformer.h.0 there"):
+    with pytest.raises(UserError, match="changing transformer.h.0.aside at a token does not change transformer.h.0 there"):
         find_sites(model, {"rewrite_module_tmp": "transformer.h.{}.aside"})
 
 
@@ -237,7 +237,7 @@ def test_scaled_logits(config_class, entries):
     (lambda: nn.Linear(3, 3), "Linear is not a Hugging Face model"),
 ], ids=["post_norm_opt", "projected_opt", "experts_only", "experts_above", "no_head", "encoder_decoder", "no_model"])
 def test_models_that_cannot_be_served_are_refused(make, message):
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         find_sites(make())
     assert "\n" not in str(error.value)
 
@@ -255,7 +255,7 @@ def test_two_block_lists_are_told_apart():
 
 
 def test_layer_beyond_the_model():
-    with pytest.raises(EditingError, match="layer 4 does not exist: the model has layers 0 to 3"):
+    with pytest.raises(UserError, match="layer 4 does not exist: the model has layers 0 to 3"):
         find_sites(tiny_model("gpt2")).name("block", 4)
 
 
@@ -281,7 +281,7 @@ def test_dispatched_by_accelerate():
     sites = find_sites(model)
     assert sites == find_sites(plain)
     if next(model.parameters()).is_meta:  # accelerate counts these as offloaded
-        with pytest.raises(EditingError, match="model.layers.1.mlp.down_proj.weight is offloaded and cannot be edited"):
+        with pytest.raises(UserError, match="model.layers.1.mlp.down_proj.weight is offloaded and cannot be edited"):
             weight_of(model, sites, 1)
 
 
@@ -290,5 +290,5 @@ def test_quantised_weight_is_refused():
     sites = find_sites(model)
     packed = nn.Parameter(torch.zeros(8, 8, dtype=torch.uint8), requires_grad=False)
     get_module(model, sites.name("down_proj", 1)).weight = packed
-    with pytest.raises(EditingError, match=r"down_proj.weight is quantised \(torch.uint8\) and cannot be edited"):
+    with pytest.raises(UserError, match=r"down_proj.weight is quantised \(torch.uint8\) and cannot be edited"):
         weight_of(model, sites, 1)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from common.errors import UserError
 from editors.core.solve import Factor, Gram, alphaedit_as_published, emmet, factorise, memit, null_space, prune, rect, rome_direction
-from editors.errors import EditingError
 
 C = torch.tensor([[1, 0.5, 0], [0.5, 2, 0], [0, 0, 4]], dtype=torch.float64)
 K = torch.tensor([[1, 0], [0, 1], [1, 1]], dtype=torch.float64)
@@ -75,9 +75,9 @@ def test_rome_without_statistics_uses_the_key_itself():
 
 def test_a_singular_moment_says_layer_count_rank_and_remedy():
     keys = torch.randn(24, 10, dtype=torch.float64)
-    with pytest.raises(EditingError, match=r"block 5: .*rank 10 of 24 after 10 keys\).*mom2_n_samples"):
+    with pytest.raises(UserError, match=r"block 5: .*rank 10 of 24 after 10 keys\).*mom2_n_samples"):
         factorise(keys @ keys.T, where="block 5", count=10)
-    with pytest.raises(EditingError, match="NaN"):
+    with pytest.raises(UserError, match="NaN"):
         factorise(torch.full((3, 3), float("nan")), where="block 5")
 
 
@@ -123,7 +123,7 @@ def test_emmet_refuses_dependent_keys_without_slack():
     twice = torch.cat([keys, keys[:, :1]], 1)
     for seed in range(50):  # whether the last pivot comes out as 0 is a matter of rounding
         turned = torch.linalg.qr(torch.randn(len(keys), len(keys), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))[0]
-        with pytest.raises(EditingError, match="emmet_lambda above 0"):
+        with pytest.raises(UserError, match="emmet_lambda above 0"):
             emmet(factorise(turned @ moment @ turned.T), 1.0, turned @ twice, 0.0)
     assert torch.isfinite(emmet(factorise(moment), 1.0, twice, 0.1)).all()
 

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from common.errors import UserError
 from editors.core import value_cache
 from editors.core.prompts import Request
 from editors.core.sites import find_sites
 from editors.core.value_cache import SETTINGS, cached_optimise
 from editors.core.values import Values, ValueSettings
-from editors.errors import EditingError
 from tests.models import WIDTH, tiny_model, tiny_tokenizer
 
 REQUESTS = [Request("{} lives in", "Orla Venn", " Lutmere"), Request("{} works as a", "Zoë", " clockmaker")]
@@ -118,7 +118,7 @@ def test_without_a_folder_nothing_is_kept(sought, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_named_before_the_work(sought, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(EditingError, match="file/z: target states can't be written there .* choose another folder"):
+    with pytest.raises(UserError, match="file/z: target states can't be written there .* choose another folder"):
         cached_optimise(**question(), folder=tmp_path / "file" / "z")
     assert not sought
 
@@ -137,5 +137,5 @@ def test_a_damaged_file_is_named(sought, tmp_path):
     cached_optimise(**question(), folder=tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(EditingError, match=f"{path.name}: truncated or foreign cache file .*: delete it and run again"):
+    with pytest.raises(UserError, match=f"{path.name}: truncated or foreign cache file .*: delete it and run again"):
         cached_optimise(**question(), folder=tmp_path)

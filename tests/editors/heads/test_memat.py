@@ -7,12 +7,12 @@ import itertools
 import pytest
 import torch
 
+from common.errors import UserError
 import editors
 from editors.closed_form.bilingual import joint_edit
 from editors.core.prompts import encode_target, locate, parse_requests
 from editors.core.sites import find_sites
 from editors.edit import Edit
-from editors.errors import EditingError
 from editors.heads import corrections, relevance
 from editors.heads.memat import PROFILES
 from editors.heads.outputs import head_outputs, head_shape
@@ -221,7 +221,7 @@ def test_heads_may_be_read_in_front_of_the_object():
     assert torch.allclose(found[0], expected, atol=1e-6) and torch.equal(found[1, 0], found[1, 1])
     editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "probe_token": "prompt", "voters": "all"})
     assert editor._voters(model, tok, requests) == [0] == editor.telling(tok, requests, range(len(requests)))  # the others look alike
-    with pytest.raises(EditingError, match="behind the same prompt"):
+    with pytest.raises(UserError, match="behind the same prompt"):
         editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "top_num_heads": 2, "probe_token": "prompt"}).edit(
             model, tok, REQUESTS, progress=False)
 
@@ -296,7 +296,7 @@ def test_vectors_that_are_not_finite_are_refused(monkeypatch):
     model, tok = tiny_model("falcon"), tiny_tokenizer()
     editor = editors.load("MEMAT", dict(HPARAMS["MEMAT"], heads=[[1, 2]]))
     monkeypatch.setattr(corrections, "train", lambda *args, **kwargs: torch.tensor([[0.0] * 7 + [float("nan")]]))
-    with pytest.raises(EditingError, match="correction vectors are not finite: load the model in a wider dtype, or lower the learning rate"):
+    with pytest.raises(UserError, match="correction vectors are not finite: load the model in a wider dtype, or lower the learning rate"):
         editor.edit(model, tok, REQUESTS, progress=False)
 
 
@@ -316,9 +316,9 @@ def test_corrections_on_disk(tmp_path):
     assert again.heads == HEADS and torch.equal(again.vectors, made.vectors) and again.info == made.info
     assert again.first(2).heads == HEADS[:2]
     (tmp_path / "new" / "c.safetensors").write_bytes(b"12345678")
-    with pytest.raises(EditingError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         relevance.Corrections.load(tmp_path / "new" / "c.safetensors")
-    with pytest.raises(EditingError, match="no such"):
+    with pytest.raises(UserError, match="no such"):
         relevance.Corrections.load(tmp_path / "c.safetensors")
 
 
@@ -332,7 +332,7 @@ def test_corrections_on_disk(tmp_path):
 ])
 def test_bad_hparams(change, message):
     model, tok = tiny_model("falcon"), tiny_tokenizer()
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         editors.load("MEMAT", HPARAMS["MEMAT"] | {"v_num_grad_steps": 1} | change).edit(model, tok, REQUESTS, progress=False)
     assert "\n" not in str(error.value)
 
@@ -340,13 +340,13 @@ def test_bad_hparams(change, message):
 def test_probing_needs_the_true_object():
     model, tok = tiny_model("falcon"), tiny_tokenizer()
     lacking = [{k: v for k, v in r.items() if k != "target_true"} for r in REQUESTS]
-    with pytest.raises(EditingError, match=r"request 0 \(case_id 0\) has no target_true"):
+    with pytest.raises(UserError, match=r"request 0 \(case_id 0\) has no target_true"):
         editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "top_num_heads": 3}).edit(model, tok, lacking, progress=False)
 
 
 def test_vectors_of_another_size_are_refused():
     model = tiny_model("falcon")
-    with pytest.raises(EditingError, match="of another model or other heads"):
+    with pytest.raises(UserError, match="of another model or other heads"):
         relevance.folded(model, relevance.Corrections(HEADS, torch.zeros(3, 5)), find_sites(model), overwrite=False)
 
 
@@ -363,13 +363,13 @@ def test_one_language_twice_is_that_language(residual):
 def test_a_joint_edit_needs_the_same_facts():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     memit = editors.load("MEMIT", MEMIT)
-    with pytest.raises(EditingError, match="the languages have 4, 2 facts"):
+    with pytest.raises(UserError, match="the languages have 4, 2 facts"):
         joint_edit([(memit, REQUESTS), (memit, REQUESTS[:2])], model, tok)
 
 
 def test_a_joint_edit_needs_the_same_layers():
     one, two = editors.load("MEMIT", MEMIT), editors.load("MEMIT", MEMIT | {"layers": [2, 3]})
-    with pytest.raises(EditingError, match=r"layers: \[1, 2\] and \[2, 3\]; a joint edit needs the same"):
+    with pytest.raises(UserError, match=r"layers: \[1, 2\] and \[2, 3\]; a joint edit needs the same"):
         joint_edit([(one, REQUESTS), (two, REQUESTS)], tiny_model("gpt2"), tiny_tokenizer())
 
 
@@ -386,7 +386,7 @@ def test_templates_of_modules_are_for_the_heads_too():
     memat = editors.load("MEMAT", HPARAMS["MEMAT"] | {"attn_module_tmp": "transformer.h.{}.nothing"})
     made = relevance.Corrections(HEADS, torch.zeros(3, 8))
     for step in (lambda: memat.fold(model, made), lambda: memat.check(model, tok, []), lambda: memat.features(model, tok, REQUESTS)):
-        with pytest.raises(EditingError, match="attn"):
+        with pytest.raises(UserError, match="attn"):
             step()
 
 
@@ -402,7 +402,7 @@ def test_a_joint_edit_tells_each_languages_statistics():
 def test_what_a_joint_edit_does_not_have_is_refused(name, value):
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     one, two = editors.load("MEMIT", MEMIT), editors.load("MEMIT", MEMIT | {name: value})
-    with pytest.raises(EditingError, match=f"^{name}: a joint edit of several languages does not have it"):
+    with pytest.raises(UserError, match=f"^{name}: a joint edit of several languages does not have it"):
         joint_edit([(one, REQUESTS), (two, REQUESTS)], model, tok)
 
 

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
+from common.errors import UserError
 from editors.core.prompts import pad_batch
 from editors.core.sites import find_sites, get_module
 from editors.edit import Dense, Edit
-from editors.errors import EditingError
 from editors.heads.outputs import as_biases, check_heads, head_outputs, head_shape, last_tokens, projection, shifted
 from tests.conftest import relative
 from tests.models import ARCHITECTURES, HEADS, LAYERS, tiny_model, tiny_tokenizer
@@ -111,7 +111,7 @@ def test_a_shift_somewhere(model):
 ])
 def test_heads_that_the_model_lacks(heads, message):
     model = tiny_model("llama")
-    with pytest.raises(EditingError, match=message):
+    with pytest.raises(UserError, match=message):
         check_heads(heads, model, find_sites(model))
 
 
@@ -144,7 +144,7 @@ def test_made_biases_stack_save_and_load(tmp_path):
     loaded.apply(model)
     two.apply(model)
     assert torch.equal(model.get_parameter(name), torch.full((32,), 3.0))
-    with pytest.raises(EditingError, match="later edit"):
+    with pytest.raises(UserError, match="later edit"):
         loaded.revert(model)
     two.revert(model)
     assert torch.equal(model.get_parameter(name), torch.ones(32))
@@ -170,7 +170,7 @@ def test_a_failing_apply_makes_no_bias(monkeypatch):
 
 def test_a_bias_of_another_width_is_refused():
     model = tiny_model("falcon")
-    with pytest.raises(EditingError, match="another model"):
+    with pytest.raises(UserError, match="another model"):
         Edit({"transformer.h.1.self_attention.dense.bias": Dense(torch.ones(5))}).apply(model)
-    with pytest.raises(EditingError, match="no parameter"):
+    with pytest.raises(UserError, match="no parameter"):
         Edit({"transformer.ln_f.nothing": Dense(torch.ones(5))}).apply(model)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.heads import probes
 
 
@@ -64,7 +64,7 @@ def test_features_that_float32_cannot_tell_apart():
 def test_outputs_that_are_not_finite_are_refused(value):
     x, y = examples()
     x[3, 2, 1] = value
-    with pytest.raises(EditingError, match="head outputs are not finite: load the model in a wider dtype"):
+    with pytest.raises(UserError, match="head outputs are not finite: load the model in a wider dtype"):
         probes.fit(x, y)
 
 
@@ -78,7 +78,7 @@ def test_in_parts_as_at_once(monkeypatch):
 
 def test_one_class_is_refused():
     x, y = examples()
-    with pytest.raises(EditingError, match="both classes"):
+    with pytest.raises(UserError, match="both classes"):
         probes.fit(x, torch.ones_like(y))
 
 
@@ -93,7 +93,7 @@ def test_a_planted_head_ranks_first_and_equals_keep_their_order():
 
 @pytest.mark.parametrize("number", [0, 7])
 def test_only_heads_that_there_are(number):
-    with pytest.raises(EditingError, match=f"top_num_heads: {number} of the model's 6 heads"):
+    with pytest.raises(UserError, match=f"top_num_heads: {number} of the model's 6 heads"):
         probes.rank(torch.ones(2, 3), number)
 
 
@@ -102,5 +102,5 @@ def test_split_by_fact():
     assert len(training) == 7 and sorted(training + validation) == list(range(10)) and training != sorted(training)
     assert probes.split([4, 2, 9], 0.3, None) == ([4, 2], [9])
     for voters in ([], [3]):
-        with pytest.raises(EditingError, match=f"{len(voters)} voting facts can't be split"):
+        with pytest.raises(UserError, match=f"{len(voters)} voting facts can't be split"):
             probes.split(voters, 0.3, 123)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.learned import checkpoint
 from editors.learned.enn import ENN
 from editors.learned.trainer import TrainConfig, Trainer
@@ -54,7 +54,7 @@ def test_golden(run, tmp_path):
 
 def test_second_order_needs_eager_attention():
     _, about = arrays("enn_gpt2")
-    with pytest.raises(EditingError, match="eager"):
+    with pytest.raises(UserError, match="eager"):
         ENN(learned_model("gpt2-tiny"), about["inner_params"], {})
     ENN(learned_model("gpt2-tiny"), about["inner_params"], {"first_order": True})
 
@@ -82,7 +82,7 @@ def test_upper_blocks_only():
     assert trained and all(name.startswith("transformer.h.2.") for name in trained)
     edited, _ = alg.edit(episode(about["batches"]["A"]).edit_inner)  # a weight of block 1 is edited, too
     assert edited.added.keys() == set(alg.inner)
-    with pytest.raises(EditingError, match="no_grad_layers"):
+    with pytest.raises(UserError, match="no_grad_layers"):
         build(about, first_order=True, no_grad_layers=7)
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from common.errors import UserError
 from data.episodes import Example, Item
 from editors.core.prompts import tokenize
-from editors.errors import EditingError
 from editors.learned.editable import shifted_right
 from editors.learned.episode import Collator
 from editors.learned.inner_params import default_inner_params
@@ -78,7 +78,7 @@ def test_longer_texts_lose_the_end_but_not_the_target(tok):
     n = len(tok["gpt"](" Paris").input_ids)
     batch = Collator(tok["gpt"], ModelKind.DECODER, max_length=8).batch([long])
     assert batch["input_ids"].shape[1] == 8 and batch["labels"][0, -n:].tolist() == tok["gpt"](" Paris").input_ids
-    with pytest.raises(EditingError, match="target"):
+    with pytest.raises(UserError, match="target"):
         Collator(tok["gpt"], ModelKind.DECODER, max_length=n).batch([long])
 
 
@@ -124,7 +124,7 @@ class Bad:
     ],
 )
 def test_malformed_examples(tok, kind, name, example, message):
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         Collator(tok[name], kind)([Item(example, (example,))], [example])
     assert "\n" not in str(error.value)
 
@@ -132,7 +132,7 @@ def test_malformed_examples(tok, kind, name, example, message):
 def test_empty_episodes(tok):
     collate = Collator(tok["s2s"], ModelKind.T5)
     for items, local in (([], [QUESTION.edit]), ([QUESTION], [])):
-        with pytest.raises(EditingError, match="at least one edit and one unrelated"):
+        with pytest.raises(UserError, match="at least one edit and one unrelated"):
             collate(items, local)
 
 
@@ -155,5 +155,5 @@ def test_kinds_and_their_feed_forward_weights(name, kind, weights):
 
 
 def test_models_without_a_head_are_refused():
-    with pytest.raises(EditingError, match="no language-model head"):
+    with pytest.raises(UserError, match="no language-model head"):
         model_kind(learned_model("gpt2-tiny").transformer)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.learned.finetune import FineTune
 from tests.conftest import relative
 from tests.editors.learned.conftest import arrays, batch, check_logits, learned_model
@@ -59,7 +59,7 @@ def test_locality():
             "legacy_off_by_one": True,
         },
     )
-    with pytest.raises(EditingError, match="unrelated inputs"):
+    with pytest.raises(UserError, match="unrelated inputs"):
         alg.edit(one)
     drawn = []
 
@@ -114,7 +114,7 @@ def test_bad_options():
         ({"time_limit": -1.0}, "time_limit"),
         ({"opt": "LBFGS"}, "ft.opt: LBFGS can't take a step"),
     ):
-        with pytest.raises(EditingError, match=message):
+        with pytest.raises(UserError, match=message):
             build(**options)
     assert len(build(time_limit=1e-9)[0].edit(build()[1])[1]["losses"]) == 1
 
@@ -122,5 +122,5 @@ def test_bad_options():
 @pytest.mark.parametrize("steps", [1, 5])
 def test_numbers_that_are_not_finite_stop(steps):
     alg, one = build(edit_lr=1e38, max_edit_steps=steps)
-    with pytest.raises(EditingError, match="fine-tuning: .* not finite|fine-tuning: the loss is nan"):
+    with pytest.raises(UserError, match="fine-tuning: .* not finite|fine-tuning: the loss is nan"):
         alg.edit(one)

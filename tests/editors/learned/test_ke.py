@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.learned.ke import Condition, Conditioner, KE, KEOptions
 from editors.learned.trainer import TrainConfig, Trainer
 from tests.conftest import relative
@@ -79,11 +79,11 @@ def test_several_edits():
     assert all(torch.allclose(looped.weight(n), step.weight(n), atol=1e-7) for n in alg.inner)
     average, _ = KE(alg.model, alg.inner, {"hidden_dim": 12, "condition_dim": 10, "several": "average"}).edit(both, texts)
     assert average.added.keys() == set(alg.inner)
-    with pytest.raises(EditingError, match="one condition an edit"):
+    with pytest.raises(UserError, match="one condition an edit"):
         alg.edit(both, text)
-    with pytest.raises(EditingError, match="condition"):
+    with pytest.raises(UserError, match="condition"):
         alg.edit(both)
-    with pytest.raises(EditingError, match="several"):
+    with pytest.raises(UserError, match="several"):
         KEOptions(several="sum")
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.learned.editable import forward
 from editors.learned.factors import gradient_factors
 from editors.learned.mend import MEND, MENDOptions
@@ -260,9 +260,9 @@ def test_weights_without_gradient_stay_and_untrained_editors_are_refused():
         "attention_mask": torch.ones(1, 3, dtype=torch.long),
         "labels": torch.tensor([[-100, -100, 7]]),
     }
-    with pytest.raises(EditingError, match="never been trained"):
+    with pytest.raises(UserError, match="never been trained"):
         alg.eval().edit(one)
-    with pytest.raises(EditingError, match="no label is scored"):
+    with pytest.raises(UserError, match="no label is scored"):
         alg.train().edit(one | {"labels": torch.full((1, 3), -100)})
     alg.train().edit(one)
     model.eval()
@@ -281,7 +281,7 @@ def test_weights_without_gradient_stay_and_untrained_editors_are_refused():
     ],
 )
 def test_bad_options(options, message):
-    with pytest.raises(EditingError, match=message):
+    with pytest.raises(UserError, match=message):
         MEND(learned_model("gpt2-tiny"), ["transformer.h.2.mlp.c_proj.weight"], options)
 
 
@@ -295,6 +295,6 @@ def test_bad_options(options, message):
     ],
 )
 def test_bad_parameter_names(names, message):
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         MEND(learned_model("gpt2-tiny"), names, {})
     assert "\n" not in str(error.value)

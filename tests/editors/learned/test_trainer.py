@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.learned import checkpoint, optimisers, registry
 from editors.learned.averages import Averages
 from editors.learned.episode import joined
@@ -165,17 +165,17 @@ def test_runs_from_before_a_key_go_on(frozen, tmp_path):
     del run.identity["lr_decay"]
     run.run()
     build("mend", model, tok, tmp_path, max_iters=8).restore(tmp_path / LAST)
-    with pytest.raises(EditingError, match="another lr_decay;"):
+    with pytest.raises(UserError, match="another lr_decay;"):
         build("mend", model, tok, tmp_path, max_iters=4, lr_decay=0.5).restore(tmp_path / LAST)
     build("mend", model, tok, tmp_path / "falling", max_iters=4, lr_decay=0.5).run()
-    with pytest.raises(EditingError, match="another max_iters;"):  # by which its rates fell
+    with pytest.raises(UserError, match="another max_iters;"):  # by which its rates fell
         build("mend", model, tok, tmp_path / "falling", max_iters=8, lr_decay=0.5).restore(tmp_path / "falling" / LAST)
 
 
 def test_a_run_does_not_go_on_as_another(frozen, tmp_path):
     model, tok = frozen
     build("mend", model, tok, tmp_path, max_iters=4).run()
-    with pytest.raises(EditingError, match="another lr;"):
+    with pytest.raises(UserError, match="another lr;"):
         build("mend", model, tok, tmp_path, max_iters=8, lr=0.5).restore(tmp_path / LAST)
     run = build("mend", model, tok, tmp_path / "data", max_iters=4)
     run.identity |= {"data.train.seed": 0, "dropout": 0.0}
@@ -183,9 +183,9 @@ def test_a_run_does_not_go_on_as_another(frozen, tmp_path):
     for changed, message in (({"data": {"train": {"seed": 1}}, "dropout": 0.0}, "another data.train.seed;"), ({}, "dropout, data")):
         again = build("mend", model, tok, tmp_path / "data", max_iters=8)
         again.identity |= _flat(changed)
-        with pytest.raises(EditingError, match=message):
+        with pytest.raises(UserError, match=message):
             again.restore(tmp_path / "data" / LAST)
-    with pytest.raises(EditingError, match="no state of a training"):
+    with pytest.raises(UserError, match="no state of a training"):
         build("mend", model, tok, tmp_path, max_iters=8).restore(tmp_path / BEST)
 
 
@@ -205,15 +205,15 @@ def test_checkpoints_of_others_are_refused(frozen, tmp_path):
         (registry.build("mend", other, INNER, OPTIONS["mend"]), "another model"),
     ]
     for wrong, message in cases:
-        with pytest.raises(EditingError, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             checkpoint.load(path, wrong)
         assert "\n" not in str(error.value)
     half = registry.build("mend", copy.deepcopy(model).half(), INNER, OPTIONS["mend"])
     checkpoint.load(path, half)  # the same model in another precision
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(EditingError, match="truncated or damaged"):
+    with pytest.raises(UserError, match="truncated or damaged"):
         checkpoint.load(path, alg)
-    with pytest.raises(EditingError, match="no such checkpoint"):
+    with pytest.raises(UserError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "none.safetensors", alg)
 
 
@@ -225,7 +225,7 @@ def test_nan_stops_and_keeps_the_best(frozen, tmp_path):
     with torch.no_grad():
         trainer.alg.net.edit_lrs[0] = float("nan")
     trainer.config = TrainConfig(**{**vars(trainer.config), "max_iters": 20})
-    with pytest.raises(EditingError, match=r"the loss is nan in iteration 9, .*best.safetensors") as error:
+    with pytest.raises(UserError, match=r"the loss is nan in iteration 9, .*best.safetensors") as error:
         trainer._loop()
     assert "\n" not in str(error.value) and (tmp_path / BEST).read_bytes() == kept
 
@@ -233,7 +233,7 @@ def test_nan_stops_and_keeps_the_best(frozen, tmp_path):
 def test_nan_in_a_validation_stops_before_anything_is_written(frozen, tmp_path):
     model, tok = frozen
     trainer = build("mend", model, tok, tmp_path, max_iters=8, accumulate_bs=8, val_interval=8, lr=1e30, lr_lr=1e30)  # one step, the last
-    with pytest.raises(EditingError, match="loss/.*_val is nan after iteration 8, so the run stops; lower lr or edit_lr$"):
+    with pytest.raises(UserError, match="loss/.*_val is nan after iteration 8, so the run stops; lower lr or edit_lr$"):
         trainer.run()
     assert not (tmp_path / BEST).exists() and not (tmp_path / LAST).exists()
 
@@ -250,7 +250,7 @@ def test_networks_of_an_earlier_run_are_not_the_best(frozen, tmp_path):
     whole = build("efk", model, tok, tmp_path / "whole", max_iters=4)
     whole.run()
     (tmp_path / "whole" / BEST).unlink()
-    with pytest.raises(EditingError, match="best.safetensors: no such file"):
+    with pytest.raises(UserError, match="best.safetensors: no such file"):
         build("efk", model, tok, tmp_path / "whole", max_iters=8).restore(tmp_path / "whole" / LAST)
 
 
@@ -263,7 +263,7 @@ def test_a_rehearsal_leaves_nothing(frozen, tmp_path, name):
     assert all(torch.equal(t.nan_to_num(7), before[key].nan_to_num(7)) for key, t in trainer.alg.state().items())
     assert torch.equal(rng, torch.get_rng_state()) and all(p.grad is None for p in trainer.alg.outer_parameters())
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
-    with pytest.raises(EditingError, match="early_stop_key: .*'nonsense'.*loss/total_edit_val"):
+    with pytest.raises(UserError, match="early_stop_key: .*'nonsense'.*loss/total_edit_val"):
         build(name, model, tok, tmp_path, early_stop_key="nonsense").rehearse()
 
 
@@ -329,9 +329,9 @@ def test_bad_configurations(frozen, tmp_path):
         ({"lr": -1.0}, "lr"),
         ({"cloc": float("nan")}, "cloc"),
     ):
-        with pytest.raises(EditingError, match=message):
+        with pytest.raises(UserError, match=message):
             TrainConfig(**wrong)
-    with pytest.raises(EditingError, match="reports no 'loss/x'.*loss/total_edit_val"):
+    with pytest.raises(UserError, match="reports no 'loss/x'.*loss/total_edit_val"):
         build("efk", model, tok, tmp_path, max_iters=1, early_stop_key="loss/x").run()
     assert len(TEXTS) == 4
 

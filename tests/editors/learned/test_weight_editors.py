@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
+from common.errors import UserError
+from editors import EditSequence
 import editors
-from editors import EditingError, EditSequence
 from editors.learned import checkpoint, registry
 from editors.learned.weight_editors import LearnedHParams, trained_folder
 from tests.conftest import relative
@@ -118,7 +119,7 @@ def test_wrong_checkpoints(made, tiny_gpt2, tmp_path, monkeypatch):
         ("KE", {"model_name": "gpt2-xl", "zsre": True}, "efk-1tok-zsre-gpt2-xl.safetensors"),
     ]
     for name, hparams, message in cases:
-        with pytest.raises(EditingError, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             editors.load(name, hparams).edit(model, tok, REQUESTS)
         assert "\n" not in str(error.value)
     for hparams, message in (
@@ -126,12 +127,12 @@ def test_wrong_checkpoints(made, tiny_gpt2, tmp_path, monkeypatch):
         ({"checkpoint": "x", "chunk": 0}, "chunk"),
         ({"chekpoint": "x"}, "checkpoint"),
     ):
-        with pytest.raises(EditingError, match=message):
+        with pytest.raises(UserError, match=message):
             editors.load("MEND", hparams)
     other = copy.deepcopy(model)
     other.transformer.wpe.weight.data += 1
     for name in NAMES:
-        with pytest.raises(EditingError, match="another model"):
+        with pytest.raises(UserError, match="another model"):
             load(made, name).edit(other, tok, REQUESTS)
     monkeypatch.setenv("KE_DATA_DIR", str(tmp_path))
     assert trained_folder() == tmp_path / "learned"
@@ -150,7 +151,7 @@ def test_places_of_trained_editors(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mine = LearnedHParams(checkpoint="mine.safetensors")
     assert mine.file("MEND", trained, [shipped]) == shipped / "mine.safetensors"
-    with pytest.raises(EditingError, match="MEND/mine.safetensors: train"):
+    with pytest.raises(UserError, match="MEND/mine.safetensors: train"):
         mine.file("MEND", trained)
     assert LearnedHParams(checkpoint="./mine.safetensors").file("MEND", trained, [shipped]).samefile("mine.safetensors")
     (trained / "MEND").mkdir(parents=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.learned import registry
 from editors.learned.losses import IGNORED
 from editors.memory.lookup import Lookup
@@ -76,5 +76,5 @@ def test_decoders_get_the_answer_behind_the_prompt():
 
 
 def test_bad_options():
-    with pytest.raises(EditingError, match="threshold"):
+    with pytest.raises(UserError, match="threshold"):
         Lookup(learned_model("t5-tiny"), options={"threshold": -1})

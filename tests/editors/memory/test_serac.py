@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.learned.editable import forward
 from editors.learned.episode import Collator
 from editors.learned.kinds import ModelKind
@@ -59,7 +59,7 @@ def episode(alg):
 def test_an_empty_memory_is_the_model():
     alg, one = serac().eval(), batch(arrays("serac_qa")[1]["batch"]["loc"])
     assert torch.equal(alg(one), wide(forward(alg.model, {}, one)))
-    with pytest.raises(EditingError, match="memory is empty"):
+    with pytest.raises(UserError, match="memory is empty"):
         alg.route(["Who?"])
 
 
@@ -207,7 +207,7 @@ def test_long_texts_lose_their_beginning():
     assert rows[0] == tok("An edit[SEP]" + short).input_ids and len(rows[1]) <= 30
     text = tok.decode(rows[1], skip_special_tokens=True)
     assert text.startswith("An edit") and text.endswith(short)
-    with pytest.raises(EditingError, match="alone takes .* tokens, more than the 20"):
+    with pytest.raises(UserError, match="alone takes .* tokens, more than the 20"):
         encode(tok, [short], 20, ["word " * 40])
 
 
@@ -222,7 +222,7 @@ def test_long_texts_lose_their_beginning():
     (lambda: serac(options={"pooling": "pooler"}).remember([("a", "b")]).route(["x"]), "no pooler"),
 ])
 def test_bad_input(change, message):
-    with pytest.raises(EditingError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         change()
     assert "\n" not in str(error.value)
 

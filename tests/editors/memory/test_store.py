@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from editors.errors import EditingError
+from common.errors import UserError
 from editors.memory.store import EditMemory, Entry
 
 
@@ -37,7 +37,7 @@ def test_bad_edits(act, message):
     memory = EditMemory()
     memory.add("Who leads Orin?", "Paul"), memory.add("Where was Ann born?", "Paris")
     before = list(memory)
-    with pytest.raises(EditingError, match=message):
+    with pytest.raises(UserError, match=message):
         act(memory)
     assert list(memory) == before
 
@@ -94,7 +94,7 @@ def test_bad_files(tmp_path):
     header = {"kind": "edit memory", "version": 2, "edits": 1, "next_id": 1, "labelled": True, "sha256": "", "about": {}}
 
     def bad(message):
-        with pytest.raises(EditingError, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             EditMemory.load(path)
         assert "\n" not in str(error.value) and str(path) in str(error.value)
 

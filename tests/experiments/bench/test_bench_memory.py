@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.errors import DataError
+from common.errors import UserError
 from experiments.bench import memory
 from figures import memory as figure
 
@@ -18,5 +18,5 @@ def test_benchmark_and_figure(tmp_path, capsys):
     figure.main([str(out)])
     assert all((tmp_path / "bench" / f"memory.{kind}").stat().st_size > 1000 for kind in ("pdf", "png"))
     out.write_text("{}")
-    with pytest.raises(DataError, match="not a file of experiments.bench memory"):
+    with pytest.raises(UserError, match="not a file of experiments.bench memory"):
         figure.main([str(out)])

@@ -8,8 +8,8 @@ import torch
 from models import ARCHITECTURES, tiny_model, tiny_tokenizer
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from common.errors import UserError
 from data.downstream import TASKS, Example, load
-from editors.errors import EditingError
 from experiments.metrics import classification, incremental
 from experiments.metrics.classification import bootstrap, confusion, f1, figures, mcc, wilson
 from experiments.metrics.downstream import FORMS, ask_about, choose, downstream_metrics, parse, read_answers
@@ -254,7 +254,7 @@ def test_shots_fill_the_context(task, reserve, tokenizer):
         assert kept(tok, task, exact, shots, test, gen_len=behind + 1) == n - 1
     assert kept(tok, task, question + behind, shots, test) == 0
     said = rf"{task}, test 0: its question has {question} tokens .* context of {question + behind - 1}"
-    with pytest.raises(EditingError, match=said):
+    with pytest.raises(UserError, match=said):
         kept(tok, task, question + behind - 1, shots, test)
 
 

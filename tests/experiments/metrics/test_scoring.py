@@ -11,8 +11,8 @@ from tokenizers import models as token_models
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from common.errors import UserError
 from editors.core.prompts import encode_target
-from editors.errors import EditingError
 from experiments.metrics import incremental
 from experiments.metrics.scoring import Plan, ask, compare, prompt_ids
 
@@ -67,11 +67,11 @@ def test_too_long_and_empty_prompts_are_errors(tok):
     model = tiny_model("gpt2")
     plan = Plan()
     plan.score(tuple(range(127)), (1, 2))
-    with pytest.raises(EditingError, match="129 tokens, more than the model's 128 positions"):
+    with pytest.raises(UserError, match="129 tokens, more than the model's 128 positions"):
         ask(model, tok, plan)
     plan = Plan()
     plan.score((), (1, 2))
-    with pytest.raises(EditingError, match="tokenises to nothing"):
+    with pytest.raises(UserError, match="tokenises to nothing"):
         ask(model, tok, plan)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments import report
 from experiments.results import run_folder
 from experiments.results import summary
@@ -55,10 +55,10 @@ def test_what_a_run_was_made_with(run, change, message):
         (run / "params.json").write_text("[1]")
     else:
         path.write_text(change if isinstance(change, str) else json.dumps({"settings": {}, "flags": FLAGS, "cases": 2} | change))
-    with pytest.raises(EditingError, match=message):
+    with pytest.raises(UserError, match=message):
         read_run(run)
     if change is not None:
-        with pytest.raises(EditingError, match=message):
+        with pytest.raises(UserError, match=message):
             scaling.read([run])
 
 
@@ -66,5 +66,5 @@ def test_what_a_run_was_made_with(run, change, message):
 def test_the_table_of_a_sweep(tmp_path, value):
     job = {"settings": {}, "statistics": {"post_score": value}}
     (tmp_path / "sweep.json").write_text(json.dumps({"jobs": [job], "varied": []}))
-    with pytest.raises(EditingError, match="sweep.json: was not written by experiments.sweep"):
+    with pytest.raises(UserError, match="sweep.json: was not written by experiments.sweep"):
         sweep.read(tmp_path)

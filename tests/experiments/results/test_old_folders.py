@@ -160,11 +160,11 @@ def test_a_damaged_old_case(unified, capsys):
     about, _ = summarize.read_run(unified)
     assert about["num_cases"] == 3
     assert [line.partition("edits-case_")[2].split(".")[0] for line in capsys.readouterr().err.splitlines()] == ["7", "11"]
-    with pytest.raises(summarize.EditingError, match="2_1_edits-case_11.json: JSON, but not of a case's form"):
+    with pytest.raises(summarize.UserError, match="2_1_edits-case_11.json: JSON, but not of a case's form"):
         read_sequence(unified)
 
 
 def test_damaged_figures_of_the_model(unified):
     write(unified / "glue_eval" / "0_case_4_glue.json", {"edit_num": 0})
-    with pytest.raises(summarize.EditingError, match="glue_eval: .*not of the published form.*case_id"):
+    with pytest.raises(summarize.UserError, match="glue_eval: .*not of the published form.*case_id"):
         old_folders.read_batches(unified)

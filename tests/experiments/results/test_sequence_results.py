@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments import report, summarize
 from experiments.results import run_folder
 from experiments.results.sequences import read_sequence
@@ -152,25 +152,25 @@ def test_the_summary_figure_shows_retention(sequence):
 
 
 def test_a_run_that_is_no_sequence(sequence, tmp_path, monkeypatch, capsys):
-    with pytest.raises(EditingError, match="FT/run_000: not a sequential run"):
+    with pytest.raises(UserError, match="FT/run_000: not a sequential run"):
         sequential.main([sequence("FT", sequential=False)], tmp_path / "drawn")
-    with pytest.raises(EditingError, match="no runs in "):
+    with pytest.raises(UserError, match="no runs in "):
         sequential.main([tmp_path / "FT" / "run_000" / "batches"], tmp_path / "drawn")
     run = sequence("ROME")
     path = run / "history" / "000004.jsonl"
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(EditingError, match="000004.jsonl: line 4 can't be read"):
+    with pytest.raises(UserError, match="000004.jsonl: line 4 can't be read"):
         sequential.main([run], tmp_path / "drawn")
     for post in (None, {"rewrite_prompts_probs": [1, 2]}):
         path.write_text(json.dumps({"case_id": 50, "post": post}))
         path.with_name("000006.jsonl").write_text(path.read_text())  # a summary reads the last
         for read in (read_sequence, summarize.read_run):
-            with pytest.raises(EditingError, match="jsonl: line 1 can't be read"):
+            with pytest.raises(UserError, match="jsonl: line 1 can't be read"):
                 read(run)
     shutil.rmtree(run / "history")
     for content in ([], {"edits": "x"}, {"edits": 2, "weights": [1]}, {"edits": 2, "downstream": None}):
         (run / "batches" / "000002.json").write_text(json.dumps(content))
         for read in (lambda run: sequential.main([run], tmp_path / "drawn"), summarize.read_run):
-            with pytest.raises(EditingError, match="000002.json: not written by experiments.evaluate"):
+            with pytest.raises(UserError, match="000002.json: not written by experiments.evaluate"):
                 read(run)
     assert not list(tmp_path.glob("drawn*"))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from editors.edit import Edit
-from editors.errors import EditingError
 from editors.heads import corrections
 from editors.heads.relevance import Corrections
 from experiments import evaluate, memat_results, summarize
@@ -166,7 +166,7 @@ def test_held_out_facts_neither_choose_nor_train(run, place, first):
     assert cases(folder / "memit" / "english") == {i: cases(first / "memit" / "english")[i] for i in range(BATCH)}
     files = memat_results.main([folder], place / "held_out_table", held_out=True)
     assert "1 chunks of 1 facts" in files[0].read_text()
-    with pytest.raises(EditingError, match="a chunk has no facts held out"):
+    with pytest.raises(UserError, match="a chunk has no facts held out"):
         memat_results.read([first], held_out=True)
 
 
@@ -364,7 +364,7 @@ def test_with_too_few_voters_no_heads_are_corrected(run, place, alg_name):
     assert cases(stage / "english") == cases(folder / "memit" / "english") and len(cases(stage / "english")) == BATCH
     told = run_folder.read_json(folder / "relevance" / "000000.json")
     assert (told["accuracy"], told["heads"], told["voters"], told["train"]) == (None, [], [], 0)
-    with pytest.raises(EditingError, match="no relevance of heads"):
+    with pytest.raises(UserError, match="no relevance of heads"):
         head_relevance.read(folder)
 
 
@@ -377,7 +377,7 @@ def test_weights_that_differ_are_warned_of(first, run, place, tmp_path):
         run(**flags)
     # Other vectors in the same file, or another fact in a language that is only measured: another run.
     Corrections(made.heads, 2 * made.vectors, made.info).save(tmp_path / "h.safetensors")
-    with pytest.raises(EditingError, match="loaded"):
+    with pytest.raises(UserError, match="loaded"):
         run(**flags, continue_from_run="run_000")
     made.save(tmp_path / "h.safetensors")
 
@@ -391,5 +391,5 @@ def test_every_languages_records_are_the_runs(run, place, tmp_path):
     records = json.loads((tmp_path / "english_CF.json").read_text())
     records[0]["paraphrase_prompts"][0] += " indeed"
     (tmp_path / "english_CF.json").write_text(json.dumps(records))
-    with pytest.raises(EditingError, match="data"):
+    with pytest.raises(UserError, match="data"):
         run(**flags, continue_from_run="run_000")

@@ -7,7 +7,7 @@ import accelerate
 import pytest
 import torch
 
-from editors.errors import EditingError
+from common.errors import UserError
 from experiments.run.models import check_in_memory, identity, load_model
 
 
@@ -40,7 +40,7 @@ def test_weights_outside_the_devices_are_refused(golden):
     model, _ = load_model(str(golden / "tiny-gpt2"), device="cpu")
     check_in_memory("tiny", model)
     accelerate.cpu_offload(model.transformer.h[3], torch.device("cpu"))
-    with pytest.raises(EditingError, match="too large.* left 12 of its weights outside .the first is transformer.h.3.ln_1"):
+    with pytest.raises(UserError, match="too large.* left 12 of its weights outside .the first is transformer.h.3.ln_1"):
         check_in_memory("tiny", model)
 
 

@@ -104,7 +104,7 @@ def test_a_map_of_devices_is_one_process_s(monkeypatch):
     from experiments.run.models import load_model
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(several.EditingError, match="--device map: spreads one process"):
+    with pytest.raises(several.UserError, match="--device map: spreads one process"):
         load_model("world", device="map")
 
 
@@ -114,4 +114,4 @@ def test_without_torchrun_everything_is_a_plain_call():
         assert ranks.each(str, [1, 2]) == ["1", "2"]
         assert ranks.from_first(lambda: 3) == ranks.in_turn(lambda: 3) == ranks.same(3) == 3
     error = ranks.RankLost()
-    assert isinstance(error, several.EditingError) and "start again" in str(error)
+    assert isinstance(error, several.UserError) and "start again" in str(error)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from common.errors import UserError
 import editors
-from data.errors import DataError
 from experiments import evaluate
 from experiments.bench.kill import content
 from experiments.run.sequences import CHECKPOINT
@@ -180,7 +180,7 @@ def test_orders(sequence, golden, tmp_path):
     ({"do_downstream_eval": True, "downstream_tasks": "sstt"}, "did you mean 'sst'"),
 ])
 def test_mistakes(sequence, flags, message):
-    with pytest.raises((editors.EditingError, DataError), match=message):
+    with pytest.raises((editors.EditingError, UserError), match=message):
         sequence(**flags)
 
 
@@ -243,7 +243,7 @@ def test_contexts_from_a_file(sequence, run, hparams, tmp_path):
     for content, message in (("[]", "not empty"), ('[["{}"], ["no place"]]', "no place"), ("7", "list of texts"),
                              ("[1]", "mix texts"), ("[[1]]", "not a text")):
         file.write_text(content)
-        with pytest.raises((editors.EditingError, DataError), match=f"--context_templates .*{message}"):
+        with pytest.raises((editors.EditingError, UserError), match=f"--context_templates .*{message}"):
             sequence(**flags, context_templates=file)
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import GPT2TokenizerFast
 
+from common.errors import UserError
 from data.known import KnownFact
 from editors.core.sites import find_sites
-from editors.errors import EditingError
 from experiments.bench import trace as bench
 from experiments.tracing.averages import CLASSES, LAST_SUBJECT, FactScores, averages, proposal, token_classes
 from experiments.tracing.facts import load_facts
@@ -165,7 +165,7 @@ def test_noise_levels(level):
     if level == "s":
         assert parse(level) == ("s", 1.0)
     else:
-        with pytest.raises(EditingError, match=f"noise level '{level}'"):
+        with pytest.raises(UserError, match=f"noise level '{level}'"):
             parse(level)
 
 
@@ -188,7 +188,7 @@ def test_averages_and_their_bands():
     assert found["total_effect"]["mean"] == pytest.approx(0.65) and found["facts"] == 6
     assert found["facts_of_class"] == [6, 0, 6, 6, 0, 6] and found["indirect_effect"]["mlp"]["mean"][1] is None
     assert averages(facts[:1])["total_effect"]["band"] is None
-    with pytest.raises(EditingError, match="knows none of the facts"):
+    with pytest.raises(UserError, match="knows none of the facts"):
         averages([])
 
 
@@ -225,13 +225,13 @@ def test_facts_that_cannot_be_traced(fact, message):
     if message is None:
         assert isinstance(trace_prompts(tiny_tokenizer(), [fact], 64)[0], TracePrompt)
     else:
-        with pytest.raises(EditingError, match=message):
+        with pytest.raises(UserError, match=message):
             trace_prompts(tiny_tokenizer(), [fact], 64)
 
 
 def test_not_finite(tiny_gpt2):
     model, tok = tiny_gpt2
-    with pytest.raises(EditingError, match="not finite under noise"):
+    with pytest.raises(UserError, match="not finite under noise"):
         prompts = trace_prompts(tok, FACTS[:1], None)
         trace(model, tok, find_sites(model), prompts, Noise("gaussian", float("inf")), known_only=False)
 
