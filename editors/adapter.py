@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
-from .base import check_finite
+from .changes import Change, check_finite, LowRank
 from .core.files import new_folder
 from .core.modules import get_module
-from .edit import Dense, LowRank
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for `max_lora_rank`."""
@@ -48,7 +47,7 @@ class Lora:
         return len(self.down)
 
 
-def factors(changes: Mapping[str, LowRank | Dense], model: nn.Module, max_rank: int | None = RANKS[-1]) -> dict[str, Lora]:
+def factors(changes: Mapping[str, Change], model: nn.Module, max_rank: int | None = RANKS[-1]) -> dict[str, Lora]:
     """{module name: what the adapter adds there}, in float32, ranks rounded up to `RANKS` with zeros.
 
     max_rank: one of `RANKS`, or None for no limit (ranks above 512 are then not rounded, and vLLM does not load them).
@@ -69,8 +68,8 @@ def factors(changes: Mapping[str, LowRank | Dense], model: nn.Module, max_rank: 
             )
         if attribute == "weight" and _is_shared(model, linear.weight):
             raise UserError(f"{name} is shared by several modules, of which a LoRA adapter reaches one; export a checkpoint")
-        if _shape(change) != (tuple(linear.weight.shape) if attribute == "weight" else (_widths(linear)[1],)):
-            raise UserError(f"the edit of {name} has shape {_shape(change)}: it was made for another model")
+        if change.shape != (tuple(linear.weight.shape) if attribute == "weight" else (_widths(linear)[1],)):
+            raise UserError(f"the edit of {name} has shape {change.shape}: it was made for another model")
         if attribute == "weight":
             weights[module] = change
         else:
@@ -93,7 +92,7 @@ def factors(changes: Mapping[str, LowRank | Dense], model: nn.Module, max_rank: 
 
 
 def save(
-    folder: Path, changes: Mapping[str, LowRank | Dense], info: Mapping[str, Any], model: nn.Module,
+    folder: Path, changes: Mapping[str, Change], info: Mapping[str, Any], model: nn.Module,
     max_rank: int | None = RANKS[-1], base_model: str | None = None,
 ) -> dict[str, Lora]:
     """Write the adapter as peft reads it, and `edit.json` (the edit's info, ranks and errors), whole or not at all.
@@ -136,7 +135,7 @@ def save(
     return loras
 
 
-def _factors(change: LowRank | Dense, max_rank: int | None) -> tuple[Tensor, Tensor, int, float]:
+def _factors(change: Change, max_rank: int | None) -> tuple[Tensor, Tensor, int, float]:
     """(left, right, exact rank, error) with left @ right the change in the parameter's orientation."""
     if isinstance(change, LowRank) and (max_rank is None or change.left.shape[1] <= max_rank):
         return change.left, change.right.T, change.left.shape[1], 0.0
@@ -158,10 +157,6 @@ def _factors(change: LowRank | Dense, max_rank: int | None) -> tuple[Tensor, Ten
 def _widths(linear: nn.Linear | Conv1D) -> tuple[int, int]:
     """(d_in, d_out)"""
     return tuple(linear.weight.shape) if isinstance(linear, Conv1D) else tuple(linear.weight.shape[::-1])
-
-
-def _shape(change: LowRank | Dense) -> tuple[int, ...]:
-    return tuple(change.delta.shape) if isinstance(change, Dense) else (len(change.left), len(change.right))
 
 
 def _is_shared(model: nn.Module, weight: nn.Parameter) -> bool:

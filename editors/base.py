@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from .changes import Change, check_finite
 from .core import ranks
 from .core.covariance import pin
 from .core.fingerprint import model_fingerprint
 from .core.key_memory import KeyMemory
 from .core.prompts import Request, check_lengths, parse_requests
 from .core.sites import evaluating, longest_context
-from .edit import Dense, Edit, LowRank
+from .edit import Edit
 from .hparams import HParams
 
 
@@ -35,13 +36,6 @@ class Task:
     z_cache: str | os.PathLike | None
     progress: bool
     memory: KeyMemory | None = None
-
-
-def check_finite(changes: Mapping[str, LowRank | Dense]) -> None:
-    """Raises UserError for the first change that holds NaN or infinity."""
-    for name, change in changes.items():
-        if not all(torch.isfinite(part).all() for part in vars(change).values()):
-            raise UserError(f"the change of {name} is not finite: load the model in a wider dtype, or lower the learning rate")
 
 
 class Editor(ABC):
@@ -90,7 +84,7 @@ class Editor(ABC):
         return Edit(changes, edit.info | {"rounding": Edit(rounded).rounding(model)}) if rounded else edit
 
     @abstractmethod
-    def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
+    def changes(self, task: Task) -> tuple[dict[str, Change], dict[str, Any]]:
         """({parameter name: change}, what else the Edit's info should tell). Leaves the model as it was."""
 
     def begin(self, model: nn.Module, tok, context_templates: Sequence | None = None, progress: bool = True) -> dict[str, Any]:

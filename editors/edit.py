@@ -9,60 +9,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from common.errors import UserError
+from . import adapter, registry
+from .changes import add_to, Change, Dense, LowRank
 from .core.files import write_tensors
 from .core.sites import get_module
-
-if TYPE_CHECKING:
-    from .adapter import Lora
 
 FORMAT = 1
 
 # Edits now in a model, oldest first, each with the exact weights it replaced; None: a bias that was not there. Keyed by the model,
 # which it does not keep alive.
 _applied: WeakKeyDictionary[nn.Module, list[tuple["Edit", dict[str, Tensor | None]]]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """The change `left @ right.T`, in the parameter's own orientation."""
-
-    left: Float[Tensor, "rows rank"]
-    right: Float[Tensor, "columns rank"]
-
-    def dense(self, device: torch.device | str = "cpu") -> Float[Tensor, "rows columns"]:
-        """Formed in the factors' dtype, on that device."""
-        return self.left.to(device) @ self.right.to(device).T
-
-    def plus(self, other: LowRank) -> LowRank:
-        """The sum of both changes: the factors side by side."""
-        return LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 1))
-
-    def smaller(self) -> LowRank | Dense:
-        """This change, or its product where the factors hold more numbers than that (very many edits)."""
-        rows, columns, rank = len(self.left), len(self.right), self.left.shape[1]
-        return self if rank * (rows + columns) <= rows * columns else Dense(self.dense())
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A change without factors (fine-tuning, biases), or of so high a rank that they would be the larger form."""
-
-    delta: Float[Tensor, "..."]
-
-    def dense(self, device: torch.device | str = "cpu") -> Float[Tensor, "..."]:
-        return self.delta.to(device)
-
-    def smaller(self) -> Dense:
-        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +38,7 @@ class Edit:
     info: JSON-ready provenance (algorithm, hyper-parameters, requests, seconds of each phase).
     """
 
-    changes: Mapping[str, LowRank | Dense]
+    changes: Mapping[str, Change]
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -88,7 +52,7 @@ class Edit:
         """The sum of both edits, made of the same model; `info` is the sum's own, by default this edit's."""
         changes = dict(self.changes)
         for name, change in other.changes.items():
-            changes[name] = _sum(changes[name], change) if name in changes else change
+            changes[name] = changes[name].plus(change).smaller() if name in changes else change
         return Edit(changes, self.info if info is None else info)
 
     def apply(self, model: nn.Module, originals_device: torch.device | str | None = None) -> None:
@@ -123,10 +87,9 @@ class Edit:
         made = {name: bias for name in self.changes if (bias := _missing_bias(model, name)) is not None}
         parameters = {name: made[name] if name in made else _parameter(model, name) for name in self.changes}
         for name, change in self.changes.items():
-            shape = change.delta.shape if isinstance(change, Dense) else (len(change.left), len(change.right))
-            if tuple(shape) != tuple(parameters[name].shape):
+            if change.shape != tuple(parameters[name].shape):
                 raise UserError(
-                    f"the edit of {name} has shape {tuple(shape)} but the model's parameter has "
+                    f"the edit of {name} has shape {change.shape} but the model's parameter has "
                     f"{tuple(parameters[name].shape)}: it was made for another model"
                 )
         return parameters, made
@@ -176,10 +139,8 @@ class Edit:
 
     def save_adapter(
         self, folder: str | os.PathLike, model: nn.Module, max_rank: int | None = 512, base_model: str | None = None
-    ) -> dict[str, Lora]:
+    ) -> dict[str, adapter.Lora]:
         """Write a LoRA adapter that peft loads beside the unedited `model`; for what it returns and raises see adapter.py."""
-        from . import adapter
-
         return adapter.save(Path(folder), self.changes, self.info, model, max_rank, base_model)
 
     def rounding(self, model: nn.Module) -> dict[str, float]:
@@ -199,15 +160,13 @@ class Edit:
 
     @staticmethod
     def load(path: str | os.PathLike) -> Edit:
-        """Read what `save` wrote, or a RoutedEdit. Raises UserError for a missing, truncated or foreign file."""
+        """Read what `save` wrote, here or in a memory's edit. Raises UserError for a missing, truncated or foreign file."""
         if not Path(path).is_file():
             raise UserError(f"{path}: no such edit file")
         try:
             with safe_open(path, "pt") as file:
                 if "edits" in file.keys():
-                    from .memory.routed import RoutedEdit
-
-                    return RoutedEdit.load(path)
+                    return registry.resolve(registry.MEMORY_EDIT).load(path)
                 header = json.loads((file.metadata() or {})["edit"])
                 if header["format"] != FORMAT:
                     raise UserError(f"{path}: edit format {header['format']}, this version reads {FORMAT}")
@@ -222,12 +181,6 @@ class Edit:
             raise UserError(f"{path}: truncated, or not a file that Edit.save wrote ({error}): save the edit again") from None
 
 
-def add_to(parameter: nn.Parameter, change: LowRank | Dense) -> None:
-    """parameter += change in place."""
-    with torch.no_grad():
-        parameter.add_(change.dense(parameter.device))  # rounded once, to the parameter's dtype
-
-
 def _put_back(model: nn.Module, originals: Mapping[str, Tensor | None]) -> None:
     with torch.no_grad():
         for name, original in originals.items():
@@ -235,12 +188,6 @@ def _put_back(model: nn.Module, originals: Mapping[str, Tensor | None]) -> None:
                 _set_bias(model, name, None)
             else:
                 _parameter(model, name).copy_(original)
-
-
-def _sum(one: LowRank | Dense, other: LowRank | Dense) -> LowRank | Dense:
-    if isinstance(one, LowRank) and isinstance(other, LowRank):
-        return one.plus(other).smaller()
-    return Dense(one.dense() + other.dense())
 
 
 def _missing_bias(model: nn.Module, name: str) -> nn.Parameter | None:

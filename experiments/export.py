@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from editors.adapter import ABOUT, RANKS
-from editors.base import check_finite
+from editors.changes import check_finite
 from editors.core.files import new_folder
 from editors.core.fingerprint import model_fingerprint
 from editors.edit import Edit

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.errors import UserError
-from editors.base import check_finite, Task
+from editors.base import Task
+from editors.changes import check_finite
 from editors.core import ranks, solve
 from editors.core.covariance import pin
 from editors.core.fingerprint import model_fingerprint

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from common.errors import UserError
 from editors.base import Task
+from editors.changes import Dense, LowRank
 from editors.core import solve
 from editors.core.sites import Sites
-from editors.edit import Dense, LowRank
 from .spread import Solver, SpreadEditor, SpreadHParams
 from .statistics import covariance_factors, prepare, Prepared, second_moments
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from editors.changes import Dense, LowRank
 from editors.core.solve import double
-from editors.edit import Dense, LowRank
 
 
 @dataclass(frozen=True)

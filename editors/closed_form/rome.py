@@ -10,12 +10,12 @@ import torch
 
 from common.errors import UserError
 from editors.base import Editor, Task
+from editors.changes import LowRank
 from editors.core import solve
 from editors.core.keys import layer_io
 from editors.core.prompts import Request
 from editors.core.sites import get_module, weight_of
 from editors.core.value_cache import cached_optimise
-from editors.edit import LowRank
 from editors.hparams import ValueHParams
 from .statistics import begun_with, covariance_factors, prepare, Prepared, second_moments, to_change, trial
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from editors.base import Editor, Task
+from editors.changes import Dense, LowRank
 from editors.core.keys import compute_hidden, compute_keys
 from editors.core.moment_store import Moment
 from editors.core.sites import Sites, weight_of
 from editors.core.value_cache import cached_optimise
-from editors.edit import Dense, LowRank
 from editors.hparams import UNIFIED_FIXED, UNIFIED_IGNORED, ValueHParams
 from .objective import Asked, objective_distances
 from .statistics import begun_with, prepare, Prepared, second_moments, to_change, trial

@@ -16,12 +16,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from common.errors import UserError
 from editors.base import Task
+from editors.changes import add_to, Dense, LowRank
 from editors.core import covariance, solve
 from editors.core.contexts import as_groups, context_templates, contexts_fingerprint
 from editors.core.moment_store import Moment
 from editors.core.prompts import check_lengths
 from editors.core.sites import find_sites, longest_context, Sites, weight_of
-from editors.edit import add_to, Dense, LowRank
 from editors.hparams import ValueHParams
 
 # Factors by second moment: one Cholesky a layer serves every batch, and goes when the moment goes.

@@ -18,12 +18,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from common.errors import UserError
+from editors.changes import Dense
 from editors.core import moment_store
 from editors.core.budget import batch_tokens
 from editors.core.files import write_tensors
 from editors.core.prompts import encode_target, fill, pack, pad_batch, pad_id, Request, tokenize
 from editors.core.sites import evaluating, get_module, head_logits, input_device, longest_context, Sites
-from editors.edit import Dense, Edit
+from editors.edit import Edit
 from . import probes
 from .outputs import as_biases, Head, head_outputs, head_shape
 

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from editors.changes import Dense, LowRank
 from editors.core.modules import hooked
-from editors.edit import Dense, LowRank
 from .editable import Editable, forward
 from .episode import Batch
 from .factors import CHUNK, Factors, gradient_factors, linear_of

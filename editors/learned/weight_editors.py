@@ -16,9 +16,9 @@ from torch import nn
 
 from common.errors import UserError
 from editors.base import Editor, Task
+from editors.changes import Dense, LowRank
 from editors.core.modules import input_device, longest_context
 from editors.core.prompts import fill, Request
-from editors.edit import Dense, LowRank
 from . import checkpoint, registry
 from .editable import Editable, identity_of
 from .episode import Batch, Collator

@@ -14,6 +14,7 @@ from torch import nn
 from common.errors import UserError
 from editors.core.modules import text_config
 from editors.edit import Edit
+from editors.registry import editor_class
 from . import routing
 from .store import EditMemory
 
@@ -67,8 +68,6 @@ class RoutedEdit(Edit):
     @staticmethod
     def load(path: str | os.PathLike) -> RoutedEdit:
         """Read what `save` wrote; networks are loaded when it is applied. Raises UserError for another file."""
-        from editors import editor_class
-
         memory, about = EditMemory.load(Path(path))
         info = about.get("info", {})
         if "editor" not in info:

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from editors.base import Editor, Task
+from editors.changes import Dense
 from editors.core.prompts import encode_target, fill, pad_batch, pad_id, Request, tokenize
 from editors.core.sites import find_sites, input_device
-from editors.edit import Dense
 from editors.hparams import HParams
 
 LOSS_GOAL = 1e-2

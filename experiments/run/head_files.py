@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from editors.edit import Edit, LowRank
+from editors.changes import LowRank
+from editors.edit import Edit
 from editors.heads.outputs import Head
 from editors.heads.relevance import Corrections
 

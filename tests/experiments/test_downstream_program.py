@@ -8,7 +8,8 @@ import torch
 from models import tiny_model, tiny_tokenizer
 
 from data.downstream import TASKS, load
-from editors.edit import Dense, Edit
+from editors.changes import Dense
+from editors.edit import Edit
 from experiments import downstream
 from experiments.downstream import evaluate_tasks, prepare, table
 from experiments.metrics.downstream import downstream_metrics

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import editors
+from editors.changes import Dense, LowRank
 from editors.closed_form.objective import Asked, objective_distances
 from editors.core import covariance
 from editors.core.keys import compute_keys
 from editors.core.prompts import parse_requests
 from editors.core.sites import find_sites, weight_of
-from editors.edit import Dense, LowRank
 from tests.editors.test_contract import HPARAMS, REQUESTS
 
 

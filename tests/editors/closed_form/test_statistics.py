@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from editors.changes import Dense, LowRank
 from editors.closed_form.statistics import to_change, trial
 from editors.core.sites import find_sites, weight_of
-from editors.edit import Dense, LowRank
 from tests.models import tiny_model
 
 

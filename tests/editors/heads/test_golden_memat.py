@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from data import languages
 import data
 import editors
-from data import languages
+from editors.changes import LowRank
 from editors.closed_form.memit import MEMITHParams
 from editors.core import covariance
 from editors.core.contexts import context_templates
 from editors.core.prompts import parse_requests
 from editors.core.sites import find_sites
-from editors.edit import Edit, LowRank
+from editors.edit import Edit
 from editors.heads import corrections, relevance
 from editors.heads.iti import shifts
 from editors.heads.outputs import as_biases, head_outputs

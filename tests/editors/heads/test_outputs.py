@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from common.errors import UserError
+from editors.changes import Dense
 from editors.core.prompts import pad_batch
 from editors.core.sites import find_sites, get_module
-from editors.edit import Dense, Edit
+from editors.edit import Edit
 from editors.heads.outputs import as_biases, check_heads, head_outputs, head_shape, last_tokens, projection, shifted
 from tests.conftest import relative
 from tests.models import ARCHITECTURES, HEADS, LAYERS, tiny_model, tiny_tokenizer

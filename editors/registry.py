@@ -1,0 +1,54 @@
+"""The one list of editors: a new one is one file with a subclass of `Editor`, and one line here.
+
+Classes are named by text and imported when they are asked for, so that this file depends on none of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+from common.errors import UserError
+
+_EDITORS = {
+    "AlphaEdit": "editors.closed_form.alphaedit:AlphaEdit",
+    "EMMET": "editors.closed_form.emmet:EMMET",
+    "ENN": "editors.learned.weight_editors:ENNEditor",
+    "FT": "editors.tuned.ft:FT",
+    "ITI": "editors.heads.iti:ITI",
+    "KE": "editors.learned.weight_editors:KEEditor",
+    "LU": "editors.memory.memory_editors:LU",
+    "MEMAT": "editors.heads.memat:MEMAT",
+    "MEMIT": "editors.closed_form.memit:MEMIT",
+    "MEMIT_prune": "editors.closed_form.memit:MEMITPrune",
+    "MEMIT_rect": "editors.closed_form.memit:MEMITRect",
+    "MEMIT_seq": "editors.closed_form.memit:MEMITSeq",
+    "MEND": "editors.learned.weight_editors:MENDEditor",
+    "ROME": "editors.closed_form.rome:ROME",
+    "SERAC": "editors.memory.memory_editors:SERAC",
+}
+
+MEMORY_EDIT = "editors.memory.routed:RoutedEdit"
+"""What a file of edits that are kept as texts is read into."""
+
+
+def names() -> list[str]:
+    """Names of all editors."""
+    return sorted(_EDITORS)
+
+
+def editor_class(name: str) -> type:
+    """The class of the editor called `name`. Raises UserError with the nearest name if there is none."""
+    if name not in _EDITORS:
+        by_upper = {known.upper(): known for known in _EDITORS}
+        near = difflib.get_close_matches(name.upper(), by_upper, n=1)
+        hint = f", did you mean {by_upper[near[0]]!r}?" if near else ";"
+        raise UserError(f"unknown editor {name!r}{hint} known: {', '.join(names())}")
+    return resolve(_EDITORS[name])
+
+
+def resolve(path: str) -> Any:
+    """What "module:attribute" names."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
