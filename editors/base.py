@@ -6,7 +6,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from .core import ranks
 from .core.covariance import pin
 from .core.fingerprint import model_fingerprint
 from .core.key_memory import KeyMemory
-from .core.prompts import Request, check_lengths, parse_requests
+from .core.prompts import check_lengths, parse_requests, Request
 from .core.sites import evaluating, longest_context
 from .edit import Edit
 from .hparams import HParams
@@ -32,14 +32,25 @@ class Task:
     tok: Any
     requests: list[Request]
     """Checked, at least one."""
-    context_templates: Sequence | None
-    z_cache: str | os.PathLike | None
-    progress: bool
+    context_templates: Sequence | None = None
+    z_cache: str | os.PathLike | None = None
+    progress: bool = True
     memory: KeyMemory | None = None
+    started: float = field(default_factory=time.perf_counter)
+    """When the work on it began, by `time.perf_counter`."""
+
+
+def checked_requests(model: nn.Module, tok, requests: Sequence[Mapping | Request]) -> list[Request]:
+    """The requests, checked. Raises UserError for none, a malformed one, and one that is longer than the model's positions."""
+    checked = parse_requests(requests, tok)
+    if not checked:
+        raise UserError("no requests: give at least one")
+    check_lengths(tok, checked, ["{}"], longest_context(model))
+    return checked
 
 
 class Editor(ABC):
-    """Turns requests into an Edit. A subclass gives `name`, `hparams_class` and `changes`."""
+    """Turns requests into an Edit. A subclass gives `name`, `hparams_class` and `_edit`."""
 
     name: ClassVar[str]
     hparams_class: ClassVar[type]
@@ -68,33 +79,44 @@ class Editor(ABC):
         Raises UserError for requests, hparams or statistics that do not fit; the model is then unchanged too.
         """
         started = time.perf_counter()
-        parsed = parse_requests(requests, tok)
-        if not parsed:
-            raise UserError("no requests: give at least one")
-        check_lengths(tok, parsed, ["{}"], longest_context(model))
-        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            changes, info = self.changes(Task(model, tok, parsed, context_templates, z_cache, progress, memory))
+        return self._edit(Task(model, tok, checked_requests(model, tok, requests), context_templates, z_cache, progress, memory, started))
+
+    @abstractmethod
+    def _edit(self, task: Task) -> Edit:
+        """The edit. Leaves the model as it was."""
+
+    def begin(self, model: nn.Module, tok, context_templates: Sequence | None = None, progress: bool = True) -> dict[str, Any]:
+        """Before many edits: take from the unedited model whatever all of them need (contexts, statistics), kept by model.
+
+        Returns what was taken, by name, JSON-ready: with other things the same edits would come out otherwise.
+        """
+        return {}
+
+
+class WeightEditor(Editor):
+    """An editor whose edits change weights, and which can edit the same model again and again. A subclass gives `changes`."""
+
+    def _edit(self, task: Task) -> Edit:
+        with evaluating(task.model), torch.inference_mode(False), torch.enable_grad():
+            changes, info = self.changes(task)
         # One process's, where several work: theirs may differ in the last bits, and the models must not.
         changes, info = ranks.same(({name: change.smaller() for name, change in changes.items()}, info))
         check_finite(changes)
-        about = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(parsed), "model": model_fingerprint(model), **info}
-        edit = Edit(changes, about | {"seconds": {**info.get("seconds", {}), "total": time.perf_counter() - started}})
-        weights = dict(model.named_parameters())
+        about = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(task.requests),
+                 "model": model_fingerprint(task.model), **info}
+        edit = Edit(changes, about | {"seconds": {**info.get("seconds", {}), "total": time.perf_counter() - task.started}})
+        weights = dict(task.model.named_parameters())
         rounded = {name: change for name, change in changes.items() if name in weights and weights[name].element_size() < 4}
-        return Edit(changes, edit.info | {"rounding": Edit(rounded).rounding(model)}) if rounded else edit
+        return Edit(changes, edit.info | {"rounding": Edit(rounded).rounding(task.model)}) if rounded else edit
 
     @abstractmethod
     def changes(self, task: Task) -> tuple[dict[str, Change], dict[str, Any]]:
         """({parameter name: change}, what else the Edit's info should tell). Leaves the model as it was."""
 
     def begin(self, model: nn.Module, tok, context_templates: Sequence | None = None, progress: bool = True) -> dict[str, Any]:
-        """Before a sequence: take from the unedited model whatever all its edits need (contexts, statistics), kept by model.
-
-        Returns what was taken, by name, JSON-ready: with other things the same edits would come out otherwise.
-        """
         pin(model)
         with evaluating(model):
-            return self.prepare(Task(model, tok, [], context_templates, None, progress))
+            return self.prepare(Task(model, tok, [], context_templates, progress=progress))
 
     def prepare(self, task: Task) -> dict[str, Any]:
         """What `begin` takes, if anything."""

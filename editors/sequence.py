@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from .base import Editor
+from .base import Editor, WeightEditor
 from .core import moment_store
 from .core.files import write_tensors
 from .core.key_memory import KeyMemory
@@ -39,6 +39,9 @@ class EditSequence:
         z_cache: str | os.PathLike | None = None, progress: bool = True, originals_device: torch.device | str | None = None,
     ):
         """originals_device: where the original weights are kept, by default beside the weights; for the rest see `Editor.edit`."""
+        if not isinstance(editor, WeightEditor):
+            raise UserError(f"{editor.name} keeps all edits in one memory and has no sequences: leave --sequential out, and edit "
+                            "all at once with --num_edits")
         self.editor, self.model, self.tok = editor, model, tok
         self.batches = 0
         """Edited so far."""

@@ -17,15 +17,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.errors import UserError
-from editors.base import Task
+from editors.base import checked_requests, Task
 from editors.changes import check_finite
 from editors.core import ranks, solve
 from editors.core.covariance import pin
 from editors.core.fingerprint import model_fingerprint
 from editors.core.keys import compute_hidden, compute_keys
 from editors.core.moment_store import Moment
-from editors.core.prompts import check_lengths, parse_requests, Request
-from editors.core.sites import evaluating, longest_context, weight_of
+from editors.core.prompts import Request
+from editors.core.sites import evaluating, weight_of
 from editors.core.values import optimise_jointly
 from editors.edit import Edit
 from .memit import MEMIT
@@ -50,12 +50,10 @@ def joint_edit(
             raise UserError(f"{name}: a joint edit of several languages does not have it; leave it out, or take the sum of two edits")
     if len({tuple(editor.hparams.layers) for editor, _ in languages}) > 1:
         raise UserError(f"layers: {' and '.join(str(editor.hparams.layers) for editor, _ in languages)}; a joint edit needs the same")
-    tasks = [Task(model, tok, parse_requests(facts, tok), None, None, progress) for _, facts in languages]
-    if len({len(task.requests) for task in tasks}) > 1 or not tasks[0].requests:
-        counts = ", ".join(str(len(task.requests)) for task in tasks)
+    if len({len(facts) for _, facts in languages}) > 1:
+        counts = ", ".join(str(len(facts)) for _, facts in languages)
         raise UserError(f"the languages have {counts} facts; give the same ones in each")
-    for task in tasks:
-        check_lengths(tok, task.requests, ["{}"], longest_context(model))
+    tasks = [Task(model, tok, checked_requests(model, tok, facts), progress=progress) for _, facts in languages]
     pin(model)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         prepared = [editor.contexts(task) for (editor, _), task in zip(languages, tasks)]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from common.errors import UserError
-from editors.base import Editor, Task
+from editors.base import Task, WeightEditor
 from editors.changes import LowRank
 from editors.core import solve
 from editors.core.keys import layer_io
@@ -47,7 +47,7 @@ class ROMEHParams(ValueHParams):
             raise UserError("context_template_length_params: expected pairs [length, number], both at least 1")
 
 
-class ROME(Editor):
+class ROME(WeightEditor):
     """Writes one fact as a rank-one change of one layer's down-projection; several requests one after another.
 
     W' = W + (v - W k) u^T / (u^T k), u = C^{-1} k / |C^{-1} k| (eq. 2). With several layers, each is edited in ascending order

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from editors.base import Editor, Task
+from editors.base import Task, WeightEditor
 from editors.changes import Dense, LowRank
 from editors.core.keys import compute_hidden, compute_keys
 from editors.core.moment_store import Moment
@@ -81,7 +81,7 @@ def spread(
     return steps
 
 
-class SpreadEditor(Editor):
+class SpreadEditor(WeightEditor):
     """Writes all requests at once, spread over a few consecutive layers (MEMIT, algorithm 1).
 
     Target states z are sought at the output of the last listed block. Then, layer by layer on the model edited so far, the

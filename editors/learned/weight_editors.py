@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from editors.base import Editor, Task
+from editors.base import Task, WeightEditor
 from editors.changes import Dense, LowRank
 from editors.core.modules import input_device, longest_context
 from editors.core.prompts import fill, Request
@@ -100,7 +100,7 @@ class _Text:
     scored: None = None
 
 
-class LearnedEditor(Editor):
+class LearnedEditor(WeightEditor):
     """Edits all requests at once, with the trained networks in evaluation mode."""
 
     hparams_class = LearnedHParams

@@ -6,7 +6,7 @@ import copy
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 from common.errors import UserError
 from editors.base import Editor, Task
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
-from editors.core.modules import input_device, longest_context, text_config
-from editors.core.prompts import check_lengths, fill, parse_requests
+from editors.core.modules import input_device, text_config
+from editors.core.prompts import fill
 from editors.learned.kinds import ModelKind
 from editors.learned.options import Options
 from .answers import LookupAnswerer, SeracAnswerer
@@ -39,22 +39,13 @@ AnswererOf = Callable[[nn.Module, EditMemory], Answerer]
 class MemoryEditor(Editor):
     """An editor whose edits are texts. A subclass says who answers."""
 
-    def edit(self, model: nn.Module, tok, requests: Sequence, context_templates: Sequence | None = None, z_cache=None,
-             progress: bool = True, memory=None) -> RoutedEdit:
-        """The edit that answers prompts in the requests' scope with their targets.
-
-        Of two requests with the same prompt the later one holds. context_templates, z_cache and memory mean nothing here.
-        Raises UserError for requests or hparams that do not fit.
-        """
-        started = time.perf_counter()
-        parsed = parse_requests(requests, tok)
-        if not parsed:
-            raise UserError("no requests: give at least one")
-        check_lengths(tok, parsed, ["{}"], longest_context(model))
+    def _edit(self, task: Task) -> RoutedEdit:
+        """The edit that answers prompts in the requests' scope with their targets. Of two requests with the same prompt the later
+        one holds; contexts, caches and memories of keys mean nothing here."""
         edits = EditMemory()
-        for request in parsed:
+        for request in task.requests:
             edits.add(fill(request.prompt, request.subject), request.target_new.strip())
-        return self.of_memory(model, tok, edits, {"requests": len(parsed)}, started)
+        return self.of_memory(task.model, task.tok, edits, {"requests": len(task.requests)}, task.started)
 
     def of_memory(self, model: nn.Module, tok, edits: EditMemory, about: Mapping[str, Any] | None = None,
                   started: float | None = None) -> RoutedEdit:
@@ -96,13 +87,6 @@ class MemoryEditor(Editor):
             return self.answerer(tok)(model, memory)
 
         return make
-
-    def changes(self, task: Task):
-        raise NotImplementedError("its edits change no weight")
-
-    def begin(self, *args, **kwargs) -> None:
-        raise UserError(f"{self.name} keeps all edits in one memory and has no sequences: leave --sequential out, and edit "
-                           "all at once with --num_edits")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from common.errors import UserError
-from editors.base import Editor, Task
+from editors.base import Task, WeightEditor
 from editors.changes import Dense
 from editors.core.prompts import encode_target, fill, pad_batch, pad_id, Request, tokenize
 from editors.core.sites import find_sites, input_device
@@ -66,7 +66,7 @@ class FTHParams(HParams):
         return n**a * math.exp(b)
 
 
-class FT(Editor):
+class FT(WeightEditor):
     """Adam on the listed modules' parameters; every token of a target is scored at the prompt's last token.
 
     That is the published loss: no teacher forcing, so only one-token targets are learned as a language model would say them.
