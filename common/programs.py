@@ -46,9 +46,7 @@ def run_program(
 
 
 class Parser(argparse.ArgumentParser):
-    """A mistake in the flags is one line, too."""
-
-    failing: Fail = staticmethod(fail)
+    """A mistake in the flags is one line, too. Raises UserError."""
 
     def error(self, message: str) -> NoReturn:
-        self.failing(f"{message} (see {self.prog} --help)", True)
+        raise UserError(f"{message} (see {self.prog} --help)")

@@ -51,7 +51,7 @@ lacking() {
 import contextlib
 import sys
 from editors.errors import EditingError
-from experiments.job import load_editor
+from experiments.run.job import load_editor
 name, file, model = sys.argv[1:]
 try:
     with contextlib.redirect_stdout(sys.stderr):  # what is printed here is the reason

@@ -7,7 +7,7 @@ train() {
         "$PYTHON" - "$folder" "$@" <<'PY'
 import sys
 from pathlib import Path
-from experiments.cli import run_program
+from experiments.run.cli import run_program
 from experiments.train import check_finished
 run_program(lambda: check_finished(Path(sys.argv[1]), sys.argv[2:]))
 PY

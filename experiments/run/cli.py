@@ -90,10 +90,11 @@ class _NoTerminal:
         return False
 
 
-class Parser(programs.Parser):
-    """Of programs that torchrun may start: one of its processes says what is wrong with the flags."""
+class Parser(argparse.ArgumentParser):
+    """Of programs that torchrun may start: one of its processes says what is wrong with the flags, and the program ends."""
 
-    failing = staticmethod(_fail)
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message} (see {self.prog} --help)", of_all=True)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
