@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import hparams as _hparams
 from .base import Editor, Task
 from .changes import Dense, LowRank
 from .edit import Edit
@@ -27,7 +26,7 @@ def load(name: str, hparams: str | Path | Mapping[str, Any] | HParams) -> Editor
     Raises UserError for an unknown editor, or an unreadable file, unknown or missing key, or wrong type in hparams.
     """
     cls = editor_class(name)
-    return cls(_hparams.load(cls.hparams_class, hparams))
+    return cls(cls.hparams_class.of(hparams))
 
 
 __all__ = ["Dense", "Edit", "EditSequence", "EditingError", "Editor", "LowRank", "Task", "editor_class", "load", "names"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from common.errors import UserError
 from editors.base import Task
+from editors.configuration import Positive
 from editors.core import covariance, moment_store, solve
 from editors.core.corpus import find_corpus
 from editors.core.files import check_writable, write_tensors
@@ -28,9 +28,9 @@ _projectors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaEditHParams(SpreadHParams):
-    L2: float
+    L2: Positive
     """Weight of |Delta|^2; higher keeps the weight change smaller."""
-    nullspace_threshold: float = 0.02
+    nullspace_threshold: Positive = 0.02
     """Directions in which the second moment is below this are free to edit; higher edits more fully and preserves less."""
     nullspace_relative: bool = False
     """Measure the threshold in mean eigenvalues of the second moment, so that it means the same for every model."""
@@ -41,9 +41,6 @@ class AlphaEditHParams(SpreadHParams):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("L2", "nullspace_threshold"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name}: {getattr(self, name)} must be a finite number above 0")
         if self.relative_ridge:
             raise UserError("relative_ridge: AlphaEdit inverts no second moment, so it has no use for one")
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import UserError
 from editors.base import Task
+from editors.configuration import NotNegative, Positive
 from editors.core import solve
 from editors.core.sites import Sites
 from .spread import Solver, SpreadEditor, SpreadHParams
@@ -16,20 +15,12 @@ from .statistics import covariance_factors, second_moments
 
 @dataclass(frozen=True, kw_only=True)
 class EMMETHParams(SpreadHParams):
-    mom2_update_weight: float
+    mom2_update_weight: Positive
     """lambda; cancels for a single request, and in a batch acts only through lambda * emmet_lambda."""
-    emmet_lambda: float = 0.1
+    emmet_lambda: NotNegative = 0.1
     """epsilon, added to the diagonal of K^T S^{-1} K when a batch has more than one request; 0: the constraint holds exactly."""
-    update_norm_lambda: float = 0.0
+    update_norm_lambda: NotNegative = 0.0
     """mu: S = lambda C + mu I."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.mom2_update_weight < math.inf:
-            raise UserError(f"mom2_update_weight: {self.mom2_update_weight} must be a finite number above 0")
-        for name in ("emmet_lambda", "update_norm_lambda"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}: {getattr(self, name)} must be a finite number, not below 0")
 
 
 class EMMET(SpreadEditor):

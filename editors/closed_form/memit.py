@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -12,6 +11,7 @@ from torch import Tensor
 from common.errors import UserError
 from editors.base import Task
 from editors.changes import Dense, LowRank
+from editors.configuration import NotNegative, Positive, Share
 from editors.core import solve
 from editors.core.sites import Sites
 from .spread import Solver, SpreadEditor, SpreadHParams
@@ -20,13 +20,13 @@ from .statistics import covariance_factors, prepare, Prepared, second_moments
 
 @dataclass(frozen=True, kw_only=True)
 class MEMITHParams(SpreadHParams):
-    mom2_update_weight: float
+    mom2_update_weight: Positive
     """lambda: weight of the second moment; higher preserves other facts more and writes the new ones less fully."""
-    update_norm_lambda: float = 0.0
+    update_norm_lambda: NotNegative = 0.0
     """mu: S = lambda C + mu I; higher keeps the weight change smaller and makes S regular when few keys were seen."""
     edited_key_memory: bool = False
     """In a sequence, add the keys of all earlier edits to S, so that later ones keep off them (MEMIT_seq of AlphaEdit's authors)."""
-    rect_share: float | None = None
+    rect_share: Share | None = None
     """Of each weight change keep only this share, the largest relative to the weight (RECT, Gu et al. 2024: 0.4)."""
     rect_absolute: bool = False
     """Relative to |weight| + 1e-8; false, as published: to |weight + 1e-8|."""
@@ -49,10 +49,6 @@ class MEMITHParams(SpreadHParams):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.mom2_update_weight < math.inf:
-            raise UserError(f"mom2_update_weight: {self.mom2_update_weight} must be a finite number above 0")
-        if not 0 <= self.update_norm_lambda < math.inf:
-            raise UserError(f"update_norm_lambda: {self.update_norm_lambda} must be a finite number, not below 0")
         if self.edited_key_memory and self.dynamic:
             raise UserError("dynamic: edited_key_memory adds up on the first statistics; set one of the two false")
         if self.edited_key_memory and (self.residual == "stale" or self.rect_share is not None):
@@ -60,8 +56,6 @@ class MEMITHParams(SpreadHParams):
             raise UserError(f"edited_key_memory: remembers the keys of the model with the whole edit in it, which {other} does not give")
         if self.context_starts is not None and not all(self.context_starts):
             raise UserError(f"context_starts: {self.context_starts} must be texts, none of them empty")
-        if self.rect_share is not None and not 0 < self.rect_share <= 1:
-            raise UserError(f"rect_share: {self.rect_share} must be above 0, at most 1")
         if self.rect_absolute and self.rect_share is None:
             raise UserError("rect_absolute: without effect unless rect_share is set")
 
@@ -125,7 +119,7 @@ class MEMITSeqHParams(MEMITHParams):
 
 @dataclass(frozen=True, kw_only=True)
 class MEMITRectHParams(MEMITHParams):
-    rect_share: float | None = 0.4
+    rect_share: Share | None = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from common.errors import UserError
 from editors.base import Task, WeightEditor
 from editors.changes import LowRank
+from editors.configuration import Bound
 from editors.core import solve
 from editors.core.keys import layer_io
 from editors.core.prompts import Request
@@ -19,12 +19,15 @@ from editors.core.value_cache import cached_optimise
 from editors.hparams import ValueHParams
 from .statistics import begun_with, covariance_factors, prepare, Prepared, second_moments, to_change, trial
 
+ContextLengths = Annotated[list[list[int]], Bound(lambda pairs: all(len(pair) == 2 and min(pair) >= 1 for pair in pairs),
+                                                  "must be pairs [length, number], both at least 1")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ROMEHParams(ValueHParams):
     mom2_adjustment: bool
     """Whiten the key with the second moment; false uses the key itself (ROME's ablation, and AlphaEdit's Llama-3 file)."""
-    context_template_length_params: list[list[int]]
+    context_template_length_params: ContextLengths
     """[[length in tokens, number of contexts], ...] of the sampled contexts."""
     key: Literal["legacy", "consistent"] = "legacy"
     """Which key the edited weight maps onto the value.
@@ -40,11 +43,6 @@ class ROMEHParams(ValueHParams):
     fixed: ClassVar[Mapping[str, tuple[Any, str]]] = {
         "bias_update": (False, "only the weight is edited"),
     }
-
-    def __post_init__(self):
-        super().__post_init__()
-        if any(len(pair) != 2 or min(pair) < 1 for pair in self.context_template_length_params):
-            raise UserError("context_template_length_params: expected pairs [length, number], both at least 1")
 
 
 class ROME(WeightEditor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -14,44 +14,35 @@ from tqdm import tqdm
 from common.errors import UserError
 from editors.base import Task, WeightEditor
 from editors.changes import Dense
+from editors.configuration import Bound, Count, NotNegative, Positive
 from editors.core.prompts import encode_target, fill, pad_batch, pad_id, Request, tokenize
 from editors.core.sites import find_sites, input_device
 from editors.hparams import HParams
 
 LOSS_GOAL = 1e-2
+BlockPath = Annotated[str, Bound(lambda path: path.count("{}") == 1, "needs exactly one '{}', where a block's number stands")]
+PowerLaw = Annotated[list[float], Bound(lambda law: len(law) == 2 and all(abs(x) < 30 for x in law),
+                                        "must be two numbers [a, b], neither beyond 30: the weight decay is n^a e^b")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FTHParams(HParams):
-    num_steps: int
+    rewrite_module_tmp: BlockPath | None = None
+    """Edited module or parameter of a block; None: the down-projection, as the model has it."""
+    num_steps: Count
     """Epochs over the requests."""
-    lr: float
-    weight_decay: float | bool
+    lr: Positive
+    weight_decay: NotNegative | Literal[False]
     """Adam's L2 term, added to the gradient; false is 0."""
-    norm_constraint: float | bool | None
+    norm_constraint: Positive | Literal[False] | None
     """Largest change of any element of a weight (FT-L); false or null: unconstrained."""
-    batch_size: int = 64
-    wd_power_law: list[float] | None = None
+    batch_size: Count = 64
+    wd_power_law: PowerLaw | None = None
     """[a, b]: with n requests the weight decay is n^a e^b (MEMIT appendix B.1)."""
     legacy_wd_power_law: bool = False
     """true ignores wd_power_law, as the published code did whenever it came from a JSON file."""
 
     ignored: ClassVar[Mapping[str, str]] = {"kl_factor": "the published code reads it nowhere"}
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_steps < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf:
-            raise UserError("num_steps and batch_size must be at least 1, lr above 0")
-        if self.weight_decay is True or self.norm_constraint is True:
-            raise UserError("weight_decay and norm_constraint are a number or false")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"weight_decay: {self.weight_decay} must be a finite number, not below 0")
-        if self.bound is not None and not 0 < self.bound < math.inf:
-            raise UserError("norm_constraint: must be above 0, or false for no constraint")
-        if self.wd_power_law is not None and (len(self.wd_power_law) != 2 or not all(abs(x) < 30 for x in self.wd_power_law)):
-            raise UserError("wd_power_law: expected two numbers [a, b], neither beyond 30: the weight decay is n^a e^b")
-        if self.rewrite_module_tmp is not None and self.rewrite_module_tmp.count("{}") != 1:
-            raise UserError(f"rewrite_module_tmp: {self.rewrite_module_tmp!r} needs exactly one '{{}}', where a block's number stands")
 
     @property
     def bound(self) -> float | None:

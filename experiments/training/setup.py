@@ -15,7 +15,6 @@ import torch
 
 from common.errors import UserError
 from data import episodes
-from editors import hparams
 from editors.learned import registry
 from editors.learned.episode import Collator
 from editors.learned.finetune import FineTune
@@ -173,7 +172,7 @@ def _train_config(config: Mapping[str, Any], is_serac: bool) -> TrainConfig:
         "final_steps": DEBUG_STEPS if config["debug"] else None,
         **{key: legacy[key] for key in ("accumulate_first_step_plus_one", "lr_lr_without_effect", "cbase_not_in_gradient")},
     }
-    return hparams.load(TrainConfig, values)
+    return TrainConfig.of(values)
 
 
 class _Sources:
