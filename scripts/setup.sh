@@ -26,6 +26,7 @@ if ! cmp -s requirements.txt "$stamp"; then
     echo "installing requirements.txt (a few minutes the first time)"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
     cp requirements.txt "$stamp"
+    echo "installed; so that \`python\` is this one in your shell: source $VENV/bin/activate"
 fi
 PYTHON="$VENV/bin/python"
 export TOKENIZERS_PARALLELISM=false

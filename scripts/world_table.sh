@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's table: MEMIT at 1, 10, 100 and 1,000 edits, ROME and FT at 1, on the built-in world. Goes on where it stopped.
+# The table of docs/world.md: MEMIT at 1, 10, 100 and 1,000 edits, ROME and FT at 1, on the built-in world. Goes on where it stopped.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 evaluate() { # algorithm, hparams, edits a batch, cases
