@@ -51,7 +51,7 @@ class Configuration:
         for name, hint in _hints(type(self)).items():
             value = getattr(self, name)
             if not _fits(value, hint):
-                raise UserError(f"{name} is {json.dumps(value, default=str)}, expected {_describe(hint)}")
+                raise UserError(f"{name} is {json.dumps(value, default=str)}, expected {describe(hint)}")
             if bound := _broken(value, hint):
                 raise UserError(f"{name}: {value!r} {bound.words}")
 
@@ -82,7 +82,7 @@ class Configuration:
                 near = difflib.get_close_matches(key, hints, n=1)
                 raise UserError(f"{where}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
             if not _fits(value, hints[key]):
-                raise UserError(f"{where}: {key} is {json.dumps(value)}, expected {_describe(hints[key])}")
+                raise UserError(f"{where}: {key} is {json.dumps(value)}, expected {describe(hints[key])}")
         missing = [field.name for field in fields if field.default is dataclasses.MISSING
                    and field.default_factory is dataclasses.MISSING and field.name not in values]
         if missing:
@@ -148,14 +148,15 @@ def _broken(value: Any, hint: Any) -> Bound | None:
     return next((bound for bound in arguments[1:] if not bound.holds(value)), None) if origin is Annotated else None
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
+    """A type in words, "a number or null"."""
     origin, arguments = _parts(hint)
     if origin is types.UnionType:
-        return " or ".join(_describe(argument) for argument in arguments)
+        return " or ".join(describe(argument) for argument in arguments)
     if origin is Annotated:
-        return _describe(arguments[0])
+        return describe(arguments[0])
     if origin is typing.Literal:
         return " or ".join(json.dumps(choice) for choice in arguments)
     if origin is list:
-        return f"a list of {_describe(arguments[0])}"
+        return f"a list of {describe(arguments[0])}"
     return {type(None): "null", float: "a number", int: "an integer", bool: "true or false", str: "a string"}.get(hint, str(hint))

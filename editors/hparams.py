@@ -68,6 +68,7 @@ class ValueHParams(HParams):
     v_num_grad_steps: Count
     """Forward passes of the optimisation; one fewer Adam steps are taken."""
     v_lr: NotNegative
+    """Step of Adam."""
     v_loss_layer: int | None = None
     """Block whose output, through final norm and head, is scored; None: the last block. Not read by ROME, which scores at the model's output."""
     v_weight_decay: NotNegative
@@ -86,6 +87,7 @@ class ValueHParams(HParams):
     mom2_n_samples: int
     """Documents read from it."""
     mom2_dtype: str = "float32"
+    """Keys are rounded to it and added in it; float16: added in float32."""
     mom2_tokens: Count | None = None
     """Tokens read of a document, at most; None: as many as the model has positions for."""
     dynamic_multiplier: Multiplier | None = None

@@ -38,6 +38,7 @@ class LearnedHParams(Options):
     lr_scale: float = 1.0
     """The update is multiplied by this."""
     n_toks: int = 1
+    """Published: like the four below, it is part of the trained editor's name."""
     model_name: str | None = None
     counterfact: bool = False
     zsre: bool = False

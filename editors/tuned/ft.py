@@ -32,11 +32,13 @@ class FTHParams(HParams):
     num_steps: Count
     """Epochs over the requests."""
     lr: Positive
+    """Step of Adam."""
     weight_decay: NotNegative | Literal[False]
     """Adam's L2 term, added to the gradient; false is 0."""
     norm_constraint: Positive | Literal[False] | None
     """Largest change of any element of a weight (FT-L); false or null: unconstrained."""
     batch_size: Count = 64
+    """Requests a step."""
     wd_power_law: PowerLaw | None = None
     """[a, b]: with n requests the weight decay is n^a e^b (MEMIT appendix B.1)."""
     legacy_wd_power_law: bool = False
