@@ -7,13 +7,12 @@ no file. A mistake, of the user's or in a file, raises :class:`UserError` with o
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import UserError
+from common.errors import nearest_name, UserError
 from data import bilingual, counterfact, languages, snippets, variants, zsre
 from data.download import cache_folder, data_folder, fetch
 from data.files import read_records
@@ -30,11 +29,11 @@ if TYPE_CHECKING:  # only named here, and slow to import
 DataError = UserError  # its name among the users of this package
 
 FILES = {"mcf": "multi_counterfact.json", "cf": "counterfact.json", "zsre": "zsre_mend_eval.json"}
-# The built-in world, by language and schema; "world:100000" is one of so many facts.
 WORLDS = {"world": ("en", "counterfact"), "world-ca": ("ca", "counterfact"),
           "world-zsre": ("en", "zsre"), "world-ca-zsre": ("ca", "zsre"),
           "world-test": ("en", "counterfact"), "world-ca-test": ("ca", "counterfact"), "world-zsre-test": ("en", "zsre")}
-"""Those that end in -test are the facts about the subjects that editors trained on the world have not seen."""
+"""The built-in world: name -> (language, schema). "world:100000" is a world of so many facts. Names that end in -test are the
+facts about the test split's subjects, which no editor trained on the world has seen."""
 _PARSERS = {"counterfact": counterfact.parse, "variants": variants.parse, "zsre": zsre.parse}
 
 
@@ -78,31 +77,32 @@ def raw_records(ds_name: str | Path, language: str, data_dir: str | Path | None 
     spec, name = languages.spec(language), str(ds_name)
     if in_every_language(name):
         return _world_records(name, spec.code, "bilingual", _world(name)[2]), name
-    kept = data_folder(data_dir) / name
-    there = name.endswith(".json") and not Path(name).exists() and kept.exists()
-    raw, _, source = _raw(str(kept) if there else name, data_dir, spec.name)
+    in_folder = data_folder(data_dir) / name
+    use_folder = name.endswith(".json") and not Path(name).exists() and in_folder.exists()
+    raw, _, source = _raw(str(in_folder) if use_folder else name, data_dir, spec.name)
     return raw, source
 
 
 def in_every_language(ds_name: str) -> bool:
-    """Whether it is the built-in world, whose facts are there in both of its languages under one name."""
+    """Whether one name stands for the records in every language: that of the built-in world."""
     return _world(ds_name) is not None and ds_name.partition(":")[0] in ("world", "world-test")
 
 
 def load_aligned(ds_name: str | Path, languages: Sequence[str], data_dir: str | Path | None = None,
                  limit: int | None = None) -> dict[str, list[Record]]:
-    """{language: records} of the same facts in the same order: the (first ``limit``) records of the data set in the first of the
-    languages, and those with their case ids in each other one, from the file that :func:`data.bilingual.counterpart` names.
+    """{language: records} of the same facts, in the same order.
 
-    Raises UserError for what :func:`load` and :func:`data.bilingual.align` find wrong.
+    In the first language the (first ``limit``) records of the data set; in each other one the records of the same case ids,
+    from the file that :func:`data.bilingual.counterpart` names. Raises UserError as :func:`load` and
+    :func:`data.bilingual.align` do.
     """
     first = languages[0]
-    found = {first: load(ds_name, data_dir, limit, language=first)}
+    aligned = {first: load(ds_name, data_dir, limit, language=first)}
     for other in languages[1:]:
-        if other not in found:
-            there = bilingual.counterpart(str(ds_name), first, other)
-            found[other] = bilingual.align(found[first], load(there, data_dir, language=other), str(ds_name), there)
-    return found
+        if other not in aligned:
+            source = bilingual.counterpart(str(ds_name), first, other)
+            aligned[other] = bilingual.align(aligned[first], load(source, data_dir, language=other), str(ds_name), source)
+    return aligned
 
 
 def load_snippets(ds_name: str | Path = "mcf", data_dir: str | Path | None = None, path: str | Path | None = None) -> Snippets:
@@ -132,9 +132,8 @@ def _raw(ds_name: str, data_dir: str | Path | None, language: str | None = None)
         path = fetch(FILES[ds_name], data_dir)
         return read_records(path), "zsre" if ds_name == "zsre" else "counterfact", path.name
     if not ds_name.endswith(".json") and "/" not in ds_name:
-        near = difflib.get_close_matches(ds_name, names(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"unknown data set {ds_name!r}; {hint}known are {', '.join(names())}, and the path of a .json file")
+        raise UserError(f"unknown data set {ds_name!r}; {nearest_name(ds_name, names())}known are {', '.join(names())}, "
+                        "and the path of a .json file")
     raw = read_records(ds_name)
     if language is not None:
         raw = [item.get(language, item) if isinstance(item, Mapping) else item for item in raw]
@@ -172,6 +171,6 @@ def _schema(first: Any, source: str) -> str:
         if {"src", "answers"} & first.keys():
             return "zsre"
     keys = ", ".join(first) or "(none)" if isinstance(first, Mapping) else None
-    found = f"is {json.dumps(first)[:40]}, not an object" if keys is None else f"has the keys {keys}"
+    content = f"is {json.dumps(first)[:40]}, not an object" if keys is None else f"has the keys {keys}"
     raise UserError(f"{source}: neither CounterFact's schema (key 'requested_rewrite', or in two variants 'eval_target_new') nor "
-                    f"zsRE's (keys 'src', 'answers'); its first record {found}")
+                    f"zsRE's (keys 'src', 'answers'); its first record {content}")

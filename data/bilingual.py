@@ -15,23 +15,25 @@ SHOWN = 5
 
 
 def counterpart(ds_name: str, language: str, other: str) -> str:
-    """The data set ``ds_name`` of ``language`` in the language ``other``: catalan_CF.json for english_CF.json,
-    data_cat_dif_subj.json for data_eng_dif_subj.json. One whose name names no language is of both ("world",
-    combined_data.json)."""
-    here, there = languages.spec(language), languages.spec(other)
+    """The name of the data set that holds in the language ``other`` what ``ds_name`` holds in ``language``.
+
+    catalan_CF.json for english_CF.json, data_cat_dif_subj.json for data_eng_dif_subj.json. A name without a language stands
+    for both ("world", combined_data.json).
+    """
+    spec, other_spec = languages.spec(language), languages.spec(other)
     path = Path(ds_name)
-    for old, new in ((here.name, there.name), (here.tag, there.tag)):
-        name, found = re.subn(rf"(?<![a-z]){old}(?![a-z])", new, path.name)
-        if found:
+    for old, new in ((spec.name, other_spec.name), (spec.tag, other_spec.tag)):
+        name, replaced = re.subn(rf"(?<![a-z]){old}(?![a-z])", new, path.name)
+        if replaced:
             return str(path.with_name(name))
     return ds_name
 
 
 def align(records: Sequence[Record], others: Sequence[Record], source: str, other_source: str) -> list[Record]:
-    """Of ``others`` the record of the same ``case_id``, for each of ``records``, in their order.
+    """The counterparts of ``records`` among ``others``: for each, in its order, the record of the same ``case_id``.
 
-    Raises UserError, which calls the two by their sources, where case ids are missing, or name another fact (relation or ids of
-    the objects, where both records have them).
+    source, other_source: what messages call the two. Raises UserError where a case id is missing or stands for another fact:
+    relations or ids of the objects differ, where both records have them.
     """
     by_id = {record.case_id: record for record in others}
     missing = [record.case_id for record in records if record.case_id not in by_id]

@@ -17,16 +17,16 @@ def parse(raw: Sequence[Any], source: str, limit: int | None = None) -> list[Rec
 
 
 def read_all(raw: Sequence[Any], source: str, limit: int | None, read: Callable[[Fields], Record]) -> list[Record]:
-    """The records that ``read`` makes of the raw ones, each with a ``case_id`` of its own. Raises ``UserError``."""
-    records, seen = [], {}
+    """The records that ``read`` makes of the raw ones. Raises ``UserError`` for a ``case_id`` that is negative or not unique."""
+    records, number_of_case = [], {}
     for number, item in enumerate(raw[:limit]):
         fields = Fields(item, f"{source}, record {number}")
         record = read(fields)
         if record.case_id < 0:
             raise fields.error(f"its case_id {record.case_id} is negative")
-        if record.case_id in seen:
-            raise fields.error(f"its case_id {record.case_id} is that of record {seen[record.case_id]}, too")
-        seen[record.case_id] = number
+        if record.case_id in number_of_case:
+            raise fields.error(f"its case_id {record.case_id} is that of record {number_of_case[record.case_id]}, too")
+        number_of_case[record.case_id] = number
         records.append(record)
     return records
 

@@ -108,28 +108,29 @@ def _open_alone(part: Path) -> IO[bytes]:
 
 
 def _check(url: str, file: IO[bytes], path: Path, expected: str | None) -> None:
-    """Compare a complete download with what it should be; without ``expected``, with the first download's record."""
+    """Compare a complete download with what it should be; without ``expected``, with the first download's entry."""
     file.seek(0)
     digest = sha256(file)
-    record = path.with_name("downloads.json")
-    first = read_json(record) if record.exists() else {}
-    wanted, whence = expected, "the published file has"
-    if expected is None and path.name in first:
-        wanted, whence = first[path.name]["sha256"], f"the first download had (see {record}; remove its entry to accept another)"
-    if wanted is not None and digest != wanted:
+    store = path.with_name("downloads.json")
+    downloads = read_json(store) if store.exists() else {}
+    origin = "the published file has"
+    if expected is None and path.name in downloads:
+        expected = downloads[path.name]["sha256"]
+        origin = f"the first download had (see {store}; remove its entry to accept another)"
+    if expected is not None and digest != expected:
         size = file.tell()
         file.truncate(0)
-        raise UserError(f"{url}: the {size:,} bytes received have SHA-256 {digest}, {whence} {wanted}; they were thrown away: "
-                        f"run it again, or put the right file at {path} by hand")
-    if wanted is None:
+        raise UserError(f"{url}: the {size:,} bytes received have SHA-256 {digest}, {origin} {expected}; they were thrown "
+                        f"away: run it again, or put the right file at {path} by hand")
+    if expected is None:
         log.warning("%s: no checksum is published; trusting this first download (SHA-256 %s, recorded in %s)",
-                    path.name, digest, record)
-    first[path.name] = {"url": url, "bytes": file.tell(), "sha256": digest}
-    write_json(record, first)
+                    path.name, digest, store)
+    downloads[path.name] = {"url": url, "bytes": file.tell(), "sha256": digest}
+    write_json(store, downloads)
 
 
 def _transfer(url: str, file: IO[bytes], path: Path) -> None:
-    """Append to ``file`` what it lacks of ``url``."""
+    """Append to ``file`` what it lacks of ``url``, in :data:`ATTEMPTS` connections at most. Raises UserError."""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE_S * attempt)
@@ -154,7 +155,7 @@ def _transfer(url: str, file: IO[bytes], path: Path) -> None:
 
 
 def _open(url: str, file: IO[bytes], path: Path) -> http.client.HTTPResponse | None:
-    """The response that goes on where ``file`` ends (``file`` is emptied if the server starts anew); None if it is complete."""
+    """The response that goes on where ``file`` ends, which is emptied if the server starts anew; None if it is complete."""
     version = _version_file(path)
     start = _size(file)
     headers = {"User-Agent": "knowledge-editing"}
@@ -172,9 +173,9 @@ def _open(url: str, file: IO[bytes], path: Path) -> http.client.HTTPResponse | N
         file.truncate(0)
         return _open(url, file, path)
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-        sent = response.headers.get("Content-Range", "")
-        if not sent.startswith(f"bytes {start}-"):
-            raise http.client.HTTPException(f"asked for the bytes from {start}, sent {sent!r}")
+        content_range = response.headers.get("Content-Range", "")
+        if not content_range.startswith(f"bytes {start}-"):
+            raise http.client.HTTPException(f"asked for the bytes from {start}, sent {content_range!r}")
         return response
     if response.headers.get_content_type() == "text/html":
         raise http.client.HTTPException("it sent a web page instead of the file")

@@ -24,9 +24,10 @@ from typing import Any
 from common.errors import UserError
 from data.download import data_folder
 from data.fields import Fields
-from data.files import read_records, write_atomically
+from data.files import json_lines, read_records, write_text
 
 POOL = 10
+"""First rows of a task, which are its few-shot examples and never its tests."""
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task's rows are, and what they look like."""
+    """A downstream task: where its rows are, and which keys and classes they have."""
 
     file: str
     """Name of its file, without suffix."""
@@ -87,7 +88,7 @@ def load(name: str, source: str | Path | None = None, data_dir: str | Path | Non
     task = TASKS[name]
     if source == "world":
         from data.world import downstream as world
-        rows, place = world.rows(name), "world"
+        rows, origin = world.rows(name), "world"
     else:
         folder = Path(source).expanduser() if source else data_folder(data_dir) / "downstream"
         if source and not folder.is_dir():
@@ -97,12 +98,11 @@ def load(name: str, source: str | Path | None = None, data_dir: str | Path | Non
             if source:
                 raise UserError(f"{folder}: has no {task.file}.jsonl (or .json, .parquet) for task {name}")
             path = folder / f"{task.file}.jsonl"
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in from_hub(name, folder))
-            write_atomically(path, lambda file: file.write(lines.encode()))
-        rows, place = _read(path), str(path)
-    examples = [_example(task, Fields(row, f"{place}, row {number}")) for number, row in enumerate(rows)]
+            write_text(path, json_lines(from_hub(name, folder)))
+        rows, origin = _read(path), str(path)
+    examples = [_example(task, Fields(row, f"{origin}, row {number}")) for number, row in enumerate(rows)]
     if len(examples) <= POOL:
-        raise UserError(f"{place}: {len(examples)} rows; the first {POOL} are few-shot examples, so there is nothing to test")
+        raise UserError(f"{origin}: {len(examples)} rows; the first {POOL} are few-shot examples, so there is nothing to test")
     return examples
 
 
@@ -156,31 +156,34 @@ def subset(name: str, source: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
 
 
 def balanced(labels: Sequence[Hashable], turns: Sequence[Hashable]) -> list[int]:
-    """Places of the published balanced subsets: each class is shuffled, in the order in which classes appear, by one generator
-    of seed 37 and cut to the size of the smallest; then the classes take turns."""
+    """Positions in ``labels`` of the published balanced subset.
+
+    One generator of seed 37 shuffles each class, in the order in which classes appear; each is cut to the size of the smallest;
+    then the classes take turns.
+    """
     rng = random.Random(37)
-    places = _by_class(labels)
-    for members in places.values():
-        rng.shuffle(members)
-    size = min(map(len, places.values()))
-    return _taking_turns([places[label][:size] for label in turns])
+    positions = _by_class(labels)
+    for of_class in positions.values():
+        rng.shuffle(of_class)
+    size = min(map(len, positions.values()))
+    return _taking_turns([positions[label][:size] for label in turns])
 
 
 def from_the_end(labels: Sequence[Hashable], turns: Sequence[Hashable]) -> list[int]:
-    """All places, the last of each class first; the classes take turns until they are used up."""
-    places = _by_class(labels)
-    return _taking_turns([places[label][::-1] for label in turns])
+    """All positions in ``labels``, the last of each class first; the classes take turns until they are used up."""
+    positions = _by_class(labels)
+    return _taking_turns([positions[label][::-1] for label in turns])
 
 
 def _by_class(labels: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    places: dict[Hashable, list[int]] = {}
-    for i, label in enumerate(labels):
-        places.setdefault(label, []).append(i)
-    return places
+    positions: dict[Hashable, list[int]] = {}
+    for position, label in enumerate(labels):
+        positions.setdefault(label, []).append(position)
+    return positions
 
 
 def _taking_turns(groups: Sequence[Sequence[int]]) -> list[int]:
-    return [place for turn in zip_longest(*groups) for place in turn if place is not None]
+    return [position for turn in zip_longest(*groups) for position in turn if position is not None]
 
 
 def _file(name: str, folder: Path) -> Path | None:
@@ -224,5 +227,5 @@ def _example(task: Task, fields: Fields) -> Example:
     if label not in task.labels:
         raise fields.error(f"{task.label!r} should be one of {', '.join(map(str, task.labels))}, found {label}")
     rest = fields.rest()
-    name = next((rest[key] for key in ("idx", "index", "id") if key in rest), None)
-    return Example(texts, task.labels.index(label), None if name is None else str(name))
+    row_id = next((rest[key] for key in ("idx", "index", "id") if key in rest), None)
+    return Example(texts, task.labels.index(label), None if row_id is None else str(row_id))

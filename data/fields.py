@@ -7,7 +7,7 @@ from typing import Any
 
 from common.errors import UserError
 
-_HALVES = re.compile("[\ud800-\udfff]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Fields:
@@ -26,11 +26,12 @@ class Fields:
         return UserError(f"{self._place}: {message}")
 
     def has(self, key: str) -> bool:
+        """Whether the key is there and not null."""
         return self._raw.get(key) is not None
 
     def string(self, key: str) -> str:
         """A string, which may be empty."""
-        return self._whole(key, self._typed(key, str, "a string"))
+        return self._encodable(key, self._typed(key, str, "a string"))
 
     def text(self, key: str) -> str:
         """A string that is not blank."""
@@ -40,7 +41,7 @@ class Fields:
         return value
 
     def optional_text(self, key: str) -> str | None:
-        return self.text(key) if self._raw.get(key) is not None else None
+        return self.text(key) if self.has(key) else None
 
     def integer(self, key: str) -> int:
         value = self._typed(key, int, "an integer")
@@ -57,13 +58,13 @@ class Fields:
 
     def texts(self, key: str, optional: bool = False, blanks: bool = False) -> tuple[str, ...]:
         """A list of strings, none of them blank unless ``blanks``; ``optional``: a missing key is an empty list."""
-        if optional and self._raw.get(key) is None:
+        if optional and not self.has(key):
             return ()
         values = self._typed(key, list, "a list of strings")
         for number, value in enumerate(values):
             if not isinstance(value, str) or not (blanks or value.strip()):
                 raise self.error(f"{key!r} has {_name(value)} at place {number}, expected a string of text")
-            self._whole(key, value)
+            self._encodable(key, value)
         return tuple(values)
 
     def objects(self, key: str) -> list["Fields"]:
@@ -75,11 +76,12 @@ class Fields:
         return Fields(self._typed(key, Mapping, "an object"), f"{self._place}, {key!r}")
 
     def rest(self) -> dict[str, Any]:
+        """Every key that has not been taken, with its value as it stands."""
         return {key: value for key, value in self._raw.items() if key not in self._taken}
 
-    def _whole(self, key: str, value: str) -> str:
-        """JSON's escapes can spell half of a character, which no tokenizer takes and no file holds."""
-        if _HALVES.search(value):
+    def _encodable(self, key: str, value: str) -> str:
+        """``value``, unless it has half of a character: JSON's escapes can spell one, no tokenizer takes it, no file holds it."""
+        if _SURROGATES.search(value):
             raise self.error(f"{key!r} has half of a character (a lone surrogate): {ascii(value)}")
         return value
 
@@ -93,7 +95,7 @@ class Fields:
 
 
 def check_template(prompt: str, fields: Fields, key: str = "prompt") -> None:
-    """A prompt with a place for the subject: exactly one ``{}`` and no other brace (it is filled in by ``str.format``)."""
+    """Raises UserError for a prompt without exactly one ``{}`` for the subject, or with another brace (``str.format`` fills it)."""
     count = prompt.count("{}")
     if count != 1:
         raise fields.error(f"{key!r} needs exactly one {{}} for the subject, found {count}: {prompt!r}")

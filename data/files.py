@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
 from common.errors import UserError
+from common.files import whole_file
 
 
 def read_json(path: str | Path) -> Any:
@@ -33,52 +32,57 @@ def not_json(path: str | Path, reason: object) -> UserError:
 
 
 def read_records(path: str | Path) -> list[Any]:
-    """The records of a JSON file that holds a non-empty list of them."""
+    """The records of a JSON file that holds a non-empty list of them. Raises ``UserError`` for any other content."""
     content = read_json(path)
     if not isinstance(content, list) or not content:
-        found = "an empty list" if content == [] else f"a JSON {type(content).__name__}"
-        raise UserError(f"{path}: expected a list of records, found {found}")
+        kind = "an empty list" if content == [] else f"a JSON {type(content).__name__}"
+        raise UserError(f"{path}: expected a list of records, found {kind}")
     return content
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call ``write`` on a temporary file in the same folder, and put it in place when that has succeeded.
+    """Call ``write`` on a temporary file in the same folder, which is made, and put it in place when that has succeeded.
 
     Raises ``UserError`` where nothing can be written, or the disk is full.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")  # a name of its own for each of several writers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(part, "xb") as file:
-                write(file)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(path) as part, open(part, "xb") as file:
+            write(file)
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error.strerror or error}); "
                         "make room there, or choose another folder") from error
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """:func:`write_atomically` of ``text`` in UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """:func:`write_atomically` of ``content`` as JSON."""
-    write_atomically(path, lambda file: file.write(json.dumps(content).encode()))
+    write_text(path, json.dumps(content))
+
+
+def json_lines(rows: Iterable[Any]) -> str:
+    """The text of a file of JSON lines: one object a line, all characters as they are."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def checksum(path: str | Path, cache_dir: Path) -> str:
     """SHA-256 of a file, remembered in ``cache_dir`` for as long as its size and time of change stay the same."""
     path = Path(path).resolve()
-    memory = cache_dir / "checksums.json"
-    known = read_json(memory) if memory.exists() else {}
+    store = cache_dir / "checksums.json"
+    checksums = read_json(store) if store.exists() else {}
     stat = path.stat()
-    entry = known.get(str(path), {})
+    entry = checksums.get(str(path), {})
     if (entry.get("bytes"), entry.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
         return entry["sha256"]
     with open(path, "rb") as file:
         digest = sha256(file)
-    known[str(path)] = {"sha256": digest, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    write_json(memory, known)
+    checksums[str(path)] = {"sha256": digest, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    write_json(store, checksums)
     return digest
 
 

@@ -13,7 +13,7 @@ from data.files import not_json
 
 
 def iterate(path: str | Path, chunk_bytes: int = 1 << 22) -> Iterator[tuple[Any, int, int]]:
-    """The elements of the list that the file holds, each with its first byte and its length in bytes.
+    """(element, its first byte, its length in bytes) for each element of the list that the file holds.
 
     Memory: a few times ``chunk_bytes``, or the largest element. Raises ``UserError`` where the file is cut off or wrong.
     """
@@ -55,11 +55,11 @@ class _Window:
 
     def expect(self, characters: str) -> str:
         """Use the next character, which must be one of these."""
-        found = self.peek()
-        if not found or found not in characters:
-            raise self.error(f"expected {' or '.join(characters)}, found {found or 'its end'}")
+        character = self.peek()
+        if not character or character not in characters:
+            raise self.error(f"expected {' or '.join(characters)}, found {character or 'its end'}")
         self._use(self._next + 1)
-        return found
+        return character
 
     def value(self) -> Any:
         """Use the JSON value that begins here."""

@@ -60,11 +60,11 @@ class Record:
         return {"case_id": self.case_id, **self.requested_rewrite()}
 
     def worded_for_true(self) -> "Record | Variant":
-        """Where the prompts are that agree with ``target_true``."""
+        """The wording of the prompts that agrees with ``target_true``: the record's own, unless it has two."""
         return self
 
     def sentences(self) -> tuple[str, str]:
-        """The fact as it is edited to be and as it was, each as a sentence: prompt, subject and object."""
+        """(the new fact, the true fact), each as a sentence: prompt, subject and object."""
         true = self.worded_for_true()
         return (f"{self.prompt.replace('{}', self.subject)} {self.target_new.str}",
                 f"{true.prompt.replace('{}', true.subject)} {self.target_true.str}")

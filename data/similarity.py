@@ -16,20 +16,20 @@ PARTS = ("subject", "relation", "target")
 
 
 def jaccard(tok: PreTrainedTokenizerBase, a: str, b: str) -> float:
-    """|A & B| / |A | B| of the sets of token ids of two texts, without special tokens; 1 for two empty texts."""
-    left, right = (set(tok(text, add_special_tokens=False)["input_ids"]) for text in (a, b))
-    return len(left & right) / len(left | right) if left | right else 1.0
+    """Jaccard similarity of two texts: |A & B| / |A | B| of their sets of token ids, without special tokens; 1 if both are empty."""
+    ids_a, ids_b = (set(tok(text, add_special_tokens=False)["input_ids"]) for text in (a, b))
+    return len(ids_a & ids_b) / len(ids_a | ids_b) if ids_a | ids_b else 1.0
 
 
 def parts(record: Record) -> dict[str, str]:
-    """What is compared: the subject, the relation (the prompt without the subject's place), the new object."""
+    """The texts of a record that are compared: subject, relation (the prompt without the subject's place), new object."""
     return {"subject": record.subject, "relation": record.prompt.replace("{}", ""), "target": record.target_new.str}
 
 
 def similarities(
     tok: PreTrainedTokenizerBase, records: Sequence[Record], others: Sequence[Record]
 ) -> dict[str, list[float]]:
-    """{part: similarity of each record's with that of the aligned other record} for :data:`PARTS`."""
+    """{part: the :func:`jaccard` similarity of each record with its counterpart in ``others``} for each of :data:`PARTS`."""
     pairs = [(parts(record), parts(other)) for record, other in zip(records, others, strict=True)]
     return {part: [jaccard(tok, a[part], b[part]) for a, b in pairs] for part in PARTS}
 
@@ -37,8 +37,8 @@ def similarities(
 def by_subject(
     tok: PreTrainedTokenizerBase, records: Sequence[Record], others: Sequence[Record]
 ) -> dict[str, list[int]]:
-    """Positions of the aligned records whose subject has "different" tokens (similarity below :data:`DIFFERENT`), or the
-    "same" (1)."""
-    found = [jaccard(tok, a.subject, b.subject) for a, b in zip(records, others, strict=True)]
-    return {"different": [i for i, value in enumerate(found) if value < DIFFERENT],
-            "same": [i for i, value in enumerate(found) if value == 1]}
+    """{"different": positions of the aligned records whose subjects are less alike than :data:`DIFFERENT`, "same": those whose
+    subjects have the same tokens (similarity 1)}."""
+    similarity = [jaccard(tok, a.subject, b.subject) for a, b in zip(records, others, strict=True)]
+    return {"different": [i for i, value in enumerate(similarity) if value < DIFFERENT],
+            "same": [i for i, value in enumerate(similarity) if value == 1]}

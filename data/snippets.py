@@ -25,7 +25,8 @@ class Snippet:
 class Snippets:
     """Snippets by (relation id, target id). Made by :func:`open_file` or :func:`from_records`.
 
-    ``source`` names where they come from. ``sha256`` is that of their file, ``None`` when they have none.
+    source: where they come from. sha256: of their file, ``None`` when they have none. places: where the record of each pair is.
+    read: gives the record at a place.
     """
 
     def __init__(self, source: str, sha256: str | None, places: dict[Pair, Any], read: Callable[[Any], Any]):

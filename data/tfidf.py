@@ -36,7 +36,7 @@ def published(data_dir: str | Path | None = None) -> TfIdf:
 
 
 def fitted(snippets: Snippets, cache_dir: Path | None = None) -> TfIdf:
-    """Fitted on every text of ``snippets``, each a document; what the published code does where it can't download.
+    """tf-idf fitted on every text of ``snippets``, each a document, as the published code does where it can't download.
 
     The texts pass one at a time. With ``cache_dir`` the result for a file of snippets is kept there.
     """
@@ -53,7 +53,8 @@ def fitted(snippets: Snippets, cache_dir: Path | None = None) -> TfIdf:
         raise UserError(f"{snippets.source}: its texts have no words to fit tf-idf on")
     if idf_path is not None:
         write_json(vocabulary_path, vocabulary)
-        write_atomically(idf_path, lambda file: np.save(file, idf, allow_pickle=False))  # last: its presence says both are there
+        # Written last: where it is, both are.
+        write_atomically(idf_path, lambda file: np.save(file, idf, allow_pickle=False))
     return TfIdf(_vectorizer(vocabulary, idf, source), source)
 
 
@@ -82,7 +83,7 @@ def fit(texts: Iterable[str]) -> tuple[dict[str, int], np.ndarray]:
         frequency.update(set(words_of(text)))
     terms = sorted(frequency)
     counts = np.array([frequency[term] for term in terms], dtype=np.float64)
-    return {term: place for place, term in enumerate(terms)}, np.log((1 + documents) / (1 + counts)) + 1
+    return {term: column for column, term in enumerate(terms)}, np.log((1 + documents) / (1 + counts)) + 1
 
 
 def _vectorizer(vocabulary: dict[str, int], idf: np.ndarray, source: str) -> TfidfVectorizer:

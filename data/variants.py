@@ -9,7 +9,7 @@ from typing import Any
 
 from data.counterfact import read_all, read_target
 from data.fields import Fields, check_template
-from data.records import Record, Variant, VariantRecord
+from data.records import Record, Target, Variant, VariantRecord
 
 PROMPTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 
@@ -26,17 +26,18 @@ def parse(raw: Sequence[Any], source: str, limit: int | None = None) -> list[Rec
 def _record(fields: Fields) -> Record:
     new, true = fields.nested("eval_target_new"), fields.nested("eval_target_true")
     relation_id = fields.optional_text("relation_id")
-    (target_new, for_new), (target_true, for_true) = _block(new, "target_new"), _block(true, "target_true")
+    (target_new, new_variant), (target_true, true_variant) = _block(new, "target_new"), _block(true, "target_true")
     for key in PROMPTS[:2]:
-        counts = len(getattr(for_new, key)), len(getattr(for_true, key))
+        counts = len(getattr(new_variant, key)), len(getattr(true_variant, key))
         if counts[0] != counts[1]:
             raise fields.error(f"{key!r} has {counts[0]} prompts in eval_target_new and {counts[1]} in eval_target_true")
     return VariantRecord(
         case_id=fields.integer("case_id"), target_new=target_new, target_true=target_true, relation_id=relation_id,
-        schema="counterfact", extra=fields.rest(), true_variant=for_true, **vars(for_new))
+        schema="counterfact", extra=fields.rest(), true_variant=true_variant, **vars(new_variant))
 
 
-def _block(fields: Fields, target: str) -> tuple[Any, Variant]:
+def _block(fields: Fields, target: str) -> tuple[Target, Variant]:
+    """(the target under the key ``target``, the prompts) of one block."""
     rewrite = fields.nested("requested_rewrite")
     prompt = rewrite.text("prompt")
     check_template(prompt, rewrite)

@@ -14,8 +14,8 @@ from data.records import Prompt, Record, Target
 if TYPE_CHECKING:  # only named here, and slow to import
     from transformers import PreTrainedTokenizerBase
 
-# The field's stand-in for "no true answer is given".
 NO_TRUE_TARGET = Target("<|endoftext|>")
+"""The field's stand-in for "no true answer is given"."""
 _LOCALITY_MARK = "nq question: "
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ def template_of(question: str, subject: str) -> str | None:
     """
     if "{" in question or "}" in question or subject not in question:
         return None
-    whole = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", question)
-    start = whole.start() if whole else question.index(subject)
+    whole_word = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", question)
+    start = whole_word.start() if whole_word else question.index(subject)
     return question[:start] + "{}" + question[start + len(subject):]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import pkgutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from common.errors import UserError
+from common.errors import nearest_name, UserError
 from data.records import Record
 
 
@@ -34,9 +33,10 @@ class LanguageSpec:
     """Where second moments come from: corpus of the hyper-parameters (``mom2_dataset``) -> the same in this language."""
 
     def corpus(self, dataset: str) -> str:
-        """The corpus in this language. Files are taken as they are, and so is English.
+        """The counterpart of a corpus (``mom2_dataset``) in this language. Files are taken as they are, and so is English.
 
-        Raises UserError for a corpus known by an English name that the language has no counterpart of; warns of another of the hub.
+        Raises UserError where the language has no counterpart of a corpus known by an English name, and warns where another
+        data set of the hub is taken as it is.
         """
         if dataset in self.corpora or self.code == "en" or dataset == "world" or dataset.endswith((".jsonl", ".txt")):
             return self.corpora.get(dataset, dataset)
@@ -44,7 +44,8 @@ class LanguageSpec:
             raise UserError(f"mom2_dataset {dataset!r} has no counterpart in {self.name}: add it to the corpora of its file in "
                             "data/languages, or name a file of texts")
         if dataset not in self.corpora.values():
-            warnings.warn(f"mom2_dataset {dataset!r} is taken as it is for {self.name}, whose corpora do not name it", stacklevel=2)
+            warnings.warn(f"mom2_dataset {dataset!r} is taken as it is for {self.name}, whose corpora do not name it",
+                          stacklevel=2)
         return dataset
 
 
@@ -55,11 +56,10 @@ def names() -> list[str]:
 
 def spec(name: str) -> LanguageSpec:
     """The language called ``name`` (its code and tag will do, too). Raises UserError for one without a spec."""
-    known = names()
-    specs = (import_module(f"{__name__}.{module}").SPEC for module in ([name] if name in known else known))
-    found = next((language for language in specs if name in (language.name, language.code, language.tag)), None)
-    if found is None:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"no language {name!r}; {hint}known are {', '.join(known)}; a file in data/languages adds one")
-    return found
+    modules = names()
+    for module in [name] if name in modules else modules:
+        language = import_module(f"{__name__}.{module}").SPEC
+        if name in (language.name, language.code, language.tag):
+            return language
+    raise UserError(f"no language {name!r}; {nearest_name(name, modules)}known are {', '.join(modules)}; "
+                    "a file in data/languages adds one")

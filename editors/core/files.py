@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,25 +13,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import part_of, whole_file
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file at once or not at all, with the permissions of any new file.
+    """Write a safetensors file at once or not at all (:func:`whole_file`), with the permissions of any new file.
 
-    Several processes may write the same file: each has a temporary name of its own, and the last one stays.
     Raises UserError when writing fails, OSError where the folder can't take a file.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
-        part.touch()
-        mode = part.stat().st_mode  # safetensors puts a file there that only its owner may read
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
-        part.chmod(mode)
-        os.replace(part, path)
+        with whole_file(path) as part:
+            part.touch()
+            mode = part.stat().st_mode  # safetensors puts a file there that only its owner may read
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
+            part.chmod(mode)
     except SafetensorError as error:
         raise UserError(f"{path}: writing failed ({error})") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, what: str) -> None:
@@ -55,7 +51,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if folder.exists():
         raise UserError(f"{folder}: is there already; choose another name, or delete it")
     check_writable(folder.absolute().parent, "a folder")
-    part = folder.absolute().with_name(f".{folder.name}.{secrets.token_hex(6)}.part")
+    part = part_of(folder.absolute())
     part.mkdir()
     try:
         yield part
