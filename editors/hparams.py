@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
 from common.errors import UserError
 from .configuration import Bound, Configuration, Count, NotNegative
@@ -79,8 +79,8 @@ class ValueHParams(HParams):
     """Weight of the KL term that holds `kl_prompt` in place."""
     kl_prompt: SubjectPrompt = "{} is a"
     """What is said of the subject where it shall stay as it is; in the language of the prompts."""
-    target_tokens: Literal["ids", "text"] = "ids"
-    """How a target of several tokens is put behind a prompt: as tokens, or as text that is tokenised anew (published)."""
+    target_tokens: ClassVar[str] = "ids"
+    """How a target of several tokens is put behind a prompt: as tokens, or ("text") as text that is tokenised anew (MEMAT's program)."""
 
     mom2_dataset: str
     """Corpus of the second moments: a Hugging Face data set, or the path of a .jsonl (field `text`) or .txt file."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from common.errors import UserError
 from editors.base import Task
 from editors.changes import Dense, LowRank
-from editors.configuration import NotNegative, Positive, Share
+from editors.configuration import Bound, NotNegative, Positive, Share
 from editors.core import solve
 from editors.core.sites import Sites
 from .spread import Solver, SpreadEditor, SpreadHParams
 from .statistics import covariance_factors, prepare, Prepared, second_moments
+
+Starts = Annotated[list[str], Bound(all, "must be texts, none of them empty")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +34,8 @@ class MEMITHParams(SpreadHParams):
     """Relative to |weight| + 1e-8; false, as published: to |weight + 1e-8|."""
     prune: bool = False
     """At the end of a sequence, dampen the singular values of its whole change (PRUNE, Ma et al. 2024)."""
-    residual: Literal["refresh", "stale"] = "refresh"
-    """What is left to write after a layer: measured on the model edited so far, or on the unedited one, as MEMAT's published code
-    does on a GPU. Of n layers stale writes 1/n + ... + 1/1 of the distance: 137/60 of it with five."""
-    contexts: Literal["sampled", "greedy"] = "sampled"
-    """How context_starts go on: sampled, ten tokens in all (MEMIT), or ten likeliest tokens more (MEMAT)."""
-    context_starts: list[str] | None = None
+    context_starts: Starts | None = None
     """Words that contexts begin with, in the language of the prompts; None: the published English ones."""
-    context_groups: Literal["two", "each"] = "two"
-    """Weights of a key's contexts: half for the bare prompt and half for all others (MEMIT), or the same for each (MEMAT)."""
 
     ignored: ClassVar[Mapping[str, str]] = SpreadHParams.ignored | {
         "emmet_lambda": "EMMET's",
@@ -51,22 +46,10 @@ class MEMITHParams(SpreadHParams):
         super().__post_init__()
         if self.edited_key_memory and self.dynamic:
             raise UserError("dynamic: edited_key_memory adds up on the first statistics; set one of the two false")
-        if self.edited_key_memory and (self.residual == "stale" or self.rect_share is not None):
-            other = "rect_share" if self.rect_share is not None else "residual stale"
-            raise UserError(f"edited_key_memory: remembers the keys of the model with the whole edit in it, which {other} does not give")
-        if self.context_starts is not None and not all(self.context_starts):
-            raise UserError(f"context_starts: {self.context_starts} must be texts, none of them empty")
+        if self.edited_key_memory and self.rect_share is not None:
+            raise UserError("edited_key_memory: remembers the keys of the model with the whole edit in it, which rect_share does not give")
         if self.rect_absolute and self.rect_share is None:
             raise UserError("rect_absolute: without effect unless rect_share is set")
-
-
-def regrouped(prepared: Prepared, hp: MEMITHParams, given: bool) -> Prepared:
-    """With the contexts in the groups that context_groups asks for; those that were given stay in their own."""
-    if given:
-        return prepared
-    bare, *others = prepared.templates
-    groups = [[bare], others] if hp.context_groups == "two" else [[template] for template in prepared.templates]
-    return replace(prepared, groups=groups)
 
 
 class MEMIT(SpreadEditor):
@@ -75,14 +58,8 @@ class MEMIT(SpreadEditor):
     name = "MEMIT"
     hparams_class = MEMITHParams
 
-    @property
-    def refreshes(self) -> bool:
-        return self.hparams.residual == "refresh"
-
     def contexts(self, task: Task) -> Prepared:
-        hp = self.hparams
-        kind = "memit" if hp.contexts == "sampled" else "greedy"
-        return regrouped(prepare(task, hp, kind, starts=hp.context_starts), hp, given=task.context_templates is not None)
+        return prepare(task, self.hparams, "memit", starts=self.hparams.context_starts)
 
     def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
         weight = self.hparams.mom2_update_weight

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,28 +11,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.errors import UserError
+from editors.base import Task
+from editors.configuration import Finite
 from editors.core.prompts import Request
 from . import relevance
-from .memat import MEMAT, HeadOutputs, MEMATHParams, one_for_all
+from .corrections import Corrections, one_for_all
+from .head_editor import HeadEditor, HeadHParams, HeadOutputs
 from .outputs import check_heads, Head
-from .relevance import Corrections
 
 
 @dataclass(frozen=True, kw_only=True)
-class ITIHParams(MEMATHParams):
-    alpha: float = 15.0
+class ITIHParams(HeadHParams):
+    alpha: Finite = 15.0
     """Strength: standard deviations that a head is shifted by."""
     probe_seed: int | None = None
 
-    def __post_init__(self):
-        if self.same_layer is None:  # the published baseline adds up in either profile
-            object.__setattr__(self, "same_layer", "sum")
-        super().__post_init__()
-        if not math.isfinite(self.alpha):
-            raise UserError(f"alpha: {self.alpha} must be a finite number")
+    ignored: ClassVar[Mapping[str, str]] = HeadHParams.ignored | dict.fromkeys(
+        ("correction_lr", "train_position", "head_context_starts", "head_kl_prompt"), "MEMAT's: ITI trains no corrections"
+    )
 
 
-class ITI(MEMAT):
+class ITI(HeadEditor):
     """MEMIT, then alpha * sigma * theta added to the chosen heads at every token: theta is the unit vector from the mean output at old
     facts to the mean at new ones, over the voters; sigma the standard deviation of all facts' outputs along it."""
 
@@ -47,20 +45,25 @@ class ITI(MEMAT):
             relevance.sentence_rows(model, tok, requests, self.hparams.probe_token)
 
     def correct(
-        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], heads: Sequence[Head], templates: Sequence[str] | None = None,
-        progress: bool = True, voters: Sequence[int] | None = None, alpha: float | None = None, outputs: HeadOutputs | None = None,
+        self, model: nn.Module, tok, requests: Sequence[Request], heads: Sequence[Head], progress: bool = True,
+        voters: Sequence[int] | None = None, alpha: float | None = None, outputs: HeadOutputs | None = None,
     ) -> Corrections:
-        """As `MEMAT.correct`, with nothing to train. voters, outputs: see `relevance`; alpha: by default the hparams'; the vectors are
-        linear in it."""
-        parsed, sites = self._parsed(model, tok, requests), self.sites(model)
-        pairs = check_heads(heads, model, sites)
-        voters = self._voters(model, tok, parsed) if voters is None else list(voters)
+        """The shifts of these heads, of the model as it is. voters, outputs: see `relevance`; alpha: by default the hparams'; the vectors
+        are linear in it.
+
+        Raises UserError for heads that the model lacks, no voters, and vectors that are not finite.
+        """
+        pairs = check_heads(heads, model, self.sites(model))
+        voters = self.voters(model, tok, requests) if voters is None else list(voters)
         if not voters:
             raise UserError('no fact can vote on the direction: edit more facts together, or let all vote ("voters": "all")')
         if outputs is None:
-            outputs = self.features(model, tok, parsed, progress)
+            outputs = self.features(model, tok, requests, progress)
         of_heads = torch.stack([outputs[:, :, layer, head] for layer, head in pairs])
         return one_for_all(pairs, shifts(of_heads, voters, self.hparams.alpha if alpha is None else alpha))
+
+    def _corrector(self, task: Task) -> Callable[[Sequence[Head]], Corrections]:
+        return lambda heads: self.correct(task.model, task.tok, task.requests, heads, task.progress)
 
 
 def shifts(

@@ -1,32 +1,20 @@
-"""Choosing attention heads and changing what they say: the steps that MEMAT and ITI share.
-
-All work on the model as it is (for MEMAT: with MEMIT's edit in it) and leave it so.
-"""
+"""How well attention heads tell new facts from old ones, in the model as it is (with MEMIT's edit in it)."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from common.errors import UserError
-from editors.changes import Dense
-from editors.core import moment_store
 from editors.core.budget import batch_tokens
-from editors.core.files import write_tensors
 from editors.core.prompts import encode_target, fill, pack, pad_batch, pad_id, Request, tokenize
 from editors.core.sites import evaluating, get_module, head_logits, input_device, longest_context, Sites
-from editors.edit import Edit
 from . import probes
-from .outputs import as_biases, Head, head_outputs, head_shape
+from .outputs import Head, head_outputs
 
 
 @dataclass(frozen=True)
@@ -45,46 +33,7 @@ class Relevance:
         return probes.rank(self.accuracy, number)
 
 
-@dataclass(frozen=True)
-class Corrections:
-    """Vectors for heads, in the order of the ranking."""
-
-    heads: list[Head]
-    vectors: Float[Tensor, "heads size"]
-    info: Mapping[str, Any] = field(default_factory=dict)
-    """JSON-ready: model, languages, count, facts, hyper-parameters."""
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write `path` (safetensors, self-describing), and beside it the (layer, head) pairs as .npy, as the published programs do."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        heads = torch.tensor(self.heads, dtype=torch.int64)
-        write_tensors(path, {"heads": heads, "vectors": self.vectors}, {"header": json.dumps(dict(self.info))})
-        part = path.with_suffix(".part.npy")
-        np.save(part, heads.numpy())
-        part.replace(path.with_suffix(".npy"))
-
-    @staticmethod
-    def load(path: str | os.PathLike) -> Corrections:
-        """Reads what `save` wrote. Raises UserError for a missing, damaged or foreign file."""
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such file of correction vectors")
-        info, tensors = moment_store.read(Path(path), "file of correction vectors")
-        if not {"heads", "vectors"} <= tensors.keys():
-            lacking = ", ".join({"heads", "vectors"} - tensors.keys())
-            raise UserError(f"{path}: not a file of correction vectors: it lacks {lacking}")
-        heads, vectors = tensors["heads"], tensors["vectors"]
-        if heads.ndim != 2 or heads.shape[1] != 2 or vectors.ndim != 2 or len(heads) != len(vectors):
-            raise UserError(f"{path}: heads of shape {list(heads.shape)} and vectors of shape {list(vectors.shape)}, expected one (layer, "
-                               "head) and one vector for each")
-        return Corrections([tuple(head) for head in heads.tolist()], vectors, info)
-
-    def first(self, number: int) -> Corrections:
-        """Of the best `number` heads only."""
-        return Corrections(self.heads[:number], self.vectors[:number], self.info)
-
-
-def prompts(request: Request) -> tuple[str, str]:
+def prompt_pair(request: Request) -> tuple[str, str]:
     """What stands before the new object, and before the old one."""
     return fill(request.prompt, request.subject), fill(request.true_prompt or request.prompt, request.true_subject or request.subject)
 
@@ -101,7 +50,7 @@ def sentence_rows(model: nn.Module, tok, requests: Sequence[Request], end: str =
         if not request.target_true:
             raise UserError(f"request {number} (case_id {request.case_id}) has no target_true: heads are chosen by what tells the "
                                "new fact from the old one; give it, or give the heads")
-        new, true = prompts(request)
+        new, true = prompt_pair(request)
         texts += [new, true] if end == "prompt" else [new + request.target_new, f"{true} {request.target_true.lstrip()}"]
     if end == "prompt" and texts[::2] == texts[1::2]:
         raise UserError("probe_token: the new and the old object of every request stand behind the same prompt, so that nothing tells "
@@ -119,11 +68,11 @@ def features(
     model: nn.Module, tok, requests: Sequence[Request], sites: Sites, end: str = "target", progress: bool = False
 ) -> Float[Tensor, "requests two layers heads size"]:
     """Output of every head at the last token of the new ([:, 0]) and of the old fact ([:, 1]), or ("prompt") of their prompts."""
-    found = head_outputs(model, tok, sentence_rows(model, tok, requests, end), sites, progress)
-    return found.unflatten(0, (len(requests), 2))
+    outputs = head_outputs(model, tok, sentence_rows(model, tok, requests, end), sites, progress)
+    return outputs.unflatten(0, (len(requests), 2))
 
 
-def said(model: nn.Module, tok, requests: Sequence[Request], sites: Sites) -> Bool[Tensor, " requests"]:
+def says_targets(model: nn.Module, tok, requests: Sequence[Request], sites: Sites) -> Bool[Tensor, " requests"]:
     """Whether each token of a request's new target is the likeliest one behind its prompt and the target's tokens before it."""
     targets = [encode_target(tok, request.target_new) for request in requests]
     prompts = [ids for ids, _ in tokenize(tok, [fill(request.prompt, request.subject) for request in requests])]
@@ -146,8 +95,8 @@ def said(model: nn.Module, tok, requests: Sequence[Request], sites: Sites) -> Bo
     return right
 
 
-def relevance(
-    found: Float[Tensor, "requests two layers heads size"], voters: Sequence[int], share: float, seed: int | None,
+def probe(
+    outputs: Float[Tensor, "requests two layers heads size"], voters: Sequence[int], share: float, seed: int | None,
     facts: Sequence[int] | None = None,
 ) -> Relevance:
     """One probe a head on the voters' sentences; `share` of them, shuffled with `seed` (None: as they stand), validates.
@@ -163,26 +112,9 @@ def relevance(
     label = torch.tensor([True, False])
 
     def part(facts: list[int]) -> tuple[Tensor, Tensor]:
-        return found[facts].flatten(0, 1).flatten(1, 2), label.repeat(len(facts))
+        return outputs[facts].flatten(0, 1).flatten(1, 2), label.repeat(len(facts))
 
     model = probes.fit(*part(training))
     x, y = part(validation)
     right = (model.predict(x) == y[:, None]).double().mean(0)
-    return Relevance(right.unflatten(0, found.shape[2:4]), list(voters), training, validation)
-
-
-def folded(
-    model: nn.Module, corrections: Corrections, sites: Sites, overwrite: bool, info: Mapping[str, Any] | None = None
-) -> Edit:
-    """The edit that adds the vectors at every token: biases of the attention's output projections, made where there are none.
-
-    overwrite: of the heads of one layer only the last counts (published). Raises UserError for vectors of another head size.
-    """
-    _, size = head_shape(model, sites)
-    if corrections.vectors.shape != (len(corrections.heads), size):
-        raise UserError(
-            f"correction vectors of shape {list(corrections.vectors.shape)} for {len(corrections.heads)} heads of size {size}: they "
-            "are of another model or other heads"
-        )
-    biases = as_biases(model, sites, corrections.heads, corrections.vectors, overwrite)
-    return Edit({name: Dense(bias) for name, bias in biases.items()}, info or {})
+    return Relevance(right.unflatten(0, outputs.shape[2:4]), list(voters), training, validation)

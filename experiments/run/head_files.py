@@ -17,8 +17,8 @@ import torch
 from common.errors import UserError
 from editors.changes import LowRank
 from editors.edit import Edit
+from editors.heads.corrections import Corrections
 from editors.heads.outputs import Head
-from editors.heads.relevance import Corrections
 
 
 def name(prefix: str, language: str, language_eval: str, heads: int, chunk: int, num_edits: int) -> Path:

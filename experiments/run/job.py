@@ -203,7 +203,7 @@ def _contexts(flags: Mapping[str, Any]) -> list[list[str]] | None:
 
 def _language_settings(flags: Mapping[str, Any], hparams: Any, language: str, contexts: str | None) -> dict[str, Any]:
     spec, heads = languages.spec(language), languages.spec(language if flags["bilingual"] else flags["language_eval"])
-    shared = getattr(hparams, "head_contexts", "own") == "edits" and contexts
+    shared = getattr(hparams, "profile", None) == "paper" and contexts
     return {
         "kl_prompt": spec.kl_prompt, "context_starts": list((languages.spec(contexts) if shared else spec).context_starts),
         "head_kl_prompt": heads.kl_prompt, "head_context_starts": list(heads.context_starts),

@@ -30,11 +30,13 @@ from data.download import data_folder
 from data.records import Record
 from editors.base import Editor
 from editors.closed_form.bilingual import joint_edit
+from editors.core.prompts import parse_requests, Request
 from editors.core.sites import find_sites
 from editors.edit import Edit
 from editors.heads import probes
+from editors.heads.corrections import Corrections
 from editors.heads.outputs import check_heads, Head
-from editors.heads.relevance import Corrections, Relevance
+from editors.heads.relevance import Relevance
 from experiments.results import run_folder
 from experiments.run import head_files
 from experiments.run.job import Job
@@ -92,7 +94,7 @@ def evaluate(job: Job, run: Path) -> None:
     """Edits and measures every chunk whose files are not all there. The model is afterwards what it was, bit by bit."""
     num_edits, count = job.flags["num_edits"], len(job.records)
     chunks = [slice(start, start + num_edits) for start in range(0, count, num_edits)]
-    templates = _templates(job) if _corrects(job) else {}
+    templates = _templates(job) if _corrects(job) and job.flags["alg_name"] == "MEMAT" else {}
     with tqdm(total=count, desc=job.flags["alg_name"], unit="case") as bar:
         for number, chunk in enumerate(chunks):
             records = {language: job.languages.records[language][chunk] for language in job.languages.records}
@@ -160,7 +162,7 @@ class _Chunk:
         job, editor, wanted = self.job, self.job.editor, [stage for stage in stages(self.flags) if stage.heads]
         requests = [request for language in self.head_language for request in self._head_requests(language)]
         voters = self._voters(after) if editor.hparams.voters == "correct" else range(len(requests))
-        voters = editor.telling(job.tok, requests, voters)
+        voters = editor.telling(requests, voters)
         started = time.perf_counter()
         given = job.given_heads(self.number)
         most = max(stage.heads for stage in wanted)
@@ -252,8 +254,8 @@ class _Chunk:
         records = self.records[language]
         return list(records[: self.job.editor.for_heads(len(records))])
 
-    def _head_requests(self, language: str) -> list[dict[str, Any]]:
-        return [record.request() for record in self._head_records(language)]
+    def _head_requests(self, language: str) -> list[Request]:
+        return parse_requests([record.request() for record in self._head_records(language)], self.job.tok)
 
 
 def _memit(editor: Editor, job: Job, requests: list[dict], cache: Path | None) -> Edit:
@@ -278,12 +280,12 @@ def by_fact(flags: Mapping[str, Any], hparams: Any, requests: int) -> list[int] 
 
 
 def _templates(job: Job) -> dict[str, tuple[list[str], str]]:
-    """{language of heads: contexts, of the unedited model, and KL prompt for training corrections}: its own; with head_contexts
-    "edits" for both languages three contexts of each, as published."""
+    """{language of heads: contexts, of the unedited model, and KL prompt for training corrections}: its own; in the
+    profile paper for both languages three contexts of each, as published."""
     editors = job.editors if job.flags["bilingual"] else {job.languages.heads: job.editor}
-    found = {language: (editor.head_templates(job.model, job.tok), editor.correction_settings().kl_prompt)
+    found = {language: (editor.head_templates(job.model, job.tok), editor.settings().kl_prompt)
              for language, editor in editors.items()}
-    if job.flags["bilingual"] and job.editor.hparams.head_contexts == "edits":
+    if job.flags["bilingual"] and job.editor.hparams.profile == "paper":
         mixed = [template for templates, _ in found.values() for template in templates[:3]]
         found = {language: (mixed, kl_prompt) for language, (_, kl_prompt) in found.items()}
     return found

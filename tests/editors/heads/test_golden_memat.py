@@ -19,9 +19,11 @@ from editors.core.contexts import context_templates
 from editors.core.prompts import parse_requests
 from editors.core.sites import find_sites
 from editors.edit import Edit
-from editors.heads import corrections, relevance
+from editors.heads import relevance, training
+from editors.heads.corrections import Corrections, folded
 from editors.heads.iti import shifts
 from editors.heads.outputs import as_biases, head_outputs
+from editors.heads.profiles import PROFILES
 from experiments.metrics.counterfact import counterfact_metrics
 from tests.conftest import GOLDEN, load_tiny, relative
 
@@ -82,6 +84,12 @@ def editor(language, name="MEMAT", **changes):
         "profile": "paper", "mom2_dataset": str(corpus), "kl_prompt": languages.spec(NAMES[language]).kl_prompt, **changes})
 
 
+@pytest.fixture
+def refreshing(monkeypatch):
+    """The profile paper, on a processor: there the published code measures what is left anew for each layer."""
+    monkeypatch.setitem(PROFILES, "paper", dataclasses.replace(PROFILES["paper"], residual="refresh"))
+
+
 def published_edit(pair):
     stored = arrays("d_memit24_pipeline")
 
@@ -128,22 +136,23 @@ def test_second_moments_in_half_precision(long_falcon):
 
 @pytest.mark.filterwarnings("ignore:.*without effect", "ignore:the corpus has")
 @pytest.mark.parametrize("key", D12)
-def test_memit_with_fresh_and_with_stale_residual(long_falcon, requests, key):
+def test_memit_with_fresh_and_with_stale_residual(long_falcon, requests, key, request):
     stored, letter = arrays("d_memit12"), key[0].upper()
-    residual = "refresh" if key.endswith("cpu") else "stale"
-    edit = editor(letter, residual=residual).memit(*long_falcon, requests[letter][:12], TEMPLATES[NAMES[letter]], progress=False)
+    if key.endswith("cpu"):
+        request.getfixturevalue("refreshing")
+    edit = editor(letter).memit(*long_falcon, requests[letter][:12], TEMPLATES[NAMES[letter]], progress=False)
     for layer in (1, 2, 3):
         left, right = (stored[f"d/{key}/{part}/layer{layer}"].astype(np.float64) for part in ("resid", "adj_k"))
         assert relative(edit.deltas()[DOWN.format(layer)], left @ right.T) < 1e-3
 
 
 @pytest.mark.filterwarnings("ignore:.*without effect", "ignore:the corpus has")
-def test_plain_memit_has_the_same_switches(long_falcon, requests):
-    """MEMAT calls MEMIT: with the same settings the same bits."""
-    mine = editor("E", residual="refresh").hparams
-    shared = {f.name: getattr(mine, f.name) for f in dataclasses.fields(MEMITHParams)}
+def test_memat_begins_with_memit(long_falcon, requests):
+    """With the same settings and contexts the same bits."""
+    mine = editor("E", profile="default", mom2_dtype="float16", mom2_tokens=1000)
+    shared = {f.name: getattr(mine.hparams, f.name) for f in dataclasses.fields(MEMITHParams)}
     plain = editors.load("MEMIT", shared).edit(*long_falcon, requests["E"][:2], TEMPLATES["english"], progress=False).deltas()
-    memat = editor("E", residual="refresh").memit(*long_falcon, requests["E"][:2], TEMPLATES["english"], progress=False).deltas()
+    memat = mine.memit(*long_falcon, requests["E"][:2], TEMPLATES["english"], progress=False).deltas()
     assert plain.keys() == memat.keys() and all(torch.equal(plain[name], memat[name]) for name in plain)
 
 
@@ -154,7 +163,7 @@ def test_features_and_voters(edited, requests):
         found = relevance.features(model, tok, facts, find_sites(model))
         assert relative(found.flatten(0, 1), arrays("b_features")[f"b/{pair}/X"]) < 1e-4
     if pair[1] == "E":  # Catalan votes were counted with the crossed scoring (below)
-        voters = relevance.said(model, tok, facts, find_sites(model)).nonzero()[:, 0].tolist()
+        voters = relevance.says_targets(model, tok, facts, find_sites(model)).nonzero()[:, 0].tolist()
         assert voters == arrays("c_probes")[f"c/{pair}/voters"].tolist()
 
 
@@ -163,7 +172,7 @@ def test_probes(edited, requests):
     known = arrays("c_probes")
     found = relevance.features(model, tok, parse_requests(requests[pair[1]], tok), find_sites(model))
     for prefix, voters, order in (("", known[f"c/{pair}/voters"].tolist(), "shuffled_voter_order"), ("allvoters_", list(range(24)), "allvoters_order")):
-        ranking = relevance.relevance(found, voters, 0.3, 123)
+        ranking = relevance.probe(found, voters, 0.3, 123)
         assert ranking.training + ranking.validation == known[f"c/{pair}/{order}"].tolist()
         assert np.array_equal(ranking.accuracy, known[f"c/{pair}/{prefix}val_acc"])
         # Published ties are broken at random: the chosen heads have the same accuracies.
@@ -180,8 +189,8 @@ def test_corrections(edited, requests, heads, batch):
     chosen = [tuple(head) for head in TOP[f"c/{pair}/top{heads}"]]
     templates = sum(TEMPLATES[NAMES[pair[0]]], [])
     steps = []
-    settings = editor(pair[0], correction_batch=batch).correction_settings()
-    vectors = corrections.train(
+    settings = dataclasses.replace(editor(pair[0]).settings(), batch=batch)
+    vectors = training.train(
         model, tok, parse_requests(requests[pair[1]], tok), chosen, templates, find_sites(model), settings,
         watch=lambda *step: steps.append(step), progress=False)
     assert len(steps) == len(known[f"{key}/grads"])
@@ -219,7 +228,7 @@ def test_iti(edited, requests):
     known = arrays("g_iti")
     voters = arrays("c_probes")[f"c/{pair}/voters"].tolist()
     found = relevance.features(model, tok, parse_requests(requests[pair[1]], tok), find_sites(model))
-    unshuffled = relevance.relevance(found, voters, 0.3, None)
+    unshuffled = relevance.probe(found, voters, 0.3, None)
     assert np.array_equal(unshuffled.accuracy, known[f"g/{pair}/val_acc_unshuffled"])
     for heads in (4, 8):
         chosen = [tuple(head) for head in known[f"g/{pair}/K{heads}/heads"].tolist()]
@@ -233,11 +242,11 @@ def test_iti(edited, requests):
 
 @pytest.mark.filterwarnings("ignore:.*without effect", "ignore:the corpus has")
 @pytest.mark.parametrize("pair", EDITED)
-def test_end_to_end(long_falcon, requests, pair):
+def test_end_to_end(long_falcon, requests, pair, refreshing):
     """MEMIT and corrections by one call, with the published heads (their choice among equals was an accident)."""
     model, tok = long_falcon
     before = copy.deepcopy(model.state_dict())
-    edit = editor(pair[0], residual="refresh", heads=TOP[f"c/{pair}/top8"]).edit(
+    edit = editor(pair[0], heads=TOP[f"c/{pair}/top8"]).edit(
         model, tok, requests[pair[0]], TEMPLATES[NAMES[pair[0]]], progress=False, heads_requests=requests[pair[1]])
     published = published_edit(pair).deltas()
     for name, delta in published.items():
@@ -260,7 +269,7 @@ def test_evaluation_of_both_languages(edited, golden, stage):
     records = data.load(FOLDER / f"records_{language}.json", language=language)
     chosen = [tuple(head) for head in TOP[f"c/{pair}/top8"]]
     vectors = torch.tensor(arrays("e_corrections")[f"e/{pair}/K8_batch32/vectors"]) * (stage != "memit_training")
-    with relevance.folded(model, relevance.Corrections(chosen, vectors), find_sites(model), overwrite=True).applied(model):
+    with folded(model, Corrections(chosen, vectors), find_sites(model), overwrite=True).applied(model):
         found = counterfact_metrics(model, tok, records, generated=False, pairing="legacy")
     for ours, theirs in zip(found, known, strict=True):
         for group in ("rewrite", "paraphrase", "neighborhood"):
@@ -281,5 +290,5 @@ def test_the_default_profile_differs_only_by_its_quirks(long_falcon, requests):
     for layer in (1, 2, 3):
         left, right = (stored[f"pipe/EE/{part}/layer{layer}"].astype(np.float64) for part in ("resid", "adj_k"))
         assert relative(edit.deltas()[DOWN.format(layer)], left @ right.T) < 1e-3
-    made = relevance.Corrections([tuple(h) for h in TOP["c/EE/top8"]], torch.tensor(arrays("e_corrections")["e/EE/K8_batch32/vectors"]))
+    made = Corrections([tuple(h) for h in TOP["c/EE/top8"]], torch.tensor(arrays("e_corrections")["e/EE/K8_batch32/vectors"]))
     assert relative(stacked(hp.fold(long_falcon[0], made).deltas()), arrays("f_biases")["f/EE/K8_batch32/bias_sum"]) < 1e-5

@@ -13,9 +13,10 @@ from editors.closed_form.bilingual import joint_edit
 from editors.core.prompts import encode_target, locate, parse_requests
 from editors.core.sites import find_sites
 from editors.edit import Edit
-from editors.heads import corrections, relevance
-from editors.heads.memat import PROFILES
+from editors.heads import relevance, training
+from editors.heads.corrections import Corrections, folded
 from editors.heads.outputs import head_outputs, head_shape
+from editors.heads.profiles import PROFILES
 from tests.conftest import relative
 from tests.editors.test_contract import HPARAMS, MEMIT
 from tests.models import ARCHITECTURES, tiny_model, tiny_tokenizer
@@ -29,13 +30,13 @@ REQUESTS = [
     ])
 ]
 HEADS = [(1, 2), (2, 0), (2, 3)]
-SETTINGS = corrections.Settings(lr=0.05, clamp=0.75, weight_decay=0.001, kl_factor=0.0625, kl_prompt="{} is a", fact_token="subject_last")
+SETTINGS = training.Settings(lr=0.05, clamp=0.75, weight_decay=0.001, kl_factor=0.0625, kl_prompt="{} is a", fact_token="subject_last")
 
 
 def train(model, tok, requests=REQUESTS, heads=HEADS, **changes):
     steps = []
     settings = dataclasses.replace(SETTINGS, **changes)
-    vectors = corrections.train(model, tok, parse_requests(requests, tok), heads, TEMPLATES, find_sites(model), settings,
+    vectors = training.train(model, tok, parse_requests(requests, tok), heads, TEMPLATES, find_sites(model), settings,
                                 watch=lambda *step: steps.append(step), progress=False)
     return vectors, steps
 
@@ -101,7 +102,7 @@ def test_every_context_teaches():
     def gradient(templates, position):
         steps = []
         settings = dataclasses.replace(SETTINGS, position=position, kl_factor=0.0)
-        corrections.train(model, tok, [request], HEADS, templates, sites, settings, watch=lambda *s: steps.append(s), progress=False)
+        training.train(model, tok, [request], HEADS, templates, sites, settings, watch=lambda *s: steps.append(s), progress=False)
         return steps[0][1] * len(templates)
 
     longest = max(TEMPLATES, key=len)
@@ -147,26 +148,35 @@ def test_more_heads_than_a_head_is_wide():
         assert train(model, tok, heads=heads, **changes)[0].shape == (16, size)
 
 
-def test_profiles_decide_what_is_left_open():
+@pytest.fixture
+def profile(monkeypatch):
+    """profile(name, **settings): that profile with other settings."""
+    return lambda name, **settings: monkeypatch.setitem(PROFILES, name, dataclasses.replace(PROFILES[name], **settings))
+
+
+def test_what_profiles_decide():
     base = dict(MEMIT, heads=[[1, 0]])
-    for profile, settings in PROFILES.items():
-        hp = editors.load("MEMAT", base | {"profile": profile}).hparams
-        assert {name: getattr(hp, name) for name in settings} == settings
-        assert hp.fact_token == ("subject_last" if profile == "default" else "subject_last_separate")
-    alone = {"residual": "stale", "lookup": "separate", "same_layer": "last", "train_position": "legacy", "head_norm": "shared",
-             "head_contexts": "edits", "short_batch": "full", "target_tokens": "text", "mom2_dtype": "float16"}
-    for name, value in alone.items():
-        hp = editors.load("MEMAT", base | {name: value}).hparams
-        assert getattr(hp, name) == value
-        assert all(getattr(hp, other) == PROFILES["default"][other] for other in alone if other != name)
-        assert getattr(editors.load("MEMAT", base | {"profile": "paper", name: PROFILES["default"][name]}).hparams, name) != value
+    for name, lookup in (("default", "subject_last"), ("paper", "subject_last_separate")):
+        editor, profile = editors.load("MEMAT", base | {"profile": name}), PROFILES[name]
+        shared = ("target_tokens", "mom2_dtype", "mom2_tokens", "train_position")
+        assert {key: getattr(editor.hparams, key) for key in shared} == {key: getattr(profile, key) for key in shared}
+        assert editor.hparams.fact_token == lookup and editor.refreshes == (profile.residual == "refresh")
+        assert editor.overwrites == (name == "paper") and editors.load("ITI", base | {"profile": name}).overwrites is False
+        settings = editor.settings()
+        assert (settings.norm, settings.divide_by_full_batch) == (profile.head_norm, profile.full_batch)
+        assert settings.kl_factor == (MEMIT["kl_factor"] if profile.correction_kl else 0)
+    alone = {"mom2_dtype": "float64", "mom2_tokens": 50, "train_position": "all"}
+    for name in PROFILES:
+        hp = editors.load("MEMAT", base | {"profile": name} | alone).hparams
+        assert {key: getattr(hp, key) for key in alone} == alone
 
 
-def test_a_stale_residual_overshoots():
+def test_a_stale_residual_overshoots(profile):
     """1/2 + 1/1 of the distance over two layers, on every device; a fresh one halves what is left."""
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    profile("paper", residual="stale", lookup="offsets", target_tokens="ids", mom2_dtype="float32", mom2_tokens=None)
     options = dict(context_templates=["{}"], progress=False)
-    stale = editors.load("MEMIT", MEMIT | {"residual": "stale"}).edit(model, tok, REQUESTS, **options)
+    stale = editors.load("MEMAT", HPARAMS["MEMAT"] | {"profile": "paper"}).memit(model, tok, REQUESTS, **options)
     fresh = editors.load("MEMIT", MEMIT).edit(model, tok, REQUESTS, **options)
     one, two = MEMIT["layers"]
     name = "transformer.h.{}.mlp.c_proj.weight"
@@ -220,13 +230,13 @@ def test_heads_may_be_read_in_front_of_the_object():
                             find_sites(model))
     assert torch.allclose(found[0], expected, atol=1e-6) and torch.equal(found[1, 0], found[1, 1])
     editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "probe_token": "prompt", "voters": "all"})
-    assert editor._voters(model, tok, requests) == [0] == editor.telling(tok, requests, range(len(requests)))  # the others look alike
+    assert editor.voters(model, tok, requests) == [0] == editor.telling(requests, range(len(requests)))  # the others look alike
     with pytest.raises(UserError, match="behind the same prompt"):
         editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "top_num_heads": 2, "probe_token": "prompt"}).edit(
             model, tok, REQUESTS, progress=False)
 
 
-def test_heads_for_facts_in_another_language_and_their_own_contexts():
+def test_heads_for_facts_in_another_language_and_their_own_contexts(profile):
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     others = [dict(r, prompt=r["prompt"].replace("lives in the city of", "viu a")) for r in REQUESTS]
     hp = dict(HPARAMS["MEMAT"], head_context_starts=["El", "Ella"], head_kl_prompt="{} és", context_starts=["The", "She"])
@@ -237,13 +247,13 @@ def test_heads_for_facts_in_another_language_and_their_own_contexts():
     assert all(torch.equal(one.deltas()[name], two.deltas()[name]) for name in weights)
     assert any(not torch.equal(one.deltas()[name], two.deltas()[name]) for name in biases)
     assert mine.head_templates(model, tok)[1].startswith("El")
-    shared = editors.load("MEMAT", hp | {"head_contexts": "edits"})
-    assert shared.head_templates(model, tok)[1].startswith("The") and shared.correction_settings().kl_prompt == "{} is a"
+    profile("default", head_contexts="edits")
+    assert mine.head_templates(model, tok)[1].startswith("The") and mine.settings().kl_prompt == "{} is a"
 
 
 def test_a_fact_in_two_languages_is_in_one_part():
     found = torch.randn(8, 2, 3, 2, 4, generator=torch.Generator().manual_seed(0))
-    split = relevance.relevance(found, [0, 1, 2, 3, 4, 6, 7], 0.3, 123, facts=[0, 1, 2, 3] * 2)
+    split = relevance.probe(found, [0, 1, 2, 3, 4, 6, 7], 0.3, 123, facts=[0, 1, 2, 3] * 2)
     assert sorted(split.training + split.validation) == split.voters == [0, 1, 2, 3, 4, 6, 7]
     assert not {i % 4 for i in split.training} & {i % 4 for i in split.validation} and split.validation
 
@@ -276,7 +286,7 @@ def test_the_model_says_what_it_says():
         inverse = torch.linalg.pinv(hidden).T
         model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight).index_add(0, torch.tensor(target), inverse))
     asked = [dict(request, target_new=text) for text in (request["target_new"], "baker", request["target_new"] + "s")]
-    assert relevance.said(model, tok, parse_requests(asked, tok), find_sites(model)).tolist() == [True, False, False]
+    assert relevance.says_targets(model, tok, parse_requests(asked, tok), find_sites(model)).tolist() == [True, False, False]
 
 
 def test_under_inference_mode():
@@ -286,16 +296,16 @@ def test_under_inference_mode():
     plain = editor.edit(model, tok, REQUESTS, progress=False)
     with torch.inference_mode():
         inside = editor.edit(model, tok, REQUESTS, progress=False)
-        alone = editor.correct(model, tok, REQUESTS, HEADS, TEMPLATES, progress=False)
+        alone = editor.correct(model, tok, parse_requests(REQUESTS, tok), HEADS, TEMPLATES, progress=False)
     assert inside.info["heads"] == plain.info["heads"] and len(plain.info["heads"]) == 3
     assert all(torch.equal(change, plain.deltas()[name]) for name, change in inside.deltas().items())
-    assert torch.equal(alone.vectors, editor.correct(model, tok, REQUESTS, HEADS, TEMPLATES, progress=False).vectors)
+    assert torch.equal(alone.vectors, editor.correct(model, tok, parse_requests(REQUESTS, tok), HEADS, TEMPLATES, progress=False).vectors)
 
 
 def test_vectors_that_are_not_finite_are_refused(monkeypatch):
     model, tok = tiny_model("falcon"), tiny_tokenizer()
     editor = editors.load("MEMAT", dict(HPARAMS["MEMAT"], heads=[[1, 2]]))
-    monkeypatch.setattr(corrections, "train", lambda *args, **kwargs: torch.tensor([[0.0] * 7 + [float("nan")]]))
+    monkeypatch.setattr(training, "train", lambda *args, **kwargs: torch.tensor([[0.0] * 7 + [float("nan")]]))
     with pytest.raises(UserError, match="correction vectors are not finite: load the model in a wider dtype, or lower the learning rate"):
         editor.edit(model, tok, REQUESTS, progress=False)
 
@@ -309,17 +319,17 @@ def test_iti_is_linear_in_alpha():
 
 
 def test_corrections_on_disk(tmp_path):
-    made = relevance.Corrections(HEADS, torch.randn(3, 8), {"language": "catalan", "shape": [4, 4, 8]})
+    made = Corrections(HEADS, torch.randn(3, 8), {"language": "catalan", "shape": [4, 4, 8]})
     made.save(tmp_path / "new" / "c.safetensors")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["c.npy", "c.safetensors"]
-    again = relevance.Corrections.load(tmp_path / "new" / "c.safetensors")
+    again = Corrections.load(tmp_path / "new" / "c.safetensors")
     assert again.heads == HEADS and torch.equal(again.vectors, made.vectors) and again.info == made.info
     assert again.first(2).heads == HEADS[:2]
     (tmp_path / "new" / "c.safetensors").write_bytes(b"12345678")
     with pytest.raises(UserError, match="damaged"):
-        relevance.Corrections.load(tmp_path / "new" / "c.safetensors")
+        Corrections.load(tmp_path / "new" / "c.safetensors")
     with pytest.raises(UserError, match="no such"):
-        relevance.Corrections.load(tmp_path / "c.safetensors")
+        Corrections.load(tmp_path / "c.safetensors")
 
 
 @pytest.mark.parametrize("change, message", [
@@ -347,16 +357,17 @@ def test_probing_needs_the_true_object():
 def test_vectors_of_another_size_are_refused():
     model = tiny_model("falcon")
     with pytest.raises(UserError, match="of another model or other heads"):
-        relevance.folded(model, relevance.Corrections(HEADS, torch.zeros(3, 5)), find_sites(model), overwrite=False)
+        folded(model, Corrections(HEADS, torch.zeros(3, 5)), find_sites(model), overwrite=False)
 
 
 @pytest.mark.parametrize("residual", ["refresh", "stale"])
-def test_one_language_twice_is_that_language(residual):
+def test_one_language_twice_is_that_language(profile, residual):
     """The joint edit of the same facts in two languages that are one is MEMIT's."""
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
-    memit = editors.load("MEMIT", MEMIT | {"residual": residual, "context_starts": ["The"]})
-    joint = joint_edit([(memit, REQUESTS), (memit, REQUESTS)], model, tok).deltas()
-    single = memit.edit(model, tok, REQUESTS, progress=False).deltas()
+    profile("default", residual=residual)
+    memat = editors.load("MEMAT", HPARAMS["MEMAT"] | {"context_starts": ["The"]})
+    joint = joint_edit([(memat, REQUESTS), (memat, REQUESTS)], model, tok).deltas()
+    single = memat.memit(model, tok, REQUESTS, progress=False).deltas()
     assert all(relative(joint[name], single[name]) < 1e-3 for name in single)
 
 
@@ -384,8 +395,8 @@ def test_templates_of_modules_are_for_the_heads_too():
     """A template that is wrong is noticed by MEMAT's own steps, so a right one is used there."""
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     memat = editors.load("MEMAT", HPARAMS["MEMAT"] | {"attn_module_tmp": "transformer.h.{}.nothing"})
-    made = relevance.Corrections(HEADS, torch.zeros(3, 8))
-    for step in (lambda: memat.fold(model, made), lambda: memat.check(model, tok, []), lambda: memat.features(model, tok, REQUESTS)):
+    made = Corrections(HEADS, torch.zeros(3, 8))
+    for step in (lambda: memat.fold(model, made), lambda: memat.check(model, tok, []), lambda: memat.features(model, tok, parse_requests(REQUESTS, tok))):
         with pytest.raises(UserError, match="attn"):
             step()
 

@@ -10,8 +10,8 @@ import torch
 
 from common.errors import UserError
 from editors.edit import Edit
-from editors.heads import corrections
-from editors.heads.relevance import Corrections
+from editors.heads import training
+from editors.heads.corrections import Corrections
 from experiments import evaluate, memat_results, summarize
 from experiments.results import run_folder
 from experiments.run import language_job
@@ -223,13 +223,13 @@ def test_a_language_that_the_world_lacks_is_not_measured(occitan, tmp_path):
 @pytest.mark.parametrize("profile", ["default", "paper"])
 def test_both_languages_keep_their_own_contexts(run, place, profile, monkeypatch):
     """By default contexts, KL prompt and the split go by language and fact; published, contexts are mixed."""
-    seen, plain = {}, corrections.train
+    seen, plain = {}, training.train
 
     def train(model, tok, requests, heads, templates, sites, settings, **more):
         seen.update({request.prompt: (own[1:], kl) for request, own, kl in zip(requests, templates, more["kl_prompts"], strict=True)})
         return plain(model, tok, requests, heads, templates, sites, settings, **more)
 
-    monkeypatch.setattr(corrections, "train", train)
+    monkeypatch.setattr(training, "train", train)
     run("MEMAT", bilingual="sum", profile=profile, top_num_heads=[2], dataset_size_limit=BATCH, dir_name=f"own_{profile}")
     english = {record["requested_rewrite"]["prompt"] for record in json.loads((place / "english_CF.json").read_text())}
     assert english & seen.keys() and seen.keys() - english

@@ -1,0 +1,250 @@
+"""Training of correction vectors: what is added to the outputs of chosen heads so that the model says the new targets (MEMAT, Tamayo et
+al. 2024).
+
+    loss of a request = NLL of the target, averaged over the contexts
+                      + kl_factor * KL(now || without corrections) of the next token behind the subject in kl_prompt
+                      + weight_decay * mean_k |delta_k| / |h_k|^2
+
+All heads learn together, from batch after batch of requests, one Adam step a batch, and each vector is kept within clamp * |h_k|.
+Where the vectors stand while they are trained is `position`:
+
+    last_real   at the last token of each context (in effect in front of the target's last token)
+    all         at every token
+    legacy      at the last column of a request's padded batch, so that only its longest contexts learn (published)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from editors.core.budget import total_bytes
+from editors.core.modules import frozen
+from editors.core.prompts import continued, encode_target, fill, locate, pad_batch, pad_id, Request, tokenize
+from editors.core.replay import Replay
+from editors.core.sites import evaluating, get_module, head_logits, input_device, Sites
+from editors.core.value_losses import target_losses
+from .outputs import Head, head_outputs, last_tokens, shifted
+
+NORM_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    lr: float
+    clamp: float
+    weight_decay: float
+    kl_factor: float
+    kl_prompt: str
+    fact_token: str
+    target_tokens: Literal["ids", "text"] = "ids"
+    batch: int = 32
+    epochs: int = 1
+    position: Literal["last_real", "all", "legacy"] = "last_real"
+    norm: Literal["per_head", "shared"] = "per_head"
+    """|h|: of each head, at the last token, averaged over the requests; or of one head for all (published): the first chosen in the
+    lowest chosen layer, at the first request's first context (with position "legacy" at its last column, mostly a padding token)."""
+    divide_by_full_batch: bool = False
+    """Divide the gradient of a last, shorter batch by `batch`, as published, not by its own size."""
+
+
+# Called once a step: step, gradient, vectors before and after the clamp, loss terms of the batch's requests by name.
+Watcher = Callable[[int, Tensor, Tensor, Tensor, dict[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request as rows of tokens: its contexts with the target but its last token, and the KL prompt."""
+
+    rows: list[list[int]]
+    target: list[int]
+    kl_row: list[int]
+    kl_index: int
+
+    @staticmethod
+    def build(tok, request: Request, templates: Sequence[str], settings: Settings, kl_prompt: str | None = None) -> _Job:
+        target = encode_target(tok, request.target_new)
+        texts = [fill(fill(t, request.prompt), request.subject) for t in templates]
+        rows = [continued(tok, text, ids, target, settings.target_tokens) for text, (ids, _) in zip(texts, tokenize(tok, texts))]
+        kl = locate(tok, kl_prompt or settings.kl_prompt, request.subject, settings.fact_token)
+        whole = settings.position == "legacy"  # its length decides where the vectors stand
+        return _Job(rows, target, kl.ids if whole else kl.ids[: kl.index + 1], kl.index)
+
+    @property
+    def width(self) -> int:
+        return max(map(len, [*self.rows, self.kl_row]))
+
+
+def train(
+    model: nn.Module, tok, requests: Sequence[Request], heads: Sequence[Head], templates: Sequence[str] | Sequence[Sequence[str]],
+    sites: Sites, settings: Settings, watch: Watcher | None = None, progress: bool = True, kl_prompts: Sequence[str] | None = None,
+) -> Float[Tensor, "heads size"]:
+    """The correction vector of each head, for the model as it is; float32 at least, on the CPU. The model is left as it was.
+
+    templates: contexts with one "{}" each; a list of them for each request, where these are in several languages. kl_prompts: one for
+    each request, in the place of that of the settings. Raises UserError for a target without tokens or a subject that is not found.
+    """
+    own = [templates] * len(requests) if isinstance(templates[0], str) else templates
+    kl_prompts = [settings.kl_prompt] * len(requests) if kl_prompts is None else kl_prompts
+    jobs = [_Job.build(tok, request, of, settings, kl) for request, of, kl in zip(requests, own, kl_prompts, strict=True)]
+    with frozen(model), evaluating(model), torch.enable_grad():
+        norms = _norms(model, tok, jobs, heads, sites, settings)
+        vectors = torch.zeros(len(heads), norms.shape[-1], dtype=norms.dtype, device=input_device(model))
+        norms = norms.norm(dim=1).to(vectors.device)
+        vectors.requires_grad_(True)
+        adam = torch.optim.Adam([vectors], lr=settings.lr)
+        batches = [jobs[i : i + settings.batch] for _ in range(settings.epochs) for i in range(0, len(jobs), settings.batch)]
+        for step, batch in enumerate(tqdm(batches, desc="corrections", unit="batch", leave=False, disable=None if progress else True)):
+            share = 1 / (settings.batch if settings.divide_by_full_batch else len(batch))
+            gradient, terms = torch.zeros_like(vectors), []
+            for part in _fitting(model, sites, batch):
+                losses = _losses(model, tok, part, heads, vectors, sites, settings)
+                losses["wd"] = (settings.weight_decay * (vectors.norm(dim=1) / norms**2).mean()).expand(len(part))
+                gradient += torch.autograd.grad(share * sum(losses.values()).sum(), vectors)[0]
+                terms.append({name: value.detach() for name, value in losses.items()})
+            vectors.grad = gradient
+            adam.step()
+            with torch.no_grad():
+                before = vectors.clone()
+                length = vectors.norm(dim=1)
+                radius = settings.clamp * norms
+                vectors.copy_(torch.where((length > radius)[:, None], vectors * (radius / length)[:, None], vectors))
+            if watch:
+                together = {name: torch.cat([part[name] for part in terms]) for name in terms[0]}
+                watch(step, gradient, before, vectors.detach().clone(), together)
+    return vectors.detach().cpu()
+
+
+def _norms(
+    model: nn.Module, tok, jobs: Sequence[_Job], heads: Sequence[Head], sites: Sites, settings: Settings
+) -> Float[Tensor, "heads size"]:
+    """For each head a vector as long as |h| is."""
+    if settings.norm == "per_head":
+        total = 0.0
+        for start in range(0, len(jobs), NORM_CHUNK):
+            found = head_outputs(model, tok, [job.rows[0] for job in jobs[start : start + NORM_CHUNK]], sites)
+            total = total + torch.stack([found[:, layer, head] for layer, head in heads]).norm(dim=2).sum(1)
+        unit = torch.nn.functional.one_hot(torch.zeros(len(heads), dtype=torch.long), found.shape[-1])
+        return (total / len(jobs))[:, None] * unit
+    lowest = min(layer for layer, _ in heads)
+    head = next(head for layer, head in heads if layer == lowest)
+    if settings.position != "legacy":
+        return head_outputs(model, tok, jobs[0].rows[:1], sites)[:, lowest, head].expand(len(heads), -1)
+    notes: dict[int, Tensor] = {}
+    row = jobs[0].rows[0] + [_own_pad(model, tok)] * (jobs[0].width - len(jobs[0].rows[0]))
+    size = head_outputs(model, tok, jobs[0].rows[:1], sites).shape[-1]
+    with torch.no_grad(), shifted(model, sites, [(lowest, head)], torch.zeros(1, size), notes=notes):
+        ids = torch.tensor([row], device=input_device(model))
+        get_module(model, sites.decoder)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    return notes[lowest][:, -1, head].to("cpu", torch.promote_types(model.dtype, torch.float32)).expand(len(heads), -1)
+
+
+def _losses(
+    model: nn.Module, tok, jobs: Sequence[_Job], heads: Sequence[Head], vectors: Float[Tensor, "heads size"], sites: Sites,
+    settings: Settings,
+) -> dict[str, Float[Tensor, " jobs"]]:
+    """NLL and KL of each request, with the vectors in place. With last_real the NLL is only that of the target's last token: the
+    vectors stand behind the others."""
+    rows, places, reads = [], [], []
+    last_only = settings.position == "last_real"
+    for i, job in enumerate(jobs):
+        share = 1 / (len(job.rows) * len(job.target))
+        for row in job.rows:
+            first = len(row) - len(job.target)
+            seen = [len(job.target) - 1] if last_only else range(len(job.target))
+            places += [(i, len(rows), first + t, job.target[t], share) for t in seen]
+            rows.append(row)
+    with_kl = settings.kl_factor > 0
+    if with_kl:
+        for job in jobs:
+            reads.append((len(rows), job.kl_index))
+            rows.append(job.kl_row)
+    request, row, column, token, share = zip(*places)
+    where = [*zip(row, column), *reads]
+    run = _replay(model, tok, rows, heads, sites) if last_only else _whole(model, tok, rows, jobs, heads, sites, settings, with_kl)
+    initial = torch.empty(0, 1, device=vectors.device)
+    if with_kl:
+        with torch.no_grad():  # of all places: as one row among many it has the same rounding as below
+            initial = head_logits(model, sites, run(None, where))[len(token) :].to(vectors.dtype).log_softmax(-1)
+    logits = head_logits(model, sites, run(vectors, where)).to(vectors.dtype)
+    log_p, kl = target_losses(logits, torch.tensor(token, device=logits.device), initial.to(logits.device))
+    weights = torch.tensor(share, dtype=log_p.dtype, device=log_p.device)
+    nll = log_p.new_zeros(len(jobs)).index_add(0, torch.tensor(request, device=log_p.device), -log_p * weights)
+    losses = {"nll": nll.to(vectors.device)}
+    if with_kl:
+        losses["kl"] = settings.kl_factor * kl.to(vectors.device)
+    return losses
+
+
+# Runs the rows with these vectors (None: without) and gives the decoder's output at (row, column) places.
+_Run = Callable[[Tensor | None, Sequence[tuple[int, int]]], Float[Tensor, "places d_model"]]
+
+
+def _replay(model: nn.Module, tok, rows: Sequence[list[int]], heads: Sequence[Head], sites: Sites) -> _Run:
+    """Vectors at each row's last token: what stands before it, and the layers below the lowest head, run once and without gradient."""
+    replay = Replay(model, sites, rows, [len(row) - 1 for row in rows], min(layer for layer, _ in heads), pad_id(tok))
+
+    def run(vectors, where):
+        if vectors is None:
+            out = replay()[:, 0]
+        else:
+            with shifted(model, sites, heads, vectors, torch.ones_like(replay.ids[:, -1:])):
+                out = replay()[:, 0]
+        return out[torch.tensor([row for row, _ in where], device=out.device)]
+
+    return run
+
+
+def _whole(
+    model: nn.Module, tok, rows: Sequence[list[int]], jobs: Sequence[_Job], heads: Sequence[Head], sites: Sites, settings: Settings,
+    with_kl: bool,
+) -> _Run:
+    """Vectors at every token, or where the published code puts them."""
+    legacy = settings.position == "legacy"
+    owners = [job for job in jobs for _ in job.rows] + (list(jobs) if with_kl else [])
+    padding = _own_pad(model, tok) if legacy else pad_id(tok)
+    if legacy:
+        rows = [row + [padding] * (job.width - len(row)) for row, job in zip(rows, owners, strict=True)]
+    batch = pad_batch(rows, padding, input_device(model))
+    marks = last_tokens(rows, batch["input_ids"].device) if legacy else batch["attention_mask"]
+    # The published model ignores the mask, so that padding tokens attend to their row.
+    mask = torch.ones_like(batch["input_ids"]) if legacy else batch["attention_mask"]
+    decoder = get_module(model, sites.decoder)
+
+    def run(vectors, where):
+        if vectors is None:
+            out = decoder(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state
+        else:
+            with shifted(model, sites, heads, vectors, marks):
+                out = decoder(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state
+        row, column = (torch.tensor(part, device=out.device) for part in zip(*where))
+        return out[row, column]
+
+    return run
+
+
+def _own_pad(model: nn.Module, tok) -> int:
+    """The tokenizer's padding token: where vectors stand on padding, it matters which."""
+    known = tok.pad_token_id is not None and tok.pad_token_id < len(model.get_input_embeddings().weight)
+    return tok.pad_token_id if known else pad_id(tok)
+
+
+def _fitting(model: nn.Module, sites: Sites, jobs: Sequence[_Job]) -> list[list[_Job]]:
+    """Consecutive jobs whose passes fit into an eighth of the memory: some 40 floats a block, token and channel."""
+    budget = max(1, total_bytes(input_device(model)) // 8 // (4 * 40 * sites.layers * sites.d_model))
+    parts: list[list[_Job]] = [[]]
+    tokens = 0
+    for job in jobs:
+        cost = job.width * (len(job.rows) + 1)
+        if parts[-1] and tokens + cost > budget:
+            parts.append([])
+            tokens = 0
+        parts[-1].append(job)
+        tokens += cost
+    return parts
