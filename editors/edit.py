@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -166,7 +167,7 @@ class Edit:
         try:
             with safe_open(path, "pt") as file:
                 if "edits" in file.keys():
-                    return registry.resolve(registry.MEMORY_EDIT).load(path)
+                    return pkgutil.resolve_name(registry.MEMORY_EDIT).load(path)
                 header = json.loads((file.metadata() or {})["edit"])
                 if header["format"] != FORMAT:
                     raise UserError(f"{path}: edit format {header['format']}, this version reads {FORMAT}")

@@ -83,7 +83,7 @@ class ValueHParams(HParams):
     """How a target of several tokens is put behind a prompt: as tokens, or ("text") as text that is tokenised anew (MEMAT's program)."""
 
     mom2_dataset: str
-    """Corpus of the second moments: a Hugging Face data set, or the path of a .jsonl (field `text`) or .txt file."""
+    """Corpus of the second moments: a Hugging Face data set, "world" (the built-in world's), or the path of a .jsonl (field `text`) or .txt file."""
     mom2_n_samples: int
     """Documents read from it."""
     mom2_dtype: str = "float32"

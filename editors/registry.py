@@ -6,8 +6,7 @@ Classes are named by text and imported when they are asked for, so that this fil
 from __future__ import annotations
 
 import difflib
-import importlib
-from typing import Any
+import pkgutil
 
 from common.errors import UserError
 
@@ -45,10 +44,4 @@ def editor_class(name: str) -> type:
         near = difflib.get_close_matches(name.upper(), by_upper, n=1)
         hint = f", did you mean {by_upper[near[0]]!r}?" if near else ";"
         raise UserError(f"unknown editor {name!r}{hint} known: {', '.join(names())}")
-    return resolve(_EDITORS[name])
-
-
-def resolve(path: str) -> Any:
-    """What "module:attribute" names."""
-    module, _, attribute = path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return pkgutil.resolve_name(_EDITORS[name])

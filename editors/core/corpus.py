@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import json
+import pkgutil
 import random
 import re
 import warnings
@@ -25,6 +26,8 @@ HUB = {
     "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
 }
 """Short names of the published hyper-parameter files -> (data set, configuration) read for them."""
+BUILT_IN = {"world": "data.world:corpus_path"}
+"""Short names -> the function, named by text, that writes the corpus unless it is there and gives its path."""
 SUFFIXES = (".jsonl", ".txt")
 ORDER_SEED = 1
 
@@ -54,12 +57,15 @@ def find_corpus(dataset: str) -> Corpus:
     """The corpus called `dataset` (a value of `mom2_dataset`).
 
     * "wikipedia", "wikitext", or any "owner/name[:config]" of the Hugging Face hub: split train, field `text`;
+    * "world": the built-in world's, in both languages;
     * the path of a .jsonl file: one JSON object a line, field `text`;
     * the path of a .txt file: one text a line. Blank lines of either file are skipped.
     Raises UserError for an unknown name, a missing file, or another kind of file.
     """
     if dataset in HUB:
         return Corpus(dataset, dataset, ":".join(("hub", *HUB[dataset], "train")))
+    if dataset in BUILT_IN:
+        return find_corpus(_built_in(dataset))
     path = Path(dataset)
     if path.suffix in SUFFIXES or path.exists():
         if path.suffix not in SUFFIXES:
@@ -69,12 +75,17 @@ def find_corpus(dataset: str) -> Corpus:
         digest, _ = _scan(*_version_of(path))
         return Corpus(dataset, f"{path.stem}-{digest[:8]}", f"sha256:{digest}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", dataset):
-        near = difflib.get_close_matches(dataset, HUB, n=1)
-        kinds = f"give {', '.join(HUB)}, owner/name[:config] or a {' or '.join(SUFFIXES)} file"
+        near = difflib.get_close_matches(dataset, HUB | BUILT_IN, n=1)
+        kinds = f"give {', '.join(HUB | BUILT_IN)}, owner/name[:config] or a {' or '.join(SUFFIXES)} file"
         hint = f"did you mean {near[0]!r}?" if near else kinds
         raise UserError(f"corpus {dataset!r} is not known: {hint}")
     name, _, config = dataset.partition(":")
     return Corpus(dataset, re.sub("[/:]", "_", dataset), f"hub:{name}:{config or 'default'}:train")
+
+
+@functools.cache
+def _built_in(name: str) -> str:
+    return str(pkgutil.resolve_name(BUILT_IN[name])())
 
 
 def document_order(total: int, n_samples: int | str) -> list[int]:

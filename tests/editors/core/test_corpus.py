@@ -8,6 +8,7 @@ import types
 import pytest
 
 from common.errors import UserError
+from data import world
 from editors.core.corpus import document_order, find_corpus
 
 
@@ -59,7 +60,7 @@ def test_order_is_the_published_shuffle():
 
 @pytest.mark.parametrize("name, message", [
     ("wikipdia", "did you mean 'wikipedia'"),
-    ("nonsense", "give wikipedia, wikitext, owner/name"),
+    ("nonsense", "give wikipedia, wikitext, world, owner/name"),
     ("missing.jsonl", "no such file"),
     ("missing/folder/c.txt", "no such file"),
 ])
@@ -138,3 +139,9 @@ def test_hub_that_gives_nothing(hub, error):
     with pytest.raises(UserError, match=message) as caught:
         find_corpus("wikipedia").texts()
     assert "\n" not in str(caught.value)
+
+
+def test_the_world_s_corpus_has_a_name():
+    """The same statistics as by the path of its file."""
+    named, file = find_corpus("world"), find_corpus(str(world.corpus_path()))
+    assert (named.identity, named.slug, list(named.texts())[:3]) == (file.identity, file.slug, list(file.texts())[:3])
