@@ -1,7 +1,8 @@
 """Knowledge editors: an editor turns requests into an Edit.
 
     editor = editors.load("MEMIT", "hparams/MEMIT/gpt2-xl.json")
-    edit = editor.edit(model, tok, [{"prompt": "{} plays the sport of", "subject": "LeBron James", "target_new": {"str": "football"}}])
+    request = {"prompt": "{} plays the sport of", "subject": "LeBron James", "target_new": {"str": "football"}}
+    edit = editor.edit(model, tok, [request])
     with edit.applied(model): ...
 
 A new editor is one file with a subclass of `Editor`, and one line in registry.py.

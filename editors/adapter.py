@@ -48,11 +48,11 @@ class Lora:
 
 
 def factors(changes: Mapping[str, Change], model: nn.Module, max_rank: int | None = RANKS[-1]) -> dict[str, Lora]:
-    """{module name: what the adapter adds there}, in float32, ranks rounded up to `RANKS` with zeros.
+    """What the adapter adds to each module, by its name; in float32, ranks rounded up to `RANKS` with zeros.
 
-    max_rank: one of `RANKS`, or None for no limit (ranks above 512 are then not rounded, and vLLM does not load them).
-    Raises UserError for a parameter that is no weight or bias of a linear map, or is shared with another module, and for a change
-    that is not finite.
+    max_rank: one of `RANKS`, or None: no limit (ranks above 512 are then not rounded, and vLLM does not load them).
+    Raises UserError for a parameter that is no weight or bias of a linear map, or is shared with another module, and for a
+    change that is not finite.
     """
     check_finite(changes)
     if max_rank is not None and max_rank not in RANKS:
@@ -74,7 +74,7 @@ def factors(changes: Mapping[str, Change], model: nn.Module, max_rank: int | Non
             weights[module] = change
         else:
             biases[module] = change.dense()
-    found = {}
+    loras = {}
     for module in weights.keys() | biases.keys():
         linear, bias = get_module(model, module), biases.get(module)
         if module in weights:
@@ -87,8 +87,8 @@ def factors(changes: Mapping[str, Change], model: nn.Module, max_rank: int | Non
         stored = next((size for size in RANKS if size >= up.shape[1]), up.shape[1])
         up = nn.functional.pad(up.float(), (0, stored - up.shape[1]))
         down = nn.functional.pad(down.float(), (0, 0, 0, stored - len(down)))
-        found[module] = Lora(down, up, None if bias is None else bias.float(), rank, error)
-    return {module: found[module] for module in sorted(found)}
+        loras[module] = Lora(down, up, None if bias is None else bias.float(), rank, error)
+    return {module: loras[module] for module in sorted(loras)}
 
 
 def save(
@@ -136,7 +136,8 @@ def save(
 
 
 def _factors(change: Change, max_rank: int | None) -> tuple[Tensor, Tensor, int, float]:
-    """(left, right, exact rank, error) with left @ right the change in the parameter's orientation."""
+    """(left [rows, rank], right [rank, columns], exact rank, error): left @ right is the change, in the parameter's
+    orientation."""
     if isinstance(change, LowRank) and (max_rank is None or change.left.shape[1] <= max_rank):
         return change.left, change.right.T, change.left.shape[1], 0.0
     delta = change.dense().double()
@@ -147,8 +148,8 @@ def _factors(change: Change, max_rank: int | None) -> tuple[Tensor, Tensor, int,
     energy, vectors = energy.flip(0), vectors.flip(1)
     rank = int((energy > len(energy) * torch.finfo(torch.float64).eps * energy[0]).sum())
     kept = rank if max_rank is None else min(rank, max_rank)
-    lost, whole = (float(part.clamp_min(0).sum()) for part in (energy[kept:], energy))
-    error = (lost / whole) ** 0.5 if kept < rank else 0.0
+    cut_energy, total_energy = (float(part.clamp_min(0).sum()) for part in (energy[kept:], energy))
+    error = (cut_energy / total_energy) ** 0.5 if kept < rank else 0.0
     left = vectors[:, :kept]
     right = left.T @ delta
     return (right.T, left.T, rank, error) if tall else (left, right, rank, error)

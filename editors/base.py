@@ -79,7 +79,8 @@ class Editor(ABC):
         Raises UserError for requests, hparams or statistics that do not fit; the model is then unchanged too.
         """
         started = time.perf_counter()
-        return self._edit(Task(model, tok, checked_requests(model, tok, requests), context_templates, z_cache, progress, memory, started))
+        facts = checked_requests(model, tok, requests)
+        return self._edit(Task(model, tok, facts, context_templates, z_cache, progress, memory, started))
 
     @abstractmethod
     def _edit(self, task: Task) -> Edit:

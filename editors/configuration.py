@@ -71,7 +71,8 @@ class Configuration:
             raise UserError(f"hparams of type {type(source).__name__}: give a path, a mapping or a {cls.__name__}")
         for key, (only, reason) in cls.fixed.items():
             if values.get(key, only) != only:
-                raise UserError(f"{where}: {key}: {json.dumps(values[key])} is not supported, only {json.dumps(only)}; {reason}")
+                value = json.dumps(values[key])
+                raise UserError(f"{where}: {key}: {value} is not supported, only {json.dumps(only)}; {reason}")
         without_effect = [f"{key} ({cls.ignored[key]})" for key in values if key in cls.ignored]
         if without_effect:
             warnings.warn(f"{where}: without effect: {', '.join(without_effect)}", stacklevel=3)
@@ -159,4 +160,5 @@ def describe(hint: Any) -> str:
         return " or ".join(json.dumps(choice) for choice in arguments)
     if origin is list:
         return f"a list of {describe(arguments[0])}"
-    return {type(None): "null", float: "a number", int: "an integer", bool: "true or false", str: "a string"}.get(hint, str(hint))
+    words = {type(None): "null", float: "a number", int: "an integer", bool: "true or false", str: "a string"}
+    return words.get(hint, str(hint))

@@ -25,8 +25,8 @@ from .core.sites import get_module
 
 FORMAT = 1
 
-# Edits now in a model, oldest first, each with the exact weights it replaced; None: a bias that was not there. Keyed by the model,
-# which it does not keep alive.
+# Edits now in a model, oldest first, each with the exact weights it replaced; None: a bias that was not there. Keyed by the
+# model, which it does not keep alive.
 _applied: WeakKeyDictionary[nn.Module, list[tuple["Edit", dict[str, Tensor | None]]]] = WeakKeyDictionary()
 
 
@@ -50,7 +50,7 @@ class Edit:
         return {name: change.dense() for name, change in self.changes.items()}
 
     def plus(self, other: Edit, info: Mapping[str, Any] | None = None) -> Edit:
-        """The sum of both edits, made of the same model; `info` is the sum's own, by default this edit's."""
+        """The sum of two edits of the same model; info: the sum's, by default this edit's."""
         changes = dict(self.changes)
         for name, change in other.changes.items():
             changes[name] = changes[name].plus(change).smaller() if name in changes else change
@@ -65,14 +65,15 @@ class Edit:
         stack = _applied.get(model, [])
         if any(edit is self for edit, _ in stack):
             raise UserError("this edit is already applied to the model: revert it first")
-        parameters, made = self._fitting(model)
+        parameters, new_biases = self._fitting(model)
         originals = {
-            name: None if name in made else p.detach().to(originals_device or p.device, copy=True) for name, p in parameters.items()
+            name: None if name in new_biases else p.detach().to(originals_device or p.device, copy=True)
+            for name, p in parameters.items()
         }
         try:
             for name, change in self.changes.items():
                 add_to(parameters[name], change)
-            for name, bias in made.items():
+            for name, bias in new_biases.items():
                 _set_bias(model, name, bias)
         except BaseException:  # out of memory, or interrupted: all or nothing
             _put_back(model, originals)
@@ -84,16 +85,17 @@ class Edit:
         self._fitting(model)
 
     def _fitting(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        """(the parameters that the edit changes, of which biases that the model lacks); UserError if it is not for this model."""
-        made = {name: bias for name in self.changes if (bias := _missing_bias(model, name)) is not None}
-        parameters = {name: made[name] if name in made else _parameter(model, name) for name in self.changes}
+        """(the parameters that the edit changes, of which biases that the model lacks); UserError if it is not for this
+        model."""
+        new_biases = {name: bias for name in self.changes if (bias := _missing_bias(model, name)) is not None}
+        parameters = {name: new_biases[name] if name in new_biases else _parameter(model, name) for name in self.changes}
         for name, change in self.changes.items():
             if change.shape != tuple(parameters[name].shape):
                 raise UserError(
                     f"the edit of {name} has shape {change.shape} but the model's parameter has "
                     f"{tuple(parameters[name].shape)}: it was made for another model"
                 )
-        return parameters, made
+        return parameters, new_biases
 
     def revert(self, model: nn.Module) -> None:
         """Put back the exact bits that `apply` replaced. Edits on top of each other are reverted last first."""
@@ -149,15 +151,15 @@ class Edit:
 
         What a weight's dtype takes from the edit, whose factors are wider: 1e-7 |W| / |change| in float32, much in 16 bits.
         """
-        lost = {}
+        errors = {}
         for name, change in self.changes.items():
             missing = _missing_bias(model, name)
             parameter = (_parameter(model, name) if missing is None else missing).detach()
             delta = change.dense(parameter.device)
             delta = delta.to(torch.promote_types(delta.dtype, parameter.dtype))
-            made = (parameter + delta).to(parameter.dtype).to(delta.dtype) - parameter.to(delta.dtype)
-            lost[name] = float((made - delta).norm() / delta.norm().clamp_min(torch.finfo(delta.dtype).tiny))
-        return lost
+            rounded = (parameter + delta).to(parameter.dtype).to(delta.dtype) - parameter.to(delta.dtype)
+            errors[name] = float((rounded - delta).norm() / delta.norm().clamp_min(torch.finfo(delta.dtype).tiny))
+        return errors
 
     @staticmethod
     def load(path: str | os.PathLike) -> Edit:
@@ -198,7 +200,8 @@ def _missing_bias(model: nn.Module, name: str) -> nn.Parameter | None:
     weight = getattr(module, "weight", None)
     if attribute != "bias" or getattr(module, "bias", 0) is not None or not isinstance(weight, nn.Parameter):
         return None
-    return nn.Parameter(weight.detach().new_zeros(len(weight)), requires_grad=weight.requires_grad)  # a Conv1D always has its bias
+    # Not of a Conv1D, which always has its bias: so the weight is [d_out, d_in].
+    return nn.Parameter(weight.detach().new_zeros(len(weight)), requires_grad=weight.requires_grad)
 
 
 def _set_bias(model: nn.Module, name: str, bias: nn.Parameter | None) -> None:

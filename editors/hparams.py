@@ -18,7 +18,8 @@ from .core.prompts import FACT_TOKENS
 Blocks = Annotated[list[int], Bound(lambda blocks: blocks and min(blocks) >= 0 and len(set(blocks)) == len(blocks),
                                     "must be a non-empty list of different block numbers, counted from 0")]
 FactToken = Annotated[str, Bound(lambda name: name in FACT_TOKENS, f"is none of {', '.join(FACT_TOKENS)}")]
-Multiplier = Annotated[float, Bound(lambda number: 0 < number < math.inf, "must be above 0 (without it all documents are read)")]
+Multiplier = Annotated[float, Bound(lambda number: 0 < number < math.inf,
+                                    "must be above 0 (without it all documents are read)")]
 SubjectPrompt = Annotated[str, Bound(lambda text: text.count("{}") == 1, "needs exactly one '{}', where the subject stands")]
 
 # Keys that the files of the unified and efficient model editing repositories have besides those of MEMIT's.
@@ -70,7 +71,8 @@ class ValueHParams(HParams):
     v_lr: NotNegative
     """Step of Adam."""
     v_loss_layer: int | None = None
-    """Block whose output, through final norm and head, is scored; None: the last block. Not read by ROME, which scores at the model's output."""
+    """Block whose output, through final norm and head, is scored; None: the last block. Not read by ROME, which scores at the
+    model's output."""
     v_weight_decay: NotNegative
     """Weight of |delta| / |z_0|^2; higher keeps the edit smaller."""
     clamp_norm_factor: NotNegative
@@ -80,10 +82,12 @@ class ValueHParams(HParams):
     kl_prompt: SubjectPrompt = "{} is a"
     """What is said of the subject where it shall stay as it is; in the language of the prompts."""
     target_tokens: ClassVar[str] = "ids"
-    """How a target of several tokens is put behind a prompt: as tokens, or ("text") as text that is tokenised anew (MEMAT's program)."""
+    """How a target of several tokens is put behind a prompt: as tokens, or ("text") as text that is tokenised anew (MEMAT's
+    program)."""
 
     mom2_dataset: str
-    """Corpus of the second moments: a Hugging Face data set, "world" (the built-in world's), or the path of a .jsonl (field `text`) or .txt file."""
+    """Corpus of the second moments: a Hugging Face data set, "world" (the built-in world's), or the path of a .jsonl (field
+    `text`) or .txt file."""
     mom2_n_samples: int
     """Documents read from it."""
     mom2_dtype: str = "float32"
@@ -91,7 +95,8 @@ class ValueHParams(HParams):
     mom2_tokens: Count | None = None
     """Tokens read of a document, at most; None: as many as the model has positions for."""
     dynamic_multiplier: Multiplier | None = None
-    """FastMEMIT's m: the second moment is that of the first ceil(m * d_in) tokens of the documents; None: of all their tokens."""
+    """FastMEMIT's m: the second moment is that of the first ceil(m * d_in) tokens of the documents; None: of all their
+    tokens."""
     dynamic: bool = False
     """Collect the second moment anew for each batch, on the model as edited so far; false: once, on the unedited model."""
     relative_ridge: NotNegative = 0.0

@@ -40,7 +40,7 @@ def names() -> list[str]:
 def editor_class(name: str) -> type:
     """The class of the editor called `name`. Raises UserError with the nearest name if there is none."""
     if name not in _EDITORS:
-        by_upper = {known.upper(): known for known in _EDITORS}
+        by_upper = {editor.upper(): editor for editor in _EDITORS}
         near = difflib.get_close_matches(name.upper(), by_upper, n=1)
         hint = f", did you mean {by_upper[near[0]]!r}?" if near else ";"
         raise UserError(f"unknown editor {name!r}{hint} known: {', '.join(names())}")

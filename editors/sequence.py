@@ -38,10 +38,11 @@ class EditSequence:
         self, editor: Editor, model: nn.Module, tok, context_templates: Sequence | None = None,
         z_cache: str | os.PathLike | None = None, progress: bool = True, originals_device: torch.device | str | None = None,
     ):
-        """originals_device: where the original weights are kept, by default beside the weights; for the rest see `Editor.edit`."""
+        """originals_device: where the original weights are kept, by default beside the weights; for the rest see
+        `Editor.edit`."""
         if not isinstance(editor, WeightEditor):
-            raise UserError(f"{editor.name} keeps all edits in one memory and has no sequences: leave --sequential out, and edit "
-                            "all at once with --num_edits")
+            raise UserError(f"{editor.name} keeps all edits in one memory and has no sequences: leave --sequential out, and "
+                            "edit all at once with --num_edits")
         self.editor, self.model, self.tok = editor, model, tok
         self.batches = 0
         """Edited so far."""
@@ -54,14 +55,14 @@ class EditSequence:
     def edit(self, requests: Sequence[Mapping | Request]) -> Edit:
         """Edit a batch into the model for good. After an error the model is as it was before."""
         edit = self.editor.edit(self.model, self.tok, requests, memory=self._memory, **self._options)
-        known = dict(self.model.named_parameters())
-        made = [name for name in edit.changes if name not in known]
-        if made:
-            raise UserError(f"{made[0]}: the model has no such bias, and a sequence can't make one: edit batches one by one, or give "
-                               "the model biases of zeros first")
+        parameters = dict(self.model.named_parameters())
+        new_biases = [name for name in edit.changes if name not in parameters]
+        if new_biases:
+            raise UserError(f"{new_biases[0]}: the model has no such bias, and a sequence can't make one: edit batches one by "
+                            "one, or give the model biases of zeros first")
         for name in edit.changes:
             if name not in self._originals:
-                weight = known[name].detach()
+                weight = parameters[name].detach()
                 self._originals[name] = weight.to(self._originals_device or weight.device, copy=True)
         edit.apply(self.model, self._originals_device)
         edit.keep(self.model)
@@ -81,20 +82,19 @@ class EditSequence:
         self._originals, self._memory, self.batches = {}, KeyMemory(), 0
 
     def distances(self) -> dict[str, dict[str, float]]:
-        """For each edited weight: `distance_from_original`, |W - W_0| / number of elements (as published), and `relative_distance`,
-        |W - W_0| / |W_0|, both with Frobenius norms; and `norm`, |W|."""
-        found = {}
-        for name, now in self._current().items():
-            original = self._originals[name]
-            now, original = double(now), double(original)
-            away, size = float((now - original).norm()), float(original.norm())
-            found[name] = {
-                "distance_from_original": away / now.numel(), "relative_distance": away / max(size, 1e-30), "norm": float(now.norm()),
-            }
-        return found
+        """How far each edited weight W is from its original W_0, by its name: `distance_from_original`, |W - W_0| / number of
+        elements (as published), `relative_distance`, |W - W_0| / |W_0|, and `norm`, |W|; Frobenius norms."""
+        distances = {}
+        for name, current in self._current().items():
+            current, original = double(current), double(self._originals[name])
+            distance, size = float((current - original).norm()), float(original.norm())
+            distances[name] = {"distance_from_original": distance / current.numel(),
+                               "relative_distance": distance / max(size, 1e-30), "norm": float(current.norm())}
+        return distances
 
     def save(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Edited weights, memory and the number of batches in one file, whole or not at all; identity: what `restore` checks."""
+        """Edited weights, memory and the number of batches in one file, whole or not at all; identity: what `restore`
+        checks."""
         tensors = {f"now/{name}": weight for name, weight in self._current().items()}
         tensors |= {f"original/{name}": weight for name, weight in self._originals.items()}
         tensors |= {f"memory/{name}": tensor for name, tensor in self._memory.tensors().items()}
@@ -118,12 +118,12 @@ class EditSequence:
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
-        known = dict(self.model.named_parameters())
+        parameters = dict(self.model.named_parameters())
         for name, original in parts["original"].items():
-            if name not in known or not torch.equal(known[name].detach().cpu(), original):
+            if name not in parameters or not torch.equal(parameters[name].detach().cpu(), original):
                 raise UserError(f"{path}: {name} of this model is not what the sequence began with")
         for name in parts["original"]:
-            parameter = known[name].detach()
+            parameter = parameters[name].detach()
             self._originals[name] = parameter.to(self._originals_device or parameter.device, copy=True)
             parameter.copy_(parts["now"][name])
         self._memory.restore(parts["memory"])

@@ -18,7 +18,8 @@ class EMMETHParams(SpreadHParams):
     mom2_update_weight: Positive
     """lambda; cancels for a single request, and in a batch acts only through lambda * emmet_lambda."""
     emmet_lambda: NotNegative = 0.1
-    """epsilon, added to the diagonal of K^T S^{-1} K when a batch has more than one request; 0: the constraint holds exactly."""
+    """epsilon, added to the diagonal of K^T S^{-1} K when a batch has more than one request; 0: the constraint holds
+    exactly."""
     update_norm_lambda: NotNegative = 0.0
     """mu: S = lambda C + mu I."""
 

@@ -27,7 +27,8 @@ class MEMITHParams(SpreadHParams):
     update_norm_lambda: NotNegative = 0.0
     """mu: S = lambda C + mu I; higher keeps the weight change smaller and makes S regular when few keys were seen."""
     edited_key_memory: bool = False
-    """In a sequence, add the keys of all earlier edits to S, so that later ones keep off them (MEMIT_seq of AlphaEdit's authors)."""
+    """In a sequence, add the keys of all earlier edits to S, so that later ones keep off them (MEMIT_seq of AlphaEdit's
+    authors)."""
     rect_share: Share | None = None
     """Of each weight change keep only this share, the largest relative to the weight (RECT, Gu et al. 2024: 0.4)."""
     rect_absolute: bool = False
@@ -47,7 +48,8 @@ class MEMITHParams(SpreadHParams):
         if self.edited_key_memory and self.dynamic:
             raise UserError("dynamic: edited_key_memory adds up on the first statistics; set one of the two false")
         if self.edited_key_memory and self.rect_share is not None:
-            raise UserError("edited_key_memory: remembers the keys of the model with the whole edit in it, which rect_share does not give")
+            raise UserError("edited_key_memory: remembers the keys of the model with the whole edit in it, which rect_share "
+                            "does not give")
         if self.rect_absolute and self.rect_share is None:
             raise UserError("rect_absolute: without effect unless rect_share is set")
 

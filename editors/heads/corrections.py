@@ -33,7 +33,8 @@ class Corrections:
     """JSON-ready: model, languages, count, facts, hyper-parameters."""
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write `path` (safetensors, self-describing), and beside it the (layer, head) pairs as .npy, as the published programs do."""
+        """Write `path` (safetensors, self-describing), and beside it the (layer, head) pairs as .npy, as the published programs
+        do."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         heads = torch.tensor(self.heads, dtype=torch.int64)
@@ -53,8 +54,8 @@ class Corrections:
             raise UserError(f"{path}: not a file of correction vectors: it lacks {lacking}")
         heads, vectors = tensors["heads"], tensors["vectors"]
         if heads.ndim != 2 or heads.shape[1] != 2 or vectors.ndim != 2 or len(heads) != len(vectors):
-            raise UserError(f"{path}: heads of shape {list(heads.shape)} and vectors of shape {list(vectors.shape)}, expected one (layer, "
-                               "head) and one vector for each")
+            raise UserError(f"{path}: heads of shape {list(heads.shape)} and vectors of shape {list(vectors.shape)}, expected "
+                            "one (layer, head) and one vector for each")
         return Corrections([tuple(head) for head in heads.tolist()], vectors, info)
 
     def first(self, number: int) -> Corrections:
@@ -80,8 +81,8 @@ def folded(
     _, size = head_shape(model, sites)
     if corrections.vectors.shape != (len(corrections.heads), size):
         raise UserError(
-            f"correction vectors of shape {list(corrections.vectors.shape)} for {len(corrections.heads)} heads of size {size}: they "
-            "are of another model or other heads"
+            f"correction vectors of shape {list(corrections.vectors.shape)} for {len(corrections.heads)} heads of size {size}: "
+            "they are of another model or other heads"
         )
     biases = as_biases(model, sites, corrections.heads, corrections.vectors, overwrite)
     return Edit({name: Dense(bias) for name, bias in biases.items()}, info or {})

@@ -52,8 +52,8 @@ class HeadHParams(MEMITHParams):
     probe_seed: int | None = 123
     """Of the order in which voting facts are split; None: as they stand."""
     probe_token: Literal["target", "prompt"] = "target"
-    """Where heads are read: at the last token of prompt and object, or of the prompt, which predicts the object. With "prompt" only
-    records whose new and old object have prompts of their own (articles that agree) tell anything."""
+    """Where heads are read: at the last token of prompt and object, or of the prompt, which predicts the object. With "prompt"
+    only records whose new and old object have prompts of their own (articles that agree) tell anything."""
     head_choice: Literal["probe", "random"] = "probe"
     """The heads whose probes do best, or, as a control, any: one draw, by probe_seed (null: 0)."""
     held_out: HeldOut = 0.0
@@ -65,8 +65,8 @@ class HeadHParams(MEMITHParams):
             object.__setattr__(self, "fact_token", "subject_last_separate")
         super().__post_init__()
         if self.edited_key_memory and self.published.residual == "stale":
-            raise UserError("edited_key_memory: remembers the keys of the model with the whole edit in it, which the stale residual of "
-                            f"the profile {self.profile} does not give")
+            raise UserError("edited_key_memory: remembers the keys of the model with the whole edit in it, which the stale "
+                            f"residual of the profile {self.profile} does not give")
         if self.heads is not None and not self.heads:
             raise UserError("heads: an empty list; leave it out to have them chosen")
 
@@ -87,8 +87,9 @@ class HeadHParams(MEMITHParams):
 
 
 class HeadEditor(MEMIT):
-    """MEMIT's edit, and biases of the attention's output projections that correct the heads which tell the new facts from the old ones
-    best. A subclass says how they are corrected. `edit` does all; a program that measures in between takes the steps one by one:
+    """MEMIT's edit, and biases of the attention's output projections that correct the heads which tell the new facts from the
+    old ones best. A subclass says how they are corrected. `edit` does all; a program that measures in between takes the steps
+    one by one:
 
         facts = checked_requests(model, tok, requests)
         with editor.memit(model, tok, requests).applied(model):
@@ -106,28 +107,29 @@ class HeadEditor(MEMIT):
         z_cache: str | os.PathLike | None = None, progress: bool = True, memory: KeyMemory | None = None,
         *, heads_requests: Sequence[Mapping | Request] | None = None, heads_templates: Sequence | None = None,
     ) -> Edit:
-        """As `Editor.edit`. heads_requests: facts that heads are chosen and corrected for, the same ones in another language, say;
-        by default `requests`. They need a `target_true` unless the hparams name the heads. heads_templates: their contexts, by
-        default context_templates or what the hparams say.
+        """As `Editor.edit`. heads_requests: facts that heads are chosen and corrected for, the same ones in another language,
+        say; by default `requests`. They need a `target_true` unless the hparams name the heads. heads_templates: their
+        contexts, by default context_templates or what the hparams say.
         """
         started = time.perf_counter()
         facts = checked_requests(model, tok, requests)
-        of_heads = facts if heads_requests is None else checked_requests(model, tok, heads_requests)
-        return self._edit(Task(model, tok, facts, context_templates, z_cache, progress, memory, started), of_heads, heads_templates)
+        head_facts = facts if heads_requests is None else checked_requests(model, tok, heads_requests)
+        task = Task(model, tok, facts, context_templates, z_cache, progress, memory, started)
+        return self._edit(task, head_facts, heads_templates)
 
     def memit(
         self, model: nn.Module, tok, requests: Sequence[Mapping | Request], context_templates: Sequence | None = None,
         z_cache: str | os.PathLike | None = None, progress: bool = True, memory: KeyMemory | None = None,
     ) -> Edit:
-        """MEMIT's part alone, as `Editor.edit`. `info` tells, too, of how many facts the two ways of looking the subject's last token up
-        find other tokens."""
+        """MEMIT's part alone, as `Editor.edit`. `info` tells, too, of how many facts the two ways of looking the subject's last
+        token up find other tokens."""
         started = time.perf_counter()
         facts = checked_requests(model, tok, requests)
         return self._memit(Task(model, tok, facts, context_templates, z_cache, progress, memory, started))
 
-    def _edit(self, task: Task, of_heads: Sequence[Request] = (), heads_templates: Sequence | None = None) -> Edit:
+    def _edit(self, task: Task, head_facts: Sequence[Request] = (), heads_templates: Sequence | None = None) -> Edit:
         model, tok, hp = task.model, task.tok, self.hparams
-        facts = of_heads or task.requests
+        facts = head_facts or task.requests
         facts = facts[: self.for_heads(len(facts))]
         for_heads = replace(task, requests=facts, context_templates=heads_templates or task.context_templates)
         self.check(model, tok, facts)
@@ -161,11 +163,12 @@ class HeadEditor(MEMIT):
 
     @abstractmethod
     def _corrector(self, task: Task) -> Callable[[Sequence[Head]], Corrections]:
-        """Called on the unedited model: what makes corrections of heads once MEMIT's edit is in it. task: the facts that heads are
-        corrected for, and their contexts where they are given. Raises UserError for what does not fit."""
+        """Called on the unedited model: what makes corrections of heads once MEMIT's edit is in it. task: the facts that heads
+        are corrected for, and their contexts where they are given. Raises UserError for what does not fit."""
 
     def features(self, model: nn.Module, tok, requests: Sequence[Request], progress: bool = True) -> HeadOutputs:
-        """What probes and directions are made of: every head's output behind the new and the old facts, of the model as it is."""
+        """What probes and directions are made of: every head's output behind the new and the old facts, of the model as it
+        is."""
         return relevance.features(model, tok, requests, self.sites(model), self.hparams.probe_token, progress)
 
     def relevance(
@@ -174,9 +177,9 @@ class HeadEditor(MEMIT):
     ) -> Relevance:
         """How well each head of the model, edited as it is, tells the new facts from the old ones.
 
-        voters: positions of the requests that the probes learn from; by default as the hparams say. outputs: what `features` gave.
-        facts: which fact each request tells, where the same ones are there in several languages, so that none is in both parts.
-        Raises UserError for a request without target_true, or too few voters.
+        voters: positions of the requests that the probes learn from; by default as the hparams say. outputs: what `features`
+        gave. facts: which fact each request tells, where the same ones are there in several languages, so that none is in both
+        parts. Raises UserError for a request without target_true, or too few voters.
         """
         if outputs is None:
             outputs = self.features(model, tok, requests, progress)
@@ -212,10 +215,12 @@ class HeadEditor(MEMIT):
 
     def fold(self, model: nn.Module, corrections: Corrections) -> Edit:
         """The corrections as an edit of biases alone."""
-        return folded(model, corrections, self.sites(model), self.overwrites, {"heads": [list(head) for head in corrections.heads]})
+        info = {"heads": [list(head) for head in corrections.heads]}
+        return folded(model, corrections, self.sites(model), self.overwrites, info)
 
     def sites(self, model: nn.Module) -> Sites:
-        """Where things are in the model, by the hparams' templates where they name some. Raises UserError if it is not clear."""
+        """Where things are in the model, by the hparams' templates where they name some. Raises UserError if it is not
+        clear."""
         return find_sites(model, self.hparams.templates())
 
     def voters(self, model: nn.Module, tok, requests: Sequence[Request]) -> list[int]:
@@ -226,8 +231,8 @@ class HeadEditor(MEMIT):
         return self.telling(requests, everyone)
 
     def telling(self, requests: Sequence[Request], voters: Sequence[int]) -> list[int]:
-        """Those of the voters whose two facts can be told apart where the heads are read: with probe_token "prompt" not those that have
-        one prompt for both objects."""
+        """Those of the voters whose two facts can be told apart where the heads are read: with probe_token "prompt" not those
+        that have one prompt for both objects."""
         if self.hparams.probe_token == "target":
             return list(voters)
         pairs = [relevance.prompt_pair(request) for request in requests]

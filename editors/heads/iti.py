@@ -32,8 +32,8 @@ class ITIHParams(HeadHParams):
 
 
 class ITI(HeadEditor):
-    """MEMIT, then alpha * sigma * theta added to the chosen heads at every token: theta is the unit vector from the mean output at old
-    facts to the mean at new ones, over the voters; sigma the standard deviation of all facts' outputs along it."""
+    """MEMIT, then alpha * sigma * theta added to the chosen heads at every token: theta is the unit vector from the mean output
+    at old facts to the mean at new ones, over the voters; sigma the standard deviation of all facts' outputs along it."""
 
     name = "ITI"
     hparams_class: ClassVar[type[ITIHParams]] = ITIHParams
@@ -48,8 +48,8 @@ class ITI(HeadEditor):
         self, model: nn.Module, tok, requests: Sequence[Request], heads: Sequence[Head], progress: bool = True,
         voters: Sequence[int] | None = None, alpha: float | None = None, outputs: HeadOutputs | None = None,
     ) -> Corrections:
-        """The shifts of these heads, of the model as it is. voters, outputs: see `relevance`; alpha: by default the hparams'; the vectors
-        are linear in it.
+        """The shifts of these heads, of the model as it is. voters, outputs: see `relevance`; alpha: by default the hparams';
+        the vectors are linear in it.
 
         Raises UserError for heads that the model lacks, no voters, and vectors that are not finite.
         """

@@ -54,7 +54,8 @@ class MEMAT(HeadEditor):
         return super().prepare(task) | {"contexts of corrections": contexts_fingerprint(templates)}
 
     def head_templates(self, model: nn.Module, tok, given: Sequence | None = None) -> list[str]:
-        """Contexts for training corrections. Ask for them before the model is edited: they are the unedited model's, and kept."""
+        """Contexts for training corrections. Ask for them before the model is edited: they are the unedited model's, and
+        kept."""
         groups = given and as_groups(given)
         if not groups:
             hp = self.hparams
@@ -64,7 +65,8 @@ class MEMAT(HeadEditor):
 
     def correct(
         self, model: nn.Module, tok, requests: Sequence[Request], heads: Sequence[Head],
-        templates: Sequence[str] | Sequence[Sequence[str]] | None = None, progress: bool = True, kl_prompts: Sequence[str] | None = None,
+        templates: Sequence[str] | Sequence[Sequence[str]] | None = None, progress: bool = True,
+        kl_prompts: Sequence[str] | None = None,
     ) -> Corrections:
         """Trained correction vectors for these heads, of the model as it is. templates: as `head_templates` gives them, or for
         each request its own, as kl_prompts are (several languages).
@@ -75,7 +77,8 @@ class MEMAT(HeadEditor):
         pairs = check_heads(heads, model, sites)
         templates = self.head_templates(model, tok) if templates is None else templates
         with torch.inference_mode(False), torch.enable_grad():
-            vectors = training.train(model, tok, requests, pairs, templates, sites, self.settings(), progress=progress, kl_prompts=kl_prompts)
+            vectors = training.train(model, tok, requests, pairs, templates, sites, self.settings(), progress=progress,
+                                     kl_prompts=kl_prompts)
         return one_for_all(pairs, vectors)
 
     def settings(self) -> training.Settings:

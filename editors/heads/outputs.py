@@ -1,7 +1,7 @@
 """Attention heads: what each puts out, and what a shift of its output does.
 
-A head's output is its attention-weighted value vector, as it enters the attention's output projection: the projection's input, in
-slices of the head size, query head by query head (so grouped and multi-query attention look like any other).
+A head's output is its attention-weighted value vector, as it enters the attention's output projection: the projection's input,
+in slices of the head size, query head by query head (so grouped and multi-query attention look like any other).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def head_shape(model: nn.Module, sites: Sites) -> tuple[int, int]:
 
 
 def projection(model: nn.Module, sites: Sites, layer: int) -> tuple[str, Float[Tensor, "d_model inputs"]]:
-    """(name of the attention's output projection, its weight as it maps columns). UserError if that is quantised or offloaded."""
+    """(name of the attention's output projection, its weight as it maps columns). UserError if that is quantised or
+    offloaded."""
     name = sites.name("attn_out", layer)
     linear = get_module(model, name)
     if hasattr(linear, "base_layer"):
@@ -53,8 +54,8 @@ def check_heads(heads: Sequence[Sequence[int]], model: nn.Module, sites: Sites, 
     for pair in pairs:
         if len(pair) != 2 or not 0 <= pair[0] < sites.layers or not 0 <= pair[1] < count:
             raise UserError(
-                f"{where}: {list(pair)} is no (layer, head) of this model, whose layers are 0 to {sites.layers - 1} with heads 0 to "
-                f"{count - 1}"
+                f"{where}: {list(pair)} is no (layer, head) of this model, whose layers are 0 to {sites.layers - 1} with heads "
+                f"0 to {count - 1}"
             )
     if len(set(pairs)) < len(pairs):
         raise UserError(f"{where}: names a head twice")
@@ -75,8 +76,8 @@ def head_outputs(
     bar = tqdm(total=len(places), desc="heads", unit="text", leave=False, disable=None if progress else True)
     with bar, torch.no_grad(), evaluating(model):
         for batch in pack(list(places), budget):
-            found = _last_inputs(model, batch, sites, pad_id(tok)).to("cpu", dtype).unflatten(-1, (count, size))
-            for row, output in zip(batch, found):
+            last_outputs = _last_inputs(model, batch, sites, pad_id(tok)).to("cpu", dtype).unflatten(-1, (count, size))
+            for row, output in zip(batch, last_outputs):
                 outputs[places[row]] = output
             bar.update(len(batch))
     return outputs
@@ -99,7 +100,8 @@ def _last_inputs(
         return hook
 
     with hooked(
-        get_module(model, sites.name("attn_out", layer)).register_forward_pre_hook(reader(layer)) for layer in range(sites.layers)
+        get_module(model, sites.name("attn_out", layer)).register_forward_pre_hook(reader(layer))
+        for layer in range(sites.layers)
     ):
         get_module(model, sites.decoder)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     return torch.stack([seen[layer].cpu() for layer in range(sites.layers)], 1)
@@ -108,29 +110,29 @@ def _last_inputs(
 @contextmanager
 def shifted(
     model: nn.Module, sites: Sites, heads: Sequence[Head], vectors: Float[Tensor, "heads size"],
-    where: Float[Tensor, "rows columns"] | None = None, notes: dict[int, Tensor] | None = None,
+    where: Float[Tensor, "rows columns"] | None = None, unshifted: dict[int, Tensor] | None = None,
 ) -> Iterator[None]:
-    """Inside, each head's output has its vector added: everywhere, or `where` that is 1. Out of place, so that fused kernels may
-    keep what they put out; differentiable in `vectors`.
+    """Inside, each head's output has its vector added: everywhere, or `where` that is 1. Out of place, so that fused kernels
+    may keep what they put out; differentiable in `vectors`.
 
-    notes: filled with the unshifted outputs of the heads' layers, by layer: [rows, columns, heads, size], detached.
+    unshifted: filled with the unshifted outputs of the heads' layers, by layer: [rows, columns, heads, size], detached.
     """
     count, size = head_shape(model, sites)
 
     def shift(layer: int):
-        own = [k for k, head in enumerate(heads) if head[0] == layer]
-        slots = torch.tensor([heads[k][1] for k in own])
+        of_layer = [k for k, head in enumerate(heads) if head[0] == layer]
+        slots = torch.tensor([heads[k][1] for k in of_layer])
 
         def hook(module, args):
-            given = args[0]
-            rows = len(given) if where is None else len(where)
-            states = by_row(given, rows).unflatten(-1, (count, size))
-            if notes is not None:
-                notes[layer] = states.detach()
-            placed = vectors.new_zeros(count, size).index_add(0, slots.to(vectors.device), vectors[own]).to(states)
+            inputs = args[0]
+            rows = len(inputs) if where is None else len(where)
+            states = by_row(inputs, rows).unflatten(-1, (count, size))
+            if unshifted is not None:
+                unshifted[layer] = states.detach()
+            placed = vectors.new_zeros(count, size).index_add(0, slots.to(vectors.device), vectors[of_layer]).to(states)
             if where is not None:
                 placed = where.to(states)[..., None, None] * placed
-            return ((states + placed).reshape(given.shape), *args[1:])
+            return ((states + placed).reshape(inputs.shape), *args[1:])
 
         return hook
 
@@ -146,8 +148,8 @@ def as_biases(
 ) -> Mapping[str, Float[Tensor, " d_model"]]:
     """{name of the output projection's bias: what to add to it} so that every head has its vector added at every token.
 
-    b = O (vectors in their heads' slots), summed over the heads of a layer. overwrite: of a layer only the last head in the list
-    counts, as in MEMAT's published code.
+    b = O (vectors in their heads' slots), summed over the heads of a layer. overwrite: of a layer only the last head in the
+    list counts, as in MEMAT's published code.
     """
     count, size = head_shape(model, sites)
     slots: dict[int, Tensor] = {}

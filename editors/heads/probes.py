@@ -55,8 +55,8 @@ def _newton(x: Float[Tensor, "probes n d"], label: Bool[Tensor, " n"]) -> Float[
     """Newton's method with a backtracking line search; the objective is strictly convex where both classes are there.
 
     Gradients are float64. Hessians, most of the work, are float32 (but for those that float32 can't factorise: large or nearly
-    collinear features) and stay for as long as the steps with them shrink the gradient: that changes the way to the minimum, not the
-    minimum.
+    collinear features) and stay for as long as the steps with them shrink the gradient: that changes the way to the minimum,
+    not the minimum.
     """
     probes, n, d = x.shape
     rough = torch.cat([x.float(), x.new_ones(probes, n, 1, dtype=torch.float32)], 2)
@@ -70,7 +70,7 @@ def _newton(x: Float[Tensor, "probes n d"], label: Bool[Tensor, " n"]) -> Float[
     def margins(theta: Tensor) -> Float[Tensor, "probes n"]:
         return sign * torch.bmm(x, theta[..., None])[..., 0]
 
-    def value(theta: Tensor, margin: Tensor) -> Float[Tensor, " probes"]:
+    def loss_of(theta: Tensor, margin: Tensor) -> Float[Tensor, " probes"]:
         return -torch.nn.functional.logsigmoid(margin).sum(1) + (penalty * theta**2).sum(1) / 2
 
     def factor(x: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,11 +79,11 @@ def _newton(x: Float[Tensor, "probes n d"], label: Bool[Tensor, " n"]) -> Float[
         hessian = torch.bmm((x[which] * curvature[..., None]).transpose(1, 2), x[which]) + torch.diag(penalty.to(x))
         # The intercept has no penalty: where all margins are large its curvature vanishes to below rounding.
         hessian[:, d, d] += 1e-6
-        found, failed = torch.linalg.cholesky_ex(hessian)
-        return found, failed != 0
+        factors, failed = torch.linalg.cholesky_ex(hessian)
+        return factors, failed != 0
 
     margin = margins(theta)
-    now = value(theta, margin)
+    loss = loss_of(theta, margin)
     for _ in range(STEPS):
         miss = torch.sigmoid(-margin)
         gradient = penalty * theta - torch.bmm((sign * miss)[:, None], x)[:, 0]
@@ -94,8 +94,8 @@ def _newton(x: Float[Tensor, "probes n d"], label: Bool[Tensor, " n"]) -> Float[
             break
         fresh.zero_()
         if len(stale):
-            found, failed = factor(rough, stale)
-            lower[stale], fresh[stale] = found.double(), True
+            factors, failed = factor(rough, stale)
+            lower[stale], fresh[stale] = factors.double(), True
             if failed.any():
                 lower[stale[failed]] = factor(x, stale[failed])[0]
         direction = torch.cholesky_solve(gradient[..., None], lower)[..., 0]
@@ -103,15 +103,15 @@ def _newton(x: Float[Tensor, "probes n d"], label: Bool[Tensor, " n"]) -> Float[
         for _ in range(40):
             tried = theta - step[:, None] * direction
             tried_margin = margins(tried)
-            found = value(tried, tried_margin)
-            worse = active & (found > now - 1e-4 * step * descent + 1e-12 * now.abs())
+            tried_loss = loss_of(tried, tried_margin)
+            worse = active & (tried_loss > loss - 1e-4 * step * descent + 1e-12 * loss.abs())
             if not worse.any():
                 break
             step = torch.where(worse, step / 2, step)
         better = active & ~worse
         if not (better | (active & ~fresh)).any():
             break
-        theta, now = torch.where(better[:, None], tried, theta), torch.where(better, found, now)
+        theta, loss = torch.where(better[:, None], tried, theta), torch.where(better, tried_loss, loss)
         margin = torch.where(better[:, None], tried_margin, margin)
         last = torch.where(better, size, 0.0)  # no step: another Hessian
     return theta
@@ -123,7 +123,8 @@ def enough(voters: int, share: float) -> bool:
 
 
 def split(voters: Sequence[int], share: float, seed: int | None) -> tuple[list[int], list[int]]:
-    """(training facts, validation facts): the first int(n (1 - share)) of the voters, shuffled with `seed` (None: as they stand).
+    """(training facts, validation facts): the first int(n (1 - share)) of the voters, shuffled with `seed` (None: as they
+    stand).
 
     By fact, so that the two sentences of a fact never come apart. Raises UserError where either part would be empty.
     """
@@ -133,14 +134,15 @@ def split(voters: Sequence[int], share: float, seed: int | None) -> tuple[list[i
     training = int(len(order) * (1 - share))
     if not enough(len(order), share):
         raise UserError(
-            f"{len(order)} voting facts can't be split into training and validation (share {share:g}): edit more facts together, let "
-            'all vote ("voters": "all"), or give the heads'
+            f"{len(order)} voting facts can't be split into training and validation (share {share:g}): edit more facts "
+            'together, let all vote ("voters": "all"), or give the heads'
         )
     return order[:training], order[training:]
 
 
 def rank(accuracy: Float[Tensor, "layers heads"], number: int) -> list[tuple[int, int]]:
-    """The `number` best (layer, head), best first; of equals the lower layer and head first. UserError if there are fewer heads."""
+    """The `number` best (layer, head), best first; of equals the lower layer and head first. UserError if there are fewer
+    heads."""
     layers, heads = accuracy.shape
     if not 0 < number <= layers * heads:
         raise UserError(f"top_num_heads: {number} of the model's {layers * heads} heads can't be chosen")

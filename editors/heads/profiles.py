@@ -11,10 +11,11 @@ class Profile:
     """The fields' defaults are the method as the paper says it."""
 
     residual: Literal["refresh", "stale"] = "refresh"
-    """What is left to write after a layer: measured on the model edited so far, or on the unedited one, as the published code does on a
-    GPU. Of n layers stale writes 1/n + ... + 1/1 of the distance: 137/60 of it with five."""
+    """What is left to write after a layer: measured on the model edited so far, or on the unedited one, as the published code
+    does on a GPU. Of n layers stale writes 1/n + ... + 1/1 of the distance: 137/60 of it with five."""
     lookup: Literal["offsets", "separate"] = "offsets"
-    """How the subject's last token is found: by character offsets, or by tokenising what stands before it and it by themselves."""
+    """How the subject's last token is found: by character offsets, or by tokenising what stands before it and it by
+    themselves."""
     target_tokens: Literal["ids", "text"] = "ids"
     """How a target of several tokens is put behind a prompt: as tokens, or as text that is tokenised anew."""
     mom2_dtype: str = "float32"
@@ -40,4 +41,5 @@ PROFILES = {
         head_contexts="edits", train_position="legacy", head_norm="shared", full_batch=True, correction_kl=False,
     ),
 }
-"""What the hyper-parameter `profile` stands for: the method as the paper says it, and ("paper") as the paper's program computes it."""
+"""What the hyper-parameter `profile` stands for: the method as the paper says it, and ("paper") as the paper's program computes
+it."""

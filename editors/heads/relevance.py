@@ -35,39 +35,41 @@ class Relevance:
 
 def prompt_pair(request: Request) -> tuple[str, str]:
     """What stands before the new object, and before the old one."""
-    return fill(request.prompt, request.subject), fill(request.true_prompt or request.prompt, request.true_subject or request.subject)
+    true_prompt, true_subject = request.true_prompt or request.prompt, request.true_subject or request.subject
+    return fill(request.prompt, request.subject), fill(true_prompt, true_subject)
 
 
 def sentence_rows(model: nn.Module, tok, requests: Sequence[Request], end: str = "target") -> list[list[int]]:
     """Token ids of the new and then the old fact of each request, each with the prompt that agrees with its object; with end
     "prompt" without the object.
 
-    Raises UserError for a request without target_true, or with a sentence longer than the model; with "prompt", where no request
-    has two different ones.
+    Raises UserError for a request without target_true, or with a sentence longer than the model; with "prompt", where no
+    request has two different ones.
     """
     texts: list[str] = []
     for number, request in enumerate(requests):
         if not request.target_true:
-            raise UserError(f"request {number} (case_id {request.case_id}) has no target_true: heads are chosen by what tells the "
-                               "new fact from the old one; give it, or give the heads")
+            raise UserError(f"request {number} (case_id {request.case_id}) has no target_true: heads are chosen by what tells "
+                            "the new fact from the old one; give it, or give the heads")
         new, true = prompt_pair(request)
         texts += [new, true] if end == "prompt" else [new + request.target_new, f"{true} {request.target_true.lstrip()}"]
     if end == "prompt" and texts[::2] == texts[1::2]:
-        raise UserError("probe_token: the new and the old object of every request stand behind the same prompt, so that nothing tells "
-                           'them apart there; take "target"')
+        raise UserError("probe_token: the new and the old object of every request stand behind the same prompt, so that "
+                        'nothing tells them apart there; take "target"')
     rows, limit = [ids for ids, _ in tokenize(tok, texts)], longest_context(model)
     for i, row in enumerate(rows):
         if limit and len(row) > limit:
             request = requests[i // 2]
             raise UserError(f"request {i // 2} (case_id {request.case_id}): the sentence {texts[i][:60]!r}... takes {len(row)} "
-                               f"tokens, but the model has {limit} positions: shorten the prompt")
+                            f"tokens, but the model has {limit} positions: shorten the prompt")
     return rows
 
 
 def features(
     model: nn.Module, tok, requests: Sequence[Request], sites: Sites, end: str = "target", progress: bool = False
 ) -> Float[Tensor, "requests two layers heads size"]:
-    """Output of every head at the last token of the new ([:, 0]) and of the old fact ([:, 1]), or ("prompt") of their prompts."""
+    """Output of every head at the last token of the new ([:, 0]) and of the old fact ([:, 1]), or ("prompt") of their
+    prompts."""
     outputs = head_outputs(model, tok, sentence_rows(model, tok, requests, end), sites, progress)
     return outputs.unflatten(0, (len(requests), 2))
 

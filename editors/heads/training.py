@@ -1,12 +1,13 @@
-"""Training of correction vectors: what is added to the outputs of chosen heads so that the model says the new targets (MEMAT, Tamayo et
-al. 2024).
+"""Training of correction vectors: what is added to the outputs of chosen heads so that the model says the new targets.
+
+(MEMAT, Tamayo et al. 2024.)
 
     loss of a request = NLL of the target, averaged over the contexts
                       + kl_factor * KL(now || without corrections) of the next token behind the subject in kl_prompt
                       + weight_decay * mean_k |delta_k| / |h_k|^2
 
-All heads learn together, from batch after batch of requests, one Adam step a batch, and each vector is kept within clamp * |h_k|.
-Where the vectors stand while they are trained is `position`:
+All heads learn together, from batch after batch of requests, one Adam step a batch, and each vector is kept within clamp *
+|h_k|. Where the vectors stand while they are trained is `position`:
 
     last_real   at the last token of each context (in effect in front of the target's last token)
     all         at every token
@@ -48,8 +49,9 @@ class Settings:
     epochs: int = 1
     position: Literal["last_real", "all", "legacy"] = "last_real"
     norm: Literal["per_head", "shared"] = "per_head"
-    """|h|: of each head, at the last token, averaged over the requests; or of one head for all (published): the first chosen in the
-    lowest chosen layer, at the first request's first context (with position "legacy" at its last column, mostly a padding token)."""
+    """|h|: of each head, at the last token, averaged over the requests; or of one head for all (published): the first chosen in
+    the lowest chosen layer, at the first request's first context (with position "legacy" at its last column, mostly a padding
+    token)."""
     divide_by_full_batch: bool = False
     """Divide the gradient of a last, shorter batch by `batch`, as published, not by its own size."""
 
@@ -59,7 +61,7 @@ Watcher = Callable[[int, Tensor, Tensor, Tensor, dict[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
-class _Job:
+class _FactRows:
     """A request as rows of tokens: its contexts with the target but its last token, and the KL prompt."""
 
     rows: list[list[int]]
@@ -68,13 +70,15 @@ class _Job:
     kl_index: int
 
     @staticmethod
-    def build(tok, request: Request, templates: Sequence[str], settings: Settings, kl_prompt: str | None = None) -> _Job:
+    def build(tok, request: Request, templates: Sequence[str], kl_prompt: str, settings: Settings) -> _FactRows:
         target = encode_target(tok, request.target_new)
         texts = [fill(fill(t, request.prompt), request.subject) for t in templates]
-        rows = [continued(tok, text, ids, target, settings.target_tokens) for text, (ids, _) in zip(texts, tokenize(tok, texts))]
-        kl = locate(tok, kl_prompt or settings.kl_prompt, request.subject, settings.fact_token)
-        whole = settings.position == "legacy"  # its length decides where the vectors stand
-        return _Job(rows, target, kl.ids if whole else kl.ids[: kl.index + 1], kl.index)
+        rows = [continued(tok, text, ids, target, settings.target_tokens)
+                for text, (ids, _) in zip(texts, tokenize(tok, texts))]
+        kl = locate(tok, kl_prompt, request.subject, settings.fact_token)
+        # With "legacy" the row's length decides where the vectors stand.
+        kl_row = kl.ids if settings.position == "legacy" else kl.ids[: kl.index + 1]
+        return _FactRows(rows, target, kl_row, kl.index)
 
     @property
     def width(self) -> int:
@@ -82,25 +86,28 @@ class _Job:
 
 
 def train(
-    model: nn.Module, tok, requests: Sequence[Request], heads: Sequence[Head], templates: Sequence[str] | Sequence[Sequence[str]],
-    sites: Sites, settings: Settings, watch: Watcher | None = None, progress: bool = True, kl_prompts: Sequence[str] | None = None,
+    model: nn.Module, tok, requests: Sequence[Request], heads: Sequence[Head],
+    templates: Sequence[str] | Sequence[Sequence[str]], sites: Sites, settings: Settings, watch: Watcher | None = None,
+    progress: bool = True, kl_prompts: Sequence[str] | None = None,
 ) -> Float[Tensor, "heads size"]:
     """The correction vector of each head, for the model as it is; float32 at least, on the CPU. The model is left as it was.
 
-    templates: contexts with one "{}" each; a list of them for each request, where these are in several languages. kl_prompts: one for
-    each request, in the place of that of the settings. Raises UserError for a target without tokens or a subject that is not found.
+    templates: contexts with one "{}" each; a list of them for each request, where these are in several languages. kl_prompts:
+    one for each request, in the place of that of the settings. Raises UserError for a target without tokens or a subject that
+    is not found.
     """
-    own = [templates] * len(requests) if isinstance(templates[0], str) else templates
+    contexts = [templates] * len(requests) if isinstance(templates[0], str) else templates
     kl_prompts = [settings.kl_prompt] * len(requests) if kl_prompts is None else kl_prompts
-    jobs = [_Job.build(tok, request, of, settings, kl) for request, of, kl in zip(requests, own, kl_prompts, strict=True)]
+    facts = [_FactRows.build(tok, *fact, settings) for fact in zip(requests, contexts, kl_prompts, strict=True)]
     with frozen(model), evaluating(model), torch.enable_grad():
-        norms = _norms(model, tok, jobs, heads, sites, settings)
+        norms = _norms(model, tok, facts, heads, sites, settings)
         vectors = torch.zeros(len(heads), norms.shape[-1], dtype=norms.dtype, device=input_device(model))
         norms = norms.norm(dim=1).to(vectors.device)
         vectors.requires_grad_(True)
         adam = torch.optim.Adam([vectors], lr=settings.lr)
-        batches = [jobs[i : i + settings.batch] for _ in range(settings.epochs) for i in range(0, len(jobs), settings.batch)]
-        for step, batch in enumerate(tqdm(batches, desc="corrections", unit="batch", leave=False, disable=None if progress else True)):
+        batches = [facts[i : i + settings.batch] for _ in range(settings.epochs) for i in range(0, len(facts), settings.batch)]
+        bar = tqdm(batches, desc="corrections", unit="batch", leave=False, disable=None if progress else True)
+        for step, batch in enumerate(bar):
             share = 1 / (settings.batch if settings.divide_by_full_batch else len(batch))
             gradient, terms = torch.zeros_like(vectors), []
             for part in _fitting(model, sites, batch):
@@ -122,52 +129,55 @@ def train(
 
 
 def _norms(
-    model: nn.Module, tok, jobs: Sequence[_Job], heads: Sequence[Head], sites: Sites, settings: Settings
+    model: nn.Module, tok, facts: Sequence[_FactRows], heads: Sequence[Head], sites: Sites, settings: Settings
 ) -> Float[Tensor, "heads size"]:
     """For each head a vector as long as |h| is."""
     if settings.norm == "per_head":
         total = 0.0
-        for start in range(0, len(jobs), NORM_CHUNK):
-            found = head_outputs(model, tok, [job.rows[0] for job in jobs[start : start + NORM_CHUNK]], sites)
-            total = total + torch.stack([found[:, layer, head] for layer, head in heads]).norm(dim=2).sum(1)
-        unit = torch.nn.functional.one_hot(torch.zeros(len(heads), dtype=torch.long), found.shape[-1])
-        return (total / len(jobs))[:, None] * unit
+        for start in range(0, len(facts), NORM_CHUNK):
+            outputs = head_outputs(model, tok, [fact.rows[0] for fact in facts[start : start + NORM_CHUNK]], sites)
+            total = total + torch.stack([outputs[:, layer, head] for layer, head in heads]).norm(dim=2).sum(1)
+        unit = torch.nn.functional.one_hot(torch.zeros(len(heads), dtype=torch.long), outputs.shape[-1])
+        return (total / len(facts))[:, None] * unit
     lowest = min(layer for layer, _ in heads)
     head = next(head for layer, head in heads if layer == lowest)
     if settings.position != "legacy":
-        return head_outputs(model, tok, jobs[0].rows[:1], sites)[:, lowest, head].expand(len(heads), -1)
-    notes: dict[int, Tensor] = {}
-    row = jobs[0].rows[0] + [_own_pad(model, tok)] * (jobs[0].width - len(jobs[0].rows[0]))
-    size = head_outputs(model, tok, jobs[0].rows[:1], sites).shape[-1]
-    with torch.no_grad(), shifted(model, sites, [(lowest, head)], torch.zeros(1, size), notes=notes):
+        return head_outputs(model, tok, facts[0].rows[:1], sites)[:, lowest, head].expand(len(heads), -1)
+    unshifted: dict[int, Tensor] = {}
+    row = facts[0].rows[0] + [_own_pad(model, tok)] * (facts[0].width - len(facts[0].rows[0]))
+    size = head_outputs(model, tok, facts[0].rows[:1], sites).shape[-1]
+    with torch.no_grad(), shifted(model, sites, [(lowest, head)], torch.zeros(1, size), unshifted=unshifted):
         ids = torch.tensor([row], device=input_device(model))
         get_module(model, sites.decoder)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    return notes[lowest][:, -1, head].to("cpu", torch.promote_types(model.dtype, torch.float32)).expand(len(heads), -1)
+    return unshifted[lowest][:, -1, head].to("cpu", torch.promote_types(model.dtype, torch.float32)).expand(len(heads), -1)
 
 
 def _losses(
-    model: nn.Module, tok, jobs: Sequence[_Job], heads: Sequence[Head], vectors: Float[Tensor, "heads size"], sites: Sites,
-    settings: Settings,
-) -> dict[str, Float[Tensor, " jobs"]]:
-    """NLL and KL of each request, with the vectors in place. With last_real the NLL is only that of the target's last token: the
-    vectors stand behind the others."""
+    model: nn.Module, tok, facts: Sequence[_FactRows], heads: Sequence[Head], vectors: Float[Tensor, "heads size"],
+    sites: Sites, settings: Settings,
+) -> dict[str, Float[Tensor, " facts"]]:
+    """NLL and KL of each request, with the vectors in place. With last_real the NLL is only that of the target's last token:
+    the vectors stand behind the others."""
     rows, places, reads = [], [], []
     last_only = settings.position == "last_real"
-    for i, job in enumerate(jobs):
-        share = 1 / (len(job.rows) * len(job.target))
-        for row in job.rows:
-            first = len(row) - len(job.target)
-            seen = [len(job.target) - 1] if last_only else range(len(job.target))
-            places += [(i, len(rows), first + t, job.target[t], share) for t in seen]
+    for i, fact in enumerate(facts):
+        share = 1 / (len(fact.rows) * len(fact.target))
+        for row in fact.rows:
+            first = len(row) - len(fact.target)
+            seen = [len(fact.target) - 1] if last_only else range(len(fact.target))
+            places += [(i, len(rows), first + t, fact.target[t], share) for t in seen]
             rows.append(row)
     with_kl = settings.kl_factor > 0
     if with_kl:
-        for job in jobs:
-            reads.append((len(rows), job.kl_index))
-            rows.append(job.kl_row)
+        for fact in facts:
+            reads.append((len(rows), fact.kl_index))
+            rows.append(fact.kl_row)
     request, row, column, token, share = zip(*places)
     where = [*zip(row, column), *reads]
-    run = _replay(model, tok, rows, heads, sites) if last_only else _whole(model, tok, rows, jobs, heads, sites, settings, with_kl)
+    if last_only:
+        run = _replay(model, tok, rows, heads, sites)
+    else:
+        run = _whole(model, tok, rows, facts, heads, sites, settings)
     initial = torch.empty(0, 1, device=vectors.device)
     if with_kl:
         with torch.no_grad():  # of all places: as one row among many it has the same rounding as below
@@ -175,7 +185,7 @@ def _losses(
     logits = head_logits(model, sites, run(vectors, where)).to(vectors.dtype)
     log_p, kl = target_losses(logits, torch.tensor(token, device=logits.device), initial.to(logits.device))
     weights = torch.tensor(share, dtype=log_p.dtype, device=log_p.device)
-    nll = log_p.new_zeros(len(jobs)).index_add(0, torch.tensor(request, device=log_p.device), -log_p * weights)
+    nll = log_p.new_zeros(len(facts)).index_add(0, torch.tensor(request, device=log_p.device), -log_p * weights)
     losses = {"nll": nll.to(vectors.device)}
     if with_kl:
         losses["kl"] = settings.kl_factor * kl.to(vectors.device)
@@ -187,7 +197,8 @@ _Run = Callable[[Tensor | None, Sequence[tuple[int, int]]], Float[Tensor, "place
 
 
 def _replay(model: nn.Module, tok, rows: Sequence[list[int]], heads: Sequence[Head], sites: Sites) -> _Run:
-    """Vectors at each row's last token: what stands before it, and the layers below the lowest head, run once and without gradient."""
+    """Vectors at each row's last token: what stands before it, and the layers below the lowest head, run once and without
+    gradient."""
     replay = Replay(model, sites, rows, [len(row) - 1 for row in rows], min(layer for layer, _ in heads), pad_id(tok))
 
     def run(vectors, where):
@@ -202,15 +213,15 @@ def _replay(model: nn.Module, tok, rows: Sequence[list[int]], heads: Sequence[He
 
 
 def _whole(
-    model: nn.Module, tok, rows: Sequence[list[int]], jobs: Sequence[_Job], heads: Sequence[Head], sites: Sites, settings: Settings,
-    with_kl: bool,
+    model: nn.Module, tok, rows: Sequence[list[int]], facts: Sequence[_FactRows], heads: Sequence[Head], sites: Sites,
+    settings: Settings,
 ) -> _Run:
     """Vectors at every token, or where the published code puts them."""
     legacy = settings.position == "legacy"
-    owners = [job for job in jobs for _ in job.rows] + (list(jobs) if with_kl else [])
+    owners = [fact for fact in facts for _ in fact.rows] + (list(facts) if settings.kl_factor > 0 else [])
     padding = _own_pad(model, tok) if legacy else pad_id(tok)
     if legacy:
-        rows = [row + [padding] * (job.width - len(row)) for row, job in zip(rows, owners, strict=True)]
+        rows = [row + [padding] * (fact.width - len(row)) for row, fact in zip(rows, owners, strict=True)]
     batch = pad_batch(rows, padding, input_device(model))
     marks = last_tokens(rows, batch["input_ids"].device) if legacy else batch["attention_mask"]
     # The published model ignores the mask, so that padding tokens attend to their row.
@@ -231,20 +242,20 @@ def _whole(
 
 def _own_pad(model: nn.Module, tok) -> int:
     """The tokenizer's padding token: where vectors stand on padding, it matters which."""
-    known = tok.pad_token_id is not None and tok.pad_token_id < len(model.get_input_embeddings().weight)
-    return tok.pad_token_id if known else pad_id(tok)
+    usable = tok.pad_token_id is not None and tok.pad_token_id < len(model.get_input_embeddings().weight)
+    return tok.pad_token_id if usable else pad_id(tok)
 
 
-def _fitting(model: nn.Module, sites: Sites, jobs: Sequence[_Job]) -> list[list[_Job]]:
-    """Consecutive jobs whose passes fit into an eighth of the memory: some 40 floats a block, token and channel."""
+def _fitting(model: nn.Module, sites: Sites, facts: Sequence[_FactRows]) -> list[list[_FactRows]]:
+    """Consecutive facts whose passes fit into an eighth of the memory: some 40 floats a block, token and channel."""
     budget = max(1, total_bytes(input_device(model)) // 8 // (4 * 40 * sites.layers * sites.d_model))
-    parts: list[list[_Job]] = [[]]
+    parts: list[list[_FactRows]] = [[]]
     tokens = 0
-    for job in jobs:
-        cost = job.width * (len(job.rows) + 1)
+    for fact in facts:
+        cost = fact.width * (len(fact.rows) + 1)
         if parts[-1] and tokens + cost > budget:
             parts.append([])
             tokens = 0
-        parts[-1].append(job)
+        parts[-1].append(fact)
         tokens += cost
     return parts

@@ -88,7 +88,8 @@ class FT(WeightEditor):
                 p.requires_grad_(False)
             for p in weights.values():
                 p.requires_grad_(True)
-            for _ in tqdm(range(hp.num_steps), desc="fine-tuning", unit="epoch", leave=False, disable=None if task.progress else True):
+            hidden = None if task.progress else True
+            for _ in tqdm(range(hp.num_steps), desc="fine-tuning", unit="epoch", leave=False, disable=hidden):
                 losses.append(self._epoch(model, batches, optimiser, weights, masters, starts))
                 if losses[-1] < LOSS_GOAL:
                     break
@@ -108,10 +109,10 @@ class FT(WeightEditor):
         weights = {}
         for layer in self.hparams.layers:
             path = fill(template, str(layer))
-            found = {n: p for n, p in model.named_parameters() if n == path or n.startswith(path + ".")}
-            if not found:
+            of_layer = {n: p for n, p in model.named_parameters() if n == path or n.startswith(path + ".")}
+            if not of_layer:
                 raise UserError(f"the model has no module or parameter {path!r}: check layers and rewrite_module_tmp")
-            weights |= found
+            weights |= of_layer
         return weights
 
     def _epoch(self, model, batches, optimiser, weights, masters, starts) -> float:

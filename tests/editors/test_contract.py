@@ -233,7 +233,9 @@ def test_ft_constraint_holds_in_half_precision(tiny_gpt2, bound):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"weight_decay": -1}, "weight_decay: -1 must be"), ({"wd_power_law": [1, 1000]}, "wd_power_law"), ({"lr": float("nan")}, "lr: nan must be a finite number above 0"),
+    ({"weight_decay": -1}, "weight_decay: -1 must be"), ({"wd_power_law": [1, 1000]}, "wd_power_law"),
+    ({"lr": float("nan")}, "lr: nan must be a finite number above 0"), ({"num_steps": 0}, "num_steps: 0 must be at least 1"),
+    ({"norm_constraint": True}, "norm_constraint is true, expected a number or false or null"),
     ({"rewrite_module_tmp": "transformer.h.{}.mlp.{}"}, "rewrite_module_tmp: .* needs exactly one '{}'"),
     ({"rewrite_module_tmp": "transformer.h.{layer}"}, "rewrite_module_tmp"),
 ])

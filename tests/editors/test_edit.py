@@ -91,7 +91,8 @@ def test_damaged_files(model, tmp_path):
     save_file({"x": torch.zeros(1)}, path, metadata={"edit": json.dumps({"format": 99})})
     with pytest.raises(UserError, match="format 99"):
         Edit.load(path)
-    for header in ([], 3, None, {"format": 1, "changes": []}, {"format": 1, "changes": {}}, {"format": 1, "changes": {}, "info": 3}):
+    for header in ([], 3, None, {"format": 1, "changes": []}, {"format": 1, "changes": {}},
+                   {"format": 1, "changes": {}, "info": 3}):
         save_file({"x": torch.zeros(1)}, path, metadata={"edit": json.dumps(header)})
         with pytest.raises(UserError, match="not a file that Edit.save wrote"):
             Edit.load(path)

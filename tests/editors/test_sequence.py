@@ -1,4 +1,4 @@
-"""A sequence of edits: each builds on the last, nothing is forgotten over a restart, and the beginning comes back bit by bit."""
+"""A sequence of edits: each builds on the last, nothing is forgotten over a restart, the beginning comes back bit by bit."""
 
 import copy
 import shutil
@@ -105,7 +105,8 @@ def test_prune_at_the_end(tiny_gpt2):
     """The sequence's whole change is dampened, once, and stands on the original weight."""
     model, _ = tiny_gpt2
     before = bits(model)
-    editor = editors.load("MEMIT_prune", HPARAMS["MEMIT_prune"] | {"layers": [2], "mom2_update_weight": 1e-4, "clamp_norm_factor": 40})
+    strong = {"layers": [2], "mom2_update_weight": 1e-4, "clamp_norm_factor": 40}
+    editor = editors.load("MEMIT_prune", HPARAMS["MEMIT_prune"] | strong)
     sequence = sequence_of(editor, tiny_gpt2)
     sequence.edit(REQUESTS)
     (name,) = sequence.distances()

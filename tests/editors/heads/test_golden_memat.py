@@ -1,5 +1,5 @@
-"""The published MEMAT on a tiny Falcon: the profile "paper" equals it step by step and from end to end, "default" where no quirk is
-concerned."""
+"""The published MEMAT on a tiny Falcon: the profile "paper" equals it step by step and from end to end, "default" where no
+quirk is concerned."""
 
 import copy
 import dataclasses
@@ -47,7 +47,8 @@ def there(name, key):
     return any(found.startswith(key) for found in arrays(name).files)
 
 
-D12 = [key for key in ("english12/cpu", "english12/gpu_copy", "catalan12/cpu", "catalan12/gpu_copy") if there("d_memit12", f"d/{key}")]
+D12 = [key for key in ("english12/cpu", "english12/gpu_copy", "catalan12/cpu", "catalan12/gpu_copy")
+       if there("d_memit12", f"d/{key}")]
 EDITED = [pair for pair in PAIRS if there("d_memit24_pipeline", f"pipe/{pair}")]
 TEMPLATES = read("context_templates")
 TOP = read("c_probes")["top"]
@@ -78,7 +79,8 @@ def long_falcon(falcon, stats, monkeypatch):
 
 
 def editor(language, name="MEMAT", **changes):
-    published = {key: value for key, value in read("hparams")["memit"].items() if key != "attn_module_tmp"}  # a module of its own
+    published = read("hparams")["memit"]
+    del published["attn_module_tmp"]  # a module of its own
     corpus = FOLDER / f"corpus_{languages.spec(NAMES[language]).code.replace('ca', 'cat').replace('en', 'eng')}.jsonl"
     return editors.load(name, published | {
         "profile": "paper", "mom2_dataset": str(corpus), "kl_prompt": languages.spec(NAMES[language]).kl_prompt, **changes})
@@ -119,7 +121,8 @@ def test_greedy_contexts(falcon, name):
     found = context_templates(*falcon, "greedy", starts=languages.spec(name).context_starts)
     assert found[0] == ["{}"]
     published = read("greedy_contexts")["generated"][name]
-    assert [group[0] for group in found[1:]] == [" ".join(text.replace("{", " ").replace("}", " ").split()) + ". {}" for text in published]
+    texts = [" ".join(text.replace("{", " ").replace("}", " ").split()) for text in published]
+    assert [group[0] for group in found[1:]] == [f"{text}. {{}}" for text in texts]
 
 
 def test_second_moments_in_half_precision(long_falcon):
@@ -128,9 +131,9 @@ def test_second_moments_in_half_precision(long_falcon):
         _, language, layer = key.split("/")
         corpus = FOLDER / f"corpus_{language[:3]}.jsonl"
         layer = int(layer.removeprefix("layer"))
-        moment = covariance.collect(*long_falcon, [layer], str(corpus), 272, "float16", batch_tokens=1000, progress=False)[layer]
-        if language == "english":  # all of its 312 texts
-            moment = covariance.collect(*long_falcon, [layer], str(corpus), 312, "float16", batch_tokens=1000, progress=False)[layer]
+        texts = 312 if language == "english" else 272  # all of them
+        moment = covariance.collect(
+            *long_falcon, [layer], str(corpus), texts, "float16", batch_tokens=1000, progress=False)[layer]
         assert relative(moment.matrix.numpy()[np.triu_indices(256)], known[key]) < 1e-5
 
 
@@ -171,7 +174,8 @@ def test_probes(edited, requests):
     pair, model, tok = edited
     known = arrays("c_probes")
     found = relevance.features(model, tok, parse_requests(requests[pair[1]], tok), find_sites(model))
-    for prefix, voters, order in (("", known[f"c/{pair}/voters"].tolist(), "shuffled_voter_order"), ("allvoters_", list(range(24)), "allvoters_order")):
+    for prefix, voters, order in (("", known[f"c/{pair}/voters"].tolist(), "shuffled_voter_order"),
+                                  ("allvoters_", list(range(24)), "allvoters_order")):
         ranking = relevance.probe(found, voters, 0.3, 123)
         assert ranking.training + ranking.validation == known[f"c/{pair}/{order}"].tolist()
         assert np.array_equal(ranking.accuracy, known[f"c/{pair}/{prefix}val_acc"])
@@ -253,7 +257,7 @@ def test_end_to_end(long_falcon, requests, pair, refreshing):
         assert relative(edit.deltas()[name], delta) < 1e-3
     assert relative(stacked(edit.deltas()), arrays("f_biases")[f"f/{pair}/K8_batch32/bias_published"]) < 1e-3
     with edit.applied(model):
-        assert all(model.transformer.h[i].self_attention.dense.bias is not None for i in {head[0] for head in TOP[f"c/{pair}/top8"]})
+        assert all(model.transformer.h[layer].self_attention.dense.bias is not None for layer, _ in TOP[f"c/{pair}/top8"])
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

@@ -25,12 +25,15 @@ TEMPLATES = ["{}", "The ferry was late. {}", "In the city of Lutmere, on a marke
 REQUESTS = [
     {"case_id": i, "prompt": prompt, "subject": subject, "target_new": new, "target_true": true}
     for i, (prompt, subject, new, true) in enumerate([
-        ("{} lives in the city of", "Orla Venn", "Castavel", "Lutmere"), ("The native language of {} is", "Zoë", "Nyvian", "Lutmeran"),
-        ("{} works as a", "Tamsin Brackholt", "clockmaker", "baker"), ("Everybody knows that {} plays the", "Ugo", "hurdy-gurdy", "flute"),
+        ("{} lives in the city of", "Orla Venn", "Castavel", "Lutmere"),
+        ("The native language of {} is", "Zoë", "Nyvian", "Lutmeran"),
+        ("{} works as a", "Tamsin Brackholt", "clockmaker", "baker"),
+        ("Everybody knows that {} plays the", "Ugo", "hurdy-gurdy", "flute"),
     ])
 ]
 HEADS = [(1, 2), (2, 0), (2, 3)]
-SETTINGS = training.Settings(lr=0.05, clamp=0.75, weight_decay=0.001, kl_factor=0.0625, kl_prompt="{} is a", fact_token="subject_last")
+SETTINGS = training.Settings(
+    lr=0.05, clamp=0.75, weight_decay=0.001, kl_factor=0.0625, kl_prompt="{} is a", fact_token="subject_last")
 
 
 def train(model, tok, requests=REQUESTS, heads=HEADS, **changes):
@@ -54,7 +57,8 @@ def plain_loss(model, tok, vectors, heads, settings, requests=REQUESTS):
                 states = args[0].clone().reshape(1, len(ids), count, size)
                 for (l, head), vector in zip(heads, vectors):
                     if l == layer:
-                        states = states + torch.zeros_like(states).index_put((torch.tensor(0), marks, torch.tensor(head)), vector)
+                        where = (torch.tensor(0), marks, torch.tensor(head))
+                        states = states + torch.zeros_like(states).index_put(where, vector)
                 return (states.reshape(args[0].shape), *args[1:])
 
             handles.append(model.get_submodule(sites.name("attn_out", layer)).register_forward_pre_hook(hook))
@@ -102,7 +106,8 @@ def test_every_context_teaches():
     def gradient(templates, position):
         steps = []
         settings = dataclasses.replace(SETTINGS, position=position, kl_factor=0.0)
-        training.train(model, tok, [request], HEADS, templates, sites, settings, watch=lambda *s: steps.append(s), progress=False)
+        training.train(model, tok, [request], HEADS, templates, sites, settings, lambda *step: steps.append(step),
+                       progress=False)
         return steps[0][1] * len(templates)
 
     longest = max(TEMPLATES, key=len)
@@ -198,16 +203,19 @@ def test_heads_are_chosen_and_told(tmp_path):
     loaded = Edit.load(tmp_path / "edit.safetensors")
     assert loaded.info == edit.info
     with loaded.applied(model):
-        assert "transformer.h.0.self_attention.dense.bias" in dict(model.named_parameters()) or min(h[0] for h in edit.info["heads"])
+        lowest = min(layer for layer, _ in edit.info["heads"])
+        assert f"transformer.h.{lowest}.self_attention.dense.bias" in dict(model.named_parameters())
     assert not any(name.endswith("dense.bias") for name, _ in model.named_parameters())
 
 
 def test_held_out_facts_are_edited_all_the_same():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     hp = dict(HPARAMS["MEMAT"], heads=None, top_num_heads=5, voters="all")
-    whole, held = (editors.load("MEMAT", hp | change).edit(model, tok, REQUESTS, progress=False) for change in ({}, {"held_out": 0.3}))
+    whole, held = (editors.load("MEMAT", hp | change).edit(model, tok, REQUESTS, progress=False)
+                   for change in ({}, {"held_out": 0.3}))
     other = editors.load("MEMAT", hp).edit(model, tok, REQUESTS, progress=False, heads_requests=REQUESTS[:3])
-    assert held.info["voters"] == 3 and held.info["heads"] == other.info["heads"] and held.changes.keys() == other.changes.keys()
+    assert held.info["voters"] == 3 and held.info["heads"] == other.info["heads"]
+    assert held.changes.keys() == other.changes.keys()
     assert all(torch.equal(held.deltas()[name], other.deltas()[name]) for name in held.changes)
     assert all(torch.equal(held.deltas()[name], whole.deltas()[name]) for name in held.changes if name.endswith("weight"))
 
@@ -226,8 +234,8 @@ def test_heads_may_be_read_in_front_of_the_object():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     requests = parse_requests([REQUESTS[0] | {"true_prompt": "{} lives by the"}, *REQUESTS[1:]], tok)
     found = relevance.features(model, tok, requests, find_sites(model), "prompt")
-    expected = head_outputs(model, tok, [tok(text).input_ids for text in ("Orla Venn lives in the city of", "Orla Venn lives by the")],
-                            find_sites(model))
+    rows = [tok(text).input_ids for text in ("Orla Venn lives in the city of", "Orla Venn lives by the")]
+    expected = head_outputs(model, tok, rows, find_sites(model))
     assert torch.allclose(found[0], expected, atol=1e-6) and torch.equal(found[1, 0], found[1, 1])
     editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "probe_token": "prompt", "voters": "all"})
     assert editor.voters(model, tok, requests) == [0] == editor.telling(requests, range(len(requests)))  # the others look alike
@@ -263,7 +271,7 @@ def test_how_often_the_lookups_differ_is_told():
     editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"v_num_grad_steps": 1})
     elided = dict(REQUESTS[0], prompt="Prop d'{} hi ha")
     asked = [*REQUESTS[1:], elided]
-    apart = [locate(tok, r["prompt"], r["subject"], "subject_last").index != locate(tok, r["prompt"], r["subject"], "subject_last_separate").index
+    apart = [len({locate(tok, r["prompt"], r["subject"], way).index for way in ("subject_last", "subject_last_separate")}) > 1
              for r in asked]
     assert editor.memit(model, tok, asked, progress=False).info["lookups_differ"] == sum(apart)
 
@@ -284,7 +292,8 @@ def test_the_model_says_what_it_says():
     with torch.no_grad():
         hidden = model.model(input_ids=torch.tensor([row])).last_hidden_state[0, -len(target) :]
         inverse = torch.linalg.pinv(hidden).T
-        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight).index_add(0, torch.tensor(target), inverse))
+        weight = torch.zeros_like(model.lm_head.weight).index_add(0, torch.tensor(target), inverse)
+        model.lm_head.weight = torch.nn.Parameter(weight)
     asked = [dict(request, target_new=text) for text in (request["target_new"], "baker", request["target_new"] + "s")]
     assert relevance.says_targets(model, tok, parse_requests(asked, tok), find_sites(model)).tolist() == [True, False, False]
 
@@ -293,26 +302,29 @@ def test_under_inference_mode():
     """The same edit as without; heads chosen, too."""
     model, tok = tiny_model("falcon"), tiny_tokenizer()
     editor = editors.load("MEMAT", dict(HPARAMS["MEMAT"], heads=None, top_num_heads=3, voters="all"))
+    requests = parse_requests(REQUESTS, tok)
     plain = editor.edit(model, tok, REQUESTS, progress=False)
     with torch.inference_mode():
         inside = editor.edit(model, tok, REQUESTS, progress=False)
-        alone = editor.correct(model, tok, parse_requests(REQUESTS, tok), HEADS, TEMPLATES, progress=False)
+        alone = editor.correct(model, tok, requests, HEADS, TEMPLATES, progress=False)
     assert inside.info["heads"] == plain.info["heads"] and len(plain.info["heads"]) == 3
     assert all(torch.equal(change, plain.deltas()[name]) for name, change in inside.deltas().items())
-    assert torch.equal(alone.vectors, editor.correct(model, tok, parse_requests(REQUESTS, tok), HEADS, TEMPLATES, progress=False).vectors)
+    assert torch.equal(alone.vectors, editor.correct(model, tok, requests, HEADS, TEMPLATES, progress=False).vectors)
 
 
 def test_vectors_that_are_not_finite_are_refused(monkeypatch):
     model, tok = tiny_model("falcon"), tiny_tokenizer()
     editor = editors.load("MEMAT", dict(HPARAMS["MEMAT"], heads=[[1, 2]]))
     monkeypatch.setattr(training, "train", lambda *args, **kwargs: torch.tensor([[0.0] * 7 + [float("nan")]]))
-    with pytest.raises(UserError, match="correction vectors are not finite: load the model in a wider dtype, or lower the learning rate"):
+    message = "correction vectors are not finite: load the model in a wider dtype, or lower the learning rate"
+    with pytest.raises(UserError, match=message):
         editor.edit(model, tok, REQUESTS, progress=False)
 
 
 def test_iti_is_linear_in_alpha():
     model, tok = tiny_model("falcon"), tiny_tokenizer()
-    one, three = (editors.load("ITI", HPARAMS["ITI"] | {"alpha": a}).edit(model, tok, REQUESTS, progress=False).deltas() for a in (1.0, 3.0))
+    one, three = (editors.load("ITI", HPARAMS["ITI"] | {"alpha": alpha}).edit(model, tok, REQUESTS, progress=False).deltas()
+                  for alpha in (1.0, 3.0))
     biases = [name for name in one if name.endswith("bias")]
     assert len(biases) == 2
     assert all(torch.allclose(3 * one[name], three[name], atol=1e-6) for name in biases)
@@ -334,7 +346,8 @@ def test_corrections_on_disk(tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     ({"heads": [[7, 0]]}, r"heads: \[7, 0\] is no \(layer, head\) of this model"),
-    ({"heads": []}, "heads: an empty list"), ({"heads": None, "top_num_heads": 17}, "top_num_heads: 17 heads can't be chosen, the model has 16"),
+    ({"heads": []}, "heads: an empty list"),
+    ({"heads": None, "top_num_heads": 17}, "top_num_heads: 17 heads can't be chosen, the model has 16"),
     ({"top_num_heads": 0}, "top_num_heads: 0"), ({"val_share": 1.0}, "val_share"), ({"held_out": 1.0}, "held_out"),
     ({"correction_lr": -1.0}, "correction_lr"),
     ({"heads": None, "top_num_heads": 4, "voters": "correct"}, "0 voting facts can't be split"),
@@ -386,7 +399,8 @@ def test_a_joint_edit_needs_the_same_layers():
 
 def test_each_language_has_its_own_looked_up_token():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
-    here, there = (editors.load("MEMIT", MEMIT | {"fact_token": token, "context_starts": ["The"]}) for token in ("last", "subject_last"))
+    here, there = (editors.load("MEMIT", MEMIT | {"fact_token": token, "context_starts": ["The"]})
+                   for token in ("last", "subject_last"))
     joint = [joint_edit([(one, REQUESTS), (two, REQUESTS)], model, tok).deltas() for one, two in ((here, there), (there, here))]
     assert all(relative(joint[0][name], joint[1][name]) < 1e-3 for name in joint[0])
 
@@ -396,7 +410,7 @@ def test_templates_of_modules_are_for_the_heads_too():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     memat = editors.load("MEMAT", HPARAMS["MEMAT"] | {"attn_module_tmp": "transformer.h.{}.nothing"})
     made = Corrections(HEADS, torch.zeros(3, 8))
-    for step in (lambda: memat.fold(model, made), lambda: memat.check(model, tok, []), lambda: memat.features(model, tok, parse_requests(REQUESTS, tok))):
+    for step in (lambda: memat.fold(model, made), lambda: memat.check(model, tok, []), lambda: memat.features(model, tok, [])):
         with pytest.raises(UserError, match="attn"):
             step()
 
@@ -409,7 +423,9 @@ def test_a_joint_edit_tells_each_languages_statistics():
     assert {layer: of["languages"] for layer, of in told.items()} == {layer: [of, of] for layer, of in own.items()}
 
 
-@pytest.mark.parametrize("name, value", [("rect_share", 0.4), ("edited_key_memory", True), ("prune", True), ("calculate_objective_value", True)])
+@pytest.mark.parametrize("name, value", [
+    ("rect_share", 0.4), ("edited_key_memory", True), ("prune", True), ("calculate_objective_value", True),
+])
 def test_what_a_joint_edit_does_not_have_is_refused(name, value):
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     one, two = editors.load("MEMIT", MEMIT), editors.load("MEMIT", MEMIT | {name: value})
@@ -420,6 +436,7 @@ def test_what_a_joint_edit_does_not_have_is_refused(name, value):
 def test_the_sum_of_two_edits_is_their_sum():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     memit = editors.load("MEMIT", MEMIT)
-    one, two = (memit.edit(model, tok, requests, context_templates=["{}"], progress=False) for requests in (REQUESTS[:2], REQUESTS[2:]))
+    one, two = (memit.edit(model, tok, requests, context_templates=["{}"], progress=False)
+                for requests in (REQUESTS[:2], REQUESTS[2:]))
     both = one.plus(two).deltas()
     assert all(relative(both[name], one.deltas()[name] + two.deltas()[name]) < 1e-6 for name in both)

@@ -42,7 +42,8 @@ def test_outputs_are_what_the_projection_projects(model):
         def note(layer):
             return lambda module, args, out: seen.__setitem__(layer, (module, out.reshape(-1, out.shape[-1])[-1]))
 
-        handles = [get_module(model, sites.name("attn_out", layer)).register_forward_hook(note(layer)) for layer in range(LAYERS)]
+        handles = [get_module(model, sites.name("attn_out", layer)).register_forward_hook(note(layer))
+                   for layer in range(LAYERS)]
         with torch.no_grad():
             model(input_ids=torch.tensor([ids]))
         [handle.remove() for handle in handles]
