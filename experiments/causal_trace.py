@@ -26,8 +26,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.files import write_atomically
+from editors.core.decoder import Decoder
 from editors.core.fingerprint import tokenizer_fingerprint
-from editors.core.sites import find_sites, longest_context
 from experiments.results import run_folder
 from experiments.run.cli import a_seed, add_model_flags, at_least_one, HelpFormatter, Parser, run_program
 from experiments.run.models import identity, load_model
@@ -76,11 +76,12 @@ def main(
     source = str(fact_file or ("world" if name == "world" else PUBLISHED))
     facts = load_facts(source, data_dir, dataset_size_limit)
     model, tok = load_model(model_name, dtype, device) if isinstance(model_name, str) else model_name
-    sites = find_sites(model)
+    decoder = Decoder.of(model, tok)
+    sites = decoder.sites
     window = window or default_window(sites.layers)
     if window > sites.layers:
         raise UserError(f"--window {window}: the model has only {sites.layers} blocks")
-    prompts = trace_prompts(tok, facts, longest_context(model))
+    prompts = trace_prompts(tok, facts, decoder.positions)
     corpus, subjects = _corpus(noise_corpus, name, data_dir), [fact.subject for fact in facts]
     noise, measured = calibrate(noise_level, model, tok, subjects, corpus, samples, seed)
 
@@ -97,9 +98,9 @@ def main(
 
     kinds = (*KINDS, *SEVERED) if severed else tuple(KINDS)
     with tqdm(total=len(prompts), desc="tracing", unit="fact") as bar:
-        for block in blocks(prompts, model, sites, samples):
+        for block in blocks(prompts, decoder, samples):
             if not all(path.exists() for prompt in block for path in _paths(folder, prompt.fact.known_id, kinds).values()):
-                found = trace(model, tok, sites, block, noise, bool(replace), kinds, window)
+                found = trace(decoder, block, noise, bool(replace), kinds, window)
                 if not (folder / run_folder.RUN).exists():  # only now: noise that the model can't stand leaves nothing behind
                     run_folder.write_json(folder / run_folder.RUN, about)
                 for traced in found:

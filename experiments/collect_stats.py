@@ -22,8 +22,8 @@ from data.download import Unavailable, download
 from editors.closed_form.statistics import keys_for
 from editors.core import covariance, moment_store, ranks
 from editors.core.corpus import HUB, Corpus, find_corpus
+from editors.core.decoder import Decoder
 from editors.core.moment_store import Moment
-from editors.core.sites import Sites, find_sites
 from experiments.run.cli import add_model_flags, at_least_one, HelpFormatter, Parser, run_program
 from experiments.run.job import load_editor
 from experiments.run.models import load_model
@@ -35,24 +35,24 @@ ALWAYS_COLLECTED = ("mom2", "mean", "norm_mean")
 def main(argv: Sequence[str] | None = None) -> dict[int, Moment]:
     """Collects, prints a line a layer, and returns {layer: Moment}. Raises UserError for a user's mistake."""
     args = ranks.in_turn(lambda: _parse(argv))
-    asked, corpus, model, tok, sites = ranks.in_turn(lambda: _prepare(args))
-    layers = range(sites.layers) if asked["layers"] == "all" else asked["layers"]
+    asked, corpus, decoder = ranks.in_turn(lambda: _prepare(args))
+    layers = range(decoder.sites.layers) if asked["layers"] == "all" else asked["layers"]
     max_keys = args.max_keys
     if max_keys is None and asked["dynamic_multiplier"] is not None:
-        max_keys = keys_for(asked["dynamic_multiplier"], model, sites, layers[0])
-    options = dict(dtype=asked["dtype"], sites=sites, batch_tokens=args.batch_tokens, max_keys=max_keys)
-    folder = covariance.folder_of(model, corpus, args.stats_dir)
+        max_keys = keys_for(asked["dynamic_multiplier"], decoder.weight(layers[0]).d_in)
+    spec = covariance.MomentSpec(asked["dataset"], asked["n_samples"], asked["dtype"], args.batch_tokens, max_keys)
+    folder = covariance.folder_of(decoder.model, corpus, args.stats_dir)
     if args.download and not args.force:
-        wanted = covariance.identities(model, tok, layers, corpus, asked["n_samples"], **options)
+        wanted = covariance.identities(decoder, layers, spec, corpus)
         ranks.from_first(lambda: _download(wanted, folder, corpus))
     moments = covariance.collect(
-        model, tok, layers, asked["dataset"], asked["n_samples"], **options, stats_dir=args.stats_dir,
-        pack_tokens=args.pack_tokens, force=args.force, resume=not args.no_resume,
+        decoder, layers, spec, stats_dir=args.stats_dir, pack_tokens=args.pack_tokens, force=args.force,
+        resume=not args.no_resume,
     )
     print(f"statistics in {folder}")
     for layer, moment in moments.items():
         norm = "" if moment.norm_mean is None else f", mean length of a key {moment.norm_mean:.4g}"
-        print(f"layer {layer}: {moment.count} tokens, keys of width {len(moment.matrix)}{norm}")
+        print(f"layer {layer}: {moment.count} tokens, keys of width {moment.d_in}{norm}")
     return moments
 
 
@@ -94,12 +94,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _prepare(args: argparse.Namespace) -> tuple[dict[str, Any], Corpus, Any, Any, Sites]:
-    """(what to collect, corpus, model, tokenizer, its sites)"""
+def _prepare(args: argparse.Namespace) -> tuple[dict[str, Any], Corpus, Decoder]:
+    """(what to collect, from which corpus, of which decoder)"""
     asked = _settings(args)
     corpus = find_corpus(asked["dataset"])
     model, tok = load_model(args.model_name, args.dtype, args.device)
-    return asked, corpus, model, tok, find_sites(model, asked["templates"])
+    return asked, corpus, Decoder.of(model, tok, asked["templates"])
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

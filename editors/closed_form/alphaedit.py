@@ -6,24 +6,20 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from common.errors import UserError
 from editors.base import Task
 from editors.configuration import Positive
 from editors.core import covariance, moment_store, solve
 from editors.core.corpus import find_corpus
+from editors.core.decoder import Decoder
 from editors.core.files import check_writable, write_tensors
-from editors.core.moment_store import Moment
-from editors.core.sites import Sites
+from editors.core.moment import Moment
 from .spread import Solver, SpreadEditor, SpreadHParams
-from .statistics import second_moments
-
-# By second moment and threshold: one eigendecomposition a layer serves every batch.
-_projectors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+from .statistics import described, second_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +52,19 @@ class AlphaEdit(SpreadEditor):
     name = "AlphaEdit"
     hparams_class = AlphaEditHParams
 
-    def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
+    def solver(self, task: Task, decoder: Decoder) -> Solver:
         hp = self.hparams
         if hp.dynamic and task.memory is not None and hp.solve != "published":
             raise UserError('dynamic: in a sequence AlphaEdit remembers keys as projected with the first statistics; set it false, or '
                                'solve to "published", which projects anew')
-        moments = second_moments(task, hp, sites, info)
-        projectors = {}
+        moments = second_moments(decoder, hp, task.progress)
+        projectors, statistics = {}, described(moments)
         for layer, moment in moments.items():
             projectors[layer] = _projector(task, hp, moment)
-            info["statistics"][str(layer)]["null_space"] = projectors[layer].rank
-            if moment.count < len(moment.matrix):
+            statistics[str(layer)]["null_space"] = projectors[layer].rank
+            if moment.count < moment.d_in:
                 warnings.warn(
-                    f"block {layer}: {moment.count} keys cannot span {len(moment.matrix)} dimensions, so much of the null space is an "
+                    f"block {layer}: {moment.count} keys cannot span {moment.d_in} dimensions, so much of the null space is an "
                     "artefact: raise dynamic_multiplier or mom2_n_samples", stacklevel=2,
                 )
             if not projectors[layer].rank:
@@ -93,19 +89,16 @@ class AlphaEdit(SpreadEditor):
                 return solve.alphaedit_as_published(projectors[layer], earlier, hp.L2, keys)
             return solve.memit(earlier, 1.0, projectors[layer](keys))
 
-        return Solver(moments, adjust, remember=lambda layer, keys: keys if published else projectors[layer](keys))
+        return Solver(moments, adjust, remember=lambda layer, keys: keys if published else projectors[layer](keys),
+                      statistics=statistics)
 
 
 def _projector(task: Task, hp: AlphaEditHParams, moment: Moment) -> solve.Projector:
-    """The projector of one layer: from this process's cache, from a file beside the statistics, or made and kept in both."""
+    """The projector of one layer: kept with the moment, and in a file beside the statistics."""
     threshold = hp.nullspace_threshold * (float(moment.matrix.diagonal().double().mean()) if hp.nullspace_relative else 1.0)
-    known = _projectors.setdefault(moment.matrix, {})
-    if threshold not in known:
-        if hp.dynamic:  # of an edited model: no later run may find it
-            known[threshold] = solve.null_space(moment.matrix, threshold)
-        else:
-            known[threshold] = _kept_on_disk(task, hp, moment, threshold)
-    return known[threshold]
+    if hp.dynamic:  # of an edited model: no later run may find it
+        return moment.null_space(threshold)
+    return moment.null_space(threshold, lambda: _kept_on_disk(task, hp, moment, threshold))
 
 
 def _kept_on_disk(task: Task, hp: AlphaEditHParams, moment: Moment, threshold: float) -> solve.Projector:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,14 +22,15 @@ from editors.core import ranks, solve
 from editors.core.covariance import pin
 from editors.core.fingerprint import model_fingerprint
 from editors.core.keys import compute_hidden, compute_keys
-from editors.core.moment_store import Moment
+from editors.core.moment import Moment
 from editors.core.prompts import Request
-from editors.core.sites import evaluating, weight_of
+from editors.core.sites import evaluating
 from editors.core.values import optimise_jointly
 from editors.edit import Edit
 from .memit import MEMIT
+from .prepared import trial
 from .spread import spread
-from .statistics import covariance_factors, second_moments, trial
+from .statistics import described, factorised, second_moments
 
 
 def joint_edit(
@@ -57,39 +57,42 @@ def joint_edit(
     pin(model)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         prepared = [editor.contexts(task) for (editor, _), task in zip(languages, tasks)]
-        sites, z_layer, weight = prepared[0].sites, first.layers[-1], first.mom2_update_weight
-        told: list[dict[str, Any]] = [{} for _ in languages]
-        moments = [second_moments(task, editor.hparams, sites, own) for (editor, _), task, own in zip(languages, tasks, told)]
-        info: dict[str, Any] = {"statistics": {str(layer): {} for layer in first.layers}}
-        means = {layer: _mean([of[layer] for of in moments]) for layer in first.layers}
-        factors = covariance_factors(means, first, info, ridge=first.update_norm_lambda / weight)
-        for layer, of_layer in info["statistics"].items():
-            of_layer["languages"] = [own["statistics"][layer] for own in told]
+        decoder, z_layer, weight = prepared[0].decoder, first.layers[-1], first.mom2_update_weight
+        moments = [second_moments(decoder, editor.hparams, progress) for editor, _ in languages]
+        means = {layer: _mean([by_layer[layer] for by_layer in moments]) for layer in first.layers}
+        factors = factorised(means, first, ridge=first.update_norm_lambda / weight)
+        statistics = described(means, factors.helped)
+        for layer, of_layer in statistics.items():
+            of_layer["languages"] = [described(by_layer)[layer] for by_layer in moments]
         values = optimise_jointly(
-            model, tok, [task.requests for task in tasks], z_layer, [editor.hparams for editor, _ in languages], sites,
-            [one.templates for one in prepared], "block", progress=progress,
+            decoder, [task.requests for task in tasks], z_layer, [editor.hparams for editor, _ in languages],
+            [language.templates for language in prepared], "block", progress=progress,
         )
 
         def keys(layer: int) -> Float[Tensor, "n d_in"]:
-            found = [compute_keys(model, tok, task.requests, [layer], one.groups, sites, editor.hparams.fact_token)[layer]
-                     for task, one, (editor, _) in zip(tasks, prepared, languages)]
-            return torch.stack(found).mean(0)
+            by_language = [
+                compute_keys(decoder, task.requests, [layer], language.contexts, editor.hparams.fact_token)[layer]
+                for task, language, (editor, _) in zip(tasks, prepared, languages)
+            ]
+            return torch.stack(by_language).mean(0)
 
         def missing() -> Float[Tensor, "n d_model"]:
-            left = [of.target.to(now) - now for task, of, (editor, _) in zip(tasks, values, languages)
-                    for now in [compute_hidden(model, tok, task.requests, z_layer, sites, editor.hparams.fact_token)]]
-            return torch.stack(left).mean(0)
+            by_language = []
+            for task, language, (editor, _) in zip(tasks, values, languages):
+                current = compute_hidden(decoder, task.requests, z_layer, editor.hparams.fact_token)
+                by_language.append(language.target.to(current) - current)
+            return torch.stack(by_language).mean(0)
 
-        with trial(model, sites) as change:
+        with trial(decoder) as change:
             steps = spread(
-                model, sites, first.layers, keys, missing, lambda layer, k: solve.memit(factors[layer], weight, k),
+                decoder, first.layers, keys, missing, lambda layer, k: solve.memit(factors[layer], weight, k),
                 change if languages[0][0].refreshes else None, progress,
             )
     # One process's, where several work: theirs may differ in the last bits, and the models must not.
-    changes = ranks.same({weight_of(model, sites, layer)[0]: step.update.smaller() for layer, step in steps.items()})
+    changes = ranks.same({decoder.weight(layer).name: step.update.smaller() for layer, step in steps.items()})
     check_finite(changes)
     about = {"editor": languages[0][0].name, "languages": len(languages), "hparams": asdict(first), "requests": len(tasks[0].requests),
-             "model": model_fingerprint(model), **info, "seconds": {"total": time.perf_counter() - started}}
+             "model": model_fingerprint(model), "statistics": statistics, "seconds": {"total": time.perf_counter() - started}}
     return Edit(changes, about)
 
 

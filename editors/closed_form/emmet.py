@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from editors.base import Task
 from editors.configuration import NotNegative, Positive
 from editors.core import solve
-from editors.core.sites import Sites
+from editors.core.decoder import Decoder
 from .spread import Solver, SpreadEditor, SpreadHParams
-from .statistics import covariance_factors, second_moments
+from .statistics import described, factorised, second_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +34,9 @@ class EMMET(SpreadEditor):
     name = "EMMET"
     hparams_class = EMMETHParams
 
-    def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
+    def solver(self, task: Task, decoder: Decoder) -> Solver:
         hp = self.hparams
-        moments = second_moments(task, hp, sites, info)
-        factors = covariance_factors(moments, hp, info, ridge=hp.update_norm_lambda / hp.mom2_update_weight)
-        return Solver(moments, lambda layer, keys: solve.emmet(factors[layer], hp.mom2_update_weight, keys, hp.emmet_lambda))
+        moments = second_moments(decoder, hp, task.progress)
+        factors = factorised(moments, hp, ridge=hp.update_norm_lambda / hp.mom2_update_weight)
+        return Solver(moments, lambda layer, keys: solve.emmet(factors[layer], hp.mom2_update_weight, keys, hp.emmet_lambda),
+                      statistics=described(moments, factors.helped))

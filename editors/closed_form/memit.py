@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -13,9 +13,10 @@ from editors.base import Task
 from editors.changes import Dense, LowRank
 from editors.configuration import Bound, NotNegative, Positive, Share
 from editors.core import solve
-from editors.core.sites import Sites
+from editors.core.decoder import Decoder
+from .prepared import prepare, Prepared
 from .spread import Solver, SpreadEditor, SpreadHParams
-from .statistics import covariance_factors, prepare, Prepared, second_moments
+from .statistics import described, factorised, second_moments
 
 Starts = Annotated[list[str], Bound(all, "must be texts, none of them empty")]
 
@@ -63,18 +64,19 @@ class MEMIT(SpreadEditor):
     def contexts(self, task: Task) -> Prepared:
         return prepare(task, self.hparams, "memit", starts=self.hparams.context_starts)
 
-    def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
+    def solver(self, task: Task, decoder: Decoder) -> Solver:
         weight = self.hparams.mom2_update_weight
-        moments = second_moments(task, self.hparams, sites, info)
-        factors = covariance_factors(moments, self.hparams, info, ridge=self.hparams.update_norm_lambda / weight)
+        moments = second_moments(decoder, self.hparams, task.progress)
+        factors = factorised(moments, self.hparams, ridge=self.hparams.update_norm_lambda / weight)
+        statistics = described(moments, factors.helped)
         if not self.hparams.edited_key_memory or task.memory is None:
-            return Solver(moments, lambda layer, keys: solve.memit(factors[layer], weight, keys))
+            return Solver(moments, lambda layer, keys: solve.memit(factors[layer], weight, keys), statistics=statistics)
 
         def remembering(layer, keys):
             factor = task.memory.at(layer, lambda: solve.Factor(factors[layer].lower * weight**0.5))
             return solve.memit(factor, 1.0, keys)
 
-        return Solver(moments, remembering, remember=lambda layer, keys: keys)
+        return Solver(moments, remembering, remember=lambda layer, keys: keys, statistics=statistics)
 
     def written(self, change: LowRank, weight: Tensor) -> LowRank | Dense:
         share = self.hparams.rect_share

@@ -14,8 +14,8 @@ from editors.core.solve import double
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What one layer was asked to write."""
+class Goal:
+    """What one layer is to write."""
 
     keys: Float[Tensor, "d_in n"]
     residual: Float[Tensor, "d_out n"]
@@ -27,14 +27,14 @@ class Asked:
     def of(
         cls, keys: Float[Tensor, "d_in n"], residual: Float[Tensor, "d_out n"], adjusted: Float[Tensor, "d_in n"],
         targets: Float[Tensor, "n d_out"], current: Float[Tensor, "n d_out"],
-    ) -> Asked:
+    ) -> Goal:
         """adjusted: A of the update R A^T; targets, current: z, and the hidden states that it shall replace."""
         columns = {"zs": targets.T, "cur_zs": current.T, "layer_ks": keys, "residual": residual, "adj": adjusted}
         return cls(keys, residual, {f"{name}_norm": _mean_length(matrix) for name, matrix in columns.items()})
 
 
 def objective_distances(
-    asked: Asked, change: LowRank | Dense, weight: Tensor, in_first: bool, moment: Float[Tensor, "d_in d_in"] | None = None
+    goal: Goal, change: LowRank | Dense, weight: Tensor, in_first: bool, moment: Float[Tensor, "d_in d_in"] | None = None
 ) -> dict[str, Any]:
     """JSON-ready, with the published names; vectors' lengths are Euclidean, matrices' norms Frobenius.
 
@@ -47,7 +47,7 @@ def objective_distances(
     replace, the keys, R and A.
     """
     old, delta = weight.detach(), change.dense(weight.device)
-    keys, residual = asked.keys.to(delta), asked.residual.to(delta)
+    keys, residual = goal.keys.to(delta), goal.residual.to(delta)
     written = (delta.T if in_first else delta) @ keys
     return {
         "preservation_distance": None if moment is None else _preservation(change, in_first, double(moment)),
@@ -56,7 +56,7 @@ def objective_distances(
         "delta_norm": float(delta.norm()),
         "new_weights_norm": float((old + delta).norm()),
         "original_weights_norm": float(old.to(delta).norm()),
-        "inside_norms": asked.inside_norms,
+        "inside_norms": goal.inside_norms,
     }
 
 

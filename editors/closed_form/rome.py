@@ -14,10 +14,10 @@ from editors.configuration import Bound
 from editors.core import solve
 from editors.core.keys import layer_io
 from editors.core.prompts import Request
-from editors.core.sites import get_module, weight_of
 from editors.core.value_cache import cached_optimise
 from editors.hparams import ValueHParams
-from .statistics import begun_with, covariance_factors, prepare, Prepared, second_moments, to_change, trial
+from .prepared import begun_with, prepare, Prepared, to_change, trial
+from .statistics import described, factorised, second_moments
 
 ContextLengths = Annotated[list[list[int]], Bound(lambda pairs: all(len(pair) == 2 and min(pair) >= 1 for pair in pairs),
                                                   "must be pairs [length, number], both at least 1")]
@@ -59,7 +59,7 @@ class ROME(WeightEditor):
         hp = self.hparams
         prepared = prepare(task, hp, "rome", length_params=hp.context_template_length_params)
         fixed = hp.mom2_adjustment and not hp.dynamic
-        return begun_with(prepared, second_moments(task, hp, prepared.sites, {}) if fixed else {})
+        return begun_with(prepared, second_moments(prepared.decoder, hp, task.progress) if fixed else {})
 
     def changes(self, task: Task) -> tuple[dict[str, LowRank], dict[str, Any]]:
         hp = self.hparams
@@ -68,9 +68,12 @@ class ROME(WeightEditor):
         info: dict[str, Any] = {}
         factors: dict[int, solve.Factor | None] = dict.fromkeys(layers)
         if hp.mom2_adjustment:
-            factors |= covariance_factors(second_moments(task, hp, prepared.sites, info), hp, info)
+            moments = second_moments(prepared.decoder, hp, task.progress)
+            regular = factorised(moments, hp)
+            factors |= regular.by_layer
+            info["statistics"] = described(moments, regular.helped)
         changes: dict[str, LowRank] = {}
-        with trial(task.model, prepared.sites) as change:
+        with trial(prepared.decoder) as change:
             for request in task.requests:
                 for layer in layers:
                     name, update = self._rank_one(task, request, layer, prepared, factors[layer])
@@ -81,19 +84,18 @@ class ROME(WeightEditor):
     def _rank_one(
         self, task: Task, request: Request, layer: int, prepared: Prepared, factor: solve.Factor | None
     ) -> tuple[str, LowRank]:
-        hp, sites, model, tok = self.hparams, prepared.sites, task.model, task.tok
+        hp, decoder = self.hparams, prepared.decoder
         values = cached_optimise(
-            model, tok, [request], layer, hp, sites, prepared.templates, "down_proj", folder=task.z_cache, progress=task.progress
+            decoder, [request], layer, hp, prepared.templates, "down_proj", folder=task.z_cache, progress=task.progress
         )
-        inputs, outputs = layer_io(model, tok, request, layer, sites, hp.fact_token, prepared.groups)
+        inputs, outputs = layer_io(decoder, request, layer, prepared.contexts, hp.fact_token)
         key = inputs.mean(0)
         u = solve.rome_direction(factor, key)
         if hp.key == "legacy":
             key, mapped = inputs[0], outputs[0]
         else:
-            projection = get_module(model, sites.name("down_proj", layer))
             with torch.no_grad():
-                mapped = projection(key.to(model.dtype)[None])[0]
+                mapped = decoder.down_proj(layer)(key.to(task.model.dtype)[None])[0]
         right = (values.target[0].to(u) - mapped.to(u)) / (key.to(u) @ u)
-        name, parameter, in_first = weight_of(model, sites, layer)
-        return name, to_change(right[:, None], u[:, None], in_first, parameter.dtype)
+        weight = decoder.weight(layer)
+        return weight.name, to_change(weight, right[:, None], u[:, None])

@@ -5,22 +5,23 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from editors.base import Task, WeightEditor
 from editors.changes import Dense, LowRank
+from editors.core.decoder import Decoder
 from editors.core.keys import compute_hidden, compute_keys
-from editors.core.moment_store import Moment
-from editors.core.sites import Sites, weight_of
+from editors.core.moment import Moment
 from editors.core.value_cache import cached_optimise
 from editors.hparams import UNIFIED_FIXED, UNIFIED_IGNORED, ValueHParams
-from .objective import Asked, objective_distances
-from .statistics import begun_with, prepare, Prepared, second_moments, to_change, trial
+from .objective import Goal, objective_distances
+from .prepared import begun_with, prepare, Prepared, to_change, trial
+from .statistics import second_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class Solver:
     """A of a layer from its keys K."""
     remember: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]] | None = None
     """What the memory of a sequence keeps of the edited model's keys at a layer; None: the editor has no use for it."""
+    statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the Edit's info tells of the moments, by layer."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Step:
 
 
 def spread(
-    model: nn.Module, sites: Sites, layers: Sequence[int], keys: Callable[[int], Float[Tensor, "n d_in"]],
+    decoder: Decoder, layers: Sequence[int], keys: Callable[[int], Float[Tensor, "n d_in"]],
     missing: Callable[[], Float[Tensor, "n d_model"]], adjust: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]],
     change: Callable[[int, LowRank | Dense], None] | None, progress: bool,
 ) -> dict[int, Step]:
@@ -71,11 +74,10 @@ def spread(
     """
     steps = {}
     for done, layer in enumerate(tqdm(layers, desc="layers", unit="layer", leave=False, disable=None if progress else True)):
-        found, lacking = keys(layer).T, missing()
-        adjusted, residual = adjust(layer, found), lacking.T / (len(layers) - done)
-        _, parameter, in_first = weight_of(model, sites, layer)
-        update = to_change(residual.to(adjusted), adjusted, in_first, parameter.dtype)
-        steps[layer] = Step(update, found, lacking, residual, adjusted)
+        layer_keys, distance = keys(layer).T, missing()
+        adjusted, residual = adjust(layer, layer_keys), distance.T / (len(layers) - done)
+        update = to_change(decoder.weight(layer), residual.to(adjusted), adjusted)
+        steps[layer] = Step(update, layer_keys, distance, residual, adjusted)
         if change is not None:
             change(layer, update)
     return steps
@@ -98,8 +100,8 @@ class SpreadEditor(WeightEditor):
         return True
 
     @abstractmethod
-    def solver(self, task: Task, sites: Sites, info: dict[str, Any]) -> Solver:
-        """What gives A for a layer and its keys; may add to the Edit's `info`. Called before the first weight changes."""
+    def solver(self, task: Task, decoder: Decoder) -> Solver:
+        """What gives A for a layer and its keys. Called before the first weight changes."""
 
     def written(self, change: LowRank, weight: Tensor) -> LowRank | Dense:
         """What of a layer's update is written, once all layers' are known; weight: the layer's."""
@@ -111,46 +113,45 @@ class SpreadEditor(WeightEditor):
 
     def prepare(self, task: Task) -> dict[str, Any]:
         prepared = self.contexts(task)
-        return begun_with(prepared, {} if self.hparams.dynamic else second_moments(task, self.hparams, prepared.sites, {}))
+        return begun_with(prepared, {} if self.hparams.dynamic else second_moments(prepared.decoder, self.hparams, task.progress))
 
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
-        hp, model, tok, requests = self.hparams, task.model, task.tok, task.requests
-        info: dict[str, Any] = {}
+        hp, requests = self.hparams, task.requests
         started = time.perf_counter()
         prepared = self.contexts(task)
-        sites = prepared.sites
-        solver = self.solver(task, sites, info)
+        decoder = prepared.decoder
+        solver = self.solver(task, decoder)
         seconds = {"prepare": time.perf_counter() - started}
 
         z_layer = hp.layers[-1]
         started = time.perf_counter()
         targets = cached_optimise(
-            model, tok, requests, z_layer, hp, sites, prepared.templates, "block", folder=task.z_cache, progress=task.progress
+            decoder, requests, z_layer, hp, prepared.templates, "block", folder=task.z_cache, progress=task.progress
         ).target
         seconds["values"] = time.perf_counter() - started
 
         def keys_of(layers: list[int]) -> dict[int, Float[Tensor, "n d_in"]]:
-            return compute_keys(model, tok, requests, layers, prepared.groups, sites, hp.fact_token)
+            return compute_keys(decoder, requests, layers, prepared.contexts, hp.fact_token)
 
         def missing() -> Float[Tensor, "n d_model"]:
-            current = compute_hidden(model, tok, requests, z_layer, sites, hp.fact_token)
+            current = compute_hidden(decoder, requests, z_layer, hp.fact_token)
             return targets.to(current) - current
 
         started = time.perf_counter()
-        with trial(model, sites) as change:
+        with trial(decoder) as change:
             steps = spread(
-                model, sites, hp.layers, lambda layer: keys_of([layer])[layer], missing, solver.adjust,
+                decoder, hp.layers, lambda layer: keys_of([layer])[layer], missing, solver.adjust,
                 change if self.refreshes else None, task.progress,
             )
             if task.memory is not None and solver.remember:  # the keys that the edited model has, as published
                 task.memory.stage({layer: solver.remember(layer, keys.T) for layer, keys in keys_of(hp.layers).items()})
         changes: dict[str, LowRank | Dense] = {}
-        info["objective_distances"] = {}
+        distances = {}
         for layer, step in steps.items():
-            name, parameter, in_first = weight_of(model, sites, layer)
+            name, parameter, in_first = decoder.weight(layer)
             changes[name] = self.written(step.update, parameter.detach())
-            asked = Asked.of(step.keys, step.residual, step.adjusted, targets, targets.to(step.missing) - step.missing)
+            goal = Goal.of(step.keys, step.residual, step.adjusted, targets, targets.to(step.missing) - step.missing)
             preserved = solver.moments[layer].matrix if hp.calculate_objective_value else None
-            info["objective_distances"][str(layer)] = objective_distances(asked, changes[name], parameter, in_first, preserved)
+            distances[str(layer)] = objective_distances(goal, changes[name], parameter, in_first, preserved)
         seconds["insert"] = time.perf_counter() - started
-        return changes, {"seconds": seconds, **info}
+        return changes, {"seconds": seconds, "statistics": solver.statistics, "objective_distances": distances}

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from . import ranks
 from .fingerprint import tokenizer_fingerprint
+from .kept import kept
 from .prompts import split_template, tokenize
 from .sites import evaluating, input_device, longest_context
 
@@ -28,8 +28,6 @@ GREEDY_STARTS = ("The", "Therefore", "Because", "She", "I love")
 GREEDY_NEW_TOKENS = 10
 ROME_LENGTH_PARAMS = ((5, 10), (10, 10))
 TOP_K = 5
-
-_CACHE: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 
 
 def context_templates(
@@ -59,8 +57,8 @@ def context_templates(
     start = _bos(tok) if kind == "rome" else None
     texts = tuple(starts or (GREEDY_STARTS if kind == "greedy" else MEMIT_STARTS)) if kind != "rome" else lengths
     key = (kind, 0 if kind == "greedy" else seed, texts, tokenizer_fingerprint(tok), start)
-    known = _CACHE.setdefault(model, {})
-    if key not in known:
+    drawn = kept(model, "contexts")
+    if key not in drawn:
         generator = torch.Generator().manual_seed(seed)
         rows = [ids for ids, _ in tokenize(tok, texts)] if kind != "rome" else []
         if kind == "memit":
@@ -70,10 +68,10 @@ def context_templates(
             continued = [_until_end(tok, row[: len(start) + GREEDY_NEW_TOKENS], len(start)) for start, row in zip(rows, ids.tolist())]
             sampled = [["{}"], *([template] for template in _templates(tok, continued, as_it_is=True))]
         else:
-            drawn = [_templates(tok, _sample(model, [[start]] * n, length, generator)) for length, n in lengths]
-            sampled = [["{}", *(template for templates in drawn for template in templates)]]
-        known[key] = ranks.same(sampled)
-    return [list(group) for group in known[key]]
+            by_length = [_templates(tok, _sample(model, [[start]] * n, length, generator)) for length, n in lengths]
+            sampled = [["{}", *(template for templates in by_length for template in templates)]]
+        drawn[key] = ranks.same(sampled)
+    return [list(group) for group in drawn[key]]
 
 
 def contexts_fingerprint(groups: Sequence) -> str:

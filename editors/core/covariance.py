@@ -16,9 +16,9 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -28,11 +28,12 @@ from common.errors import UserError
 from . import moment_store, ranks
 from .budget import total_bytes
 from .corpus import Corpus, document_order, find_corpus
+from .decoder import Decoder
 from .files import check_writable
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
+from .kept import kept
 from .key_sums import Batch, KeySums, add_batch, batches, fitting_tokens
-from .moment_store import Moment
-from .sites import Sites, find_sites, longest_context, weight_of
+from .moment import Moment, spectrum
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
 SNAPSHOT_SECONDS = 60.0
@@ -45,74 +46,81 @@ every bit, is the same for any number of processes."""
 UNLIMITED_CONTEXT = 2048
 """Tokens read of a text when the model names no longest context (ALiBi)."""
 
+FIRST_ASKED = "weights when statistics were first asked for"
+
 log = logging.getLogger(__name__)
 
-# Moments by file and identity, and the weights' fingerprint when statistics were first asked for: they belong to that state.
-_moments: WeakKeyDictionary[nn.Module, dict[str, Moment]] = WeakKeyDictionary()
-_fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class MomentSpec:
+    """Which keys are counted, and how. Raises UserError for numbers that are none."""
+
+    dataset: str
+    """Corpus, see corpus.py."""
+    n_samples: int | str
+    """Texts of it, or "all"."""
+    dtype: str = "float32"
+    """Keys are rounded to it and added in it (float16: added in float32, because its sums overflow)."""
+    batch_tokens: int | None = None
+    """The published option: at most so many tokens of a text are read. It changes the result."""
+    max_keys: int | None = None
+    """Stop at exactly so many tokens, cutting the last text; None: all tokens of the texts."""
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise UserError(f"precision {self.dtype!r} of statistics is not known: give {', '.join(DTYPES)}")
+        if self.n_samples is None:
+            raise UserError('n_samples is missing: give a number of texts, or "all"')
+        counts = {} if self.n_samples == "all" else {"n_samples": self.n_samples}
+        _check_counts(batch_tokens=self.batch_tokens, max_keys=self.max_keys, **counts)
 
 
 def collect(
-    model: nn.Module, tok, layers: Sequence[int], dataset: str, n_samples: int | str, dtype: str = "float32",
-    sites: Sites | None = None, stats_dir: str | os.PathLike | None = None, batch_tokens: int | None = None,
-    resume: bool = True, progress: bool = True, force: bool = False,
-    *, max_keys: int | None = None, pack_tokens: int | None = None,
+    decoder: Decoder, layers: Sequence[int], spec: MomentSpec, stats_dir: str | os.PathLike | None = None,
+    pack_tokens: int | None = None, resume: bool = True, progress: bool = True, force: bool = False,
 ) -> dict[int, Moment]:
     """{layer: Moment}: from this process's cache, else from files, else by one pass over the corpus for all that are left.
 
     They belong to the model as it was when statistics were first asked for: after an edit the same call returns the same
     moments, and a layer that would have to be collected then is an error, never a silent pass over the edited model.
 
-    dataset, n_samples: which texts (see corpus.py); n_samples may be "all".
-    dtype: keys are rounded to it and added in it (float16: added in float32, because its sums overflow).
     stats_dir: where files are kept, in `<model>/<corpus>_stats/`; default `stats_folder()`.
-    batch_tokens: the published option: at most so many tokens of a text are read. It changes the result.
-    max_keys: stop at exactly so many tokens, cutting the last text; None: all tokens of the texts.
     pack_tokens: padded tokens of one forward pass, default chosen from the memory. It changes rounding only.
     resume: go on from the snapshot of a killed collection, if there is one; the result has the same bits as without the kill.
     force: collect again, on the model as it is now, whatever is there.
     Raises UserError for statistics of another model, layer or corpus, damaged files, and what corpus.py names.
     """
-    _check_numbers(dtype, n_samples=n_samples, batch_tokens=batch_tokens, max_keys=max_keys, pack_tokens=pack_tokens)
-    sites = sites or find_sites(model)
-    corpus = find_corpus(dataset)
+    _check_counts(pack_tokens=pack_tokens)
+    model, corpus = decoder.model, find_corpus(spec.dataset)
     if force:
-        _fingerprints.pop(model, None)
-    asked = identities(model, tok, layers, corpus, n_samples, dtype, sites, batch_tokens, max_keys)
+        kept(model, FIRST_ASKED).clear()
+    wanted = identities(decoder, layers, spec, corpus)
     folder = folder_of(model, corpus, stats_dir)
-    known = _moments.setdefault(model, {})
-    keys = {layer: json.dumps([str(folder), identity]) for layer, identity in asked.items()}
+    moments = kept(model, "moments")
+    keys = {layer: json.dumps([str(folder), identity]) for layer, identity in wanted.items()}
     missing = {}
-    for layer, identity in asked.items():
-        if force or keys[layer] not in known:
-            moment = None if force else ranks.from_first(lambda: _from_disk(folder, identity, _d_in(model, sites, layer)))
+    for layer, identity in wanted.items():
+        if force or keys[layer] not in moments:
+            moment = None if force else ranks.from_first(lambda: _from_disk(folder, identity, decoder.weight(layer).d_in))
             if moment is None:
                 missing[layer] = identity
             else:
-                known[keys[layer]] = moment
+                moments[keys[layer]] = moment
     if missing:
         if model_fingerprint(model) != _fingerprint(model):
             raise UserError(
                 f"layers {list(missing)} have no statistics yet, and the model was changed after its first statistics: ask for "
                 "all layers before editing, revert the edit, or force a collection on the model as it is"
             )
-        collected = _collect_missing(model, tok, sites, corpus, folder, missing, resume, progress, pack_tokens)
-        known.update((keys[layer], moment) for layer, moment in collected.items())
-    return {layer: known[keys[layer]] for layer in asked}
+        collected = _collect_missing(decoder, corpus, folder, missing, resume, progress, pack_tokens)
+        moments.update((keys[layer], moment) for layer, moment in collected.items())
+    return {layer: moments[keys[layer]] for layer in wanted}
 
 
-def collect_now(
-    model: nn.Module, tok, layers: Sequence[int], dataset: str, n_samples: int | str, dtype: str = "float32",
-    sites: Sites | None = None, progress: bool = True, *, max_keys: int | None = None,
-) -> dict[int, Moment]:
-    """{layer: Moment} of the model as it is now, edited or not, by a pass over the corpus; kept nowhere. Arguments as in `collect`."""
-    _check_numbers(dtype, n_samples=n_samples, max_keys=max_keys)
-    sites = sites or find_sites(model)
-    corpus = find_corpus(dataset)
-    asked = identities(model, tok, layers, corpus, n_samples, dtype, sites, max_keys=max_keys)
-    weights = model_fingerprint(model)
-    asked = {layer: {**identity, "weights": weights} for layer, identity in asked.items()}
-    return _collect_missing(model, tok, sites, corpus, None, asked, False, progress, None)
+def collect_now(decoder: Decoder, layers: Sequence[int], spec: MomentSpec, progress: bool = True) -> dict[int, Moment]:
+    """{layer: Moment} of the model as it is now, edited or not, by a pass over the corpus; kept nowhere."""
+    corpus, weights = find_corpus(spec.dataset), model_fingerprint(decoder.model)
+    wanted = {layer: {**identity, "weights": weights} for layer, identity in identities(decoder, layers, spec, corpus).items()}
+    return _collect_missing(decoder, corpus, None, wanted, False, progress, None)
 
 
 def pin(model: nn.Module) -> None:
@@ -133,34 +141,34 @@ def folder_of(model: nn.Module, corpus: Corpus, stats_dir: str | os.PathLike | N
 
 
 def identities(
-    model: nn.Module, tok, layers: Sequence[int], corpus: Corpus, n_samples: int | str, dtype: str = "float32",
-    sites: Sites | None = None, batch_tokens: int | None = None, max_keys: int | None = None,
+    decoder: Decoder, layers: Sequence[int], spec: MomentSpec, corpus: Corpus
 ) -> dict[int, dict[str, Any]]:
-    """{layer: what its statistics are collected from}; for the arguments see `collect`. moment_store names files by it."""
-    sites = sites or find_sites(model)
-    longest = longest_context(model) or UNLIMITED_CONTEXT
+    """{layer: what its statistics are collected from}; moment_store names files by it. corpus: the spec's."""
+    model = decoder.model
+    longest = decoder.positions or UNLIMITED_CONTEXT
     common = {
         "format": moment_store.FORMAT,
         "model": getattr(model.config, "_name_or_path", ""),
         "model_dtype": str(model.dtype).removeprefix("torch."),
         "weights": _fingerprint(model),
-        "tokenizer": tokenizer_fingerprint(tok),
+        "tokenizer": tokenizer_fingerprint(decoder.tok),
         "corpus": corpus.identity,
         "corpus_name": corpus.name,
-        "n_samples": n_samples,
-        "max_keys": max_keys,
-        "max_length": min(longest, batch_tokens or longest),
-        "cropped": batch_tokens is not None and batch_tokens < longest,
-        "dtype": dtype,
+        "n_samples": spec.n_samples,
+        "max_keys": spec.max_keys,
+        "max_length": min(longest, spec.batch_tokens or longest),
+        "cropped": spec.batch_tokens is not None and spec.batch_tokens < longest,
+        "dtype": spec.dtype,
     }
-    return {layer: {**common, "layer": layer, "module": sites.name("down_proj", layer)} for layer in layers}
+    return {layer: {**common, "layer": layer, "module": decoder.sites.name("down_proj", layer)} for layer in layers}
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """Of the weights as they were when statistics were first asked for."""
-    if model not in _fingerprints:
-        _fingerprints[model] = model_fingerprint(model)
-    return _fingerprints[model]
+    """Of the weights as they were when statistics were first asked for: all statistics belong to that state."""
+    weights = kept(model, FIRST_ASKED)
+    if "fingerprint" not in weights:
+        weights["fingerprint"] = model_fingerprint(model)
+    return weights["fingerprint"]
 
 
 def _from_disk(folder: Path, identity: Mapping[str, Any], d_in: int) -> Moment | None:
@@ -175,8 +183,8 @@ def _from_disk(folder: Path, identity: Mapping[str, Any], d_in: int) -> Moment |
 
 
 def _collect_missing(
-    model: nn.Module, tok, sites: Sites, corpus: Corpus, folder: Path | None, missing: Mapping[int, Mapping[str, Any]],
-    resume: bool, progress: bool, pack_tokens: int | None,
+    decoder: Decoder, corpus: Corpus, folder: Path | None, missing: Mapping[int, Mapping[str, Any]], resume: bool, progress: bool,
+    pack_tokens: int | None,
 ) -> dict[int, Moment]:
     """Collect the layers of `missing` (layer -> identity asked for) in as few passes as the memory allows, and save them.
 
@@ -192,8 +200,8 @@ def _collect_missing(
         place = moment_store.file_of(folder, next(iter(missing.values())))
         raise UserError(f"{error}; or put statistics that were collected elsewhere at {place}") from error
     collected = {}
-    for layers in _passes(model, sites, sorted(missing), next(iter(missing.values()))["dtype"]):
-        run = _Pass(model, tok, sites, texts, folder, {layer: missing[layer] for layer in layers}, pack_tokens)
+    for layers in _passes(decoder, sorted(missing), next(iter(missing.values()))["dtype"]):
+        run = _Pass(decoder, texts, folder, {layer: missing[layer] for layer in layers}, pack_tokens)
         if resume:
             run.restore()
         started = time.monotonic()
@@ -207,7 +215,7 @@ def _collect_missing(
             tensors = run.sums.pop(layer).tensors()
             identity = {**missing[layer], **about}
             path = moment_store.file_of(folder or Path(), identity)
-            moment = moment_store.from_sums(**tensors, identity=identity, where=path, d_in=_d_in(model, sites, layer))
+            moment = moment_store.from_sums(**tensors, identity=identity, where=path, d_in=decoder.weight(layer).d_in)
             if identity["max_keys"] is not None:  # few keys: say what they span
                 identity |= spectrum(moment.matrix)
                 log.info("block %d: second moment of %d keys from %d documents in %.1f s, rank %d of %d, condition %.3g", layer,
@@ -223,34 +231,25 @@ def _collect_missing(
     return collected
 
 
-def spectrum(moment: torch.Tensor) -> dict[str, float]:
-    """Rank and condition number, as far as the precision of `moment` tells."""
-    values = torch.linalg.eigvalsh(moment.double())
-    # What rounding does to the eigenvalues: about this much if that of each element is independent, and more where some come out
-    # below 0. Bounds for any rounding (numpy's d_in * eps) would call most of what float32 sums do resolve noise.
-    noise = torch.maximum(torch.finfo(moment.dtype).eps * values[-1] / len(values) ** 0.5, -2 * values[0])
-    return {"rank": int((values > noise).sum()), "condition": float(values[-1] / values[0].clamp_min(noise))}
-
-
 class _Pass:
     """One pass over the corpus for some layers: their sums, and the state from which a killed pass goes on."""
 
     def __init__(
-        self, model: nn.Module, tok, sites: Sites, texts: Sequence[str], folder: Path | None, asked: Mapping[int, Mapping[str, Any]],
+        self, decoder: Decoder, texts: Sequence[str], folder: Path | None, identities: Mapping[int, Mapping[str, Any]],
         pack_tokens: int | None,
     ):
-        self.model, self.tok, self.sites, self.texts = model, tok, sites, texts
-        self.identity = next(iter(asked.values()))
-        widths = {layer: _d_in(model, sites, layer) for layer in asked}
+        self.decoder, self.texts = decoder, texts
+        self.identity = next(iter(identities.values()))
+        weights = {layer: decoder.weight(layer) for layer in identities}
         dtype = DTYPES[self.identity["dtype"]]
         # The sums, which the first process alone has; and those of the segment at hand.
         self.sums, self.part = (
-            {layer: KeySums(width, dtype, _device(model, sites, layer)) for layer, width in widths.items()} for _ in range(2)
+            {layer: KeySums(weight.d_in, dtype, weight.parameter.device) for layer, weight in weights.items()} for _ in range(2)
         )
-        digest = hashlib.sha256(json.dumps(list(asked.values())).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(list(identities.values())).encode()).hexdigest()[:16]
         self.snapshot = folder and folder / f"unfinished-{digest}.safetensors"
         if pack_tokens is None:
-            pack_tokens = fitting_tokens(model, sites, max(widths.values()), self.identity["max_length"])
+            pack_tokens = fitting_tokens(decoder, max(weight.d_in for weight in weights.values()), self.identity["max_length"])
         # Where the next batch stands; and the packing, which a continued pass keeps, so that its sums round alike.
         self.state = {"window": 0, "index": 0, "tokens_before": 0, "count": 0, "texts": 0, "pack_tokens": pack_tokens}
 
@@ -267,7 +266,7 @@ class _Pass:
         state, max_keys = self.state, self.identity["max_keys"]
         order = document_order(len(self.texts), self.identity["n_samples"])
         stream = batches(
-            self.tok, self.texts, order, self.identity["max_length"], state["pack_tokens"], max_keys,
+            self.decoder.tok, self.texts, order, self.identity["max_length"], state["pack_tokens"], max_keys,
             state["window"], state["tokens_before"],
         )
         done = (state["window"], state["index"])
@@ -302,7 +301,7 @@ class _Pass:
 
     def _add(self, rows: Sequence[Sequence[int]]) -> None:
         try:
-            add_batch(self.model, self.sites, self.part, rows)
+            add_batch(self.decoder, self.part, rows)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory in a pass over {len(rows)} texts of up to {len(rows[0])} tokens: set pack_tokens (now "
@@ -321,30 +320,15 @@ def _segments(stream: Iterator[Batch]) -> Iterator[list[Batch]]:
     return iter(lambda: list(itertools.islice(stream, SEGMENT)), [])
 
 
-def _passes(model: nn.Module, sites: Sites, layers: Sequence[int], dtype: str) -> list[Sequence[int]]:
+def _passes(decoder: Decoder, layers: Sequence[int], dtype: str) -> list[Sequence[int]]:
     """`layers` (ascending) in groups whose sums (twice) fit into half the memory together; usually all at once."""
     size = torch.promote_types(DTYPES[dtype], torch.float32).itemsize
-    width = max(_d_in(model, sites, layer) for layer in layers)
-    together = max(1, total_bytes(_device(model, sites, layers[0])) // 4 // (width * width * size))
+    width = max(decoder.weight(layer).d_in for layer in layers)
+    together = max(1, total_bytes(decoder.weight(layers[0]).parameter.device) // 4 // (width * width * size))
     return [layers[start : start + together] for start in range(0, len(layers), together)]
 
 
-def _d_in(model: nn.Module, sites: Sites, layer: int) -> int:
-    _, weight, in_first = weight_of(model, sites, layer)
-    return weight.shape[0 if in_first else 1]
-
-
-def _device(model: nn.Module, sites: Sites, layer: int) -> torch.device:
-    return weight_of(model, sites, layer)[1].device
-
-
-def _check_numbers(dtype: str, n_samples: int | str, **optional: int | None) -> None:
-    if dtype not in DTYPES:
-        raise UserError(f"precision {dtype!r} of statistics is not known: give {', '.join(DTYPES)}")
-    if n_samples != "all":
-        optional["n_samples"] = n_samples
-        if n_samples is None:
-            raise UserError('n_samples is missing: give a number of texts, or "all"')
-    for name, value in optional.items():
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UserError(f"{name} is {value!r}: give a whole number from 1")

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import ranks
 from .budget import total_bytes
+from .decoder import Decoder
+from .modules import LeaveForward, hooked
 from .prompts import pack, pad_batch
-from .sites import LeaveForward, Sites, evaluating, get_module, hooked, input_device
 
 WINDOW = 512
 """Texts that are sorted by length together: more waste less padding, and cost more tokenising again after a kill."""
@@ -103,7 +104,7 @@ def batches(
         tokens_before += sum(map(len, rows))
 
 
-def add_batch(model: nn.Module, sites: Sites, sums: Mapping[int, KeySums], rows: Sequence[Sequence[int]]) -> None:
+def add_batch(decoder: Decoder, sums: Mapping[int, KeySums], rows: Sequence[Sequence[int]]) -> None:
     """Add the keys of every token of `rows` to the sums of each layer; one forward pass, left at the deepest layer."""
     # Padding stands on the right, where causal attention cannot see it: positions need no help.
     batch = pad_batch(rows, 0)
@@ -122,21 +123,19 @@ def add_batch(model: nn.Module, sites: Sites, sums: Mapping[int, KeySums], rows:
         return hook
 
     handles = (
-        get_module(model, sites.name("down_proj", layer)).register_forward_pre_hook(reader(layer), with_kwargs=True)
-        for layer in sums
+        decoder.down_proj(layer).register_forward_pre_hook(reader(layer), with_kwargs=True) for layer in sums
     )
-    device = input_device(model)
-    with hooked(handles), torch.no_grad(), evaluating(model):
-        decoder = get_module(model, sites.decoder)
-        decoder(input_ids=batch["input_ids"].to(device), attention_mask=mask.to(device), use_cache=False)
+    device = decoder.device
+    with hooked(handles), torch.no_grad(), decoder.evaluating():
+        decoder.stack(input_ids=batch["input_ids"].to(device), attention_mask=mask.to(device), use_cache=False)
 
 
-def fitting_tokens(model: nn.Module, sites: Sites, d_in: int, max_length: int) -> int:
+def fitting_tokens(decoder: Decoder, d_in: int, max_length: int) -> int:
     """Padded tokens of a forward pass that fit into an eighth of the memory, 256 at least."""
-    device, config = input_device(model), model.config.get_text_config()
-    size = torch.finfo(model.dtype).bits // 8
+    device, config = decoder.device, decoder.model.config.get_text_config()
+    size = torch.finfo(decoder.model.dtype).bits // 8
     # What one block holds at a time: a few tensors of each width, and attention scores where they are written out.
-    per_token = size * (4 * d_in + 16 * sites.d_model) + 8 * d_in
+    per_token = size * (4 * d_in + 16 * decoder.sites.d_model) + 8 * d_in
     if getattr(config, "_attn_implementation", "eager") == "eager":
         per_token += 3 * 4 * config.num_attention_heads * max_length
     most = MOST_TOKENS_CPU if device.type == "cpu" else MOST_TOKENS

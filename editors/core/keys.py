@@ -11,70 +11,71 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from . import budget, ranks
-from .prompts import Located, Request, fill, locate_all, pack, pad_batch, pad_id
-from .sites import LeaveForward, Sites, by_row, evaluating, first, get_module, hooked, input_device
+from .decoder import Decoder
+from .modules import LeaveForward, by_row, first, hooked
+from .prompts import Located, Request, fill, locate_all, pack, pad_batch
 
 # (site, layer, whether its input or its output is read)
 _Place = tuple[str, int, str]
 
 
 def compute_keys(
-    model: nn.Module, tok, requests: Sequence[Request], layers: Sequence[int], templates: Sequence[Sequence[str]],
-    sites: Sites, fact_token: str = "subject_last", batch_tokens: int | None = None, progress: bool = False,
+    decoder: Decoder, requests: Sequence[Request], layers: Sequence[int], contexts: Sequence[Sequence[str]],
+    fact_token: str = "subject_last", batch_tokens: int | None = None, progress: bool = False,
 ) -> dict[int, Float[Tensor, "requests d_in"]]:
     """{layer: keys}: input of the down-projection at the looked-up token, averaged over contexts.
 
-    templates: groups of contexts; the mean is taken within each group, then over the groups (as published:
+    contexts: groups of templates, each with one "{}"; the mean is taken within each group, then over the groups (as published:
     half of a key is the bare prompt's, half the mean of five sampled contexts'). All layers come from one pass.
     batch_tokens: tokens a batch, padding included; chosen from the memory when None.
     Keys are float32 at least and on their projection's device. Raises UserError for a subject that cannot be located.
     """
-    weights = [1 / (len(templates) * len(group)) for group in templates for _ in group]
+    weights = [1 / (len(contexts) * len(group)) for group in contexts for _ in group]
     texts, shares = [], []
     for i, request in enumerate(requests):
-        for template, weight in zip((t for group in templates for t in group), weights):
+        for template, weight in zip((template for group in contexts for template in group), weights):
             texts.append((fill(template, request.prompt), request.subject))
             shares.append((i, weight))
     places = [("down_proj", layer, "in") for layer in dict.fromkeys(layers)]
-    found = _read(model, tok, locate_all(tok, texts, fact_token), shares, places, sites, batch_tokens, progress)
-    return {layer: found["down_proj", layer, "in"] for layer in layers}
+    states = _read(decoder, locate_all(decoder.tok, texts, fact_token), shares, places, batch_tokens, progress)
+    return {layer: states["down_proj", layer, "in"] for layer in layers}
 
 
 def compute_hidden(
-    model: nn.Module, tok, requests: Sequence[Request], layer: int, sites: Sites, fact_token: str = "subject_last",
+    decoder: Decoder, requests: Sequence[Request], layer: int, fact_token: str = "subject_last",
     batch_tokens: int | None = None, progress: bool = False,
 ) -> Float[Tensor, "requests d_model"]:
     """Output of block ``layer`` at the looked-up token of each bare prompt, float32 at least."""
     texts = [(request.prompt, request.subject) for request in requests]
     shares = [(i, 1.0) for i in range(len(texts))]
     place = ("block", layer, "out")
-    return _read(model, tok, locate_all(tok, texts, fact_token), shares, [place], sites, batch_tokens, progress)[place]
+    return _read(decoder, locate_all(decoder.tok, texts, fact_token), shares, [place], batch_tokens, progress)[place]
 
 
 def layer_io(
-    model: nn.Module, tok, request: Request, layer: int, sites: Sites, fact_token: str, templates: Sequence[Sequence[str]]
+    decoder: Decoder, request: Request, layer: int, contexts: Sequence[Sequence[str]], fact_token: str
 ) -> tuple[Float[Tensor, "contexts d_in"], Float[Tensor, "contexts d_model"]]:
     """Input and output of the down-projection at the looked-up token, a row for each context, float32 at least."""
-    texts = [(fill(template, request.prompt), request.subject) for group in templates for template in group]
+    texts = [(fill(template, request.prompt), request.subject) for group in contexts for template in group]
     shares = [(i, 1.0) for i in range(len(texts))]
     places = [("down_proj", layer, "in"), ("down_proj", layer, "out")]
-    found = _read(model, tok, locate_all(tok, texts, fact_token), shares, places, sites)
-    return found[places[0]], found[places[1]]
+    states = _read(decoder, locate_all(decoder.tok, texts, fact_token), shares, places)
+    return states[places[0]], states[places[1]]
 
 
 def _read(
-    model: nn.Module, tok, located: Sequence[Located], shares: Sequence[tuple[int, float]], places: Sequence[_Place],
-    sites: Sites, batch_tokens: int | None = None, progress: bool = False,
+    decoder: Decoder, located: Sequence[Located], shares: Sequence[tuple[int, float]], places: Sequence[_Place],
+    batch_tokens: int | None = None, progress: bool = False,
 ) -> dict[_Place, Tensor]:
     """{place: [results, width]}: result i is the sum of weight * row over the located tokens whose share is (i, weight)."""
     uses: dict[tuple[int, ...], list[tuple[int, float]]] = defaultdict(list)
     for token, share in zip(located, shares):
         uses[tuple(token.ids[: token.index + 1])].append(share)
-    most_tokens = batch_tokens or budget.batch_tokens(model, sites.d_model)
+    most_tokens = batch_tokens or budget.batch_tokens(decoder.model, decoder.sites.d_model)
     results = max((i for i, _ in shares), default=-1) + 1
     sums: dict[_Place, Tensor] = {}
     bar = tqdm(total=len(uses), desc="keys", unit="prompt", disable=None if progress else True)
@@ -87,11 +88,11 @@ def _read(
         mixing = torch.zeros(len(touched), len(rows), dtype=torch.float64)
         for i, row, weight in entries:
             mixing[place_of[i], row] += weight
-        states = _forward(model, rows, places, sites, pad_id(tok))
+        states = _forward(decoder, rows, places)
         bar.update(len(rows))
         return touched, {place: mixing.to(state) @ state for place, state in states.items()}
 
-    with bar, torch.no_grad(), evaluating(model):
+    with bar, torch.no_grad(), decoder.evaluating():
         for touched, states in ranks.each(mixed, list(pack(list(uses), most_tokens))):
             for place, state in states.items():
                 if place not in sums:
@@ -99,14 +100,14 @@ def _read(
                 sums[place][torch.tensor(touched, device=state.device)] += state
     if ranks.world_size() == 1:
         return sums
-    return {place: total.to(_device(model, sites, place)) for place, total in sums.items()}
+    return {place: total.to(decoder.device_of(*place[:2])) for place, total in sums.items()}
 
 
 def _forward(
-    model: nn.Module, rows: Sequence[tuple[int, ...]], places: Sequence[_Place], sites: Sites, padding: int
+    decoder: Decoder, rows: Sequence[tuple[int, ...]], places: Sequence[_Place]
 ) -> dict[_Place, Tensor]:
     """{place: [rows, width]}: the states at each row's last token, float32 at least."""
-    batch = pad_batch(rows, padding, input_device(model))
+    batch = pad_batch(rows, decoder.pad_id, decoder.device)
     last = torch.tensor([len(row) - 1 for row in rows])
     seen: dict[_Place, Tensor] = {}
 
@@ -121,14 +122,8 @@ def _forward(
         return hook
 
     with hooked(
-        get_module(model, sites.name(place[0], place[1])).register_forward_hook(reader(place), with_kwargs=True)
-        for place in places
+        decoder.module(*place[:2]).register_forward_hook(reader(place), with_kwargs=True) for place in places
     ):
         # Padding stands on the right, where causal attention cannot see it: positions need no help.
-        decoder = get_module(model, sites.decoder)
-        decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        decoder.stack(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     return seen
-
-
-def _device(model: nn.Module, sites: Sites, place: _Place) -> torch.device:
-    return next(get_module(model, sites.name(place[0], place[1])).parameters()).device

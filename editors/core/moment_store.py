@@ -10,7 +10,6 @@ import json
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +21,11 @@ from torch import Tensor
 
 from common.errors import UserError
 from .files import write_tensors
+from .moment import IDENTITY, Moment
 
 FORMAT = 1
-KINDS = {
-    "format": "format",
-    "model_dtype": "model precision",
-    "weights": "model",
-    "layer": "layer",
-    "module": "module",
-    "tokenizer": "tokenizer",
-    "corpus": "corpus",
-    "n_samples": "number of documents",
-    "max_keys": "number of keys",
-    "max_length": "truncation",
-    "dtype": "precision",
-}
-"""Identity fields that must agree before a file is used -> what they tell apart."""
 # What published programs collect in one file besides the second moment; the names are sorted and joined.
 _PUBLISHED_KINDS = ("mom2", "mean-mom2", "mom2-norm_mean", "mean-mom2-norm_mean")
-
-
-@dataclass(frozen=True, eq=False)
-class Moment:
-    """Statistics of the keys k that enter one layer's down-projection, over `count` tokens of a corpus."""
-
-    matrix: Float[Tensor, "d_in d_in"]
-    """Uncentred second moment: the sum of k k^T over all tokens, divided by `count`; float32 or float64, on the CPU."""
-    count: int
-    """Tokens seen."""
-    layer: int
-    identity: dict[str, Any]
-    """What they were collected from: the fields of `KINDS` ("unknown" in published files) and further provenance."""
-    mean: Float[Tensor, " d_in"] | None
-    """Mean key; None if it is not in the file."""
-    norm_mean: float | None
-    """Mean length of a key; None if it is not in the file."""
-
-    def summary(self) -> dict[str, Any]:
-        """What tells these statistics from others, JSON-ready: their identity and, as published files lack one, two numbers."""
-        return {field: self.identity[field] for field in KINDS} | {
-            "count": self.count, "trace": float(self.matrix.diagonal().double().sum())}
 
 
 def file_of(folder: Path, identity: Mapping[str, Any]) -> Path:
@@ -87,12 +51,12 @@ def published_files(folder: Path, identity: Mapping[str, Any]) -> list[Path]:
 def load(path: Path, asked: Mapping[str, Any], d_in: int) -> Moment:
     """The statistics in `path`, a file that `save` wrote.
 
-    asked: the identity they must have; the first field of `KINDS` that differs is named in the UserError.
+    asked: the identity they must have; the first field of `IDENTITY` that differs is named in the UserError.
     Raises UserError for a truncated or foreign file too.
     """
     header, tensors = read(path, "statistics")
     found = header.get("identity", {})
-    for field, kind in KINDS.items():
+    for field, kind in IDENTITY.items():
         if found.get(field) != asked[field]:
             raise UserError(
                 f"{path}: statistics of another {kind} ({field} is {found.get(field)!r}, wanted {asked[field]!r}): "

@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .modules import LeaveForward, hooked
+from .decoder import Decoder
+from .modules import LeaveForward, first, hooked
 from .prompts import pad_batch
-from .sites import Sites, first, get_module, input_device
 
 
 class Replay:
@@ -33,15 +33,11 @@ class Replay:
 
     hidden: Float[Tensor, "rows columns d_model"] | None
 
-    def __init__(
-        self, model: nn.Module, sites: Sites, rows: Sequence[list[int]], lookups: Sequence[int], start: int, pad_id: int
-    ):
-        self.decoder = get_module(model, sites.decoder)
-        self.blocks = [get_module(model, sites.name("block", i)) for i in range(sites.layers)]
-        self.start = start
-        self._takes_positions = "position_ids" in inspect.signature(self.decoder.forward).parameters
-        self._config = model.config
-        batch = pad_batch(list(rows), pad_id, input_device(model), align=list(lookups))
+    def __init__(self, decoder: Decoder, rows: Sequence[list[int]], lookups: Sequence[int], start: int):
+        self.decoder, self.start = decoder, start
+        self.blocks = [decoder.block(layer) for layer in range(decoder.sites.layers)]
+        self._takes_positions = "position_ids" in inspect.signature(decoder.stack.forward).parameters
+        batch = pad_batch(list(rows), decoder.pad_id, decoder.device, align=list(lookups))
         self.ids, self.mask, self.positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
         self.lookup = max(lookups)
         self.mask[:, self.lookup :] = 1  # nothing sees right padding, but where it saw nothing itself it could turn to NaN
@@ -49,7 +45,7 @@ class Replay:
         self.hidden, self._companions = None, None
         with torch.no_grad():
             if self.lookup:
-                self.cache = self._run_prefix([row[:lookup] for row, lookup in zip(rows, lookups)], pad_id)
+                self.cache = self._run_prefix([row[:lookup] for row, lookup in zip(rows, lookups)])
             if start:
                 self.hidden = self._run_below()
         self._forget_below()
@@ -76,9 +72,9 @@ class Replay:
                 layer.keys, layer.values = (x[rows.to(x.device)] for x in (layer.keys, layer.values))
             self._forget_below()
 
-    def _run_prefix(self, prefixes: Sequence[list[int]], pad_id: int) -> DynamicCache:
+    def _run_prefix(self, prefixes: Sequence[list[int]]) -> DynamicCache:
         """The cache of everything before the looked-up column. Beginnings that rows share (contexts) run once."""
-        cache, device = DynamicCache(config=self._config), self.ids.device
+        cache, device = DynamicCache(config=self.decoder.model.config), self.ids.device
         stems = [tuple(row[:length]) for row, length in zip(prefixes, shared_beginnings(prefixes))]
         unique = sorted(set(stems))
         saved = sum(map(len, stems)) - sum(map(len, unique))
@@ -88,16 +84,16 @@ class Replay:
             return cache
 
         rests = [row[len(stem) :] for row, stem in zip(prefixes, stems)]
-        batch = pad_batch(unique, pad_id, device, side="left")
+        batch = pad_batch(unique, self.decoder.pad_id, device, side="left")
         self._fill(cache, batch["input_ids"], batch["attention_mask"], batch["position_ids"])
         stem_of = torch.tensor([unique.index(stem) for stem in stems], device=device)
         for layer in cache.layers:
             layer.keys, layer.values = (x[stem_of.to(x.device)] for x in (layer.keys, layer.values))
-        own = pad_batch(rests, pad_id, device)
-        positions = own["position_ids"] + torch.tensor([[len(stem)] for stem in stems], device=device)
-        mask = torch.cat([batch["attention_mask"][stem_of], own["attention_mask"]], 1)
+        rest = pad_batch(rests, self.decoder.pad_id, device)
+        positions = rest["position_ids"] + torch.tensor([[len(stem)] for stem in stems], device=device)
+        mask = torch.cat([batch["attention_mask"][stem_of], rest["attention_mask"]], 1)
         if mask.shape[1] > cache.get_seq_length():  # some row has a token of its own before the looked-up one
-            self._fill(cache, own["input_ids"], mask, positions)
+            self._fill(cache, rest["input_ids"], mask, positions)
         # [padding, beginning, rest, padding] of each row moves to the right, so that what it is followed by stands in one column.
         width = mask.shape[1]
         ends = torch.tensor([[max(map(len, rests)) - len(rest)] for rest in rests], device=device)
@@ -148,7 +144,7 @@ class Replay:
 
     def _decode(self, ids, mask, positions, cache) -> Tensor:
         extra = {"position_ids": positions} if self._takes_positions else {}
-        return self.decoder(
+        return self.decoder.stack(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **extra
         ).last_hidden_state
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
+from .kept import kept
 from .modules import (
     LeaveForward, by_row, evaluating, first, get_module, hooked, input_device, logits_of, longest_context,
 )
@@ -33,8 +33,6 @@ OVERRIDES = {
     "ln_f_module": "final_norm",
     "lm_head_module": "lm_head",
 }
-
-_CACHE: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,10 @@ def find_sites(model: nn.Module, overrides: Mapping[str, str] | None = None) -> 
             raise UserError(f"unknown site {key!r}; known: {', '.join(OVERRIDES)}")
         if value is not None:
             chosen[OVERRIDES[key]] = value
-    known = _CACHE.setdefault(model, {})
-    key = frozenset(chosen.items())
-    if key not in known:
-        known[key] = Sites(**search(model, chosen))
-    return known[key]
+    verified, key = kept(model, "sites"), frozenset(chosen.items())
+    if key not in verified:
+        verified[key] = Sites(**search(model, chosen))
+    return verified[key]
 
 
 def weight_of(model: nn.Module, sites: Sites, layer: int) -> tuple[str, nn.Parameter, bool]:

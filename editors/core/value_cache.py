@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 
 from common.errors import UserError
 from . import ranks
+from .decoder import Decoder
 from .files import check_writable, write_tensors
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 from .prompts import Request
-from .sites import Sites
 from .values import Values, ValueSettings, optimise
 
 SETTINGS = (
@@ -29,12 +28,10 @@ SETTINGS = (
 
 
 def cached_optimise(
-    model: nn.Module,
-    tok,
+    decoder: Decoder,
     requests: Sequence[Request],
     layer: int,
     settings: ValueSettings,
-    sites: Sites,
     templates: Sequence[str],
     site: str,
     folder: str | os.PathLike | None = None,
@@ -46,15 +43,15 @@ def cached_optimise(
     another learning rate never meets an old vector (one that was found in a batch of another size may differ in the last digits). Raises UserError for a file that cannot be read, and before the work
     for a folder that cannot be written.
     """
-    arguments = dict(layer=layer, settings=settings, sites=sites, templates=templates, site=site, progress=progress)
+    arguments = dict(layer=layer, settings=settings, templates=templates, site=site, progress=progress)
     if folder is None:
-        return optimise(model, tok, requests, **arguments)
+        return optimise(decoder, requests, **arguments)
     common = {
-        "model": model_fingerprint(model),
-        "tokenizer": tokenizer_fingerprint(tok),
+        "model": model_fingerprint(decoder.model),
+        "tokenizer": tokenizer_fingerprint(decoder.tok),
         "settings": {name: getattr(settings, name) for name in SETTINGS},
         "templates": list(templates),
-        "site": [site, layer, dataclasses.asdict(sites)],
+        "site": [site, layer, dataclasses.asdict(decoder.sites)],
     }
     paths = [Path(folder) / f"{_key(common, request)}.safetensors" for request in requests]
     if ranks.from_first(lambda: all(path.exists() for path in paths)):
@@ -63,7 +60,7 @@ def cached_optimise(
     check_writable(Path(folder), "target states")
     # All of them, also those that are there: which requests run together decides the last digits, so a killed and continued
     # run must find the same together again.
-    values = optimise(model, tok, requests, **arguments)
+    values = optimise(decoder, requests, **arguments)
     for path, initial, delta in zip(paths, values.initial, values.delta) if ranks.rank() == 0 else ():
         write_tensors(path, {"initial": initial, "delta": delta})
     return values

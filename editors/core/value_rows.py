@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .budget import total_bytes
+from .decoder import Decoder
+from .modules import get_module
 from .prompts import Request, continued, encode_target, fill, locate
 from .replay import Replay
-from .sites import Sites, get_module
 
 MOST, MOST_CPU = 64, 16
 """Jobs that run together at the most: more are hardly faster, and what runs together is one process's share."""
@@ -59,7 +60,7 @@ class Rows:
     The KL prompt needs a row of its own only where the bare prompt does not begin like it.
     """
 
-    def __init__(self, model: nn.Module, sites: Sites, jobs: list[Job], start: int, pad: int, with_kl: bool):
+    def __init__(self, decoder: Decoder, jobs: list[Job], start: int, with_kl: bool):
         rows, lookups, owner, first, kl, places = [], [], [], [], [], []
         for i, job in enumerate(jobs):
             first.append(len(rows))
@@ -83,7 +84,7 @@ class Rows:
         # Of each target token: request, row, column counted from the looked-up token, the token, its share in the loss.
         self.request_of, self.row_of, self.column_of, self.token = map(torch.tensor, (request, row, column, token))
         self.share = torch.tensor(share, dtype=torch.float64)
-        self.replay = Replay(model, sites, rows, lookups, start, pad)
+        self.replay = Replay(decoder, rows, lookups, start)
 
     @property
     def read(self) -> Int[Tensor, " places"]:
@@ -107,13 +108,13 @@ class Rows:
         self.column_of, self.token, self.share = self.column_of[places], self.token[places], self.share[places]
 
 
-def chunks(jobs: list[Job], model: nn.Module, sites: Sites) -> Iterator[list[Job]]:
+def chunks(jobs: list[Job], decoder: Decoder) -> Iterator[list[Job]]:
     """Consecutive jobs, not too many, that fit into an eighth of the memory together.
 
     Counted: some 40 floats a block, replayed token and channel, a quarter of that for a cached token, and the targets' logits.
     """
-    vocabulary = model.config.get_text_config().vocab_size
-    device = get_module(model, sites.lm_head).weight.device
+    vocabulary, sites = decoder.model.config.get_text_config().vocab_size, decoder.sites
+    device = get_module(decoder.model, sites.lm_head).weight.device
     budget, most = total_bytes(device) / 8, MOST_CPU if device.type == "cpu" else MOST
     chunk, spent = [], 0.0
     for job in jobs:

@@ -20,15 +20,15 @@ from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import UserError
 from . import ranks
-from .modules import frozen
-from .prompts import Request, pad_id
+from .decoder import Decoder
+from .modules import by_row, first, frozen
+from .prompts import Request
 from .replay import Replay, only_at
-from .sites import Sites, by_row, evaluating, first, get_module, head_logits, input_device
 from .value_losses import target_losses
 from .value_rows import Job, Rows, alike, chunks
 
@@ -67,12 +67,10 @@ Watcher = Callable[[int, list[int], Tensor, dict[str, Tensor]], None]
 
 
 def optimise(
-    model: nn.Module,
-    tok,
+    decoder: Decoder,
     requests: Sequence[Request],
     layer: int,
     settings: ValueSettings,
-    sites: Sites,
     templates: Sequence[str],
     site: Literal["block", "down_proj"],
     watch: Watcher | None = None,
@@ -84,16 +82,14 @@ def optimise(
     The model is left as it was; results are float32 at least, on the CPU.
     Raises UserError for a target without tokens or a subject that cannot be located.
     """
-    return optimise_jointly(model, tok, [requests], layer, [settings], sites, [templates], site, watch, progress)[0]
+    return optimise_jointly(decoder, [requests], layer, [settings], [templates], site, watch, progress)[0]
 
 
 def optimise_jointly(
-    model: nn.Module,
-    tok,
+    decoder: Decoder,
     requests: Sequence[Sequence[Request]],
     layer: int,
     settings: Sequence[ValueSettings],
-    sites: Sites,
     templates: Sequence[Sequence[str]],
     site: Literal["block", "down_proj"],
     watch: Watcher | None = None,
@@ -106,7 +102,7 @@ def optimise_jointly(
     """
     ways = [
         [
-            Job.build(tok, number, request, own.fact_token, contexts, own.kl_prompt, own.target_tokens)
+            Job.build(decoder.tok, number, request, own.fact_token, contexts, own.kl_prompt, own.target_tokens)
             for number, request in enumerate(facts)
         ]
         for facts, own, contexts in zip(requests, settings, templates, strict=True)
@@ -117,7 +113,7 @@ def optimise_jointly(
 
     def found(chunk: list[Job]) -> list[tuple[int, list[Tensor], Tensor]]:
         parts = [
-            _Objective(model, tok, [jobs[job.number] for job in chunk], layer, own, sites, site) for jobs, own in zip(ways, settings)
+            _Objective(decoder, [jobs[job.number] for job in chunk], layer, own, site) for jobs, own in zip(ways, settings)
         ]
         rows = []
         for number, initials, delta in _descend(parts, watch):
@@ -125,8 +121,8 @@ def optimise_jointly(
             bar.update()
         return rows
 
-    with bar, frozen(model), evaluating(model):  # only delta moves
-        for rows in ranks.each(found, list(chunks(order, model, sites))):
+    with bar, frozen(decoder.model), decoder.evaluating():  # only delta moves
+        for rows in ranks.each(found, list(chunks(order, decoder))):
             done |= {number: (initials, delta) for number, initials, delta in rows}
     delta = torch.stack([done[i][1] for i in range(len(order))])
     values_of = [Values(torch.stack([done[i][0][way] for i in range(len(order))]), delta) for way in range(len(ways))]
@@ -142,9 +138,8 @@ def optimise_jointly(
 def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tuple[int, list[Tensor], Tensor]]:
     """Adam on the mean of the objectives; yields (number, initial state for each objective, delta) of each request as it is done."""
     first_part, settings = parts[0], parts[0].settings
-    device = next(get_module(first_part.model, first_part.sites.name("block", first_part.layer)).parameters()).device
-    dtype = torch.promote_types(first_part.model.dtype, torch.float32)
-    delta = torch.zeros(len(first_part.numbers), first_part.sites.d_model, device=device, dtype=dtype)
+    decoder, device = first_part.decoder, first_part.decoder.device_of("block", first_part.layer)
+    delta = torch.zeros(len(first_part.numbers), decoder.sites.d_model, device=device, dtype=decoder.state_dtype)
     moment1, moment2 = torch.zeros_like(delta), torch.zeros_like(delta)
     with ExitStack() as stack:
         for part in parts:
@@ -182,14 +177,14 @@ def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tup
 class _Objective:
     """The loss of one chunk: state is one row a still active request, group after group."""
 
-    def __init__(self, model, tok, jobs: list[Job], layer: int, settings: ValueSettings, sites: Sites, site: str):
-        self.model, self.sites, self.settings, self.layer, self.site = model, sites, settings, layer, site
+    def __init__(self, decoder: Decoder, jobs: list[Job], layer: int, settings: ValueSettings, site: str):
+        self.decoder, self.settings, self.layer, self.site = decoder, settings, layer, site
         self.numbers = [job.number for job in jobs]
-        start, pad = (layer + 1 if site == "block" else layer), pad_id(tok)
-        self.groups = [Rows(model, sites, group, start, pad, settings.kl_factor > 0) for group in alike(jobs, input_device(model))]
+        start = layer + 1 if site == "block" else layer
+        self.groups = [Rows(decoder, group, start, settings.kl_factor > 0) for group in alike(jobs, decoder.device)]
         self.kl_initial: Tensor | None = None
         self.initial: Tensor | None = None
-        last = sites.layers - 1
+        last = decoder.sites.layers - 1
         # As published MEMIT may score at an inner block; ROME, whose delta enters at down_proj, always at the model's output.
         inner = site == "block" and settings.v_loss_layer is not None
         self.loss_layer = max(settings.v_loss_layer, layer) if inner else last
@@ -206,12 +201,12 @@ class _Objective:
             out, n = out.flatten(0, 1), len(group.token)
             subjects.append(out[read[n:].to(out.device)])
             if self.looks_ahead:
-                out = get_module(self.model, self.sites.final_norm)(self._at_loss_layer).flatten(0, 1)
+                out = self.decoder.final_norm(self._at_loss_layer).flatten(0, 1)
             targets.append(out[read[:n].to(out.device)])
         if self.initial is None:
             self.initial = torch.cat(initial)
 
-        logits = head_logits(self.model, self.sites, torch.cat(targets + subjects)).to(delta.dtype)
+        logits = self.decoder.logits(torch.cat(targets + subjects)).to(delta.dtype)
         token, share = (torch.cat([getattr(group, name) for group in self.groups]) for name in ("token", "share"))
         if self.kl_initial is None:
             self.kl_initial = logits[len(token) :].detach().log_softmax(-1)
@@ -238,7 +233,7 @@ class _Objective:
             changed = torch.cat([shaped[:, :1] + delta[:, None].to(shaped), shaped[:, 1:]], 1)
             return changed.reshape(output.shape)
 
-        hook = get_module(self.model, self.sites.name("down_proj", self.layer)).register_forward_hook(add)
+        hook = self.decoder.down_proj(self.layer).register_forward_hook(add)
         try:
             return replay()
         finally:
@@ -250,7 +245,7 @@ class _Objective:
         if self.loss_layer == self.layer:  # the edit's own block: delta enters elsewhere
             yield
             return
-        attention, mlp = (get_module(self.model, self.sites.name(site, self.loss_layer)) for site in ("attn_out", "mlp"))
+        attention, mlp = (self.decoder.module(site, self.loss_layer) for site in ("attn_out", "mlp"))
         with only_at(attention, places), only_at(mlp, places):
             yield
 
@@ -277,7 +272,7 @@ class _Objective:
         def note(module, args, output):
             self._at_loss_layer = first(output)
 
-        hook = get_module(self.model, self.sites.name("block", self.loss_layer)).register_forward_hook(note)
+        hook = self.decoder.block(self.loss_layer).register_forward_hook(note)
         try:
             yield
         finally:

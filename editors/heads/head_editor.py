@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from editors.base import checked_requests, Task
 from editors.closed_form.memit import MEMIT, MEMITHParams
-from editors.closed_form.statistics import prepare, Prepared
+from editors.closed_form.prepared import prepare, Prepared
 from editors.configuration import Bound, Count, ProperShare
 from editors.core import ranks
 from editors.core.key_memory import KeyMemory

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from editors.core.budget import total_bytes
+from editors.core.decoder import Decoder
 from editors.core.modules import frozen
 from editors.core.prompts import continued, encode_target, fill, locate, pad_batch, pad_id, Request, tokenize
 from editors.core.replay import Replay
@@ -199,7 +200,7 @@ _Run = Callable[[Tensor | None, Sequence[tuple[int, int]]], Float[Tensor, "place
 def _replay(model: nn.Module, tok, rows: Sequence[list[int]], heads: Sequence[Head], sites: Sites) -> _Run:
     """Vectors at each row's last token: what stands before it, and the layers below the lowest head, run once and without
     gradient."""
-    replay = Replay(model, sites, rows, [len(row) - 1 for row in rows], min(layer for layer, _ in heads), pad_id(tok))
+    replay = Replay(Decoder(model, tok, sites), rows, [len(row) - 1 for row in rows], min(layer for layer, _ in heads))
 
     def run(vectors, where):
         if vectors is None:

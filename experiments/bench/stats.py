@@ -14,8 +14,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from editors.core.decoder import Decoder
 from editors.core.key_sums import KeySums, add_batch, batches, fitting_tokens
-from editors.core.sites import Sites, find_sites, get_module
 from experiments.run.cli import at_least_one
 
 from experiments.bench.inputs import random_gpt2, SMALL, TINY, word_tokenizer
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     model = random_gpt2(shape, args.seed)
     tok = word_tokenizer(shape["vocab_size"])
     texts = _made_up_texts(args.texts, shape, args.seed)
-    sites = find_sites(model)
+    decoder = Decoder.of(model, tok)
 
     ways = {
-        "ours": lambda: _one_pass(model, tok, sites, texts, layers),
-        "plain": lambda: {layer: _plain_pass(model, tok, sites, texts, layer) for layer in layers},
+        "ours": lambda: _one_pass(decoder, texts, layers),
+        "plain": lambda: {layer: _plain_pass(decoder, texts, layer) for layer in layers},
     }
     moments, wall, cpu = {}, {"ours": [], "plain": []}, {"ours": [], "plain": []}
     with torch.no_grad():
@@ -79,19 +79,21 @@ def _layers(text: str) -> list[int]:
     return [int(layer) for layer in text.split(",")]
 
 
-def _one_pass(model, tok, sites: Sites, texts: Sequence[str], layers: Sequence[int]) -> dict[int, torch.Tensor]:
+def _one_pass(decoder: Decoder, texts: Sequence[str], layers: Sequence[int]) -> dict[int, torch.Tensor]:
     """{layer: moment} in the way of editors.core.covariance, without its files."""
+    model, tok = decoder.model, decoder.tok
     longest, d_in = model.config.n_positions, 4 * model.config.n_embd
     sums = {layer: KeySums(d_in, torch.float32, model.device) for layer in layers}
     count = 0
-    for batch in batches(tok, texts, range(len(texts)), longest, fitting_tokens(model, sites, d_in, longest)):
-        add_batch(model, sites, sums, batch.rows)
+    for batch in batches(tok, texts, range(len(texts)), longest, fitting_tokens(decoder, d_in, longest)):
+        add_batch(decoder, sums, batch.rows)
         count += sum(map(len, batch.rows))
     return {layer: part.tensors()["mom2"] / count for layer, part in sums.items()}
 
 
-def _plain_pass(model, tok, sites: Sites, texts: Sequence[str], layer: int) -> torch.Tensor:
+def _plain_pass(decoder: Decoder, texts: Sequence[str], layer: int) -> torch.Tensor:
     """The moment of one layer, as the published code collects it."""
+    model, tok = decoder.model, decoder.tok
     longest, d_in = model.config.n_positions, 4 * model.config.n_embd
     mom2, count = torch.zeros(d_in, d_in), 0
     inputs = []
@@ -100,7 +102,7 @@ def _plain_pass(model, tok, sites: Sites, texts: Sequence[str], layer: int) -> t
         inputs.append(args[0])
         raise StopIteration
 
-    handle = get_module(model, sites.name("down_proj", layer)).register_forward_hook(keep_and_stop)
+    handle = decoder.down_proj(layer).register_forward_hook(keep_and_stop)
     try:
         for start in range(0, len(texts), 100):
             rows = [tok(text, truncation=True, max_length=longest)["input_ids"] for text in texts[start : start + 100]]

@@ -13,9 +13,10 @@ import torch
 from tqdm import tqdm
 
 from data.known import KnownFact
+from editors.core.decoder import Decoder
 from editors.core.modules import hooked
 from editors.core.prompts import fill
-from editors.core.sites import by_row, evaluating, find_sites, first, get_module
+from editors.core.sites import by_row, evaluating, first, get_module
 from experiments.run.cli import at_least_one
 from experiments.tracing.noise import Noise
 from experiments.tracing.prompts import TracePrompt, trace_prompts
@@ -37,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse(parser, argv)
     shape = TINY if args.tiny else SMALL
     model, tok = random_gpt2(shape, args.seed), word_tokenizer(shape["vocab_size"])
-    sites, noise = find_sites(model), Noise("gaussian", STD)
+    decoder, noise = Decoder.of(model, tok), Noise("gaussian", STD)
     requests, _ = made_up_requests(args.prompts, shape["vocab_size"], args.seed)
     facts = [KnownFact(i, r.subject, "w1", fill(r.prompt, r.subject)) for i, r in enumerate(requests)]
-    prompts, size = trace_prompts(tok, facts, None), default_window(sites.layers)
+    prompts, size = trace_prompts(tok, facts, None), default_window(decoder.sites.layers)
 
     started = time.perf_counter()
-    ours = trace(model, tok, sites, prompts, noise, size=size, known_only=False)
+    ours = trace(decoder, prompts, noise, size=size, known_only=False)
     cells = [(i, kind, token, layer) for i, traced in enumerate(ours) for kind, scores in traced.scores.items()
              for token in range(scores.shape[0]) for layer in range(scores.shape[1])]
     seconds_ours = (time.perf_counter() - started) / len(cells)
@@ -51,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     chosen, difference = random.Random(args.seed).sample(cells, min(args.cells, len(cells))), 0.0
     started = time.perf_counter()
     for i, kind, token, layer in tqdm(chosen, desc="plain", unit="cell"):
-        low, high = (layer, layer + 1) if kind == "state" else window(layer, size, sites.layers)
-        plain = plain_score(model, sites, prompts[i], noise, ours[i].answer, kind, token, low, high)
+        low, high = (layer, layer + 1) if kind == "state" else window(layer, size, decoder.sites.layers)
+        plain = plain_score(decoder, prompts[i], noise, ours[i].answer, kind, token, low, high)
         difference = max(difference, abs(plain - ours[i].scores[kind][token, layer]) / plain)
     seconds_plain = (time.perf_counter() - started) / len(chosen)
     ratio = seconds_plain / seconds_ours
@@ -67,14 +68,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def plain_score(
-    model, sites, prompt: TracePrompt, noise: Noise, answer: int, kind: str | None, token: int, low: int, high: int,
+    decoder: Decoder, prompt: TracePrompt, noise: Noise, answer: int, kind: str | None, token: int, low: int, high: int,
     replace: bool = False,
 ) -> float:
     """The answer's probability with blocks `low` to `high` - 1 restored at `token`, in a run of its own; kind None: none are.
 
     A kind of SEVERED takes two runs: what the modules put out in one that restores nothing is put in again.
     """
-    rows, noted = noise.samples + 1, {}
+    model, sites, rows, noted = decoder.model, decoder.sites, noise.samples + 1, {}
 
     def corrupt(module, args, output):
         corrupted, place = output.clone(), (slice(1, rows), slice(prompt.start, prompt.end))

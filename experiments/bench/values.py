@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import torch
 from tqdm import tqdm
 
+from editors.core.decoder import Decoder
 from editors.core.prompts import Request, encode_target, fill, locate, pad_batch, pad_id
-from editors.core.sites import find_sites, first, get_module
+from editors.core.sites import first, get_module
 from editors.core.values import LOSS_GOAL, optimise
 
 from experiments.run.cli import a_count, at_least_one
@@ -43,17 +44,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     model, tok = random_gpt2(shape, args.seed), word_tokenizer(shape["vocab_size"])
     if args.tiny:
         model.double()  # so small and random a model amplifies float32's rounding over the steps
-    sites = find_sites(model)
+    decoder = Decoder.of(model, tok)
     requests, templates = made_up_requests(args.requests, shape["vocab_size"], args.seed)
 
     seconds = {"ours": [], "plain": []}
     for _ in range(args.repeats):
         start = time.perf_counter()
-        ours = optimise(model, tok, requests, args.layer, SETTINGS, sites, templates, "block", progress=False).target
+        ours = optimise(decoder, requests, args.layer, SETTINGS, templates, "block", progress=False).target
         seconds["ours"].append(time.perf_counter() - start)
         start = time.perf_counter()
         plain = torch.stack([
-            _plain(model, tok, request, args.layer, sites, templates) for request in tqdm(requests, desc="plain", unit="request")
+            _plain(decoder, request, args.layer, templates) for request in tqdm(requests, desc="plain", unit="request")
         ])
         seconds["plain"].append(time.perf_counter() - start)
     each = {way: min(times) / len(requests) for way, times in seconds.items()}
@@ -83,8 +84,9 @@ def made_up_requests(number: int, vocabulary: int, seed: int) -> tuple[list[Requ
     return requests, ["{}"] + [words(9, 9) + " . {}" for _ in range(5)]
 
 
-def _plain(model, tok, request: Request, layer: int, sites, templates: Sequence[str]) -> torch.Tensor:
+def _plain(decoder: Decoder, request: Request, layer: int, templates: Sequence[str]) -> torch.Tensor:
     """The target state of one request, as the published code finds it."""
+    model, tok, sites = decoder.model, decoder.tok, decoder.sites
     target = encode_target(tok, request.target_new)
     located = [locate(tok, fill(t, request.prompt), request.subject, SETTINGS.fact_token) for t in templates]
     kl = locate(tok, SETTINGS.kl_prompt, request.subject, SETTINGS.fact_token)
@@ -111,10 +113,10 @@ def _plain(model, tok, request: Request, layer: int, sites, templates: Sequence[
         last["hidden"] = first(output)
 
     hooks = [
-        get_module(model, sites.name("block", layer)).register_forward_hook(edit),
-        get_module(model, sites.name("block", sites.layers - 1)).register_forward_hook(keep),
+        decoder.block(layer).register_forward_hook(edit),
+        decoder.block(sites.layers - 1).register_forward_hook(keep),
     ]
-    head, norm = get_module(model, sites.lm_head).weight, get_module(model, sites.final_norm)
+    head, norm = get_module(model, sites.lm_head).weight, decoder.final_norm
     model.requires_grad_(False)
     try:
         for step in range(SETTINGS.v_num_grad_steps):

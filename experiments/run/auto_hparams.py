@@ -19,7 +19,7 @@ import data
 import editors
 from editors.closed_form.statistics import keys_for
 from editors.core import ranks
-from editors.core.sites import find_sites, longest_context
+from editors.core.decoder import Decoder
 from experiments.causal_trace import read_averages
 from experiments.results import run_folder
 from experiments.run.models import identity
@@ -67,10 +67,10 @@ def make(
     if ranks.process() == 0:
         print(f"layers {', '.join(map(str, layers))} for {alg_name}: where MLPs at the subject's last token bring most back of "
               f"{traced['facts']} facts of {traced['source']}; all other values from hparams/{VALUES.name}")
-    sites, made = find_sites(model), {"layers": layers}
+    decoder, made = Decoder.of(model, tok), {"layers": layers}
     for key, value in values.items():
         if key.endswith(PER_WIDTH):
-            made[key.removesuffix(PER_WIDTH)] = keys_for(value, model, sites, layers[0])
+            made[key.removesuffix(PER_WIDTH)] = keys_for(value, decoder.weight(layers[0]).d_in)
     return {key: value for key, value in values.items() if not key.endswith(PER_WIDTH)} | made, traced
 
 
@@ -81,13 +81,13 @@ def propose(
 
     Only that of the subject's last token is traced. Raises UserError where the model knows too few of the facts.
     """
-    sites = find_sites(model)
-    prompts = trace_prompts(tok, facts, longest_context(model))
+    decoder = Decoder.of(model, tok)
+    prompts = trace_prompts(tok, facts, decoder.positions)
     noise, measured = calibrate(NOISE, model, tok, [fact.subject for fact in facts], corpus="")
     known: list[FactScores] = []
-    every = list(blocks(prompts, model, sites, noise.samples))
+    every = list(blocks(prompts, decoder, noise.samples))
     for block in tqdm(every, desc="tracing", unit="block", leave=False, disable=ranks.process() > 0):
-        for traced in trace(model, tok, sites, block, noise, kinds=("mlp",), subject_last=True):
+        for traced in trace(decoder, block, noise, kinds=("mlp",), subject_last=True):
             if traced.correct and len(known) < FACTS:
                 known.append(FactScores((traced.prompt.start, traced.prompt.end), traced.high, traced.low, traced.scores))
         if len(known) == FACTS:
@@ -99,7 +99,7 @@ def propose(
     average = averages(known)
     effects = [round(value, 4) for value in average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]]
     return {**proposal(average), "facts": len(known), "source": source, "effects": effects,
-            "window": default_window(sites.layers), "noise_level": NOISE, **measured}
+            "window": default_window(decoder.sites.layers), "noise_level": NOISE, **measured}
 
 
 def _traced(flags: Mapping[str, Any], model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
-from editors.core.modules import hooked
+from editors.core.decoder import Decoder
+from editors.core.modules import by_row, first, hooked
 from editors.core.prompts import pad_batch
 from editors.core.replay import Replay, only_at
-from editors.core.sites import Sites, by_row, first, get_module, head_logits, input_device
 
 from experiments.tracing.noise import Noise
 from experiments.tracing.prompts import TracePrompt
@@ -55,18 +55,17 @@ class Passes:
     """
 
     def __init__(
-        self, model: nn.Module, sites: Sites, prompts: Sequence[TracePrompt], noise: Noise, replace: bool, pad: int
+        self, decoder: Decoder, prompts: Sequence[TracePrompt], noise: Noise, replace: bool
     ):
-        self.model, self.sites, self.prompts, self.pad = model, sites, list(prompts), pad
+        self.decoder, self.prompts = decoder, list(prompts)
         self.rows = noise.samples + 1
         self.outputs: dict[Site, list[Float[Tensor, "rows tokens d_model"]]] = {"block": [], "down_proj": [], "attn_out": []}
         self.companions: tuple | None = None
         self.cache = DynamicCache()  # all layers complete, whatever the model's window: prefixes are cut out of it
-        self.decoder = get_module(model, sites.decoder)
-        batch = pad_batch([p.ids for p in prompts for _ in range(self.rows)], pad, input_device(model))
+        batch = pad_batch([p.ids for p in prompts for _ in range(self.rows)], decoder.pad_id, decoder.device)
         positions = {"position_ids": batch["position_ids"]} if self.takes_positions else {}
         with hooked(self._hooks(noise, replace)):
-            last = self.decoder(
+            last = decoder.stack(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], past_key_values=self.cache,
                 use_cache=True, **positions).last_hidden_state
         ends = torch.tensor([len(p.ids) - 1 for p in prompts], device=last.device).repeat_interleave(self.rows)
@@ -79,11 +78,11 @@ class Passes:
 
     @property
     def takes_positions(self) -> bool:
-        return "position_ids" in inspect.signature(self.decoder.forward).parameters
+        return "position_ids" in inspect.signature(self.decoder.stack.forward).parameters
 
     def probabilities(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows vocabulary"]:
         """float32 at least."""
-        logits = head_logits(self.model, self.sites, normed)
+        logits = self.decoder.logits(normed)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
 
     def score(self, cells: Sequence[Cell]) -> Float[Tensor, " cells"]:
@@ -114,25 +113,25 @@ class Passes:
                 self.outputs[site].append(by_row(first(output), self.rows * len(self.prompts)).clone())
             return hook
 
-        yield get_module(self.model, self.sites.embed).register_forward_hook(corrupt)
-        for layer in range(self.sites.layers):
+        yield self.decoder.embedding.register_forward_hook(corrupt)
+        for layer in range(self.decoder.sites.layers):
             for site in self.outputs:
-                yield get_module(self.model, self.sites.name(site, layer)).register_forward_hook(keep(site))
+                yield self.decoder.module(site, layer).register_forward_hook(keep(site))
 
 
 class Continuation(Replay):
     """The corrupted run from a cell's token and block on, with the cell restored: a row for each cell and sample."""
 
     def __init__(self, passes: Passes, cells: Sequence[Cell]):
-        sites, samples = passes.sites, passes.rows - 1
+        decoder, samples = passes.decoder, passes.rows - 1
         self.passes, self.cells, self.samples = passes, cells, samples
-        self.decoder, self.start = passes.decoder, cells[0].start
-        self.blocks = [get_module(passes.model, sites.name("block", i)) for i in range(sites.layers)]
-        self._takes_positions, self._companions, self._config = passes.takes_positions, passes.companions, passes.model.config
+        self.decoder, self.start = decoder, cells[0].start
+        self.blocks = [decoder.block(layer) for layer in range(decoder.sites.layers)]
+        self._takes_positions, self._companions = passes.takes_positions, passes.companions
 
         each = [cell for cell in cells for _ in range(samples)]
         ids = [passes.prompts[cell.prompt].ids for cell in each]
-        batch = pad_batch(ids, passes.pad, input_device(passes.model), align=[cell.token for cell in each])
+        batch = pad_batch(ids, decoder.pad_id, decoder.device, align=[cell.token for cell in each])
         self.ids, self.mask, self.positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
         self.lookup = max(cell.token for cell in cells)
         self._rows = torch.tensor([cell.prompt * passes.rows + 1 + i % samples for i, cell in enumerate(each)])
@@ -147,13 +146,13 @@ class Continuation(Replay):
 
     def last_column(self) -> Float[Tensor, "rows d_model"]:
         """The decoder's output at the prompts' last token, from where the answer is read."""
-        sites, model, last = self.passes.sites, self.passes.model, self.passes.sites.layers - 1
+        last = self.decoder.sites.layers - 1
         with ExitStack() as stack:
             stack.enter_context(hooked(self._hooks()))
             if self.columns > 1:  # then nothing else of the last block is read, nor is anything restored there
                 places = torch.arange(1, len(self._rows) + 1) * self.columns - 1
                 for site in ("attn_out", "mlp"):
-                    stack.enter_context(only_at(get_module(model, sites.name(site, last)), places))
+                    stack.enter_context(only_at(self.decoder.module(site, last), places))
             return self()[:, -1]
 
     def _corrupted(self, x: Float[Tensor, "runs tokens d_model"]) -> Float[Tensor, "rows columns d_model"]:
@@ -188,14 +187,13 @@ class Continuation(Replay):
     def _hooks(self):
         if not self.start:
             noisy = self._corrupted(self.passes.embedded)
-            embed = get_module(self.passes.model, self.passes.sites.embed)
-            yield embed.register_forward_hook(lambda module, args, output: noisy)
+            yield self.decoder.embedding.register_forward_hook(lambda module, args, output: noisy)
         for site in ("down_proj", "attn_out"):
             severed = [i for i, cell in enumerate(self.cells) if cell.severed == site]
-            for layer in range(self.start, self.passes.sites.layers - (self.columns > 1)):
+            for layer in range(self.start, self.decoder.sites.layers - (self.columns > 1)):
                 restored = [i for i, cell in enumerate(self.cells) if cell.site == site and cell.low <= layer < cell.high]
                 if restored or severed:
-                    module = get_module(self.passes.model, self.passes.sites.name(site, layer))
+                    module = self.decoder.module(site, layer)
                     yield module.register_forward_hook(self._changing(restored, severed, self.passes.outputs[site][layer]))
 
     def _changing(self, restored: list[int], severed: list[int], source: Float[Tensor, "runs tokens d_model"]):

@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
 
 from common.errors import UserError
 from editors.core.budget import total_bytes
-from editors.core.prompts import pad_id
-from editors.core.sites import Sites, evaluating, input_device
+from editors.core.decoder import Decoder
 
 from experiments.tracing.noise import Noise
 from experiments.tracing.passes import Cell, Passes, Site
@@ -64,7 +62,7 @@ def window(layer: int, size: int, layers: int) -> tuple[int, int]:
 
 
 def trace(
-    model: nn.Module, tok, sites: Sites, prompts: Sequence[TracePrompt], noise: Noise, replace_embedding: bool = False,
+    decoder: Decoder, prompts: Sequence[TracePrompt], noise: Noise, replace_embedding: bool = False,
     kinds: Sequence[str] = tuple(KINDS), size: int | None = None, known_only: bool = True, subject_last: bool = False,
 ) -> list[Traced]:
     """Traces of the prompts, which are few enough to keep the runs of (see :func:`blocks`). The model is left as it was.
@@ -73,22 +71,22 @@ def trace(
     known_only: prompts that the model answers otherwise than by the fact's attribute are not traced. subject_last: only the
     subject's last token is; the scores of all others are NaN. Raises UserError if a probability is not finite.
     """
-    with evaluating(model), torch.no_grad():
-        passes = Passes(model, sites, prompts, noise, replace_embedding, pad_id(tok))
+    with decoder.evaluating(), torch.no_grad():
+        passes = Passes(decoder, prompts, noise, replace_embedding)
         found = [Traced(prompt, int(passes.answers[i]), float(passes.high[i]), float(passes.low[i]), {})
                  for i, prompt in enumerate(prompts)]
         wanted = [i for i, traced in enumerate(found) if traced.correct or not known_only]
-        scores = _scores(passes, wanted, kinds, size or default_window(sites.layers), subject_last)
+        scores = _scores(passes, wanted, kinds, size or default_window(decoder.sites.layers), subject_last)
     return [replace(traced, scores=scores.get(i, {})) for i, traced in enumerate(found)]
 
 
-def blocks(prompts: Sequence[TracePrompt], model: nn.Module, sites: Sites, samples: int) -> Iterator[list[TracePrompt]]:
+def blocks(prompts: Sequence[TracePrompt], decoder: Decoder, samples: int) -> Iterator[list[TracePrompt]]:
     """Consecutive prompts whose runs fit into a sixteenth of the memory: some 6 numbers a block, token and channel."""
-    budget = total_bytes(input_device(model)) / 16
+    budget, sites, itemsize = total_bytes(decoder.device) / 16, decoder.sites, decoder.model.dtype.itemsize
     block: list[TracePrompt] = []
     for prompt in prompts:
         longest = max(len(p.ids) for p in (*block, prompt))
-        cost = (len(block) + 1) * (samples + 1) * longest * 6 * sites.layers * sites.d_model * model.dtype.itemsize
+        cost = (len(block) + 1) * (samples + 1) * longest * 6 * sites.layers * sites.d_model * itemsize
         if block and (cost > budget or len(block) == AT_ONCE):
             yield block
             block = []
@@ -100,7 +98,7 @@ def blocks(prompts: Sequence[TracePrompt], model: nn.Module, sites: Sites, sampl
 def _scores(
     passes: Passes, wanted: Sequence[int], kinds: Sequence[str], size: int, subject_last: bool
 ) -> dict[int, dict[str, Float[np.ndarray, "tokens layers"]]]:
-    layers = passes.sites.layers
+    layers = passes.decoder.sites.layers
     scores, cells = {}, {}
     for i in wanted:
         prompt, low, high = passes.prompts[i], float(passes.low[i]), float(passes.high[i])
@@ -135,13 +133,14 @@ def _batches(passes: Passes, cells: Sequence[Cell]) -> Iterator[list[Cell]]:
     groups = defaultdict(list)
     for cell in cells:
         groups[cell.start, len(passes.prompts[cell.prompt].ids) - cell.token].append(cell)
-    tokens = TOKENS.get(input_device(passes.model).type, 32768)
-    vocabulary = passes.model.config.get_text_config().vocab_size
-    memory = total_bytes(input_device(passes.model)) / 32
+    decoder = passes.decoder
+    tokens = TOKENS.get(decoder.device.type, 32768)
+    vocabulary = decoder.model.config.get_text_config().vocab_size
+    memory = total_bytes(decoder.device) / 32
     for (start, columns), group in groups.items():
         group.sort(key=lambda cell: cell.token)  # prefixes of like length
-        blocks_run = passes.sites.layers - start
-        floats_a_row = passes.sites.d_model * (4 * group[-1].token * blocks_run + 40 * columns) + 4 * vocabulary
+        blocks_run = decoder.sites.layers - start
+        floats_a_row = decoder.sites.d_model * (4 * group[-1].token * blocks_run + 40 * columns) + 4 * vocabulary
         rows = max(1, int(min(tokens / columns, memory / (4 * floats_a_row))))
         count = max(1, rows // (passes.rows - 1))
         yield from (group[i:i + count] for i in range(0, len(group), count))

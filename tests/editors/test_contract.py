@@ -2,11 +2,14 @@
 
 import copy
 import functools
+import gc
+import weakref
 
 import pytest
 import torch
 
 import editors
+from editors.core.kept import kept
 from tests.conftest import GOLDEN, relative
 
 VALUES = dict(
@@ -202,17 +205,13 @@ def test_batch_order_does_not_matter(editor, tiny_gpt2):
 
 def test_factors_go_with_their_model(tiny_gpt2):
     """What is kept between batches (statistics, Cholesky factors) does not outlive the model."""
-    import gc
-
-    from editors.closed_form import statistics
-
-    held = len(statistics._factors)
     model = copy.deepcopy(tiny_gpt2[0])
     editors.load("MEMIT", HPARAMS["MEMIT"]).edit(model, tiny_gpt2[1], REQUESTS[:1])
-    assert len(statistics._factors) > held
+    moments = [weakref.ref(moment) for moment in kept(model, "moments").values()]
+    assert moments and all(moment()._factors for moment in moments)
     del model
     gc.collect()
-    assert len(statistics._factors) == held
+    assert not any(moment() for moment in moments)
 
 
 def test_works_without_gradients(editor, tiny_gpt2):

@@ -13,6 +13,8 @@ from common.errors import UserError
 from data.download import Unavailable
 import data.world
 from editors.core import covariance
+from editors.core.covariance import MomentSpec
+from editors.core.decoder import Decoder
 from experiments import collect_stats
 from experiments.run.job import HPARAMS
 from tests.conftest import GOLDEN, ROOT, load_tiny
@@ -50,7 +52,8 @@ def test_same_as_the_library(run, tmp_path, capsys):
     moments = run("--dataset", CORPUS, *flags)
     assert list(moments) == [1, 3, 4]
     model, tok = load_tiny("tiny-gpt2")
-    wanted = covariance.collect(model, tok, [3], CORPUS, 50, "float64", stats_dir=tmp_path, batch_tokens=60, progress=False)[3]
+    wanted = covariance.collect(
+        Decoder.of(model, tok), [3], MomentSpec(CORPUS, 50, "float64", batch_tokens=60), stats_dir=tmp_path, progress=False)[3]
     assert moments[3].count == wanted.count and torch.allclose(moments[3].matrix, wanted.matrix, rtol=1e-4, atol=1e-6)
     printed = capsys.readouterr().out
     assert f"layer 4: {wanted.count} tokens, keys of width 256" in printed and str(tmp_path / "stats") in printed
@@ -60,7 +63,7 @@ def test_editors_find_what_the_program_wrote(run, tmp_path, monkeypatch):
     run("--dataset", CORPUS, "--layers", "all", "--sample_size", "all", "--to_collect", "mean,mom2,norm_mean")
     monkeypatch.setattr(covariance, "add_batch", lambda *_: pytest.fail("collected again"))
     monkeypatch.setenv("KE_STATS_DIR", str(tmp_path / "stats"))
-    assert len(covariance.collect(*load_tiny("tiny-gpt2"), range(6), CORPUS, "all")) == 6
+    assert len(covariance.collect(Decoder.of(*load_tiny("tiny-gpt2")), range(6), MomentSpec(CORPUS, "all"))) == 6
 
 
 def test_settings_come_from_a_hparams_file_and_flags_win(run, tmp_path):

@@ -23,7 +23,7 @@ def cases(run: Path) -> dict[str, dict]:
 def golden_contexts(golden, monkeypatch):
     """The golden runs' context templates instead of sampled ones."""
     fixed = json.loads((golden / "context_templates.json").read_text())
-    monkeypatch.setattr("editors.closed_form.statistics.context_templates",
+    monkeypatch.setattr("editors.closed_form.prepared.context_templates",
                         lambda model, tok, kind, **_: fixed["memit"] if kind == "memit" else [fixed["rome"]])
 
 

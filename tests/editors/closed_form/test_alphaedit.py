@@ -8,7 +8,7 @@ import torch
 
 import editors
 from editors.core import covariance
-from editors.core.sites import find_sites
+from editors.core.decoder import Decoder
 from editors.sequence import EditSequence
 from tests.conftest import GOLDEN, golden_models, relative
 
@@ -63,7 +63,8 @@ def test_preserved_directions_stay(golden_model):
     editor = editors.load("AlphaEdit", hparams_of(about, "tiny-gpt2_f64"))
     edit = editor.edit(model, tok, json.loads((GOLDEN / "requests.json").read_text())[:3], progress=False)
     hp = editor.hparams
-    moments = covariance.collect(model, tok, hp.layers, hp.mom2_dataset, hp.mom2_n_samples, hp.mom2_dtype, sites=find_sites(model))
+    moments = covariance.collect(
+        Decoder.of(model, tok), hp.layers, covariance.MomentSpec(hp.mom2_dataset, hp.mom2_n_samples, hp.mom2_dtype))
     for layer, delta in zip(hp.layers, edit.deltas().values()):  # Conv1D: [d_in, d_out]
         values, vectors = torch.linalg.eigh(moments[layer].matrix.double())
         preserved = vectors[:, values >= hp.nullspace_threshold]
@@ -79,7 +80,8 @@ def test_relative_threshold(golden_model):
     hp = hparams_of(about, "tiny-gpt2_f64") | {"nullspace_threshold": 0.5, "nullspace_relative": True}
     requests = json.loads((GOLDEN / "requests.json").read_text())[:1]
     edit = editors.load("AlphaEdit", hp).edit(model, tok, requests, progress=False)
-    moments = covariance.collect(model, tok, hp["layers"], hp["mom2_dataset"], hp["mom2_n_samples"], "float64")
+    moments = covariance.collect(
+        Decoder.of(model, tok), hp["layers"], covariance.MomentSpec(hp["mom2_dataset"], hp["mom2_n_samples"], "float64"))
     for layer, moment in moments.items():
         values = torch.linalg.eigvalsh(moment.matrix)
         assert edit.info["statistics"][str(layer)]["null_space"] == int((values < 0.5 * values.mean()).sum()) < len(values)

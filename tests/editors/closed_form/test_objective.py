@@ -5,8 +5,9 @@ import torch
 
 import editors
 from editors.changes import Dense, LowRank
-from editors.closed_form.objective import Asked, objective_distances
+from editors.closed_form.objective import Goal, objective_distances
 from editors.core import covariance
+from editors.core.decoder import Decoder
 from editors.core.keys import compute_keys
 from editors.core.prompts import parse_requests
 from editors.core.sites import find_sites, weight_of
@@ -30,7 +31,7 @@ def test_definitions(in_first, dense):
     targets, current = random(3, 7), random(3, 7)
     change = LowRank(adjusted, residual) if in_first else LowRank(residual, adjusted)
     change = Dense(change.dense()) if dense else change
-    asked = Asked.of(keys, residual, adjusted, targets, current)
+    asked = Goal.of(keys, residual, adjusted, targets, current)
     told = objective_distances(asked, change, weight.T if in_first else weight, in_first, seen @ seen.T / 90)
     new = weight + residual @ adjusted.T
     expected = {
@@ -62,7 +63,8 @@ def test_what_edits_tell(tiny_gpt2):
         assert distances["delta_norm"] == pytest.approx(float(delta.norm()), rel=1e-5)
         # The definition, on the keys themselves.
         sites = find_sites(model)
-        moment = covariance.collect(model, tok, [2], HPARAMS[name]["mom2_dataset"], 400)[2].matrix.double()
+        moment = covariance.collect(
+            Decoder(model, tok, sites), [2], covariance.MomentSpec(HPARAMS[name]["mom2_dataset"], 400))[2].matrix.double()
         change = delta.double().T if weight_of(model, sites, 2)[2] else delta.double()
         moved = float(torch.trace(change @ moment @ change.T).sqrt())
         assert distances["preservation_distance"] == pytest.approx(moved, rel=1e-4)
@@ -79,7 +81,7 @@ def test_keys_and_norms_are_the_layers(tiny_gpt2):
     told = editor.edit(model, tok, REQUESTS, context_templates=contexts, progress=False).info["objective_distances"]
     assert list(told) == ["1", "2"] and all(of_layer["preservation_distance"] is None for of_layer in told.values())
     requests = parse_requests(REQUESTS, tok)
-    keys = compute_keys(model, tok, requests, [1], contexts, find_sites(model), "subject_last")[1]
+    keys = compute_keys(Decoder.of(model, tok), requests, [1], contexts, "subject_last")[1]
     assert told["1"]["inside_norms"]["layer_ks_norm"] == pytest.approx(float(keys.norm(dim=1).mean()), rel=1e-6)
     weight = weight_of(model, find_sites(model), 1)[1]
     assert told["1"]["original_weights_norm"] == pytest.approx(float(weight.norm()), rel=1e-6)

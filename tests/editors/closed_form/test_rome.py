@@ -5,6 +5,7 @@ import torch
 
 import editors
 import editors.closed_form.rome as rome
+from editors.core.decoder import Decoder
 from editors.core.keys import layer_io
 from editors.core.prompts import parse_requests
 from editors.core.sites import find_sites, get_module
@@ -27,7 +28,7 @@ def key_and_value(model, tok, hparams, monkeypatch):
     monkeypatch.setattr(rome, "cached_optimise", lambda *a, **k: seen.setdefault("values", original(*a, **k)))
     edit = editors.load("ROME", hparams).edit(model, tok, REQUESTS[:1], context_templates=TEMPLATES)
     sites, request, layer = find_sites(model), parse_requests(REQUESTS[:1], tok)[0], hparams["layers"][0]
-    inputs, _ = layer_io(model, tok, request, layer, sites, "subject_last", [TEMPLATES])
+    inputs, _ = layer_io(Decoder(model, tok, sites), request, layer, [TEMPLATES], "subject_last")
     key = inputs[0] if hparams["key"] == "legacy" else inputs.mean(0)
     with edit.applied(model), torch.no_grad():
         mapped = get_module(model, sites.name("down_proj", layer))(key[None])[0]

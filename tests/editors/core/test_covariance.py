@@ -19,8 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
 from editors.core import covariance, key_sums, moment_store
-from editors.core.covariance import collect
+from editors.core.covariance import MomentSpec
+from editors.core.decoder import Decoder
+from editors.core.kept import kept
 from editors.core.key_sums import KeySums, batches
+from editors.core.moment import IDENTITY, spectrum
 from editors.core.sites import find_sites, get_module
 from tests.conftest import GOLDEN, ROOT, golden_models, load_tiny, relative
 from tests.models import ARCHITECTURES, tiny_model
@@ -33,6 +36,12 @@ WORDS = 200
 def gpt2():
     """A model of the test's own: caches are kept by model."""
     return load_tiny("tiny-gpt2")
+
+
+def collect(model, tok, layers, dataset, n_samples, dtype="float32", batch_tokens=None, max_keys=None, **options):
+    """`covariance.collect` of this model and these texts."""
+    spec = MomentSpec(dataset, n_samples, dtype, batch_tokens, max_keys)
+    return covariance.collect(Decoder.of(model, tok), layers, spec, **options)
 
 
 def word_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
@@ -262,7 +271,7 @@ def test_only_missing_layers_are_collected(gpt2, tmp_path, monkeypatch):
     collect(model, tok, [1, 2], CORPUS, 20, stats_dir=tmp_path, progress=False)
     asked = []
     add_batch = covariance.add_batch
-    monkeypatch.setattr(covariance, "add_batch", lambda *args: (asked.append(set(args[2])), add_batch(*args)))
+    monkeypatch.setattr(covariance, "add_batch", lambda *args: (asked.append(set(args[1])), add_batch(*args)))
     assert set(collect(model, tok, [2, 3, 1], CORPUS, 20, stats_dir=tmp_path, progress=False)) == {1, 2, 3}
     assert asked and all(layers == {3} for layers in asked)
 
@@ -355,7 +364,7 @@ def test_damaged_files_are_named(gpt2, tmp_path, damage):
 
 def test_two_writers_of_one_file_do_not_spoil_it(tmp_path):
     path = tmp_path / "m.safetensors"
-    identity = {field: 0 for field in moment_store.KINDS} | {"count": 1, "layer": 0}
+    identity = {field: 0 for field in IDENTITY} | {"count": 1, "layer": 0}
     moment_store.save(path, {"mom2": torch.zeros(8, 8), "key_sum": torch.zeros(8), "norm_sum": torch.zeros(())}, identity)
 
     def write(value: float):
@@ -393,7 +402,7 @@ def published(gpt2, tmp_path):
     moment = collect(model, tok, [2], CORPUS, 40, stats_dir=tmp_path, progress=False)[2]
     path = only_file(tmp_path)
     path.unlink()
-    covariance._moments.pop(model)
+    kept(model, "moments").clear()
     return model, tok, moment, path.parent
 
 
@@ -533,12 +542,14 @@ def test_sigkill(gpt2, tmp_path):
     program = f"""
 import time, torch
 from editors.core import covariance, key_sums
+from editors.core.decoder import Decoder
 from tests.conftest import load_tiny
 torch.set_num_threads({torch.get_num_threads()})
 covariance.SNAPSHOT_SECONDS, covariance.SNAPSHOT_SHARE = 0.0, float("inf")
 add_batch = covariance.add_batch
 covariance.add_batch = lambda *args: (time.sleep(0.2), add_batch(*args))
-covariance.collect(*load_tiny("tiny-gpt2"), [1, 2], {CORPUS!r}, "all", stats_dir={str(tmp_path)!r}, pack_tokens=256)
+spec = covariance.MomentSpec({CORPUS!r}, "all")
+covariance.collect(Decoder.of(*load_tiny("tiny-gpt2")), [1, 2], spec, stats_dir={str(tmp_path)!r}, pack_tokens=256)
 """
     model, tok = gpt2
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -592,7 +603,8 @@ def test_keys_that_are_not_numbers_leave_no_file(gpt2, tmp_path):
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.bias[0] = float("nan")
     with pytest.raises(UserError, match="hold NaN or infinity"):
-        collect(model, tok, [1], CORPUS, 10, sites=find_sites(load_tiny("tiny-gpt2")[0]), stats_dir=tmp_path, progress=False)
+        sites = find_sites(load_tiny("tiny-gpt2")[0])
+        covariance.collect(Decoder(model, tok, sites), [1], MomentSpec(CORPUS, 10), stats_dir=tmp_path, progress=False)
     assert not list(tmp_path.rglob("*mom2*"))
 
 
@@ -619,7 +631,7 @@ def test_default_folder(monkeypatch):
 def test_rank_and_condition_as_far_as_float32_tells(count, rank):
     """Also of keys that are a thousand times longer in some directions than in others, as those of real models are."""
     keys = torch.randn(count, 256, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -3, 256)
-    told = covariance.spectrum(keys.T @ keys / count)
+    told = spectrum(keys.T @ keys / count)
     assert told["rank"] == pytest.approx(rank, abs=2) and told["rank"] <= rank
     if rank == 256:
         exact = torch.linalg.svdvals(keys.double())

@@ -7,6 +7,7 @@ import torch
 
 from common.errors import UserError
 from editors.core import contexts, key_sums
+from editors.core.decoder import Decoder
 from editors.core.keys import compute_hidden, compute_keys, layer_io
 from editors.core.modules import LeaveForward, hooked
 from editors.core.prompts import Request
@@ -28,21 +29,21 @@ def add_batch(model):
     sites = find_sites(model)
     width = max(weight_of(model, sites, 1)[1].shape)
     sums = {layer: key_sums.KeySums(width, torch.float32, model.device) for layer in (1, 3)}
-    key_sums.add_batch(model, sites, sums, [[5, 6, 7], [8]])
+    key_sums.add_batch(Decoder(model, None, sites), sums, [[5, 6, 7], [8]])
 
 
 def values(site, **changes):
     def run(model):
         settings = SimpleNamespace(**SETTINGS | changes)
-        optimise(model, TOK, REQUESTS, 1, settings, find_sites(model), GROUPS[0] + GROUPS[1], site, progress=False)
+        optimise(Decoder.of(model, TOK), REQUESTS, 1, settings, GROUPS[0] + GROUPS[1], site, progress=False)
     return run
 
 
 OPERATIONS = {
     "sites": lambda model: search(model, {}),
-    "keys": lambda model: compute_keys(model, TOK, REQUESTS, [3, 1], GROUPS, find_sites(model)),
-    "hidden": lambda model: compute_hidden(model, TOK, REQUESTS, 3, find_sites(model)),
-    "layer_io": lambda model: layer_io(model, TOK, REQUESTS[0], 3, find_sites(model), "subject_last", GROUPS),
+    "keys": lambda model: compute_keys(Decoder.of(model, TOK), REQUESTS, [3, 1], GROUPS),
+    "hidden": lambda model: compute_hidden(Decoder.of(model, TOK), REQUESTS, 3),
+    "layer_io": lambda model: layer_io(Decoder.of(model, TOK), REQUESTS[0], 3, GROUPS, "subject_last"),
     "sums": add_batch,
     "contexts": lambda model: contexts._sample(model, [[1], [1, 7]], 4, torch.Generator()),
     "z": values("block"),
@@ -103,8 +104,8 @@ def test_hooks_that_were_placed_go_when_a_later_one_cannot_be():
         pass
     assert not any(m._forward_hooks for m in model.modules())
     with pytest.raises(UserError, match="no module 'transformer.h.9.mlp.c_proj'"):
-        compute_keys(model, TOK, REQUESTS, [9], GROUPS, SimpleNamespace(
-            name=lambda site, layer: f"transformer.h.{layer}.mlp.c_proj", d_model=32, decoder="transformer"))
+        compute_keys(Decoder(model, TOK, SimpleNamespace(
+            name=lambda site, layer: f"transformer.h.{layer}.mlp.c_proj", d_model=32, decoder="transformer")), REQUESTS, [9], GROUPS)
 
 
 def test_leaving_ends_the_pass_and_nothing_else():

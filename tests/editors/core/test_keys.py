@@ -8,6 +8,7 @@ import torch
 
 from common.errors import UserError
 from editors.core.covariance import collect
+from editors.core.decoder import Decoder
 from editors.core.keys import compute_hidden, compute_keys, layer_io
 from editors.core.prompts import Request, fill, locate, parse_requests
 from editors.core.sites import find_sites, first, get_module
@@ -42,7 +43,7 @@ def test_keys_equal_the_published_ones(published):
     model, tok, sites, requests, templates, arrays, tolerance = published
     layers = [int(name.removeprefix("ks/layer")) for name in arrays if name.startswith("ks/layer")]
     assert len(layers) == 5
-    keys = compute_keys(model, tok, requests, layers, templates, sites)
+    keys = compute_keys(Decoder(model, tok, sites), requests, layers, templates)
     for layer in layers:
         assert keys[layer].dtype == model.dtype
         assert relative(keys[layer], arrays[f"ks/layer{layer}"]) < tolerance
@@ -51,20 +52,20 @@ def test_keys_equal_the_published_ones(published):
 @pytest.mark.parametrize("fact_token", ["subject_first", "subject_first_after_last"])
 def test_keys_at_other_tokens_equal_the_published_ones(published, fact_token):
     model, tok, sites, requests, templates, arrays, tolerance = published
-    keys = compute_keys(model, tok, requests, [2], templates, sites, fact_token)[2]
+    keys = compute_keys(Decoder(model, tok, sites), requests, [2], templates, fact_token)[2]
     assert relative(keys, arrays[f"ks_{fact_token}/layer2"]) < tolerance
 
 
 def test_layer_io_equals_the_published_one(published):
     model, tok, sites, requests, templates, arrays, tolerance = published
-    pairs = [layer_io(model, tok, request, 2, sites, "subject_last", templates) for request in requests]
+    pairs = [layer_io(Decoder(model, tok, sites), request, 2, templates, "subject_last") for request in requests]
     for side, name in enumerate(["raw/layer2_in", "raw/layer2_out"]):
         assert relative(torch.cat([pair[side] for pair in pairs]), arrays[name]) < tolerance
 
 
 def test_hidden_equals_the_published_one(published):
     model, tok, sites, requests, _, arrays, tolerance = published
-    assert relative(compute_hidden(model, tok, requests, 3, sites), arrays["block_out/layer3"]) < tolerance
+    assert relative(compute_hidden(Decoder(model, tok, sites), requests, 3), arrays["block_out/layer3"]) < tolerance
 
 
 @pytest.mark.filterwarnings("ignore:the corpus has 312 documents")
@@ -81,7 +82,7 @@ def test_rome_directions_equal_the_published_ones(published, whitened, tmp_path)
     numbers = [int(name.removeprefix(start)) for name in arrays if name.startswith(start)]
     assert numbers == [0, 2, 3, 7, 9]
     for number in numbers:
-        key = layer_io(model, tok, requests[number], 2, sites, "subject_last", [templates])[0].mean(0)
+        key = layer_io(Decoder(model, tok, sites), requests[number], 2, [templates], "subject_last")[0].mean(0)
         assert relative(rome_direction(factor, key), arrays[f"{start}{number}"]) < tolerance
 
 
@@ -105,8 +106,8 @@ def test_batched_equals_one_at_a_time(arch, fact_token):
     """Prompts of different lengths, three layers at once, against whole prompts run alone; windows are shorter than prompts."""
     model, tok = tiny_model(arch), tiny_tokenizer("byte_level_bos")
     sites, layers = find_sites(model), [3, 0, 2]
-    keys = compute_keys(model, tok, REQUESTS, layers, GROUPS, sites, fact_token)
-    hidden = compute_hidden(model, tok, REQUESTS, 1, sites, fact_token)
+    keys = compute_keys(Decoder(model, tok, sites), REQUESTS, layers, GROUPS, fact_token)
+    hidden = compute_hidden(Decoder(model, tok, sites), REQUESTS, 1, fact_token)
     for i, request in enumerate(REQUESTS):
         rows = [[locate(tok, fill(t, request.prompt), request.subject, fact_token) for t in group] for group in GROUPS]
         for layer in layers:
@@ -123,7 +124,7 @@ def test_last_is_each_prompts_own_last_token():
     """Published code reads position -1 of a padded batch: padding, for all but the longest row."""
     model, tok = load_tiny("tiny-gpt2")
     sites = find_sites(model)
-    keys = compute_keys(model, tok, REQUESTS, [2], [["{}"]], sites, "last")[2]
+    keys = compute_keys(Decoder(model, tok, sites), REQUESTS, [2], [["{}"]], "last")[2]
     for key, request in zip(keys, REQUESTS):
         ids = tok(request.prompt.replace("{}", request.subject))["input_ids"]
         torch.testing.assert_close(key, plainly(model, sites, "down_proj", 2, ids, -1, "in"), atol=1e-5, rtol=1e-4)
@@ -140,7 +141,7 @@ def test_nothing_runs_above_the_deepest_layer():
     model, tok = tiny_model("llama"), tiny_tokenizer()
     sites = find_sites(model)
     runs = {name: count_rows(model, name) for name in ("model.layers.1", "model.layers.2", "model.norm", "lm_head")}
-    compute_keys(model, tok, REQUESTS, [0, 2], GROUPS, sites)
+    compute_keys(Decoder(model, tok, sites), REQUESTS, [0, 2], GROUPS)
     # Block 2 is left at its projection, so its own hook never fires.
     assert [len(seen) for seen in runs.values()] == [1, 0, 0, 0]
 
@@ -150,7 +151,7 @@ def test_equal_beginnings_run_once():
     model, tok = tiny_model("llama"), tiny_tokenizer()
     sites, seen = find_sites(model), count_rows(model, "model.layers.0")
     requests = [Request("{} lives in", "Orla Venn", " x"), Request("{} works as a clockmaker", "Orla Venn", " y"), REQUESTS[1]]
-    keys = compute_keys(model, tok, requests, [1], GROUPS, sites)[1]
+    keys = compute_keys(Decoder(model, tok, sites), requests, [1], GROUPS)[1]
     assert sum(rows for rows, _ in seen) == 2 * 4 and torch.equal(keys[0], keys[1]) and not torch.allclose(keys[0], keys[2])
 
 
@@ -158,9 +159,9 @@ def test_equal_beginnings_run_once():
 def test_batches_keep_to_the_budget(batch_tokens):
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     sites = find_sites(model)
-    whole = compute_keys(model, tok, REQUESTS, [2], GROUPS, sites)[2]
+    whole = compute_keys(Decoder(model, tok, sites), REQUESTS, [2], GROUPS)[2]
     seen = count_rows(model, "transformer.h.0")
-    keys = compute_keys(model, tok, REQUESTS, [2], GROUPS, sites, batch_tokens=batch_tokens)[2]
+    keys = compute_keys(Decoder(model, tok, sites), REQUESTS, [2], GROUPS, batch_tokens=batch_tokens)[2]
     assert all(rows * width <= batch_tokens or rows == 1 for rows, width in seen)
     assert (len(seen) == 1) == (batch_tokens == 10_000)
     torch.testing.assert_close(keys, whole, atol=1e-6, rtol=1e-5)
@@ -169,27 +170,27 @@ def test_batches_keep_to_the_budget(batch_tokens):
 def test_order_of_requests_does_not_matter():
     model, tok = tiny_model("llama").double(), tiny_tokenizer()
     sites = find_sites(model)
-    keys = compute_keys(model, tok, REQUESTS, [2], GROUPS, sites)[2]
-    turned = compute_keys(model, tok, REQUESTS[::-1], [2], GROUPS, sites)[2]
+    keys = compute_keys(Decoder(model, tok, sites), REQUESTS, [2], GROUPS)[2]
+    turned = compute_keys(Decoder(model, tok, sites), REQUESTS[::-1], [2], GROUPS)[2]
     torch.testing.assert_close(turned.flip(0), keys, atol=1e-12, rtol=1e-10)
 
 
 def test_groups_weigh_alike_whatever_their_size():
     model, tok = tiny_model("llama").double(), tiny_tokenizer()
     sites = find_sites(model)
-    rows = layer_io(model, tok, REQUESTS[0], 2, sites, "subject_last", GROUPS)[0]
-    keys = [compute_keys(model, tok, REQUESTS[:1], [2], groups, sites)[2][0] for groups in (GROUPS, [sum(GROUPS, [])])]
+    rows = layer_io(Decoder(model, tok, sites), REQUESTS[0], 2, GROUPS, "subject_last")[0]
+    keys = [compute_keys(Decoder(model, tok, sites), REQUESTS[:1], [2], groups)[2][0] for groups in (GROUPS, [sum(GROUPS, [])])]
     torch.testing.assert_close(keys[0], rows[0] / 2 + rows[1:].mean(0) / 2)
     torch.testing.assert_close(keys[1], rows.mean(0))
     assert not torch.allclose(keys[0], keys[1])
-    doubled = compute_keys(model, tok, REQUESTS[:1], [2], [["{}", "{}", GROUPS[1][0]]], sites)[2][0]
+    doubled = compute_keys(Decoder(model, tok, sites), REQUESTS[:1], [2], [["{}", "{}", GROUPS[1][0]]])[2][0]
     torch.testing.assert_close(doubled, (2 * rows[0] + rows[1]) / 3)
 
 
 def test_layer_io_fits_the_weight():
     model, tok = tiny_model("opt"), tiny_tokenizer()
     sites = find_sites(model)
-    inputs, outputs = layer_io(model, tok, REQUESTS[0], 2, sites, "subject_last", GROUPS)
+    inputs, outputs = layer_io(Decoder(model, tok, sites), REQUESTS[0], 2, GROUPS, "subject_last")
     linear = get_module(model, sites.name("down_proj", 2))
     torch.testing.assert_close(linear(inputs), outputs)
 
@@ -198,8 +199,8 @@ def test_layer_io_fits_the_weight():
 def test_half_precision_gives_float32_keys(dtype):
     model, tok = tiny_model("llama"), tiny_tokenizer()
     sites = find_sites(model)
-    exact = compute_keys(model, tok, REQUESTS, [2], GROUPS, sites)[2]
-    keys = compute_keys(model.to(dtype), tok, REQUESTS, [2], GROUPS, sites)[2]
+    exact = compute_keys(Decoder(model, tok, sites), REQUESTS, [2], GROUPS)[2]
+    keys = compute_keys(Decoder(model.to(dtype), tok, sites), REQUESTS, [2], GROUPS)[2]
     assert keys.dtype == torch.float32
     assert relative(keys, exact) < 16 * torch.finfo(dtype).eps
 
@@ -208,8 +209,8 @@ def test_dropout_hooks_and_modes():
     """A model in train mode gives the keys of eval mode, and is left in train mode without hooks."""
     model, tok = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5), tiny_tokenizer()
     sites = find_sites(model)
-    keys = compute_keys(model, tok, REQUESTS, [1], GROUPS, sites)[1]
-    assert torch.equal(compute_keys(model.train(), tok, REQUESTS, [1], GROUPS, sites)[1], keys)
+    keys = compute_keys(Decoder(model, tok, sites), REQUESTS, [1], GROUPS)[1]
+    assert torch.equal(compute_keys(Decoder(model.train(), tok, sites), REQUESTS, [1], GROUPS)[1], keys)
     assert all(m.training and not m._forward_hooks for m in model.modules())
     assert not keys.requires_grad
 
@@ -217,7 +218,7 @@ def test_dropout_hooks_and_modes():
 def test_layer_beyond_the_model():
     model, tok = tiny_model("llama"), tiny_tokenizer()
     with pytest.raises(UserError, match=f"layer {LAYERS} does not exist"):
-        compute_keys(model, tok, REQUESTS, [LAYERS], GROUPS, find_sites(model))
+        compute_keys(Decoder.of(model, tok), REQUESTS, [LAYERS], GROUPS)
 
 
 def test_dispatched_by_accelerate():
@@ -227,6 +228,6 @@ def test_dispatched_by_accelerate():
     places |= {f"model.layers.{i}": "cpu" for i in range(LAYERS)}
     model = accelerate.dispatch_model(model, device_map=places, main_device="cpu", force_hooks=True)
     for _ in range(2):  # a pass left early must not spoil the next
-        keys = compute_keys(model, tok, REQUESTS, [1, 3], GROUPS, find_sites(model))
-    expected = compute_keys(plain, tok, REQUESTS, [1, 3], GROUPS, find_sites(plain))
+        keys = compute_keys(Decoder.of(model, tok), REQUESTS, [1, 3], GROUPS)
+    expected = compute_keys(Decoder.of(plain, tok), REQUESTS, [1, 3], GROUPS)
     assert all(torch.equal(keys[layer], expected[layer]) for layer in (1, 3))

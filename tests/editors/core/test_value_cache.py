@@ -9,6 +9,7 @@ import torch
 
 from common.errors import UserError
 from editors.core import value_cache
+from editors.core.decoder import Decoder
 from editors.core.prompts import Request
 from editors.core.sites import find_sites
 from editors.core.value_cache import SETTINGS, cached_optimise
@@ -26,23 +27,24 @@ HPARAMS = dict(
 @pytest.fixture
 def sought(monkeypatch):
     """Requests that were optimised, in order; the results are random."""
-    asked = []
+    optimised = []
 
-    def optimise(model, tok, requests, **arguments):
-        asked.extend(requests)
+    def optimise(decoder, requests, **arguments):
+        optimised.extend(requests)
         return Values(torch.randn(len(requests), WIDTH), torch.randn(len(requests), WIDTH))
 
     monkeypatch.setattr(value_cache, "optimise", optimise)
-    return asked
+    return optimised
 
 
 def question(**changes):
     """Arguments of cached_optimise without the folder."""
     model = changes.pop("model", None) or tiny_model("gpt2")
     hparams = {key: changes.pop(key) for key in HPARAMS if key in changes}
+    decoder = Decoder(model, changes.pop("tok", None) or tiny_tokenizer(), changes.pop("sites", None) or find_sites(model))
     return dict(
-        model=model, tok=tiny_tokenizer(), requests=REQUESTS[:1], layer=1, settings=SimpleNamespace(**HPARAMS | hparams),
-        sites=find_sites(model), templates=TEMPLATES, site="block", progress=False,
+        decoder=decoder, requests=REQUESTS[:1], layer=1, settings=SimpleNamespace(**HPARAMS | hparams), templates=TEMPLATES,
+        site="block", progress=False,
     ) | changes
 
 

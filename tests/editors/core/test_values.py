@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from editors.core.decoder import Decoder
 from editors.core.prompts import parse_requests
 from editors.core.replay import Replay, shared_beginnings
 from editors.core.sites import find_sites, get_module
 from editors.core.values import optimise
 from tests.conftest import GOLDEN, golden_models, load_tiny, relative
-from tests.models import ARCHITECTURES, tiny_model
+from tests.models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 
 class Settings:
@@ -44,11 +45,7 @@ def test_equals_published_trajectory(golden_model, name, case):
         steps.append((delta[0].numpy(), {k: float(v[0]) for k, v in terms.items()}))
 
     hparams = about["hparams"]
-    values = optimise(
-        model, tok, parse_requests([about["request"]], tok), about["layer"], Settings(hparams),
-        find_sites(model, {k: v for k, v in hparams.items() if "module" in k}), templates,
-        "block" if memit else "down_proj", watch=watch, progress=False,
-    )
+    values = optimise(Decoder.of(model, tok, {k: v for k, v in hparams.items() if "module" in k}), parse_requests([about["request"]], tok), about["layer"], Settings(hparams), templates, "block" if memit else "down_proj", watch=watch, progress=False)
     tolerance = 1e-8 if name == "tiny-gpt2_f64" else 1e-5 if name == "tiny-gptj_f64" else 1e-4
     assert len(steps) == len(arrays[f"{case}/loss"])
     assert relative(values.initial[0], arrays[f"{case}/target_init"]) < tolerance
@@ -88,12 +85,12 @@ def test_batch_equals_one_at_a_time(tiny_gpt2, site, loss_goal, grouped, monkeyp
         for number in numbers:
             steps[number] = step
 
-    arguments = dict(layer=2, settings=Settings(SETTINGS), sites=find_sites(model), templates=TEMPLATES, site=site, progress=False)
-    together = optimise(model, tok, requests, watch=watch, **arguments)
+    arguments = dict(layer=2, settings=Settings(SETTINGS), templates=TEMPLATES, site=site, progress=False)
+    together = optimise(Decoder.of(model, tok), requests, watch=watch, **arguments)
     if loss_goal > 1:
         assert len(set(steps.values())) > 1, "rows were to leave the batch at different steps"
     for i, request in enumerate(requests):
-        alone = optimise(model, tok, [request], **arguments)
+        alone = optimise(Decoder.of(model, tok), [request], **arguments)
         assert relative(together.target[i], alone.target[0]) < 1e-10
 
 
@@ -118,7 +115,7 @@ def test_replay_equals_full_pass(arch, site, attention, dtype, shared):
         lookups += [7, 8, 9, 6, 5, 10]
     layer = 1
     start = layer + 1 if site == "block" else layer
-    replay = Replay(model, sites, rows, lookups, start, pad_id=0)
+    replay = Replay(Decoder(model, tiny_tokenizer(), sites), rows, lookups, start)
     kept = [0, 2, 3]
     for attempt in range(2):
         with torch.no_grad():
@@ -138,10 +135,7 @@ def test_optimises_every_architecture(arch, tiny_gpt2):
     model = tiny_model(arch, vocab_size=len(tok))
     before = {name: p.clone() for name, p in model.state_dict().items()}
     losses = []
-    optimise(
-        model, tok, parse_requests(REQUESTS[:2], tok), 1, Settings(SETTINGS), find_sites(model), TEMPLATES, "down_proj",
-        watch=lambda step, numbers, delta, terms: losses.append(float(terms["nll"].mean())), progress=False,
-    )
+    optimise(Decoder.of(model, tok), parse_requests(REQUESTS[:2], tok), 1, Settings(SETTINGS), TEMPLATES, "down_proj", watch=lambda step, numbers, delta, terms: losses.append(float(terms["nll"].mean())), progress=False)
     assert losses[-1] < losses[0]
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
@@ -152,7 +146,7 @@ def test_last_is_the_prompts_last_token(tiny_gpt2):
     model, tok = tiny_gpt2
     sites = find_sites(model)
     requests = parse_requests(REQUESTS, tok)
-    values = optimise(model, tok, requests, 2, Settings(SETTINGS | {"fact_token": "last", "v_num_grad_steps": 1}), sites, TEMPLATES, "block", progress=False)
+    values = optimise(Decoder(model, tok, sites), requests, 2, Settings(SETTINGS | {"fact_token": "last", "v_num_grad_steps": 1}), TEMPLATES, "block", progress=False)
     for request, initial in zip(requests, values.initial):
         ids = tok(request.prompt.replace("{}", request.subject), return_tensors="pt").input_ids
         with torch.no_grad():
@@ -167,7 +161,7 @@ def test_shared_beginnings_run_once(tiny_gpt2):
     hook = model.transformer.h[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:2].numel()))
     rows = [[*range(20), 30 + i, 50] for i in range(10)]
     try:
-        Replay(model, find_sites(model), rows, [21] * 10, start=2, pad_id=0)
+        Replay(Decoder.of(model, tiny_tokenizer()), rows, [21] * 10, start=2)
     finally:
         hook.remove()
     assert seen == [20, 10, 10]  # the common tokens, each row's own one, and the replayed column
@@ -176,7 +170,7 @@ def test_shared_beginnings_run_once(tiny_gpt2):
 def test_rows_that_begin_alike_up_to_the_looked_up_token(tiny_gpt2):
     model, _ = tiny_gpt2
     rows = [[*range(9), 30 + i, 50] for i in range(10)]
-    replay = Replay(model, find_sites(model), rows, [9] * 10, start=2, pad_id=0)
+    replay = Replay(Decoder.of(model, tiny_tokenizer()), rows, [9] * 10, start=2)
     with torch.no_grad():
         full = model.transformer(torch.tensor(rows)).last_hidden_state[:, 9:]
         assert relative(replay(), full) < 1e-6

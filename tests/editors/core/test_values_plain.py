@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from editors.core.decoder import Decoder
 from editors.core.prompts import FACT_TOKENS, Request, encode_target, fill, locate
 from editors.core.sites import by_row, find_sites, first, get_module, head_logits
 from editors.core.values import optimise
@@ -82,7 +83,7 @@ def check(arch, tokenizer, site, **changes):
     settings = SimpleNamespace(**SETTINGS | changes)
     # Through one block of a short window the first request's target does not see its subject: no gradient, but rounding.
     requests = REQUESTS if settings.v_loss_layer is None else REQUESTS[1:]
-    values = optimise(model, tok, requests, LAYER, settings, find_sites(model), TEMPLATES, site, progress=False)
+    values = optimise(Decoder.of(model, tok), requests, LAYER, settings, TEMPLATES, site, progress=False)
     for i, request in enumerate(requests):
         initial, target = plainly(model, tok, request, settings, site)
         assert relative(values.initial[i], initial) < 3e-6

@@ -16,6 +16,7 @@ from editors.changes import LowRank
 from editors.closed_form.memit import MEMITHParams
 from editors.core import covariance
 from editors.core.contexts import context_templates
+from editors.core.decoder import Decoder
 from editors.core.prompts import parse_requests
 from editors.core.sites import find_sites
 from editors.edit import Edit
@@ -126,14 +127,14 @@ def test_greedy_contexts(falcon, name):
 
 
 def test_second_moments_in_half_precision(long_falcon):
-    known = arrays("stats")
+    known, decoder = arrays("stats"), Decoder.of(*long_falcon)
     for key in known.files:
         _, language, layer = key.split("/")
         corpus = FOLDER / f"corpus_{language[:3]}.jsonl"
         layer = int(layer.removeprefix("layer"))
         texts = 312 if language == "english" else 272  # all of them
-        moment = covariance.collect(
-            *long_falcon, [layer], str(corpus), texts, "float16", batch_tokens=1000, progress=False)[layer]
+        spec = covariance.MomentSpec(str(corpus), texts, "float16", batch_tokens=1000)
+        moment = covariance.collect(decoder, [layer], spec, progress=False)[layer]
         assert relative(moment.matrix.numpy()[np.triu_indices(256)], known[key]) < 1e-5
 
 

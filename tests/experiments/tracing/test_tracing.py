@@ -9,6 +9,7 @@ from transformers import GPT2TokenizerFast
 
 from common.errors import UserError
 from data.known import KnownFact
+from editors.core.decoder import Decoder
 from editors.core.sites import find_sites
 from experiments.bench import trace as bench
 from experiments.tracing.averages import CLASSES, LAST_SUBJECT, FactScores, averages, proposal, token_classes
@@ -39,12 +40,12 @@ def test_scores_equal_published(golden_model, name, case):
     assert [prompts[0].start, prompts[0].end] == told["subject_range"]
     noise = Noise("uniform" if told["uniform_noise"] else "gaussian", about["noise_factor"] * float(arrays["embedding_std"]))
     kind, sites = told["kind"] or "state", find_sites(model)
-    (traced,) = trace(model, tok, sites, prompts, noise, told["replace"], [kind], told["window"])
+    (traced,) = trace(Decoder(model, tok, sites), prompts, noise, told["replace"], [kind], told["window"])
     assert traced.correct and tok.decode([traced.answer]) == told["answer"]
     assert relative(traced.scores[kind], arrays[f"{case}/scores"]) < 1e-5
     assert relative(traced.high, told["high_score"]) < 1e-5
     with torch.no_grad():  # published: noise is added in the run that restores nothing, also where it replaces elsewhere
-        low = float(Passes(model, sites, prompts, noise, False, 0).low[0])
+        low = float(Passes(Decoder(model, tok, sites), prompts, noise, False).low[0])
     assert relative(low, told["low_score"]) < 1e-5
     assert relative(traced.low, low) < 1e-6 or told["replace"]
 
@@ -53,7 +54,7 @@ def test_another_answer_is_not_traced(tiny_gpt2):
     model, tok = tiny_gpt2
     prompts = trace_prompts(tok, [KnownFact(0, "Orla Venn", "Lutmere", "Orla Venn lives in the city of"),
                                   KnownFact(1, "Orla Venn", "Nyvia", "Orla Venn lives in the city of")], 128)
-    right, wrong = trace(model, tok, find_sites(model), prompts, Noise("gaussian", 0.3))
+    right, wrong = trace(Decoder.of(model, tok), prompts, Noise("gaussian", 0.3))
     assert right.correct and set(right.scores) == set(KINDS) and not wrong.correct and not wrong.scores
 
 
@@ -66,7 +67,7 @@ def test_batched_equals_a_run_a_cell(arch):
     model, tok = tiny_model(arch), tiny_tokenizer()
     sites, noise = find_sites(model), Noise("gaussian", 0.5, samples=3)
     prompts = trace_prompts(tok, FACTS, None)
-    traced = trace(model, tok, sites, prompts, noise, kinds=(*KINDS, *SEVERED), size=2, known_only=False)
+    traced = trace(Decoder(model, tok, sites), prompts, noise, kinds=(*KINDS, *SEVERED), size=2, known_only=False)
     for found in traced:
         for kind, scores in found.scores.items():
             last = found.prompt.end - 1
@@ -75,28 +76,28 @@ def test_batched_equals_a_run_a_cell(arch):
             for token in {last} if kind in SEVERED else {0, found.prompt.start, last, len(scores) - 1}:
                 for layer in range(sites.layers):
                     low, high = window(layer, 2, sites.layers) if kind in ("mlp", "attn") else (layer, layer + 1)
-                    plain = bench.plain_score(model, sites, found.prompt, noise, found.answer, kind, token, low, high)
+                    plain = bench.plain_score(Decoder(model, tok, sites), found.prompt, noise, found.answer, kind, token, low, high)
                     assert scores[token, layer] == pytest.approx(plain, rel=2e-5), (kind, token, layer)
-        plain = bench.plain_score(model, sites, found.prompt, noise, found.answer, None, 0, 0, 0)
+        plain = bench.plain_score(Decoder(model, tok, sites), found.prompt, noise, found.answer, None, 0, 0, 0)
         assert found.low == pytest.approx(plain, rel=1e-5)
 
 
 def test_noise_that_replaces(tiny_gpt2):
     model, tok = tiny_gpt2
     sites, noise = find_sites(model), Noise("gaussian", 0.4)
-    (traced,) = trace(model, tok, sites, trace_prompts(tok, FACTS[:1], None), noise, replace_embedding=True, known_only=False)
+    (traced,) = trace(Decoder(model, tok, sites), trace_prompts(tok, FACTS[:1], None), noise, replace_embedding=True, known_only=False)
     place = traced.prompt.end - 1
-    plain = bench.plain_score(model, sites, traced.prompt, noise, traced.answer, "mlp", place, 0, 1, replace=True)
+    plain = bench.plain_score(Decoder(model, tok, sites), traced.prompt, noise, traced.answer, "mlp", place, 0, 1, replace=True)
     assert traced.scores["mlp"][place, 0] == pytest.approx(plain, rel=1e-5)
-    plain = bench.plain_score(model, sites, traced.prompt, noise, traced.answer, None, 0, 0, 0, replace=True)
+    plain = bench.plain_score(Decoder(model, tok, sites), traced.prompt, noise, traced.answer, None, 0, 0, 0, replace=True)
     assert traced.low == pytest.approx(plain, rel=1e-5)
 
 
 def test_one_token_alone(tiny_gpt2):
     model, tok = tiny_gpt2
     sites, noise, prompts = find_sites(model), Noise("gaussian", 0.4), trace_prompts(tok, FACTS, None)
-    every = trace(model, tok, sites, prompts, noise, known_only=False)
-    alone = trace(model, tok, sites, prompts, noise, kinds=("mlp", "state"), known_only=False, subject_last=True)
+    every = trace(Decoder(model, tok, sites), prompts, noise, known_only=False)
+    alone = trace(Decoder(model, tok, sites), prompts, noise, kinds=("mlp", "state"), known_only=False, subject_last=True)
     for one, all_tokens in zip(alone, every):
         last = one.prompt.end - 1
         for kind, scores in one.scores.items():
@@ -108,7 +109,7 @@ def test_the_model_is_left_alone(tiny_gpt2):
     model, tok = tiny_gpt2
     before, hooks = [p.clone() for p in model.parameters()], sum(len(m._forward_hooks) for m in model.modules())
     model.train()
-    trace(model, tok, find_sites(model), trace_prompts(tok, FACTS, None), Noise("gaussian", 0.4), known_only=False)
+    trace(Decoder.of(model, tok), trace_prompts(tok, FACTS, None), Noise("gaussian", 0.4), known_only=False)
     assert model.training and all(map(torch.equal, before, model.parameters()))
     assert sum(len(m._forward_hooks) for m in model.modules()) == hooks
     model.eval()
@@ -123,10 +124,10 @@ def test_windows():
 def test_blocks_do_not_depend_on_what_is_left(tiny_gpt2, monkeypatch):
     model, tok = tiny_gpt2
     prompts = trace_prompts(tok, FACTS * 30, None)
-    whole = list(blocks(prompts, model, find_sites(model), 10))
+    whole = list(blocks(prompts, Decoder.of(model, None), 10))
     assert [len(block) for block in whole] == [64, 26] and sum(whole, []) == prompts
     monkeypatch.setattr("experiments.tracing.scores.total_bytes", lambda device: 1)
-    assert all(len(block) == 1 for block in blocks(prompts, model, find_sites(model), 10))
+    assert all(len(block) == 1 for block in blocks(prompts, Decoder.of(model, None), 10))
 
 
 def test_moments_of_embeddings(tiny_gpt2):
@@ -233,7 +234,7 @@ def test_not_finite(tiny_gpt2):
     model, tok = tiny_gpt2
     with pytest.raises(UserError, match="not finite under noise"):
         prompts = trace_prompts(tok, FACTS[:1], None)
-        trace(model, tok, find_sites(model), prompts, Noise("gaussian", float("inf")), known_only=False)
+        trace(Decoder.of(model, tok), prompts, Noise("gaussian", float("inf")), known_only=False)
 
 
 def test_benchmark_compares_what_it_says(capsys, monkeypatch):

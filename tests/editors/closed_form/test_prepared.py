@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from editors.changes import Dense, LowRank
-from editors.closed_form.statistics import to_change, trial
+from editors.closed_form.prepared import to_change, trial
+from editors.core.decoder import Decoder, Weight
 from editors.core.sites import find_sites, weight_of
 from tests.models import tiny_model
 
@@ -23,7 +24,7 @@ def test_the_exact_weights_are_back_whatever_happens(dtype, error):
     low_rank, dense = LowRank(torch.randn(rows, 2), torch.randn(columns, 2)), Dense(torch.randn(rows, columns))
 
     def work():
-        with trial(model, sites) as change:
+        with trial(Decoder(model, None, sites)) as change:
             change(1, low_rank), change(2, dense), change(1, dense)
             changed = {name for name, p in model.state_dict().items() if not torch.equal(p, before[name])}
             assert changed == {weight_of(model, sites, layer)[0] for layer in (1, 2)}
@@ -41,7 +42,7 @@ def test_the_exact_weights_are_back_whatever_happens(dtype, error):
 def test_a_change_of_the_wrong_shape_leaves_the_weights():
     model = tiny_model("llama")
     sites, before = find_sites(model), bits(model)
-    with pytest.raises(RuntimeError), trial(model, sites) as change:
+    with pytest.raises(RuntimeError), trial(Decoder(model, None, sites)) as change:
         change(1, LowRank(torch.ones(32, 1), torch.ones(56, 1)))
         change(2, Dense(torch.ones(3, 3)))
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
@@ -51,9 +52,11 @@ def test_a_change_of_the_wrong_shape_leaves_the_weights():
 def test_an_update_takes_the_orientation_of_the_weight(arch):
     """R A^T of the map d_in -> d_out, for Conv1D [d_in, d_out] and Linear [d_out, d_in]."""
     model = tiny_model(arch)
-    _, weight, in_first = weight_of(model, find_sites(model), 1)
-    d_out, d_in = reversed(weight.shape) if in_first else weight.shape
+    weight = Decoder.of(model, None).weight(1)
+    d_out, d_in = reversed(weight.parameter.shape) if weight.in_first else weight.parameter.shape
     left, right = torch.randn(d_out, 3, dtype=torch.float64), torch.randn(d_in, 3, dtype=torch.float64)
-    delta = to_change(left, right, in_first, torch.float64).dense()
-    torch.testing.assert_close(delta, (left @ right.T).T if in_first else left @ right.T)
-    assert to_change(left, right, in_first, torch.bfloat16).left.dtype == torch.float32
+    wide = Weight(weight.name, weight.parameter.double(), weight.in_first)
+    delta = to_change(wide, left, right).dense()
+    torch.testing.assert_close(delta, (left @ right.T).T if weight.in_first else left @ right.T)
+    narrow = Weight(weight.name, weight.parameter.bfloat16(), weight.in_first)
+    assert to_change(narrow, left, right).left.dtype == torch.float32
