@@ -523,7 +523,7 @@ def test_a_snapshot_is_for_the_same_question_only(gpt2, tmp_path, often, monkeyp
     assert other.count == 5055 and snapshot.exists()
     calls = kill_after(monkeypatch, -1)
     anew = collect(model, tok, [2], CORPUS, "all", stats_dir=tmp_path, pack_tokens=300, progress=False, resume=False)[2]
-    assert sum(len(row) for args in calls for row in args[3]) == anew.count == 5055
+    assert sum(len(row) for args in calls for row in args[2]) == anew.count == 5055
     assert not snapshot.exists()
 
 

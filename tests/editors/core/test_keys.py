@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from editors.core.covariance import collect
+from editors.core.covariance import collect, MomentSpec
 from editors.core.decoder import Decoder
 from editors.core.keys import compute_hidden, compute_keys, layer_io
 from editors.core.prompts import Request, fill, locate, parse_requests
@@ -76,7 +76,8 @@ def test_rome_directions_equal_the_published_ones(published, whitened, tmp_path)
     templates, factor = json.loads((GOLDEN / "context_templates.json").read_text())["rome"], None
     if whitened:
         dtype = str(model.dtype).removeprefix("torch.")
-        moment = collect(model, tok, [2], str(GOLDEN / "corpus.jsonl"), 100_000, dtype, stats_dir=tmp_path, progress=False)[2]
+        spec = MomentSpec(str(GOLDEN / "corpus.jsonl"), 100_000, dtype)
+        moment = collect(Decoder(model, tok, sites), [2], spec, stats_dir=tmp_path, progress=False)[2]
         factor, tolerance = factorise(moment.matrix), max(100 * tolerance, 1e-10)
     start = f"rome_u/mom2_{whitened}/subject_last/req"
     numbers = [int(name.removeprefix(start)) for name in arrays if name.startswith(start)]

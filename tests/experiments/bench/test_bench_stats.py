@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from editors.core.decoder import Decoder
 from editors.core.sites import find_sites
 from experiments.bench import __main__ as bench
 from experiments.bench import stats
@@ -41,7 +42,7 @@ def test_plain_loop_reads_every_token_once():
             model(input_ids=torch.tensor([tok(text)["input_ids"][:64]]))
         hook.remove()
         keys = torch.cat(keys)
-        assert torch.allclose(stats._plain_pass(model, tok, sites, texts, 2), keys.T @ keys / len(keys), rtol=1e-4, atol=1e-9)
+        assert torch.allclose(stats._plain_pass(Decoder(model, tok, sites), texts, 2), keys.T @ keys / len(keys), rtol=1e-4, atol=1e-9)
 
 
 def test_parts_are_chosen_by_name(capsys):
