@@ -39,8 +39,11 @@ class Decoder:
     sites: Sites
 
     @classmethod
-    def of(cls, model: nn.Module, tok, templates: Mapping[str, str] | None = None) -> Decoder:
-        """With verified sites (see `find_sites`, which says what it raises). templates: module names of published files."""
+    def of(cls, model: nn.Module, tok=None, templates: Mapping[str, str] | None = None) -> Decoder:
+        """With verified sites (see `find_sites`, which says what it raises).
+
+        tok: None where no text is read. templates: module names of published files.
+        """
         return cls(model, tok, find_sites(model, templates))
 
     def module(self, site: str, layer: int) -> nn.Module:

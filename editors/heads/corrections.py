@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.errors import UserError
 from editors.changes import Dense
 from editors.core import moment_store, ranks
+from editors.core.decoder import Decoder
 from editors.core.files import write_tensors
-from editors.core.sites import Sites
 from editors.edit import Edit
 from .outputs import as_biases, Head, head_shape
 
@@ -72,17 +72,17 @@ def one_for_all(heads: list[Head], vectors: Float[Tensor, "heads size"]) -> Corr
 
 
 def folded(
-    model: nn.Module, corrections: Corrections, sites: Sites, overwrite: bool, info: Mapping[str, Any] | None = None
+    decoder: Decoder, corrections: Corrections, overwrite: bool, info: Mapping[str, Any] | None = None
 ) -> Edit:
     """The edit that adds the vectors at every token: biases of the attention's output projections, made where there are none.
 
     overwrite: of the heads of one layer only the last counts (published). Raises UserError for vectors of another head size.
     """
-    _, size = head_shape(model, sites)
+    _, size = head_shape(decoder)
     if corrections.vectors.shape != (len(corrections.heads), size):
         raise UserError(
             f"correction vectors of shape {list(corrections.vectors.shape)} for {len(corrections.heads)} heads of size {size}: "
             "they are of another model or other heads"
         )
-    biases = as_biases(model, sites, corrections.heads, corrections.vectors, overwrite)
+    biases = as_biases(decoder, corrections.heads, corrections.vectors, overwrite)
     return Edit({name: Dense(bias) for name, bias in biases.items()}, info or {})

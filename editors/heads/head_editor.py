@@ -20,9 +20,9 @@ from editors.closed_form.memit import MEMIT, MEMITHParams
 from editors.closed_form.prepared import prepare, Prepared
 from editors.configuration import Bound, Count, ProperShare
 from editors.core import ranks
+from editors.core.decoder import Decoder
 from editors.core.key_memory import KeyMemory
 from editors.core.prompts import locate_all, Request
-from editors.core.sites import find_sites, Sites
 from editors.edit import Edit
 from . import relevance
 from .corrections import Corrections, folded
@@ -169,7 +169,7 @@ class HeadEditor(MEMIT):
     def features(self, model: nn.Module, tok, requests: Sequence[Request], progress: bool = True) -> HeadOutputs:
         """What probes and directions are made of: every head's output behind the new and the old facts, of the model as it
         is."""
-        return relevance.features(model, tok, requests, self.sites(model), self.hparams.probe_token, progress)
+        return relevance.features(self.decoder(model, tok), requests, self.hparams.probe_token, progress)
 
     def relevance(
         self, model: nn.Module, tok, requests: Sequence[Request], voters: Sequence[int] | None = None, progress: bool = True,
@@ -202,32 +202,29 @@ class HeadEditor(MEMIT):
 
     def check(self, model: nn.Module, tok, requests: Sequence[Request]) -> None:
         """Raises UserError, before the work, for heads that the model lacks and facts that can't be probed."""
-        sites = self.sites(model)
+        decoder = self.decoder(model, tok)
         if self.hparams.heads is None:
-            count, _ = head_shape(model, sites)
-            if self.hparams.top_num_heads > sites.layers * count:
-                raise UserError(
-                    f"top_num_heads: {self.hparams.top_num_heads} heads can't be chosen, the model has {sites.layers * count}"
-                )
-            relevance.sentence_rows(model, tok, requests, self.hparams.probe_token)
+            heads = decoder.sites.layers * head_shape(decoder)[0]
+            if self.hparams.top_num_heads > heads:
+                raise UserError(f"top_num_heads: {self.hparams.top_num_heads} heads can't be chosen, the model has {heads}")
+            relevance.sentence_rows(decoder, requests, self.hparams.probe_token)
         else:
-            check_heads(self.hparams.heads, model, sites)
+            check_heads(self.hparams.heads, decoder)
 
     def fold(self, model: nn.Module, corrections: Corrections) -> Edit:
         """The corrections as an edit of biases alone."""
         info = {"heads": [list(head) for head in corrections.heads]}
-        return folded(model, corrections, self.sites(model), self.overwrites, info)
+        return folded(self.decoder(model), corrections, self.overwrites, info)
 
-    def sites(self, model: nn.Module) -> Sites:
-        """Where things are in the model, by the hparams' templates where they name some. Raises UserError if it is not
-        clear."""
-        return find_sites(model, self.hparams.templates())
+    def decoder(self, model: nn.Module, tok=None) -> Decoder:
+        """The model with its sites, by the hparams' templates where they name some. Raises UserError if it is not clear."""
+        return Decoder.of(model, tok, self.hparams.templates())
 
     def voters(self, model: nn.Module, tok, requests: Sequence[Request]) -> list[int]:
         """Positions of the requests that the probes learn from, as the hparams say."""
         everyone = range(len(requests))
         if self.hparams.voters == "correct":
-            everyone = relevance.says_targets(model, tok, requests, self.sites(model)).nonzero()[:, 0].tolist()
+            everyone = relevance.says_targets(self.decoder(model, tok), requests).nonzero()[:, 0].tolist()
         return self.telling(requests, everyone)
 
     def telling(self, requests: Sequence[Request], voters: Sequence[int]) -> list[int]:

@@ -42,7 +42,7 @@ class ITI(HeadEditor):
     def check(self, model: nn.Module, tok, requests: Sequence[Request]) -> None:
         super().check(model, tok, requests)
         if self.hparams.heads is not None:  # else done above
-            relevance.sentence_rows(model, tok, requests, self.hparams.probe_token)
+            relevance.sentence_rows(self.decoder(model, tok), requests, self.hparams.probe_token)
 
     def correct(
         self, model: nn.Module, tok, requests: Sequence[Request], heads: Sequence[Head], progress: bool = True,
@@ -53,7 +53,7 @@ class ITI(HeadEditor):
 
         Raises UserError for heads that the model lacks, no voters, and vectors that are not finite.
         """
-        pairs = check_heads(heads, model, self.sites(model))
+        pairs = check_heads(heads, self.decoder(model))
         voters = self.voters(model, tok, requests) if voters is None else list(voters)
         if not voters:
             raise UserError('no fact can vote on the direction: edit more facts together, or let all vote ("voters": "all")')

@@ -73,12 +73,12 @@ class MEMAT(HeadEditor):
 
         Raises UserError for heads that the model lacks, and for vectors that are not finite.
         """
-        sites = self.sites(model)
-        pairs = check_heads(heads, model, sites)
+        decoder = self.decoder(model, tok)
+        pairs = check_heads(heads, decoder)
         templates = self.head_templates(model, tok) if templates is None else templates
         with torch.inference_mode(False), torch.enable_grad():
-            vectors = training.train(model, tok, requests, pairs, templates, sites, self.settings(), progress=progress,
-                                     kl_prompts=kl_prompts)
+            vectors = training.train(
+                decoder, requests, pairs, templates, self.settings(), progress=progress, kl_prompts=kl_prompts)
         return one_for_all(pairs, vectors)
 
     def settings(self) -> training.Settings:

@@ -11,34 +11,34 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
 from editors.core.budget import batch_tokens
-from editors.core.modules import text_config
-from editors.core.prompts import pack, pad_batch, pad_id
-from editors.core.sites import by_row, evaluating, get_module, hooked, input_device, LeaveForward, Sites
+from editors.core.decoder import Decoder
+from editors.core.modules import by_row, hooked, LeaveForward, text_config
+from editors.core.prompts import pack, pad_batch
 
 Head = tuple[int, int]
 """(layer, head in it), both from 0."""
 
 
-def head_shape(model: nn.Module, sites: Sites) -> tuple[int, int]:
+def head_shape(decoder: Decoder) -> tuple[int, int]:
     """(query heads a layer, head size). Raises UserError where the configuration and the projections do not agree."""
-    heads = getattr(text_config(model), "num_attention_heads", None)
-    width = projection(model, sites, 0)[1].shape[1]
+    heads = getattr(text_config(decoder.model), "num_attention_heads", None)
+    width = projection(decoder, 0)[1].shape[1]
     if not isinstance(heads, int) or width % heads:
-        raise UserError(f"{type(model).__name__}: {heads} attention heads do not divide the output projection's {width} inputs")
+        raise UserError(f"{type(decoder.model).__name__}: {heads} attention heads do not divide the output projection's "
+                        f"{width} inputs")
     return heads, width // heads
 
 
-def projection(model: nn.Module, sites: Sites, layer: int) -> tuple[str, Float[Tensor, "d_model inputs"]]:
+def projection(decoder: Decoder, layer: int) -> tuple[str, Float[Tensor, "d_model inputs"]]:
     """(name of the attention's output projection, its weight as it maps columns). UserError if that is quantised or
     offloaded."""
-    name = sites.name("attn_out", layer)
-    linear = get_module(model, name)
+    name, linear = decoder.sites.name("attn_out", layer), decoder.module("attn_out", layer)
     if hasattr(linear, "base_layer"):
         name, linear = f"{name}.base_layer", linear.base_layer
     weight = linear.weight.detach()
@@ -47,14 +47,14 @@ def projection(model: nn.Module, sites: Sites, layer: int) -> tuple[str, Float[T
     return name, weight.T if isinstance(linear, Conv1D) else weight
 
 
-def check_heads(heads: Sequence[Sequence[int]], model: nn.Module, sites: Sites, where: str = "heads") -> list[Head]:
+def check_heads(heads: Sequence[Sequence[int]], decoder: Decoder, where: str = "heads") -> list[Head]:
     """The heads as pairs. Raises UserError for one that the model does not have, or that is named twice."""
-    count, _ = head_shape(model, sites)
+    layers, (count, _) = decoder.sites.layers, head_shape(decoder)
     pairs = [tuple(map(int, head)) for head in heads]
     for pair in pairs:
-        if len(pair) != 2 or not 0 <= pair[0] < sites.layers or not 0 <= pair[1] < count:
+        if len(pair) != 2 or not 0 <= pair[0] < layers or not 0 <= pair[1] < count:
             raise UserError(
-                f"{where}: {list(pair)} is no (layer, head) of this model, whose layers are 0 to {sites.layers - 1} with heads "
+                f"{where}: {list(pair)} is no (layer, head) of this model, whose layers are 0 to {layers - 1} with heads "
                 f"0 to {count - 1}"
             )
     if len(set(pairs)) < len(pairs):
@@ -63,30 +63,29 @@ def check_heads(heads: Sequence[Sequence[int]], model: nn.Module, sites: Sites, 
 
 
 def head_outputs(
-    model: nn.Module, tok, rows: Sequence[Sequence[int]], sites: Sites, progress: bool = False
+    decoder: Decoder, rows: Sequence[Sequence[int]], progress: bool = False
 ) -> Float[Tensor, "rows layers heads size"]:
     """Output of every head at the last token of each row of token ids; float32 at least, on the CPU. Equal rows run once."""
-    count, size = head_shape(model, sites)
+    count, size = head_shape(decoder)
     places: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(rows):
         places.setdefault(tuple(row), []).append(i)
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    outputs = torch.empty(len(rows), sites.layers, count, size, dtype=dtype)
-    budget = batch_tokens(model, sites.d_model)
+    dtype = decoder.state_dtype
+    outputs = torch.empty(len(rows), decoder.sites.layers, count, size, dtype=dtype)
+    budget = batch_tokens(decoder.model, decoder.sites.d_model)
     bar = tqdm(total=len(places), desc="heads", unit="text", leave=False, disable=None if progress else True)
-    with bar, torch.no_grad(), evaluating(model):
+    with bar, torch.no_grad(), decoder.evaluating():
         for batch in pack(list(places), budget):
-            last_outputs = _last_inputs(model, batch, sites, pad_id(tok)).to("cpu", dtype).unflatten(-1, (count, size))
+            last_outputs = _last_inputs(decoder, batch).to("cpu", dtype).unflatten(-1, (count, size))
             for row, output in zip(batch, last_outputs):
                 outputs[places[row]] = output
             bar.update(len(batch))
     return outputs
 
 
-def _last_inputs(
-    model: nn.Module, rows: Sequence[Sequence[int]], sites: Sites, padding: int
-) -> Float[Tensor, "rows layers inputs"]:
-    batch = pad_batch(rows, padding, input_device(model))
+def _last_inputs(decoder: Decoder, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows layers inputs"]:
+    batch = pad_batch(rows, decoder.pad_id, decoder.device)
+    layers = range(decoder.sites.layers)
     last = torch.tensor([len(row) - 1 for row in rows])
     seen: dict[int, Tensor] = {}
 
@@ -94,22 +93,19 @@ def _last_inputs(
         def hook(module, args):
             states = by_row(args[0], len(rows))
             seen[layer] = states[torch.arange(len(rows), device=states.device), last.to(states.device)]
-            if len(seen) == sites.layers:
+            if len(seen) == len(layers):
                 raise LeaveForward
 
         return hook
 
-    with hooked(
-        get_module(model, sites.name("attn_out", layer)).register_forward_pre_hook(reader(layer))
-        for layer in range(sites.layers)
-    ):
-        get_module(model, sites.decoder)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    return torch.stack([seen[layer].cpu() for layer in range(sites.layers)], 1)
+    with hooked(decoder.module("attn_out", layer).register_forward_pre_hook(reader(layer)) for layer in layers):
+        decoder.stack(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    return torch.stack([seen[layer].cpu() for layer in layers], 1)
 
 
 @contextmanager
 def shifted(
-    model: nn.Module, sites: Sites, heads: Sequence[Head], vectors: Float[Tensor, "heads size"],
+    decoder: Decoder, heads: Sequence[Head], vectors: Float[Tensor, "heads size"],
     where: Float[Tensor, "rows columns"] | None = None, unshifted: dict[int, Tensor] | None = None,
 ) -> Iterator[None]:
     """Inside, each head's output has its vector added: everywhere, or `where` that is 1. Out of place, so that fused kernels
@@ -117,7 +113,7 @@ def shifted(
 
     unshifted: filled with the unshifted outputs of the heads' layers, by layer: [rows, columns, heads, size], detached.
     """
-    count, size = head_shape(model, sites)
+    count, size = head_shape(decoder)
 
     def shift(layer: int):
         of_layer = [k for k, head in enumerate(heads) if head[0] == layer]
@@ -137,21 +133,21 @@ def shifted(
         return hook
 
     with hooked(
-        get_module(model, sites.name("attn_out", layer)).register_forward_pre_hook(shift(layer))
+        decoder.module("attn_out", layer).register_forward_pre_hook(shift(layer))
         for layer in sorted({layer for layer, _ in heads})
     ):
         yield
 
 
 def as_biases(
-    model: nn.Module, sites: Sites, heads: Sequence[Head], vectors: Float[Tensor, "heads size"], overwrite: bool = False
+    decoder: Decoder, heads: Sequence[Head], vectors: Float[Tensor, "heads size"], overwrite: bool = False
 ) -> Mapping[str, Float[Tensor, " d_model"]]:
     """{name of the output projection's bias: what to add to it} so that every head has its vector added at every token.
 
     b = O (vectors in their heads' slots), summed over the heads of a layer. overwrite: of a layer only the last head in the
     list counts, as in MEMAT's published code.
     """
-    count, size = head_shape(model, sites)
+    count, size = head_shape(decoder)
     slots: dict[int, Tensor] = {}
     for (layer, head), vector in zip(heads, vectors, strict=True):
         if overwrite or layer not in slots:
@@ -159,7 +155,7 @@ def as_biases(
         slots[layer][head] += vector.to(slots[layer])
     biases = {}
     for layer, slot in sorted(slots.items()):
-        name, weight = projection(model, sites, layer)
+        name, weight = projection(decoder, layer)
         # In float64: the last bits of a product of a vector depend on where the weight lies in memory.
         biases[f"{name}.bias"] = (weight.cpu().double() @ slot.double().flatten()).to(slot)
     return biases

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.errors import UserError
 from editors.core.budget import batch_tokens
-from editors.core.prompts import encode_target, fill, pack, pad_batch, pad_id, Request, tokenize
-from editors.core.sites import evaluating, get_module, head_logits, input_device, longest_context, Sites
+from editors.core.decoder import Decoder
+from editors.core.prompts import encode_target, fill, pack, pad_batch, Request, tokenize
 from . import probes
 from .outputs import Head, head_outputs
 
@@ -39,7 +39,7 @@ def prompt_pair(request: Request) -> tuple[str, str]:
     return fill(request.prompt, request.subject), fill(true_prompt, true_subject)
 
 
-def sentence_rows(model: nn.Module, tok, requests: Sequence[Request], end: str = "target") -> list[list[int]]:
+def sentence_rows(decoder: Decoder, requests: Sequence[Request], end: str = "target") -> list[list[int]]:
     """Token ids of the new and then the old fact of each request, each with the prompt that agrees with its object; with end
     "prompt" without the object.
 
@@ -56,7 +56,7 @@ def sentence_rows(model: nn.Module, tok, requests: Sequence[Request], end: str =
     if end == "prompt" and texts[::2] == texts[1::2]:
         raise UserError("probe_token: the new and the old object of every request stand behind the same prompt, so that "
                         'nothing tells them apart there; take "target"')
-    rows, limit = [ids for ids, _ in tokenize(tok, texts)], longest_context(model)
+    rows, limit = [ids for ids, _ in tokenize(decoder.tok, texts)], decoder.positions
     for i, row in enumerate(rows):
         if limit and len(row) > limit:
             request = requests[i // 2]
@@ -66,34 +66,35 @@ def sentence_rows(model: nn.Module, tok, requests: Sequence[Request], end: str =
 
 
 def features(
-    model: nn.Module, tok, requests: Sequence[Request], sites: Sites, end: str = "target", progress: bool = False
+    decoder: Decoder, requests: Sequence[Request], end: str = "target", progress: bool = False
 ) -> Float[Tensor, "requests two layers heads size"]:
     """Output of every head at the last token of the new ([:, 0]) and of the old fact ([:, 1]), or ("prompt") of their
     prompts."""
-    outputs = head_outputs(model, tok, sentence_rows(model, tok, requests, end), sites, progress)
+    outputs = head_outputs(decoder, sentence_rows(decoder, requests, end), progress)
     return outputs.unflatten(0, (len(requests), 2))
 
 
-def says_targets(model: nn.Module, tok, requests: Sequence[Request], sites: Sites) -> Bool[Tensor, " requests"]:
+def says_targets(decoder: Decoder, requests: Sequence[Request]) -> Bool[Tensor, " requests"]:
     """Whether each token of a request's new target is the likeliest one behind its prompt and the target's tokens before it."""
+    tok = decoder.tok
     targets = [encode_target(tok, request.target_new) for request in requests]
     prompts = [ids for ids, _ in tokenize(tok, [fill(request.prompt, request.subject) for request in requests])]
     rows = {i: (*ids, *target[:-1]) for i, (ids, target) in enumerate(zip(prompts, targets))}
     right = torch.zeros(len(requests), dtype=torch.bool)
-    budget = batch_tokens(model, sites.d_model)
+    budget = batch_tokens(decoder.model, decoder.sites.d_model)
     by_row: dict[tuple[int, ...], list[int]] = {}
     for i, row in rows.items():
         by_row.setdefault(row, []).append(i)
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), decoder.evaluating():
         for batch in pack(list(by_row), budget):
-            inputs = pad_batch(batch, pad_id(tok), input_device(model))
-            hidden = get_module(model, sites.decoder)(
+            inputs = pad_batch(batch, decoder.pad_id, decoder.device)
+            hidden = decoder.stack(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
             ).last_hidden_state
             for states, row in zip(hidden, batch):
                 for i in by_row[row]:
                     behind = states[len(row) - len(targets[i]) : len(row)]
-                    right[i] = head_logits(model, sites, behind).argmax(-1).tolist() == targets[i]
+                    right[i] = decoder.logits(behind).argmax(-1).tolist() == targets[i]
     return right
 
 

@@ -22,15 +22,14 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from editors.core.budget import total_bytes
 from editors.core.decoder import Decoder
 from editors.core.modules import frozen
-from editors.core.prompts import continued, encode_target, fill, locate, pad_batch, pad_id, Request, tokenize
+from editors.core.prompts import continued, encode_target, fill, locate, pad_batch, Request, tokenize
 from editors.core.replay import Replay
-from editors.core.sites import evaluating, get_module, head_logits, input_device, Sites
 from editors.core.value_losses import target_losses
 from .outputs import Head, head_outputs, last_tokens, shifted
 
@@ -87,9 +86,8 @@ class _FactRows:
 
 
 def train(
-    model: nn.Module, tok, requests: Sequence[Request], heads: Sequence[Head],
-    templates: Sequence[str] | Sequence[Sequence[str]], sites: Sites, settings: Settings, watch: Watcher | None = None,
-    progress: bool = True, kl_prompts: Sequence[str] | None = None,
+    decoder: Decoder, requests: Sequence[Request], heads: Sequence[Head], templates: Sequence[str] | Sequence[Sequence[str]],
+    settings: Settings, watch: Watcher | None = None, progress: bool = True, kl_prompts: Sequence[str] | None = None,
 ) -> Float[Tensor, "heads size"]:
     """The correction vector of each head, for the model as it is; float32 at least, on the CPU. The model is left as it was.
 
@@ -99,10 +97,10 @@ def train(
     """
     contexts = [templates] * len(requests) if isinstance(templates[0], str) else templates
     kl_prompts = [settings.kl_prompt] * len(requests) if kl_prompts is None else kl_prompts
-    facts = [_FactRows.build(tok, *fact, settings) for fact in zip(requests, contexts, kl_prompts, strict=True)]
-    with frozen(model), evaluating(model), torch.enable_grad():
-        norms = _norms(model, tok, facts, heads, sites, settings)
-        vectors = torch.zeros(len(heads), norms.shape[-1], dtype=norms.dtype, device=input_device(model))
+    facts = [_FactRows.build(decoder.tok, *fact, settings) for fact in zip(requests, contexts, kl_prompts, strict=True)]
+    with frozen(decoder.model), decoder.evaluating(), torch.enable_grad():
+        norms = _norms(decoder, facts, heads, settings)
+        vectors = torch.zeros(len(heads), norms.shape[-1], dtype=norms.dtype, device=decoder.device)
         norms = norms.norm(dim=1).to(vectors.device)
         vectors.requires_grad_(True)
         adam = torch.optim.Adam([vectors], lr=settings.lr)
@@ -111,8 +109,8 @@ def train(
         for step, batch in enumerate(bar):
             share = 1 / (settings.batch if settings.divide_by_full_batch else len(batch))
             gradient, terms = torch.zeros_like(vectors), []
-            for part in _fitting(model, sites, batch):
-                losses = _losses(model, tok, part, heads, vectors, sites, settings)
+            for part in _fitting(decoder, batch):
+                losses = _losses(decoder, part, heads, vectors, settings)
                 losses["wd"] = (settings.weight_decay * (vectors.norm(dim=1) / norms**2).mean()).expand(len(part))
                 gradient += torch.autograd.grad(share * sum(losses.values()).sum(), vectors)[0]
                 terms.append({name: value.detach() for name, value in losses.items()})
@@ -130,32 +128,32 @@ def train(
 
 
 def _norms(
-    model: nn.Module, tok, facts: Sequence[_FactRows], heads: Sequence[Head], sites: Sites, settings: Settings
+    decoder: Decoder, facts: Sequence[_FactRows], heads: Sequence[Head], settings: Settings
 ) -> Float[Tensor, "heads size"]:
     """For each head a vector as long as |h| is."""
     if settings.norm == "per_head":
         total = 0.0
         for start in range(0, len(facts), NORM_CHUNK):
-            outputs = head_outputs(model, tok, [fact.rows[0] for fact in facts[start : start + NORM_CHUNK]], sites)
+            outputs = head_outputs(decoder, [fact.rows[0] for fact in facts[start : start + NORM_CHUNK]])
             total = total + torch.stack([outputs[:, layer, head] for layer, head in heads]).norm(dim=2).sum(1)
         unit = torch.nn.functional.one_hot(torch.zeros(len(heads), dtype=torch.long), outputs.shape[-1])
         return (total / len(facts))[:, None] * unit
     lowest = min(layer for layer, _ in heads)
     head = next(head for layer, head in heads if layer == lowest)
     if settings.position != "legacy":
-        return head_outputs(model, tok, facts[0].rows[:1], sites)[:, lowest, head].expand(len(heads), -1)
+        return head_outputs(decoder, facts[0].rows[:1])[:, lowest, head].expand(len(heads), -1)
     unshifted: dict[int, Tensor] = {}
-    row = facts[0].rows[0] + [_own_pad(model, tok)] * (facts[0].width - len(facts[0].rows[0]))
-    size = head_outputs(model, tok, facts[0].rows[:1], sites).shape[-1]
-    with torch.no_grad(), shifted(model, sites, [(lowest, head)], torch.zeros(1, size), unshifted=unshifted):
-        ids = torch.tensor([row], device=input_device(model))
-        get_module(model, sites.decoder)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    return unshifted[lowest][:, -1, head].to("cpu", torch.promote_types(model.dtype, torch.float32)).expand(len(heads), -1)
+    row = facts[0].rows[0] + [_own_pad(decoder)] * (facts[0].width - len(facts[0].rows[0]))
+    size = head_outputs(decoder, facts[0].rows[:1]).shape[-1]
+    with torch.no_grad(), shifted(decoder, [(lowest, head)], torch.zeros(1, size), unshifted=unshifted):
+        ids = torch.tensor([row], device=decoder.device)
+        decoder.stack(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    return unshifted[lowest][:, -1, head].to("cpu", decoder.state_dtype).expand(len(heads), -1)
 
 
 def _losses(
-    model: nn.Module, tok, facts: Sequence[_FactRows], heads: Sequence[Head], vectors: Float[Tensor, "heads size"],
-    sites: Sites, settings: Settings,
+    decoder: Decoder, facts: Sequence[_FactRows], heads: Sequence[Head], vectors: Float[Tensor, "heads size"],
+    settings: Settings,
 ) -> dict[str, Float[Tensor, " facts"]]:
     """NLL and KL of each request, with the vectors in place. With last_real the NLL is only that of the target's last token:
     the vectors stand behind the others."""
@@ -176,14 +174,14 @@ def _losses(
     request, row, column, token, share = zip(*places)
     where = [*zip(row, column), *reads]
     if last_only:
-        run = _replay(model, tok, rows, heads, sites)
+        run = _replay(decoder, rows, heads)
     else:
-        run = _whole(model, tok, rows, facts, heads, sites, settings)
+        run = _whole(decoder, rows, facts, heads, settings)
     initial = torch.empty(0, 1, device=vectors.device)
     if with_kl:
         with torch.no_grad():  # of all places: as one row among many it has the same rounding as below
-            initial = head_logits(model, sites, run(None, where))[len(token) :].to(vectors.dtype).log_softmax(-1)
-    logits = head_logits(model, sites, run(vectors, where)).to(vectors.dtype)
+            initial = decoder.logits(run(None, where))[len(token) :].to(vectors.dtype).log_softmax(-1)
+    logits = decoder.logits(run(vectors, where)).to(vectors.dtype)
     log_p, kl = target_losses(logits, torch.tensor(token, device=logits.device), initial.to(logits.device))
     weights = torch.tensor(share, dtype=log_p.dtype, device=log_p.device)
     nll = log_p.new_zeros(len(facts)).index_add(0, torch.tensor(request, device=log_p.device), -log_p * weights)
@@ -197,16 +195,16 @@ def _losses(
 _Run = Callable[[Tensor | None, Sequence[tuple[int, int]]], Float[Tensor, "places d_model"]]
 
 
-def _replay(model: nn.Module, tok, rows: Sequence[list[int]], heads: Sequence[Head], sites: Sites) -> _Run:
+def _replay(decoder: Decoder, rows: Sequence[list[int]], heads: Sequence[Head]) -> _Run:
     """Vectors at each row's last token: what stands before it, and the layers below the lowest head, run once and without
     gradient."""
-    replay = Replay(Decoder(model, tok, sites), rows, [len(row) - 1 for row in rows], min(layer for layer, _ in heads))
+    replay = Replay(decoder, rows, [len(row) - 1 for row in rows], min(layer for layer, _ in heads))
 
     def run(vectors, where):
         if vectors is None:
             out = replay()[:, 0]
         else:
-            with shifted(model, sites, heads, vectors, torch.ones_like(replay.ids[:, -1:])):
+            with shifted(decoder, heads, vectors, torch.ones_like(replay.ids[:, -1:])):
                 out = replay()[:, 0]
         return out[torch.tensor([row for row, _ in where], device=out.device)]
 
@@ -214,42 +212,41 @@ def _replay(model: nn.Module, tok, rows: Sequence[list[int]], heads: Sequence[He
 
 
 def _whole(
-    model: nn.Module, tok, rows: Sequence[list[int]], facts: Sequence[_FactRows], heads: Sequence[Head], sites: Sites,
-    settings: Settings,
+    decoder: Decoder, rows: Sequence[list[int]], facts: Sequence[_FactRows], heads: Sequence[Head], settings: Settings
 ) -> _Run:
     """Vectors at every token, or where the published code puts them."""
     legacy = settings.position == "legacy"
     owners = [fact for fact in facts for _ in fact.rows] + (list(facts) if settings.kl_factor > 0 else [])
-    padding = _own_pad(model, tok) if legacy else pad_id(tok)
+    padding = _own_pad(decoder) if legacy else decoder.pad_id
     if legacy:
         rows = [row + [padding] * (fact.width - len(row)) for row, fact in zip(rows, owners, strict=True)]
-    batch = pad_batch(rows, padding, input_device(model))
+    batch = pad_batch(rows, padding, decoder.device)
     marks = last_tokens(rows, batch["input_ids"].device) if legacy else batch["attention_mask"]
     # The published model ignores the mask, so that padding tokens attend to their row.
     mask = torch.ones_like(batch["input_ids"]) if legacy else batch["attention_mask"]
-    decoder = get_module(model, sites.decoder)
 
     def run(vectors, where):
         if vectors is None:
-            out = decoder(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state
+            out = decoder.stack(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state
         else:
-            with shifted(model, sites, heads, vectors, marks):
-                out = decoder(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state
+            with shifted(decoder, heads, vectors, marks):
+                out = decoder.stack(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state
         row, column = (torch.tensor(part, device=out.device) for part in zip(*where))
         return out[row, column]
 
     return run
 
 
-def _own_pad(model: nn.Module, tok) -> int:
+def _own_pad(decoder: Decoder) -> int:
     """The tokenizer's padding token: where vectors stand on padding, it matters which."""
-    usable = tok.pad_token_id is not None and tok.pad_token_id < len(model.get_input_embeddings().weight)
-    return tok.pad_token_id if usable else pad_id(tok)
+    pad_token = decoder.tok.pad_token_id
+    usable = pad_token is not None and pad_token < len(decoder.model.get_input_embeddings().weight)
+    return pad_token if usable else decoder.pad_id
 
 
-def _fitting(model: nn.Module, sites: Sites, facts: Sequence[_FactRows]) -> list[list[_FactRows]]:
+def _fitting(decoder: Decoder, facts: Sequence[_FactRows]) -> list[list[_FactRows]]:
     """Consecutive facts whose passes fit into an eighth of the memory: some 40 floats a block, token and channel."""
-    budget = max(1, total_bytes(input_device(model)) // 8 // (4 * 40 * sites.layers * sites.d_model))
+    budget = max(1, total_bytes(decoder.device) // 8 // (4 * 40 * decoder.sites.layers * decoder.sites.d_model))
     parts: list[list[_FactRows]] = [[]]
     tokens = 0
     for fact in facts:

@@ -13,8 +13,8 @@ from common.errors import UserError
 from data import bilingual, in_every_language, languages, world
 import data
 from data.download import data_folder
+from editors.core.decoder import Decoder
 from editors.core.prompts import parse_requests
-from editors.core.sites import find_sites
 from editors.heads import probes
 from editors.heads.outputs import check_heads, head_shape
 from editors.heads.relevance import sentence_rows
@@ -75,7 +75,7 @@ def prepare(flags: Mapping[str, Any], loaded: tuple[PreTrainedModel, PreTrainedT
             asked = parse_requests([record.request() for record in records[language]], tok)
             for start in range(0, count, flags["num_edits"]):
                 chunk = asked[start:start + flags["num_edits"]]
-                sentence_rows(model, tok, chunk[:editor.for_heads(len(chunk))], editor.hparams.probe_token)
+                sentence_rows(Decoder.of(model, tok), chunk[:editor.for_heads(len(chunk))], editor.hparams.probe_token)
     files = _files(flags, model, count)
     return Job(model, tok, editor, records[first], flags, hparams, generate=None, downstream=[], context_templates=None,
                perplexity_corpus=None, texts=None, languages=Languages(first, heads, measured, records, files), editors=by_language,
@@ -97,15 +97,15 @@ def _known_in(flags: Mapping[str, Any], own: list[str]) -> list[str]:
 
 def _head_shape(flags: Mapping[str, Any], model: PreTrainedModel, records: int) -> tuple[int, int, int]:
     """The model's; after a check of the numbers of heads, and of the files of heads and vectors, against it."""
-    sites = find_sites(model)
-    count, size = head_shape(model, sites)
+    decoder = Decoder.of(model)
+    sites, (count, size) = decoder.sites, head_shape(decoder)
     most = max(flags["top_num_heads"])
     if most > sites.layers * count:
         raise UserError(f"--top_num_heads {most}: the model has {sites.layers * count} heads ({sites.layers} layers of {count})")
     named = identity(model) if flags["head_ind"] else ""
     for chunk in range(-(-records // flags["num_edits"])) if flags["head_ind"] else ():
         path = head_files.of_chunk(flags["head_ind"], chunk)
-        pairs = check_heads(head_files.read_heads(path), model, sites, f"--head_ind {path}")
+        pairs = check_heads(head_files.read_heads(path), decoder, f"--head_ind {path}")
         head_files.check_model("--head_ind", path, (sites.layers, count, size), named)
         if len(pairs) < most:
             raise UserError(f"--head_ind {path}: names {len(pairs)} heads, --top_num_heads asks for {most}")

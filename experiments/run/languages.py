@@ -30,8 +30,8 @@ from data.download import data_folder
 from data.records import Record
 from editors.base import Editor
 from editors.closed_form.bilingual import joint_edit
+from editors.core.decoder import Decoder
 from editors.core.prompts import parse_requests, Request
-from editors.core.sites import find_sites
 from editors.edit import Edit
 from editors.heads import probes
 from editors.heads.corrections import Corrections
@@ -178,7 +178,7 @@ class _Chunk:
             heads = editor.choose(found, most)
             self._write_relevance(found, found.voters, heads)
         else:
-            heads = check_heads(given, job.model, find_sites(job.model), "--head_ind")
+            heads = check_heads(given, Decoder.of(job.model), "--head_ind")
         # Every head's shift is its own, and linear in alpha: one of the most heads serves all stages.
         unit = editor.correct(job.model, job.tok, requests, heads[:most], voters=voters, alpha=1.0, outputs=outputs) if iti else None
         choosing = time.perf_counter() - started

@@ -18,7 +18,6 @@ from editors.core import covariance
 from editors.core.contexts import context_templates
 from editors.core.decoder import Decoder
 from editors.core.prompts import parse_requests
-from editors.core.sites import find_sites
 from editors.edit import Edit
 from editors.heads import relevance, training
 from editors.heads.corrections import Corrections, folded
@@ -113,7 +112,7 @@ def edited(request, falcon):
 def test_head_outputs(falcon):
     model, tok = falcon
     rows = [tok(sentence).input_ids for sentence in read("a_head_outputs")["sentences"]]
-    found = head_outputs(model, tok, rows, find_sites(model))
+    found = head_outputs(Decoder.of(model, tok), rows)
     np.testing.assert_allclose(found, arrays("a_head_outputs")["a/head_out_last"], atol=2e-5)
 
 
@@ -164,17 +163,17 @@ def test_features_and_voters(edited, requests):
     pair, model, tok = edited
     facts = parse_requests(requests[pair[1]], tok)
     if there("b_features", f"b/{pair}"):
-        found = relevance.features(model, tok, facts, find_sites(model))
+        found = relevance.features(Decoder.of(model, tok), facts)
         assert relative(found.flatten(0, 1), arrays("b_features")[f"b/{pair}/X"]) < 1e-4
     if pair[1] == "E":  # Catalan votes were counted with the crossed scoring (below)
-        voters = relevance.says_targets(model, tok, facts, find_sites(model)).nonzero()[:, 0].tolist()
+        voters = relevance.says_targets(Decoder.of(model, tok), facts).nonzero()[:, 0].tolist()
         assert voters == arrays("c_probes")[f"c/{pair}/voters"].tolist()
 
 
 def test_probes(edited, requests):
     pair, model, tok = edited
     known = arrays("c_probes")
-    found = relevance.features(model, tok, parse_requests(requests[pair[1]], tok), find_sites(model))
+    found = relevance.features(Decoder.of(model, tok), parse_requests(requests[pair[1]], tok))
     for prefix, voters, order in (("", known[f"c/{pair}/voters"].tolist(), "shuffled_voter_order"),
                                   ("allvoters_", list(range(24)), "allvoters_order")):
         ranking = relevance.probe(found, voters, 0.3, 123)
@@ -195,9 +194,8 @@ def test_corrections(edited, requests, heads, batch):
     templates = sum(TEMPLATES[NAMES[pair[0]]], [])
     steps = []
     settings = dataclasses.replace(editor(pair[0]).settings(), batch=batch)
-    vectors = training.train(
-        model, tok, parse_requests(requests[pair[1]], tok), chosen, templates, find_sites(model), settings,
-        watch=lambda *step: steps.append(step), progress=False)
+    vectors = training.train(Decoder.of(model, tok), parse_requests(requests[pair[1]], tok), chosen, templates, settings,
+                             watch=lambda *step: steps.append(step), progress=False)
     assert len(steps) == len(known[f"{key}/grads"])
     for step, gradient, before, after, _ in steps:
         assert relative(gradient, known[f"{key}/grads"][step]) < 1e-4
@@ -216,7 +214,7 @@ def test_biases(falcon, pair, heads, batch):
     chosen, stage = [tuple(head) for head in TOP[f"c/{pair}/top{heads}"]], f"{pair}/K{heads}_batch{batch}"
     vectors = torch.tensor(arrays("e_corrections")[f"e/{stage}/vectors"])
     for name, overwrite in (("published", True), ("sum", False)):
-        found = as_biases(falcon[0], find_sites(falcon[0]), chosen, vectors, overwrite)
+        found = as_biases(Decoder.of(falcon[0]), chosen, vectors, overwrite)
         assert relative(stacked(found), arrays("f_biases")[f"f/{stage}/bias_{name}"]) < 1e-5
 
 
@@ -232,7 +230,7 @@ def test_iti(edited, requests):
     pair, model, tok = edited
     known = arrays("g_iti")
     voters = arrays("c_probes")[f"c/{pair}/voters"].tolist()
-    found = relevance.features(model, tok, parse_requests(requests[pair[1]], tok), find_sites(model))
+    found = relevance.features(Decoder.of(model, tok), parse_requests(requests[pair[1]], tok))
     unshuffled = relevance.probe(found, voters, 0.3, None)
     assert np.array_equal(unshuffled.accuracy, known[f"g/{pair}/val_acc_unshuffled"])
     for heads in (4, 8):
@@ -241,7 +239,7 @@ def test_iti(edited, requests):
         expected = known[f"g/{pair}/K{heads}/std"][:, None] * known[f"g/{pair}/K{heads}/direction"]
         assert relative(shifts(outputs, voters, 1.0), expected) < 1e-4
         for alpha in (1, 5, 15):
-            biases = as_biases(model, find_sites(model), chosen, shifts(outputs, voters, alpha))
+            biases = as_biases(Decoder.of(model), chosen, shifts(outputs, voters, alpha))
             assert relative(stacked(biases), known[f"g/{pair}/K{heads}_alpha{alpha}/bias"]) < 1e-4
 
 
@@ -274,7 +272,7 @@ def test_evaluation_of_both_languages(edited, golden, stage):
     records = data.load(FOLDER / f"records_{language}.json", language=language)
     chosen = [tuple(head) for head in TOP[f"c/{pair}/top8"]]
     vectors = torch.tensor(arrays("e_corrections")[f"e/{pair}/K8_batch32/vectors"]) * (stage != "memit_training")
-    with folded(model, Corrections(chosen, vectors), find_sites(model), overwrite=True).applied(model):
+    with folded(Decoder.of(model), Corrections(chosen, vectors), overwrite=True).applied(model):
         found = counterfact_metrics(model, tok, records, generated=False, pairing="legacy")
     for ours, theirs in zip(found, known, strict=True):
         for group in ("rewrite", "paraphrase", "neighborhood"):

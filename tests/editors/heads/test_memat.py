@@ -10,6 +10,7 @@ import torch
 from common.errors import UserError
 import editors
 from editors.closed_form.bilingual import joint_edit
+from editors.core.decoder import Decoder
 from editors.core.prompts import encode_target, locate, parse_requests
 from editors.core.sites import find_sites
 from editors.edit import Edit
@@ -39,15 +40,15 @@ SETTINGS = training.Settings(
 def train(model, tok, requests=REQUESTS, heads=HEADS, **changes):
     steps = []
     settings = dataclasses.replace(SETTINGS, **changes)
-    vectors = training.train(model, tok, parse_requests(requests, tok), heads, TEMPLATES, find_sites(model), settings,
-                                watch=lambda *step: steps.append(step), progress=False)
+    vectors = training.train(Decoder.of(model, tok), parse_requests(requests, tok), heads, TEMPLATES, settings,
+                             watch=lambda *step: steps.append(step), progress=False)
     return vectors, steps
 
 
 def plain_loss(model, tok, vectors, heads, settings, requests=REQUESTS):
     """The definition, a row at a time, vectors added by hand: mean over requests of NLL + KL + weight decay."""
     sites = find_sites(model)
-    count, size = head_shape(model, sites)
+    count, size = head_shape(Decoder.of(model))
     total = 0.0
 
     def run(ids, marks, vectors):
@@ -101,12 +102,12 @@ def test_gradients_are_those_of_the_definition(arch, position):
 def test_every_context_teaches():
     """Published, only the longest row of a request has a gradient; by default each has."""
     model, tok = tiny_model("falcon"), tiny_tokenizer()
-    sites, (request,) = find_sites(model), parse_requests(REQUESTS[:1], tok)
+    (request,) = parse_requests(REQUESTS[:1], tok)
 
     def gradient(templates, position):
         steps = []
         settings = dataclasses.replace(SETTINGS, position=position, kl_factor=0.0)
-        training.train(model, tok, [request], HEADS, templates, sites, settings, lambda *step: steps.append(step),
+        training.train(Decoder.of(model, tok), [request], HEADS, templates, settings, lambda *step: steps.append(step),
                        progress=False)
         return steps[0][1] * len(templates)
 
@@ -126,10 +127,9 @@ def test_the_kl_term_reaches_the_vectors():
 def test_vectors_stay_within_their_own_heads_size():
     model, tok = tiny_model("llama"), tiny_tokenizer()
     vectors, steps = train(model, tok, epochs=6, lr=1.0, clamp=0.3)
-    sites = find_sites(model)
     rows = [tok(r["prompt"].replace("{}", r["subject"])).input_ids for r in REQUESTS]
     rows = [ids + tok(" " + r["target_new"]).input_ids[:-1] for ids, r in zip(rows, REQUESTS)]
-    outputs = head_outputs(model, tok, rows, sites)
+    outputs = head_outputs(Decoder.of(model, tok), rows)
     sizes = torch.stack([outputs[:, layer, head].norm(dim=1).mean() for layer, head in HEADS])
     assert torch.allclose(vectors.norm(dim=1), 0.3 * sizes, rtol=1e-3)
 
@@ -147,7 +147,7 @@ def test_batches_add_up_to_one():
 def test_more_heads_than_a_head_is_wide():
     model, tok = tiny_model("falcon"), tiny_tokenizer()
     heads = list(itertools.product(range(4), range(4)))
-    _, size = head_shape(model, find_sites(model))
+    _, size = head_shape(Decoder.of(model))
     assert len(heads) > size
     for changes in ({}, {"position": "legacy", "norm": "shared"}):
         assert train(model, tok, heads=heads, **changes)[0].shape == (16, size)
@@ -233,9 +233,9 @@ def test_heads_may_be_any_as_a_control():
 def test_heads_may_be_read_in_front_of_the_object():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     requests = parse_requests([REQUESTS[0] | {"true_prompt": "{} lives by the"}, *REQUESTS[1:]], tok)
-    found = relevance.features(model, tok, requests, find_sites(model), "prompt")
+    found = relevance.features(Decoder.of(model, tok), requests, "prompt")
     rows = [tok(text).input_ids for text in ("Orla Venn lives in the city of", "Orla Venn lives by the")]
-    expected = head_outputs(model, tok, rows, find_sites(model))
+    expected = head_outputs(Decoder.of(model, tok), rows)
     assert torch.allclose(found[0], expected, atol=1e-6) and torch.equal(found[1, 0], found[1, 1])
     editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "probe_token": "prompt", "voters": "all"})
     assert editor.voters(model, tok, requests) == [0] == editor.telling(requests, range(len(requests)))  # the others look alike
@@ -279,7 +279,7 @@ def test_how_often_the_lookups_differ_is_told():
 def test_true_facts_are_worded_for_their_object():
     tok, model = tiny_tokenizer(), tiny_model("gpt2")
     request = dict(REQUESTS[0], true_prompt="{} lives by the", true_subject="Orla")
-    new, true = relevance.sentence_rows(model, tok, parse_requests([request], tok))
+    new, true = relevance.sentence_rows(Decoder.of(model, tok), parse_requests([request], tok))
     assert tok.decode(new) == "Orla Venn lives in the city of Castavel" and tok.decode(true) == "Orla lives by the Lutmere"
 
 
@@ -295,7 +295,7 @@ def test_the_model_says_what_it_says():
         weight = torch.zeros_like(model.lm_head.weight).index_add(0, torch.tensor(target), inverse)
         model.lm_head.weight = torch.nn.Parameter(weight)
     asked = [dict(request, target_new=text) for text in (request["target_new"], "baker", request["target_new"] + "s")]
-    assert relevance.says_targets(model, tok, parse_requests(asked, tok), find_sites(model)).tolist() == [True, False, False]
+    assert relevance.says_targets(Decoder.of(model, tok), parse_requests(asked, tok)).tolist() == [True, False, False]
 
 
 def test_under_inference_mode():
@@ -370,7 +370,7 @@ def test_probing_needs_the_true_object():
 def test_vectors_of_another_size_are_refused():
     model = tiny_model("falcon")
     with pytest.raises(UserError, match="of another model or other heads"):
-        folded(model, Corrections(HEADS, torch.zeros(3, 5)), find_sites(model), overwrite=False)
+        folded(Decoder.of(model), Corrections(HEADS, torch.zeros(3, 5)), overwrite=False)
 
 
 @pytest.mark.parametrize("residual", ["refresh", "stale"])

@@ -7,6 +7,7 @@ import torch
 
 from common.errors import UserError
 from editors.changes import Dense
+from editors.core.decoder import Decoder
 from editors.core.prompts import pad_batch
 from editors.core.sites import find_sites, get_module
 from editors.edit import Edit
@@ -32,9 +33,9 @@ def logits(model, rows):
 def test_outputs_are_what_the_projection_projects(model):
     """Each row alone, whole: the projection's output is bias + O concat(heads), and slices are the query heads."""
     sites = find_sites(model)
-    count, size = head_shape(model, sites)
+    count, size = head_shape(Decoder.of(model))
     assert count == HEADS
-    found = head_outputs(model, tiny_tokenizer(), ROWS, sites)
+    found = head_outputs(Decoder.of(model, tiny_tokenizer()), ROWS)
     assert found.shape == (len(ROWS), LAYERS, count, size)
     for ids, outputs in zip(ROWS, found):
         seen = {}
@@ -48,19 +49,18 @@ def test_outputs_are_what_the_projection_projects(model):
             model(input_ids=torch.tensor([ids]))
         [handle.remove() for handle in handles]
         for layer, (module, out) in seen.items():
-            _, weight = projection(model, sites, layer)
+            _, weight = projection(Decoder.of(model), layer)
             bias = 0 if module.bias is None else module.bias.detach()
             assert relative(weight @ outputs[layer].flatten() + bias, out) < 1e-5
 
 
 def test_a_shift_moves_its_own_head_alone(model):
     """In its layer by its vector and no other head; nothing below."""
-    sites = find_sites(model)
-    count, size = head_shape(model, sites)
-    clean = head_outputs(model, tiny_tokenizer(), ROWS[:1], sites)[0]
+    count, size = head_shape(Decoder.of(model))
+    clean = head_outputs(Decoder.of(model, tiny_tokenizer()), ROWS[:1])[0]
     layer, head, vector = LAYERS - 2, 1, torch.arange(1.0, size + 1)
-    with shifted(model, sites, [(layer, head)], vector[None]):
-        moved = head_outputs(model, tiny_tokenizer(), ROWS[:1], sites)[0] - clean
+    with shifted(Decoder.of(model), [(layer, head)], vector[None]):
+        moved = head_outputs(Decoder.of(model, tiny_tokenizer()), ROWS[:1])[0] - clean
     expected = torch.zeros(layer + 1, count, size)
     expected[layer, head] = vector
     assert torch.allclose(moved[: layer + 1], expected, atol=1e-5)
@@ -69,14 +69,13 @@ def test_a_shift_moves_its_own_head_alone(model):
 
 def test_a_shift_everywhere_is_a_bias(model):
     """One head, and two heads of one layer; made where there was no bias and gone afterwards."""
-    sites = find_sites(model)
-    _, size = head_shape(model, sites)
+    _, size = head_shape(Decoder.of(model))
     heads = [(1, 2), (2, 0), (2, 3)]
     vectors = torch.randn(3, size, generator=torch.Generator().manual_seed(1))
     before, bits = logits(model, ROWS), copy.deepcopy(model.state_dict())
-    with shifted(model, sites, heads, vectors):
+    with shifted(Decoder.of(model), heads, vectors):
         hooked = logits(model, ROWS)
-    edit = Edit({name: Dense(bias) for name, bias in as_biases(model, sites, heads, vectors).items()})
+    edit = Edit({name: Dense(bias) for name, bias in as_biases(Decoder.of(model), heads, vectors).items()})
     assert len(edit.changes) == 2
     with edit.applied(model):
         folded = logits(model, ROWS)
@@ -87,18 +86,17 @@ def test_a_shift_everywhere_is_a_bias(model):
 
 def test_a_shift_somewhere(model):
     """At the last token only: earlier tokens are untouched; padding on either side changes nothing."""
-    sites = find_sites(model)
-    _, size = head_shape(model, sites)
+    _, size = head_shape(Decoder.of(model))
     vectors = torch.full((1, size), 0.7, requires_grad=True)
     alone = []
     for ids in ROWS:
-        with shifted(model, sites, [(1, 0)], vectors, last_tokens([ids], "cpu")):
+        with shifted(Decoder.of(model), [(1, 0)], vectors, last_tokens([ids], "cpu")):
             alone.append(model(input_ids=torch.tensor([ids])).logits[0])
     clean = [model(input_ids=torch.tensor([ids])).logits[0] for ids in ROWS]
     for shift, plain in zip(alone, clean):
         assert torch.allclose(shift[:-1], plain[:-1], atol=1e-5) and not torch.allclose(shift[-1], plain[-1], atol=1e-5)
     batch = pad_batch(ROWS, 0)
-    with shifted(model, sites, [(1, 0)], vectors, last_tokens(ROWS, "cpu")):
+    with shifted(Decoder.of(model), [(1, 0)], vectors, last_tokens(ROWS, "cpu")):
         out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     for row, ids, expected in zip(out, ROWS, alone):
         assert relative(row[: len(ids)].detach(), expected.detach()) < 1e-4
@@ -114,15 +112,15 @@ def test_a_shift_somewhere(model):
 def test_heads_that_the_model_lacks(heads, message):
     model = tiny_model("llama")
     with pytest.raises(UserError, match=message):
-        check_heads(heads, model, find_sites(model))
+        check_heads(heads, Decoder.of(model))
 
 
 def test_the_last_of_a_layer_may_count_alone():
     model = tiny_model("falcon")
-    sites, vectors = find_sites(model), torch.eye(8)[:2]
-    summed = as_biases(model, sites, [(0, 1), (0, 2)], vectors)
-    last = as_biases(model, sites, [(0, 1), (0, 2)], vectors, overwrite=True)
-    second = as_biases(model, sites, [(0, 2)], vectors[1:])
+    vectors = torch.eye(8)[:2]
+    summed = as_biases(Decoder.of(model), [(0, 1), (0, 2)], vectors)
+    last = as_biases(Decoder.of(model), [(0, 1), (0, 2)], vectors, overwrite=True)
+    second = as_biases(Decoder.of(model), [(0, 2)], vectors[1:])
     assert torch.equal(*(next(iter(b.values())) for b in (last, second)))
     assert not torch.allclose(*(next(iter(b.values())) for b in (last, summed)))
 
