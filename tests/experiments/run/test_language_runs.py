@@ -225,9 +225,9 @@ def test_both_languages_keep_their_own_contexts(run, place, profile, monkeypatch
     """By default contexts, KL prompt and the split go by language and fact; published, contexts are mixed."""
     seen, plain = {}, training.train
 
-    def train(model, tok, requests, heads, templates, sites, settings, **more):
+    def train(decoder, requests, heads, templates, settings, **more):
         seen.update({request.prompt: (own[1:], kl) for request, own, kl in zip(requests, templates, more["kl_prompts"], strict=True)})
-        return plain(model, tok, requests, heads, templates, sites, settings, **more)
+        return plain(decoder, requests, heads, templates, settings, **more)
 
     monkeypatch.setattr(training, "train", train)
     run("MEMAT", bilingual="sum", profile=profile, top_num_heads=[2], dataset_size_limit=BATCH, dir_name=f"own_{profile}")
