@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from editors.configuration import Count
 from editors.core.modules import evaluating
 from .episode import Batch
 from .factors import Factors
@@ -24,15 +25,11 @@ class ENNOptions(Options):
     """Initial value of each weight's learned step size."""
     first_order: bool = False
     """Take the inner gradient as a constant in training: cheaper, and good for any attention kernel."""
-    n_edit_steps: int = 1
+    n_edit_steps: Count = 1
     no_grad_layers: int | None = None
     """Train only what stands in the blocks from this one on; None: the whole model."""
 
     free: ClassVar[frozenset[str]] = frozenset({"edit_lr", "first_order"})
-
-    def __post_init__(self):
-        if self.n_edit_steps < 1:
-            raise UserError("n_edit_steps must be at least 1")
 
 
 class ENN(LowRankEditable):
