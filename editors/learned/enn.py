@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from editors.base import Task
 from editors.changes import Dense, LowRank
+from editors.configuration import Count
 from editors.core.modules import evaluating
 from . import checkpoint
 from .editable import identity_of
@@ -29,15 +30,11 @@ class ENNOptions(Options):
     """Initial value of each weight's learned step size."""
     first_order: bool = False
     """Take the inner gradient as a constant in training: cheaper, and good for any attention kernel."""
-    n_edit_steps: int = 1
+    n_edit_steps: Count = 1
     no_grad_layers: int | None = None
     """Train only what stands in the blocks from this one on; None: the whole model."""
 
     free: ClassVar[frozenset[str]] = frozenset({"edit_lr", "first_order"})
-
-    def __post_init__(self):
-        if self.n_edit_steps < 1:
-            raise UserError("n_edit_steps must be at least 1")
 
 
 class ENN(LowRankEditable):

@@ -5,27 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from editors.configuration import Bound, Count
 from .editable import Editable, forward
 from .episode import Batch
 from .losses import locality_kl, locality_mask
 from .optimisers import optimiser_class
 from .options import Options
 
+TimeLimit = Annotated[float, Bound(lambda seconds: seconds > 0, "seconds leave no time for a step; null is no limit")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneOptions(Options):
     edit_lr: float = 5e-6
-    max_edit_steps: int = 100
+    max_edit_steps: Count = 100
     """Optimiser steps at most; they end as soon as all edits are answered right."""
-    time_limit: float | None = None
+    time_limit: TimeLimit | None = None
     """Seconds at most."""
-    rank: int | None = None
+    rank: Count | None = None
     """Change each weight by a product of two thin matrices of this rank; None: freely."""
     opt: str = "RMSprop"
     init_std: float = 0.01
@@ -43,12 +46,7 @@ class FineTuneOptions(Options):
     ignored: ClassVar[Mapping[str, str]] = {"verbose": "progress is the trainer's"}
 
     def __post_init__(self):
-        if self.max_edit_steps < 1:
-            raise UserError("max_edit_steps must be at least 1")
-        if self.rank is not None and self.rank < 1:
-            raise UserError("rank must be at least 1, or null")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise UserError(f"time_limit: {self.time_limit} seconds leave no time for a step; null is no limit")
+        super().__post_init__()
         optimiser_class(self.opt, "ft.opt", self.edit_lr, [(2, 2)])
 
 

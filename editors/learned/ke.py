@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from common.errors import UserError
+from editors.configuration import Count
 from .episode import Batch
 from .factors import Factors
 from .low_rank import LowRankEditable
@@ -23,21 +24,15 @@ from .weight_editors import LearnedEditor
 
 @dataclass(frozen=True, kw_only=True)
 class KEOptions(Options):
-    hidden_dim: int = 512
+    hidden_dim: Count = 512
     """Width of the LSTM, in each direction, and of the conditioners."""
-    condition_dim: int = 768
+    condition_dim: Count = 768
     """Width of the vector that a condition becomes."""
     max_scale: float = 1.0
     """Largest gate."""
-    several: str = "loop"
+    several: Literal["loop", "average"] = "loop"
     """Several edits in a batch: "loop", one after the other, each on what the last one left; "average": one update, conditioned
     on the mean of the conditions. The published code takes one edit only."""
-
-    def __post_init__(self):
-        if self.hidden_dim < 1 or self.condition_dim < 1:
-            raise UserError("hidden_dim and condition_dim must be at least 1")
-        if self.several not in ("loop", "average"):
-            raise UserError(f'several: {self.several!r} is neither "loop" nor "average"')
 
 
 class Condition(nn.Module):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
 from .editable import Editable
+from editors.configuration import Count, Natural
 from .factors import Factors, dimensions
 from .low_rank import LowRankEditable
 from .mend_net import FactorEditor
@@ -25,15 +26,15 @@ class MENDOptions(Options):
     """Initial value of each weight's learned step size."""
     one_sided: bool = False
     """Only the narrower factor has a network."""
-    n_hidden: int = 1
-    init: str = "id"
+    n_hidden: Natural = 1
+    init: Literal["id", "xavier"] = "id"
     """"id": the networks begin as the identity; "xavier": at random, without residual connections."""
     norm: bool = True
     combine: bool = True
     """One network for both factors together; false: one for each."""
     x_only: bool = False
     delta_only: bool = False
-    rank: int = 1920
+    rank: Count = 1920
     """Of the networks' weights."""
     mlp_class: str = "IDMLP"
     shared: bool = True
@@ -49,16 +50,13 @@ class MENDOptions(Options):
     free: ClassVar[frozenset[str]] = frozenset({"edit_lr"})
 
     def __post_init__(self):
-        if self.init not in ("id", "xavier"):
-            raise UserError(f'init: {self.init!r} is neither "id" nor "xavier"')
+        super().__post_init__()
         if self.combine and (self.one_sided or self.x_only or self.delta_only):
             raise UserError(
                 "combine: one network for both factors can't be one_sided, x_only or delta_only; set combine to false"
             )
         if self.x_only and self.delta_only:
             raise UserError("x_only and delta_only exclude each other")
-        if self.rank < 1 or self.n_hidden < 0:
-            raise UserError("rank must be at least 1, n_hidden at least 0")
 
 
 class MEND(LowRankEditable):

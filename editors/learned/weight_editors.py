@@ -16,6 +16,7 @@ from torch import nn
 from common.errors import UserError
 from editors.base import Task, WeightEditor
 from editors.changes import Dense, LowRank
+from editors.configuration import Count, Positive
 from editors.core.modules import input_device, longest_context
 from editors.core.prompts import fill, Request
 from . import checkpoint
@@ -32,7 +33,7 @@ class LearnedHParams(Options):
     checkpoint: str | None = None
     """What experiments.train kept (best.safetensors): a path with a separator, or a name in the folder of trained editors. None:
     the published name that the keys below make, or else the model's, in that folder."""
-    lr_scale: float = 1.0
+    lr_scale: Positive = 1.0
     """The update is multiplied by this."""
     n_toks: int = 1
     """Published: like the four below, it is part of the trained editor's name."""
@@ -40,7 +41,7 @@ class LearnedHParams(Options):
     counterfact: bool = False
     zsre: bool = False
     mini: bool = False
-    chunk: int = CHUNK
+    chunk: Count = CHUNK
     """Requests that go through the model together; changes no number."""
     legacy_last_chunk_only: bool = False
     """As MEMIT's baseline: of more requests than a chunk holds, only those of the last one are edited."""
@@ -48,10 +49,9 @@ class LearnedHParams(Options):
     """MEND, as ROME's and MEMIT's baselines: statistics of the factors begin anew with the first edit, and change with each."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.checkpoint is None and self.model_name is None:
             raise UserError("give checkpoint, the file of a trained editor, or the published keys n_toks and model_name")
-        if self.chunk < 1 or not 0 < self.lr_scale < float("inf"):
-            raise UserError("chunk must be at least 1, lr_scale a finite number above 0")
 
     def file(self, editor: str, trained: Path | None = None, shipped: Sequence[Path] = ()) -> Path:
         """The checkpoint of an editor of that name. Raises UserError if there is none.

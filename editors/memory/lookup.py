@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from common.errors import UserError
+from editors.configuration import Bound
 from editors.learned.editable import Editable, forward
 from editors.learned.episode import Batch
 from editors.learned.kinds import ModelKind
@@ -21,19 +21,17 @@ from editors.learned.options import Options
 from .scope import nearest
 from .serac import first_scored
 
+Distance = Annotated[float, Bound(lambda distance: distance >= 0, "must not be below 0")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LookupOptions(Options):
-    threshold: float = 1.0
+    threshold: Distance = 1.0
     """Distance below which an input gets the nearest edit's label."""
     onehot_logit: float = 1.0
     """The label's logit; all others are 0."""
     mean_over_padding: bool = False
     """As published, padding counts in the mean of hidden states."""
-
-    def __post_init__(self):
-        if self.threshold < 0:
-            raise UserError(f"threshold: {self.threshold} must not be below 0")
 
 
 class Lookup(Editable):

@@ -108,6 +108,7 @@ class SERACHParams(Options):
     cross_attend: bool | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if (self.system is None) == (self.scope is None):
             raise UserError("give either system, the folder of a trained SERAC, or scope, a sentence encoder")
         if self.system is not None and self.counterfactual is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from common.errors import UserError
+from editors.configuration import Bound, Natural
 from editors.core.prompts import pad_batch, pad_id
 from editors.learned.editable import Editable, forward
 from editors.learned.episode import Batch
@@ -23,6 +24,9 @@ from .networks import load_classifier, load_like
 from .scope import POOLINGS, CrossScope, EmbeddingScope, Scope, encode, window
 from .serac_text import Form
 from .store import EditMemory
+
+Pooling = Annotated[str, Bound(lambda name: name in POOLINGS, f"is none of {', '.join(POOLINGS)}")]
+Probability = Annotated[float, Bound(lambda probability: 0 < probability < 1, "must be between 0 and 1")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +45,11 @@ class SERACOptions(Options):
     """tanh before distances."""
     dist_heads: int = 1
     """Equal parts of the vectors, of which the nearest counts."""
-    pooling: str = "cls"
+    pooling: Pooling = "cls"
     """What stands for a text: the first token's state ("cls"), the encoder's pooler, or the mean over tokens."""
     cross_attend: bool = False
     """The classifier reads edit and input together."""
-    freeze: int | None = None
+    freeze: Natural | None = None
     """Train only so many last blocks of the classifier, and its head."""
     use_all_negatives: bool = False
     """Every unrelated input is a negative of every edit of a batch, not just of its own."""
@@ -63,24 +67,19 @@ class SERACOptions(Options):
     """Mix both models' probabilities by the scope's, instead of asking one of them."""
     checkpoint_grad: bool = False
     """Recompute the classifier's activations instead of keeping them."""
-    threshold: float = 0.5
+    threshold: Probability = 0.5
     """Probability from which on an input is in scope. Published: 0.5."""
 
     ignored: ClassVar[Mapping[str, str]] = {"lora": "the published code reads it nowhere"}
     free: ClassVar[frozenset[str]] = frozenset({"threshold", "checkpoint_grad", "soft_weighting", "pairs"})
 
     def __post_init__(self):
-        if self.pooling not in POOLINGS:
-            raise UserError(f"pooling: {self.pooling!r} is none of {', '.join(POOLINGS)}")
-        if not 0 < self.threshold < 1:
-            raise UserError(f"threshold: {self.threshold} must be between 0 and 1")
+        super().__post_init__()
         if self.nearest_negatives and (self.use_all_negatives or self.other_edits_negative):
             raise UserError("nearest_negatives goes with neither use_all_negatives nor other_edits_negative")
         usable = self.cross_attend and self.supervised and not self.use_all_negatives and not self.other_edits_negative
         if self.pairs is not None and (self.pairs < 2 or not usable):
             raise UserError("pairs: at least 2, with cross_attend and supervised, without use_all_negatives and other_edits_negative")
-        if self.freeze is not None and self.freeze < 0:
-            raise UserError("freeze: the number of blocks to train must be at least 0")
 
 
 @dataclass(frozen=True)
