@@ -13,19 +13,19 @@ from common.errors import UserError
 _EDITORS = {
     "AlphaEdit": "editors.closed_form.alphaedit:AlphaEdit",
     "EMMET": "editors.closed_form.emmet:EMMET",
-    "ENN": "editors.learned.weight_editors:ENNEditor",
+    "ENN": "editors.learned.enn:ENNEditor",
     "FT": "editors.tuned.ft:FT",
     "ITI": "editors.heads.iti:ITI",
-    "KE": "editors.learned.weight_editors:KEEditor",
-    "LU": "editors.memory.memory_editors:LU",
+    "KE": "editors.learned.ke:KEEditor",
+    "LU": "editors.memory.memory_editors:LookupEditor",
     "MEMAT": "editors.heads.memat:MEMAT",
     "MEMIT": "editors.closed_form.memit:MEMIT",
     "MEMIT_prune": "editors.closed_form.memit:MEMITPrune",
     "MEMIT_rect": "editors.closed_form.memit:MEMITRect",
     "MEMIT_seq": "editors.closed_form.memit:MEMITSeq",
-    "MEND": "editors.learned.weight_editors:MENDEditor",
+    "MEND": "editors.learned.mend:MENDEditor",
     "ROME": "editors.closed_form.rome:ROME",
-    "SERAC": "editors.memory.memory_editors:SERAC",
+    "SERAC": "editors.memory.memory_editors:SERACEditor",
 }
 
 MEMORY_EDIT = "editors.memory.routed:RoutedEdit"

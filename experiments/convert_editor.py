@@ -20,7 +20,8 @@ import yaml
 
 from common.errors import UserError
 from editors.core.files import check_writable
-from editors.learned import checkpoint, published, registry
+from editors.learned import checkpoint
+from editors.learned.algorithms import algorithm
 from experiments.run.cli import HelpFormatter, Parser, run_program
 from experiments.train import CONFIGS, default_export
 from experiments.training.models import inner_params_of, KINDS, load_editable
@@ -29,7 +30,7 @@ from experiments.training.models import inner_params_of, KINDS, load_editable
 def main(file: str, alg: str, model_name: str, out: str = "default", option: Sequence[str] = (), inner_params: Sequence[str] = (),
          experiment: str = "gen", data_dir: str | None = None) -> Path:
     """Writes the checkpoint; returns its path. Raises UserError for a file, a model or options that don't fit."""
-    algorithm = registry.algorithm_name(alg)
+    kind = algorithm(alg)
     if out != "default" and Path(out).is_dir():
         raise UserError(f"--out {out}: is a folder; name a file")
     asked = _options(option)
@@ -43,10 +44,10 @@ def main(file: str, alg: str, model_name: str, out: str = "default", option: Seq
         check_writable(Path(out).absolute().parent, "the editor")
     model, _ = load_editable(settings, experiment, "cpu")
     try:
-        options, state = published.state_of(algorithm, tensors, model.get_input_embeddings().weight.shape[0])
+        options, state = kind.read_published(tensors, model.get_input_embeddings().weight.shape[0])
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    editor = registry.build(algorithm, model, inner_params_of(settings, model), options | asked)
+    editor = kind.build(model, inner_params_of(settings, model), options | asked)
     editor.load_state(state)
     target = default_export({"alg": alg.lower(), "data_dir": data_dir, "model": {"name": model_name}}, editor.kind)
     target = target if out == "default" else Path(out)

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from common.errors import UserError
 from data import episodes
 from data.episodes.neighbours import MINILM
+from editors.learned.algorithms import algorithm
 from experiments.run.cli import Parser, run_program
 from experiments.train import CONFIGS
 
@@ -61,8 +62,9 @@ def repositories(config: Mapping[str, Any]) -> list[str]:
     """Models of the hub that the training loads, each once; folders are left out."""
     settings = config["model"]
     names = [settings["name"], settings.get("tokenizer_name")]
-    if config["alg"] in ("rep", "serac"):
-        names += [settings.get("small_name"), config[config["alg"]]["cls_name"]]
+    kind = algorithm(config["alg"])
+    if kind.encoder_option:
+        names += [settings.get("small_name"), config[kind.config_key()][kind.encoder_option]]
     if config["data"]["hard_neg"] and config["data"]["hard_neg_encoder"] != "words":
         names.append(config["data"]["hard_neg_encoder"] or MINILM)
     return [name for name in dict.fromkeys(names) if name and not Path(name).is_dir()]
@@ -103,7 +105,7 @@ def _world(config: Mapping[str, Any]) -> list[str]:
     from data.world import models
 
     kinds = [config["model"].get("kind") or models.OF[episodes.experiment_name(config["task"])]]
-    if config["alg"] in ("rep", "serac"):
+    if algorithm(config["alg"]).encoder_option:
         kinds.append("distilbert")
     for kind in kinds:
         print(f"model world ({kind}): {models.path(kind, config['data_dir'])}", flush=True)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from data.files import read_json
-from editors.learned.registry import algorithm_name
+from editors.learned.algorithms import algorithm
 from editors.memory.serac import SERAC
 from editors.memory.serac_parts import check_place, save_parts
 from editors.memory.supervision import with_texts
@@ -117,7 +117,7 @@ def load_run(run: Path, edits: int = 1, most: int = 1000, **changed: Any) -> Set
     if flat:
         raise UserError(f"{run / CONFIG}: not the configuration of a run, {flat[0]} is {config[flat[0]]!r} and no object")
     config = OmegaConf.to_container(OmegaConf.merge(usual, config))  # keys that an older run did not know
-    if algorithm_name(str(config["alg"])) != SERAC.name:
+    if algorithm(str(config["alg"])) is not SERAC:
         raise UserError(f"{run}: a run of {config['alg']}; only SERAC has a scope classifier and a memory")
     return prepare({**config, "archive": str(run), "eval_only": True, "silent": True, "val_batch_size": edits, "val_steps": most,
                     "export": None, "eval": {**config["eval"], "split": "test"}, **changed}, run)

@@ -32,7 +32,6 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from common.errors import UserError
 from data.download import data_folder
 from data.files import read_json
-from editors.learned.aliases import ALIASES
 from experiments.results import run_folder
 from experiments.run.cli import run_program
 
@@ -42,6 +41,9 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hparams" / "train"
 CONFIG, RESULTS = "config.json", "results.json"
+ALIASES = {path.stem: lines[1].strip(" -") for path in (CONFIGS / "alg").glob("*.yaml")
+           if (lines := path.read_text().partition("defaults:")[2].splitlines())}
+"""Names of algorithms whose file only names another one: that of the file where the options are."""
 
 OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(2), replace=True, use_cache=True)
 
@@ -138,10 +140,10 @@ def _share(folder: Path, config: Mapping[str, Any], content: Mapping[str, Any], 
 
 def default_export(config: Mapping[str, Any], kind: ModelKind) -> Path:
     """Where experiments.evaluate looks for the editor of this algorithm and model."""
-    from editors.learned.weight_editors import EDITOR_OF, checkpoint_name
+    from editors.learned.algorithms import algorithm
+    from editors.learned.weight_editors import checkpoint_name
 
-    editor = EDITOR_OF.get(config["alg"], config["alg"].upper())
-    return data_folder(config["data_dir"]) / "learned" / editor / checkpoint_name(config["model"]["name"], kind)
+    return data_folder(config["data_dir"]) / "learned" / algorithm(config["alg"]).title / checkpoint_name(config["model"]["name"], kind)
 
 
 def _export(config: Mapping[str, Any], trainer: Trainer) -> None:

@@ -49,13 +49,30 @@ class Editable(ABC):
     edited, info = alg.edit(episode.edit_inner)          # alg and the model are what they were
     edited(episode.edit_outer)                           # logits
 
-    The edits of an edited one are added to those it has. A subclass gives `name`, `new_weights` and its networks in `net`.
+    The edits of an edited one are added to those it has. A subclass gives `name`, `new_weights` and its networks in `net`, and says
+    of itself what its training needs.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    """In tables, and of the editor in hparams/ that it is trained for."""
+    published: ClassVar[str | None] = None
+    """Its name in configurations and checkpoints, where that is another."""
+    recipes: ClassVar[Mapping[str, str]] = {}
+    """Further published names -> the recipe of the data that goes with them."""
+    recipe: ClassVar[str] = "mend"
+    """Of the data that it is trained on: which equivalents, unrelated inputs and batches (see data.episodes)."""
     options_class: ClassVar[type[Options]] = Options
     trained: ClassVar[bool] = True
     """Whether there is anything to learn before the first edit."""
+    trainer: ClassVar[str] = "editors.learned.trainer:Trainer"
+    """What trains it, by name, since trainers know their algorithms."""
+    ended: ClassVar[bool] = False
+    """Whether its targets end with the end of the text."""
+    encoder_option: ClassVar[str | None] = None
+    """The option that names a text encoder, which is loaded beside the model."""
+    agreed: ClassVar[tuple[str, ...]] = ()
+    """Options that may differ between a checkpoint and its editor, but not between a run and what it goes on from."""
     geometric: bool = False
     """Which `prob` its scores have (see `losses.score`)."""
 
@@ -67,6 +84,33 @@ class Editable(ABC):
         """Edited weights in the place of the model's."""
         self.net = nn.Module()
         check_parameters(model, self.inner)
+
+    @classmethod
+    def build(
+        cls, model: nn.Module, inner_params: Sequence[str], options: Options | Mapping[str, Any] | None = None, **parts
+    ) -> Self:
+        """An untrained one. parts: what some are made of besides (see SERAC). Raises UserError for what does not fit the model."""
+        return cls(model, inner_params, options)
+
+    @classmethod
+    def config_key(cls) -> str:
+        """Its name in configurations and checkpoints."""
+        return cls.published or cls.name
+
+    @classmethod
+    def options_of(cls, tree: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """Its options, from its sub-tree of a training's configuration and from the rest of it."""
+        return dict(tree)
+
+    @classmethod
+    def needs_eager(cls, tree: Mapping[str, Any]) -> bool:
+        """Whether the model has to compute attention step by step, so that it can be differentiated twice."""
+        return False
+
+    @staticmethod
+    def read_published(tensors: Mapping[str, Tensor], vocabulary: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(options that the shapes tell, state) of the published code's networks. Raises UserError where they are not read."""
+        raise UserError("published networks of this algorithm are not read, only those of MEND and KE")
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits under the edits so far: (batch, pos, vocabulary), or (batch, 1) of a classifier."""
@@ -128,7 +172,7 @@ class Editable(ABC):
     def about(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be loaded, JSON-ready; of the model all but the weights that are edited."""
         return {
-            "algorithm": self.name,
+            "algorithm": self.config_key(),
             "options": self.options.identity(),
             "inner_params": list(self.inner),
             **identity_of(self.model, self.inner),

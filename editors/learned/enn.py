@@ -11,12 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from editors.base import Task
+from editors.changes import Dense, LowRank
 from editors.configuration import Count
 from editors.core.modules import evaluating
+from . import checkpoint
+from .editable import identity_of
 from .episode import Batch
 from .factors import Factors
 from .low_rank import LowRankEditable, Rows
 from .options import Options
+from .weight_editors import LearnedEditor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +44,12 @@ class ENN(LowRankEditable):
     gradient, which only eager attention can.
     """
 
-    name = "enn"
+    name, title = "enn", "ENN"
     options_class = ENNOptions
+
+    @classmethod
+    def needs_eager(cls, tree: Mapping[str, Any]) -> bool:
+        return not tree["first_order"]
 
     def __init__(self, model: nn.Module, inner_params: Sequence[str], options: ENNOptions | Mapping[str, Any] | None = None):
         super().__init__(model, inner_params, options)
@@ -109,3 +118,46 @@ def _upper_parameters(model: nn.Module, first_block: int | None) -> set[str]:
     if not upper:
         raise UserError(f"no_grad_layers: {first_block} leaves no block to train")
     return upper
+
+
+class ENNEditor(LearnedEditor):
+    """Sinitsin et al. 2020. Its training changed the whole model, so the edit brings that change, too."""
+
+    name, algorithm = ENN.title, ENN
+
+    any_model = True
+    applied = {"first_order": True}  # any attention kernel will do
+
+    def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
+        alg, info = self.editable(task.model)
+        own, trained = dict(task.model.named_parameters()), dict(alg.model.named_parameters())
+        is_trained = all(_close(own[name], trained[name]) for name in own if name not in alg.inner)
+        if not is_trained and not checkpoint.same_model(info["identity"], identity_of(task.model, alg.inner)):
+            raise UserError(f"{info['checkpoint']}: a checkpoint of another model")
+        now = copy.copy(alg)
+        if is_trained:  # a later edit of a sequence: on what the earlier ones left
+            now.overrides = {name: own[name].detach() for name in alg.inner}
+        batch, condition = self._batches(task.model, task.tok, alg, task.requests)
+        with torch.no_grad():
+            edited, _ = now.edit(batch, condition, detach_history=True, chunk=self.hparams.chunk)
+        changes: dict[str, LowRank | Dense] = {}
+        for name in alg.inner:
+            edit = _difference(edited.weight(name), now.weight(name))
+            if is_trained and name in edited.added:
+                changes[name] = self._scaled(edited.added[name].change(alg.in_first[name]))
+            else:
+                changes[name] = Dense(self.hparams.lr_scale * edit + _difference(now.weight(name), own[name]))
+        if not is_trained:
+            rest = {name: _difference(trained[name], p) for name, p in own.items() if name not in alg.inner}
+            changes |= {name: Dense(delta) for name, delta in rest.items() if delta.any()}
+        return changes, {key: value for key, value in info.items() if key != "identity"}
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    tolerance = 4 * torch.finfo(a.dtype).eps
+    return torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    wider = torch.promote_types(a.dtype, torch.float32)
+    return (a.detach().to(wider) - b.detach().to(wider)).cpu()

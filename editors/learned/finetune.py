@@ -56,9 +56,17 @@ class FineTune(Editable):
     `local`: function that gives a batch of unrelated inputs, needed for `locality`.
     """
 
-    name = "ft"
+    name, title = "ft", "FT"
     options_class = FineTuneOptions
     trained = False
+
+    @classmethod
+    def options_of(cls, tree: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        options, locality = dict(tree), tree["locality"]
+        return options | {
+            "locality": locality["enabled"], "oracle": locality["oracle"], "cedit": locality["cedit"],
+            "grad_clip": config["grad_clip"], "legacy_off_by_one": config["legacy"]["ft_off_by_one"],
+        }
 
     def __init__(
         self, model: nn.Module, inner_params: Sequence[str], options: FineTuneOptions | Mapping[str, Any] | None = None

@@ -18,6 +18,8 @@ from .episode import Batch
 from .factors import Factors
 from .low_rank import LowRankEditable
 from .options import Options
+from .published import ke_state
+from .weight_editors import LearnedEditor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,9 @@ class KE(LowRankEditable):
     The gradient has few factors and A is an outer product, so the update has one factor more than the gradient.
     """
 
-    name = "efk"
+    name, title, published = "ke", "KE", "efk"
     options_class = KEOptions
+    read_published = staticmethod(ke_state)
 
     def __init__(self, model: nn.Module, inner_params: Sequence[str], options: KEOptions | Mapping[str, Any] | None = None):
         super().__init__(model, inner_params, options)
@@ -110,3 +113,9 @@ class KE(LowRankEditable):
         column = torch.cat([alpha_column[segment] * column.to(scale.dtype), beta_column])
         u, delta = (row, column) if self.in_first[name] else (column, row)
         return u, delta, torch.cat([segment, torch.arange(len(context), device=segment.device)])
+
+
+class KEEditor(LearnedEditor):
+    """De Cao et al. 2021, one request after the other, each conditioned on its own sentence."""
+
+    name, algorithm = KE.title, KE

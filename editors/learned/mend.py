@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from .editable import Editable
 from editors.configuration import Count, Natural
 from .factors import Factors, dimensions
 from .low_rank import LowRankEditable
 from .mend_net import FactorEditor
 from .options import Options
+from .published import mend_state
+from .weight_editors import LearnedEditor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,10 @@ class MENDOptions(Options):
 class MEND(LowRankEditable):
     """W' = W + lr * sum_b u'_b delta'_b^T (minus with `descent`), with (u', delta') = editor(u, delta) and lr learned."""
 
-    name = "mend"
+    name, title = "mend", "MEND"
+    recipes = {"gtn": "serac"}
     options_class = MENDOptions
+    read_published = staticmethod(mend_state)
 
     def __init__(self, model: nn.Module, inner_params: Sequence[str], options: MENDOptions | Mapping[str, Any] | None = None):
         super().__init__(model, inner_params, options)
@@ -99,3 +104,16 @@ class MEND(LowRankEditable):
         key, mode = self.place[name]
         u, delta = self.net.mend[key].edited(context[name].u, context[name].delta, mode)
         return (-rate if self.options.descent else rate) * u, delta, factors.segment
+
+
+class MENDEditor(LearnedEditor):
+    """Mitchell et al. 2022a."""
+
+    name, algorithm = MEND.title, MEND
+
+    def _prepare(self, alg: Editable) -> None:
+        super()._prepare(alg)
+        if self.hparams.legacy_train_mode_stats:
+            for editor in alg.net.mend.values():
+                editor.k.fill_(float("nan"))
+            alg.net.train()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ _KE_NAMES = {"condition.lstm._module.": "condition.lstm.", "condition.linear._li
              ".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
 
 
-def mend_state(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def mend_state(tensors: Mapping[str, Tensor], vocabulary: int | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(options that the shapes tell, state): of MEND (`mend.`), and of SERAC's port of it (`gtn.`).
 
     Not told by shapes: norm, init and descent. Raises UserError if there is no such network.
@@ -65,11 +65,3 @@ def _check_matrices(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.ndim != 2:
             raise UserError(f"{name}: has the shape {list(tensor.shape)}, where a matrix is expected")
-
-
-def state_of(algorithm: str, tensors: Mapping[str, Tensor], vocabulary: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """As `mend_state` or `ke_state`. Raises UserError for other algorithms."""
-    readers: dict[str, Callable] = {"mend": mend_state, "efk": lambda found: ke_state(found, vocabulary)}
-    if algorithm not in readers:
-        raise UserError(f"published networks of {algorithm!r} are not read, only those of MEND and KE")
-    return readers[algorithm](tensors)

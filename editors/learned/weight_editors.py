@@ -1,8 +1,7 @@
-"""MEND, KE and ENN as editors of requests: a trained network turns them into an Edit of the model's weights."""
+"""What MEND, KE and ENN share as editors of requests: a trained network turns them into an Edit of the model's weights."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import weakref
@@ -20,15 +19,13 @@ from editors.changes import Dense, LowRank
 from editors.configuration import Count, Positive
 from editors.core.modules import input_device, longest_context
 from editors.core.prompts import fill, Request
-from . import checkpoint, registry
-from .editable import Editable, identity_of
+from . import checkpoint
+from .algorithms import algorithm, algorithms
+from .editable import Editable
 from .episode import Batch, Collator
 from .factors import CHUNK
 from .kinds import ModelKind
 from .options import Options
-
-EDITOR_OF = {"mend": "MEND", "gtn": "MEND", "efk": "KE", "ke": "KE", "enn": "ENN"}
-"""Names of algorithms in the training program -> of the editors here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +76,7 @@ class LearnedHParams(Options):
     def _published(self, editor: str) -> str:
         data = "counterfact-" if self.counterfact else "zsre-" if self.zsre else ""
         model = self.model_name.rpartition("/")[2].lower()
-        algorithm = {"KE": "efk"}.get(editor, editor.lower())
-        return f"{algorithm}-{'mini-' if self.mini else ''}{self.n_toks}tok-{data}{model}.safetensors"
+        return f"{algorithm(editor).config_key()}-{'mini-' if self.mini else ''}{self.n_toks}tok-{data}{model}.safetensors"
 
 
 def checkpoint_name(model_name: str, kind: ModelKind = ModelKind.DECODER) -> str:
@@ -106,7 +102,7 @@ class LearnedEditor(WeightEditor):
 
     hparams_class = LearnedHParams
     hparams: LearnedHParams
-    algorithm: ClassVar[str]
+    algorithm: ClassVar[type[Editable]]
     any_model: ClassVar[bool] = False
     """Whether the model may differ from that of the checkpoint."""
     applied: ClassVar[Mapping[str, Any]] = {}
@@ -135,12 +131,11 @@ class LearnedEditor(WeightEditor):
             path = self.hparams.file(self.name)
             header, _ = checkpoint.read(path)
             about = header["about"]
-            if about["algorithm"] != self.algorithm:
-                raise UserError(
-                    f"{path}: a trained {EDITOR_OF.get(about['algorithm'], about['algorithm'])}, not a {self.name}"
-                )
+            if about["algorithm"] != self.algorithm.config_key():
+                trained_as = algorithms().get(about["algorithm"])
+                raise UserError(f"{path}: a trained {trained_as.title if trained_as else about['algorithm']}, not a {self.name}")
             with torch.random.fork_rng(devices=[]):
-                alg = registry.build(self.algorithm, model, about["inner_params"], about["options"] | self.applied)
+                alg = self.algorithm.build(model, about["inner_params"], about["options"] | self.applied)
             checkpoint.load(path, alg, self.any_model)
             alg.net.requires_grad_(False)
             info = {"checkpoint": path.name, "trained": {key: about[key] for key in ("algorithm", "options", "inner_params")}}
@@ -170,65 +165,3 @@ class LearnedEditor(WeightEditor):
         if isinstance(change, Dense):
             return Dense((scale * change.delta).cpu())
         return LowRank((scale * change.left).cpu(), change.right.cpu())
-
-
-class MENDEditor(LearnedEditor):
-    """Mitchell et al. 2022a."""
-
-    name, algorithm = "MEND", "mend"
-
-    def _prepare(self, alg: Editable) -> None:
-        super()._prepare(alg)
-        if self.hparams.legacy_train_mode_stats:
-            for editor in alg.net.mend.values():
-                editor.k.fill_(float("nan"))
-            alg.net.train()
-
-
-class KEEditor(LearnedEditor):
-    """De Cao et al. 2021, one request after the other, each conditioned on its own sentence."""
-
-    name, algorithm = "KE", "efk"
-
-
-class ENNEditor(LearnedEditor):
-    """Sinitsin et al. 2020. Its training changed the whole model, so the edit brings that change, too."""
-
-    name, algorithm = "ENN", "enn"
-
-    any_model = True
-    applied = {"first_order": True}  # any attention kernel will do
-
-    def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
-        alg, info = self.editable(task.model)
-        own, trained = dict(task.model.named_parameters()), dict(alg.model.named_parameters())
-        is_trained = all(_close(own[name], trained[name]) for name in own if name not in alg.inner)
-        if not is_trained and not checkpoint.same_model(info["identity"], identity_of(task.model, alg.inner)):
-            raise UserError(f"{info['checkpoint']}: a checkpoint of another model")
-        now = copy.copy(alg)
-        if is_trained:  # a later edit of a sequence: on what the earlier ones left
-            now.overrides = {name: own[name].detach() for name in alg.inner}
-        batch, condition = self._batches(task.model, task.tok, alg, task.requests)
-        with torch.no_grad():
-            edited, _ = now.edit(batch, condition, detach_history=True, chunk=self.hparams.chunk)
-        changes: dict[str, LowRank | Dense] = {}
-        for name in alg.inner:
-            edit = _difference(edited.weight(name), now.weight(name))
-            if is_trained and name in edited.added:
-                changes[name] = self._scaled(edited.added[name].change(alg.in_first[name]))
-            else:
-                changes[name] = Dense(self.hparams.lr_scale * edit + _difference(now.weight(name), own[name]))
-        if not is_trained:
-            rest = {name: _difference(trained[name], p) for name, p in own.items() if name not in alg.inner}
-            changes |= {name: Dense(delta) for name, delta in rest.items() if delta.any()}
-        return changes, {key: value for key, value in info.items() if key != "identity"}
-
-
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    tolerance = 4 * torch.finfo(a.dtype).eps
-    return torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * float(b.abs().max()))
-
-
-def _difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    wider = torch.promote_types(a.dtype, torch.float32)
-    return (a.detach().to(wider) - b.detach().to(wider)).cpu()

@@ -37,7 +37,8 @@ class LookupOptions(Options):
 class Lookup(Editable):
     """Keys are means of the encoder's last hidden states (a decoder's over the prompt), values the labels of all edits."""
 
-    name = "lu"
+    name, title, published = "lookup", "LU", "lu"
+    recipe = "serac"
     options_class = LookupOptions
     trained = False
     geometric = True

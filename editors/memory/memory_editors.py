@@ -24,11 +24,11 @@ from editors.core.prompts import fill
 from editors.learned.kinds import ModelKind
 from editors.learned.options import Options
 from .answers import LookupAnswerer, SeracAnswerer
-from .lookup import LookupOptions
+from .lookup import Lookup, LookupOptions
 from .networks import load_classifier, load_decoder
 from .routed import RoutedEdit
 from .routing import Answerer
-from .serac import scope_of, SERACOptions
+from .serac import scope_of, SERAC, SERACOptions
 from .serac_parts import check_pair, COUNTERFACTUAL, KERNEL, SCOPE
 from .serac_text import Form
 from .store import EditMemory
@@ -115,11 +115,11 @@ class SERACHParams(Options):
             raise UserError("counterfactual: the system has one already")
 
 
-class SERAC(MemoryEditor):
+class SERACEditor(MemoryEditor):
     """Mitchell et al. 2022b, on any decoder: a prompt that the scope classifier puts under an edit is answered by the
     counterfactual decoder, which reads the edit before the prompt."""
 
-    name = "SERAC"
+    name, algorithm = SERAC.title, SERAC
     hparams_class = SERACHParams
 
     def __init__(self, hparams: SERACHParams):
@@ -181,11 +181,11 @@ class SERAC(MemoryEditor):
         return self._placed[key]
 
 
-class LU(MemoryEditor):
+class LookupEditor(MemoryEditor):
     """The lookup cache on a decoder: a prompt whose mean last hidden state is nearer to an edit's than the threshold gets its
     target, word for word."""
 
-    name = "LU"
+    name, algorithm = Lookup.title, Lookup
     hparams_class = LookupOptions
 
     def answerer(self, tok: Any) -> AnswererOf:

@@ -107,7 +107,12 @@ class SERAC(Editable):
     The edits so far are in `memory`; networks are shared by all copies.
     """
 
-    name = "rep"
+    name, title, published = "serac", "SERAC", "rep"
+    recipe = "serac"
+    trainer = "editors.memory.supervision:SupervisedTrainer"
+    ended = True
+    encoder_option = "cls_name"
+    agreed = ("pairs",)
     options_class = SERACOptions
     geometric = True
 
@@ -283,12 +288,6 @@ class SERAC(Editable):
         return torch.set_grad_enabled(self.net.training and torch.is_grad_enabled())
 
     # As an Editable
-
-    @property
-    def trainer_class(self) -> type:
-        from .supervision import SupervisedTrainer
-
-        return SupervisedTrainer
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of the networks. The model itself is not trained, and stays as it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
 import random
 import warnings
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ import torch
 
 from common.errors import UserError
 from data import episodes
-from editors.learned import registry
+from editors.learned import algorithms
+from editors.learned.editable import Editable
 from editors.learned.episode import Collator
 from editors.learned.finetune import FineTune
 from editors.learned.trainer import BEST, DEBUG_STEPS, LAST, TrainConfig, Trainer
@@ -26,7 +28,6 @@ UNREAD = ("ref", "log_errors", "dataset", "model_save_pt", "edit_bs", "base_loss
 """Keys of published configurations without effect."""
 AGREED = ("seed", "batch_size", "single_batch", "dropout", "no_grad_layers", "half")
 """Keys that a run which goes on must have as before, beside the trainer's and the data's."""
-_SERAC = ("gtn", "rep", "serac", "lu")
 _SERAC_DATA = ("zsre_impl", "zsre_yn", "flip_inner_outer", "hard_neg")
 
 
@@ -52,12 +53,11 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     if config["archive"] is None:
         check_unused(folder)
     experiment = episodes.experiment_name(config["task"])
-    alg_name = registry.algorithm_name(config["alg"])
+    algorithm = algorithms.algorithm(config["alg"])
     config = {**config, "task": experiment, "recipe": recipe_of(config, experiment)}
     is_serac = config["recipe"] == "serac"
-    trained = registry.algorithm(alg_name).trained
-    if not trained and not config["eval_only"]:
-        print(f"{alg_name} has nothing to learn before an edit: evaluation only")
+    if not algorithm.trained and not config["eval_only"]:
+        print(f"{algorithm.config_key()} has nothing to learn before an edit: evaluation only")
         config["eval_only"] = True
     if config["export"] and config["eval_only"] and config["archive"]:
         print(f"export={config['export']}: nothing is exported, eval_only trains nothing")
@@ -72,16 +72,16 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     model_settings = config["model"]
     if "name" not in model_settings:
         raise UserError("choose a model: +model=world, +model=gpt2xl, ... (hparams/train/model)")
-    eager = alg_name == "enn" and not config["enn"]["first_order"]
+    tree = config.get(algorithm.config_key()) or {}
     model, tok = load_editable(model_settings, experiment, config["device"],
-                               torch.bfloat16 if config["half"] else torch.float32, config["data_dir"], eager)
+                               torch.bfloat16 if config["half"] else torch.float32, config["data_dir"], algorithm.needs_eager(tree))
     set_dropout(model, config["dropout"])
     inner = inner_params_of(model_settings, model)
-    alg = registry.build(alg_name, model, inner, _options(config, alg_name), **_parts(config, alg_name, tok))
+    alg = algorithm.build(model, inner, _options(config, algorithm, tree), tok=tok, small_name=model_settings.get("small_name"))
     set_dropout(alg.net, config["dropout"])
 
     collate = Collator(tok, alg.kind, episodes.MAX_LENGTH[experiment] if experiment != "gen" else _positions(model),
-                       config["data"]["n_outer_max"], ended=alg_name == "rep",
+                       config["data"]["n_outer_max"], ended=algorithm.ended,
                        unshifted_decoder=config["data"]["sent_unshifted_decoder"] or config["legacy"]["sent_unshifted_decoder"])
     sources = _Sources(config, experiment, collate, is_serac)
     train = None if config["eval_only"] and not isinstance(alg, FineTune) else sources.of("train", config["batch_size"])
@@ -95,18 +95,17 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     final = sources.of(split, val_batch)
     about = {"model": {"name": model_settings["name"], **alg.about()}, "data": dict(sorted(sources.about.items()))}
     archive = find_archive(config["archive"], config["eval_only"]) if config["archive"] else None
-    trainer_class = getattr(alg, "trainer_class", Trainer)
-    trainer = trainer_class(
+    trainer = pkgutil.resolve_name(algorithm.trainer)(
         alg, train_config, train, validation, folder if archive is None or config["eval_only"] else archive.parent,
         original=model if train_config.train_base else None,
         identity={"val_batch_size": val_batch, "data": about["data"], **{key: config[key] for key in AGREED},
-                  **({"rep.pairs": config["rep"]["pairs"]} if config.get("rep") and config["rep"].get("pairs") else {})},
+                  **{f"{algorithm.config_key()}.{option}": tree[option] for option in algorithm.agreed if tree.get(option)}},
         progress=not config["silent"],
     )
     if archive is not None:
         _take_over(trainer, archive, config["eval_only"])
-    elif config["eval_only"] and trained:
-        raise UserError(f"eval_only of {alg_name} needs a trained editor: archive=PATH")
+    elif config["eval_only"] and algorithm.trained:
+        raise UserError(f"eval_only of {algorithm.config_key()} needs a trained editor: archive=PATH")
     else:
         trainer.rehearse()
     return Setup(trainer, final, split, config, about)
@@ -125,35 +124,27 @@ def recipe_of(config: Mapping[str, Any], experiment: str) -> str:
     """The recipe of the data: what is asked for, or what the algorithm and the data's options call for."""
     if config["recipe"] is not None:
         return config["recipe"]
-    serac = config["alg"] in _SERAC or experiment in ("fnli", "sent") or any(config["data"][key] for key in _SERAC_DATA)
-    return "serac" if serac else "mend"
+    serac = experiment in ("fnli", "sent") or any(config["data"][key] for key in _SERAC_DATA)
+    return "serac" if serac else algorithms.recipe(config["alg"])
 
 
-def _options(config: Mapping[str, Any], alg_name: str) -> dict[str, Any]:
-    """The algorithm's own options: its sub-tree, and the shared keys that it reads."""
-    options = dict(config.get(alg_name) or {})
+def _options(config: Mapping[str, Any], algorithm: type[Editable], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The algorithm's options: its sub-tree of the configuration, and the shared keys that it reads."""
+    options = algorithm.options_of(tree, config)
     unread = ("hidden_dim", "act", "verbose", "lora")
     options = {key: value for key, value in options.items() if value is not None or key not in unread}
-    fields = {field.name for field in dataclasses.fields(registry.algorithm(alg_name).options_class)}
-    if alg_name == "ft":
-        locality = options.pop("locality")
-        options |= {"locality": locality["enabled"], "oracle": locality["oracle"], "cedit": locality["cedit"],
-                    "grad_clip": config["grad_clip"], "legacy_off_by_one": config["legacy"]["ft_off_by_one"]}
+    fields = {field.name for field in dataclasses.fields(algorithm.options_class)}
     for key in ("edit_lr", "no_grad_layers"):
         if key in fields:
             options[key] = config[key]
-    if alg_name == "rep" and options["cls_name"] == "world":
+    encoder = algorithm.encoder_option
+    if encoder and options[encoder] == "world":
         from data.world import models
 
-        options["cls_name"] = str(models.path("distilbert", config["data_dir"]))
+        options[encoder] = str(models.path("distilbert", config["data_dir"]))
     if config["no_grad_layers"] is not None and "no_grad_layers" not in fields:
-        warnings.warn(f"no_grad_layers: without effect, {alg_name} trains nothing of the model", stacklevel=2)
+        warnings.warn(f"no_grad_layers: without effect, {algorithm.config_key()} trains nothing of the model", stacklevel=2)
     return options
-
-
-def _parts(config: Mapping[str, Any], alg_name: str, tok) -> dict[str, Any]:
-    """What SERAC and the lookup cache are made of besides the model."""
-    return {"tok": tok, "small_name": config["model"].get("small_name")} if alg_name in ("rep", "lu") else {}
 
 
 def _positions(model) -> int | None:

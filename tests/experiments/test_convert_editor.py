@@ -6,7 +6,8 @@ from transformers import GPT2Config
 
 from common.errors import UserError
 import editors
-from editors.learned import checkpoint, published, registry
+from editors.learned import checkpoint, published
+from editors.learned.algorithms import algorithm
 from experiments import convert_editor
 from tests.editors.learned.conftest import arrays
 from tests.editors.learned.test_ke import published as ke_name
@@ -25,7 +26,7 @@ def write(path, state, **more):
 def test_an_editor_of_the_published_names(name, tiny_gpt2, golden, tmp_path, monkeypatch):
     """The same networks, and the same edits."""
     model, tok = tiny_gpt2
-    own = registry.algorithm_name(name)
+    own = algorithm(name).config_key()
     alg, path = trained(own, model, tok, tmp_path, iterations=4)
     if own == "mend":
         state = {key.replace("mend.", f"{name}.", 1): t for key, t in alg.state().items()}

@@ -458,10 +458,10 @@ def test_configurations_are_complete():
     config = yaml.safe_load((CONFIGS / "config.yaml").read_text())
     fields = {field.name: field.default for field in dataclasses.fields(Options)}
     assert {key: value for key, value in config["data"].items() if key not in ("source", "sent_eval_sample")} == fields
-    from editors.learned import registry
+    from editors.learned.algorithms import algorithm
 
     for path in (CONFIGS / "alg").glob("*.yaml"):
-        assert registry.algorithm_name(path.stem) and yaml.safe_load(path.read_text())["alg"] == path.stem
+        assert algorithm(path.stem) and yaml.safe_load(path.read_text())["alg"] == path.stem
     for path in (CONFIGS / "model").glob("*.yaml"):
         params = yaml.safe_load(path.read_text())["inner_params"]
         assert params is None and path.stem == "world" or len(set(params)) == len(params) > 3

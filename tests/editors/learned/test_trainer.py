@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from editors.learned import checkpoint, optimisers, registry
+from editors.learned.algorithms import algorithm
+from editors.learned import checkpoint, optimisers
 from editors.learned.averages import Averages
 from editors.learned.episode import joined
 from editors.learned.run_log import LOG
@@ -19,7 +20,7 @@ from tests.editors.learned.trained import INNER, OPTIONS, TEXTS, Texts, texts_ep
 
 def build(name, model, tok, folder, seed=0, options=None, **config):
     torch.manual_seed(seed)
-    alg = registry.build(name, model, INNER, {**OPTIONS.get(name, {}), **(options or {})})
+    alg = algorithm(name).build(model, INNER, {**OPTIONS.get(name, {}), **(options or {})})
     config = TrainConfig(
         **{"lr": 1e-3, "lr_lr": 1e-2, "accumulate_bs": 2, "train_base": False, "log_interval": 2, "val_interval": 4, **config}
     )
@@ -199,16 +200,16 @@ def test_checkpoints_of_others_are_refused(frozen, tmp_path):
     other = copy.deepcopy(model)
     other.transformer.wte.weight.data[5] += 1
     cases = [
-        (registry.build("mend", model, INNER, {**OPTIONS["mend"], "rank": 4}), "another configuration: .*rank"),
-        (registry.build("mend", model, INNER[::-1], OPTIONS["mend"]), "another choice of edited weights"),
-        (registry.build("efk", model, INNER, OPTIONS["efk"]), "another algorithm"),
-        (registry.build("mend", other, INNER, OPTIONS["mend"]), "another model"),
+        (algorithm("mend").build(model, INNER, {**OPTIONS["mend"], "rank": 4}), "another configuration: .*rank"),
+        (algorithm("mend").build(model, INNER[::-1], OPTIONS["mend"]), "another choice of edited weights"),
+        (algorithm("efk").build(model, INNER, OPTIONS["efk"]), "another algorithm"),
+        (algorithm("mend").build(other, INNER, OPTIONS["mend"]), "another model"),
     ]
     for wrong, message in cases:
         with pytest.raises(UserError, match=message) as error:
             checkpoint.load(path, wrong)
         assert "\n" not in str(error.value)
-    half = registry.build("mend", copy.deepcopy(model).half(), INNER, OPTIONS["mend"])
+    half = algorithm("mend").build(copy.deepcopy(model).half(), INNER, OPTIONS["mend"])
     checkpoint.load(path, half)  # the same model in another precision
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match="truncated or damaged"):

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from common.errors import UserError
+from editors.learned.algorithms import algorithm
 from editors import EditSequence
 import editors
-from editors.learned import checkpoint, registry
+from editors.learned import checkpoint
 from editors.learned.weight_editors import LearnedHParams, trained_folder
 from tests.conftest import relative
 from tests.editors.learned.trained import INNER, OPTIONS, trained
@@ -63,7 +64,7 @@ def test_step_sizes_belong_to_names(tiny_gpt2, tmp_path):
     """The order of inner_params is not the model's own: each weight moves by the step size that stands for it."""
     model, tok = tiny_gpt2
     assert [n for n, _ in model.named_parameters() if n in INNER] != INNER
-    alg = registry.build("mend", model, INNER, {"norm": False, "rank": 2})
+    alg = algorithm("mend").build(model, INNER, {"norm": False, "rank": 2})
     with torch.no_grad():
         alg.net.edit_lrs.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0]))
     checkpoint.save(tmp_path / "one.safetensors", alg, {})

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from editors.learned import checkpoint, registry
+from editors.learned.algorithms import algorithm
+from editors.learned import checkpoint
 from editors.learned.episode import Collator, Episode
 from editors.learned.kinds import ModelKind
 from editors.learned.trainer import TrainConfig, Trainer
@@ -47,7 +48,7 @@ def trained(name: str, model, tok, folder: Path, iterations: int = 60):
     """(the trained editor, its checkpoint)."""
     flags = {p: p.requires_grad for p in model.parameters()}
     torch.manual_seed(0)
-    alg = registry.build(name, model.requires_grad_(False), INNER, OPTIONS[name])
+    alg = algorithm(name).build(model.requires_grad_(False), INNER, OPTIONS[name])
     config = TrainConfig(
         lr=3e-3 if name == "efk" else 1e-4,
         lr_lr=1e-4,

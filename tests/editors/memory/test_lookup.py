@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from editors.learned import registry
+from editors.learned.algorithms import algorithm
 from editors.learned.losses import IGNORED
 from editors.memory.lookup import Lookup
 from tests.conftest import relative
@@ -56,7 +56,7 @@ def words(texts, answers, kind="t5"):
 
 
 def test_edits_accumulate_and_padding_does_not_count():
-    alg = registry.build("lu", learned_model("t5-tiny"), [], {"threshold": 0.01})
+    alg = algorithm("lu").build(learned_model("t5-tiny"), [], {"threshold": 0.01})
     one, two = words([[5, 6, 7]], [[11, 12]]), words([[8, 9, 10, 3, 4]], [[13]])
     edited = alg.edit(one)[0].edit(two)[0]
     both = words([[5, 6, 7], [8, 9, 10, 3, 4]], [[11, 12], [13]])  # the first is padded now
