@@ -29,7 +29,8 @@ from data.files import write_atomically
 from editors.core.decoder import Decoder
 from editors.core.fingerprint import tokenizer_fingerprint
 from experiments.results import run_folder
-from experiments.run.cli import a_seed, add_model_flags, at_least_one, HelpFormatter, Parser, run_program
+from experiments.run.cli import a_seed, at_least_one, HelpFormatter, Parser, run_program
+from experiments.run.config import add_flags, FolderFlags, ModelFlags
 from experiments.run.models import identity, load_model
 from experiments.tracing.averages import FactScores, averages, proposal
 from experiments.tracing.facts import PUBLISHED, load_facts
@@ -231,7 +232,7 @@ def read_averages(folder: Path) -> dict[str, Any]:
 def command() -> None:
     parser = Parser(prog="python -m experiments.causal_trace", description=__doc__.split("\n\n")[0],
                     formatter_class=HelpFormatter)
-    parser.add_argument("--model_name", default="world", help="Hugging Face hub id, local folder, or the built-in world")
+    add_flags(parser, ModelFlags)
     parser.add_argument("--fact_file", help="known_1000; the true facts of world, mcf or cf; or the path of a .json file in "
                                             "the schema of one of them; by default world for the model world, else known_1000")
     parser.add_argument("--output_dir", default="results/{model_name}/causal_trace",
@@ -249,8 +250,7 @@ def command() -> None:
                                                "owner/name[:config], world, or a .jsonl or .txt file; by default world for the "
                                                "model world, else wikitext")
     parser.add_argument("--seed", type=_small_seed, default=1, help="of the noise")
-    parser.add_argument("--data_dir", help="data files; by default KE_DATA_DIR, else ~/.cache/knowledge-editing/data")
-    add_model_flags(parser)
+    add_flags(parser, FolderFlags, "data_dir")
     folder = main(**vars(parser.parse_args()))
     print(summary(folder))
     print(f"results: {folder}")

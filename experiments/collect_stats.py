@@ -24,8 +24,9 @@ from editors.core import covariance, moment_store, ranks
 from editors.core.corpus import HUB, Corpus, find_corpus
 from editors.core.decoder import Decoder
 from editors.core.moment_store import Moment
-from experiments.run.cli import add_model_flags, at_least_one, HelpFormatter, Parser, run_program
-from experiments.run.job import load_editor
+from experiments.run.cli import at_least_one, HelpFormatter, Parser, run_program
+from experiments.run.config import add_flags, FolderFlags, ModelFlags, RunConfig, RunFlags
+from experiments.run.hparams_file import load_editor
 from experiments.run.models import load_model
 
 PUBLISHED_URL = "https://memit.baulab.info/data/stats"
@@ -60,7 +61,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     program = "python -m experiments.collect_stats"
     parser = Parser(prog=program, description=__doc__, formatter_class=_Formatter)
     add = parser.add_argument
-    add("--model_name", default="gpt2-xl", help="hub id, local folder, or world")
+    add_flags(parser, ModelFlags)
+    parser.set_defaults(model_name="gpt2-xl")
     add("--layers", help="comma list of blocks and ranges, 3,5-8, or all; default: the hparams file's, else 17 as published")
     add("--dataset", help="wikipedia, wikitext, owner/name[:config] of the hub, world, or the path of a .jsonl (field text) or "
                           ".txt file; default: the hparams file's mom2_dataset, else wikipedia")
@@ -78,14 +80,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max_keys", type=at_least_one,
         help="stop at exactly so many tokens; default: the hparams file's dynamic_multiplier, times the keys' width, or none")
     add("--pack_tokens", type=at_least_one, help="tokens in one forward pass, padding included; default: chosen from the memory")
-    add("--stats_dir", help="default: KE_STATS_DIR, else stats in the data folder")
-    add("--data_dir",
-        help="where the built-in world's corpus is written; default: KE_DATA_DIR, else ~/.cache/knowledge-editing/data")
+    add_flags(parser, RunFlags, "stats_dir")
+    add_flags(parser, FolderFlags, "data_dir")
     add("--download", type=int, choices=(0, 1), default=1,
         help="1: ask the authors' server for statistics that are not there; their model and corpus can't be checked")
     add("--force", action="store_true", help="collect again, even if the statistics are there")
     add("--no_resume", action="store_true", help="start from the first text, even if a killed run left a snapshot")
-    add_model_flags(parser)
     args = parser.parse_args(argv)
     unknown = sorted(set(args.to_collect.split(",")) - set(ALWAYS_COLLECTED))
     if unknown:
@@ -107,9 +107,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     settings = {"layers": [17], "dataset": "wikipedia", "n_samples": 100_000, "dtype": "float32", "templates": {},
                 "dynamic_multiplier": None}
     if args.hparams_fname:
-        flags = {"alg_name": args.alg_name, "hparams_fname": args.hparams_fname, "model_name": args.model_name,
-                 "data_dir": args.data_dir, "seed": 0}
-        hparams = load_editor(flags)[1].hparams
+        hparams = load_editor(RunConfig(alg_name=args.alg_name, hparams_fname=args.hparams_fname, model_name=args.model_name,
+                                        data_dir=args.data_dir))[1].hparams
         if not hasattr(hparams, "mom2_dataset"):
             raise UserError(f"{args.alg_name} uses no statistics: give the --hparams_fname of an editor that does")
         settings = {"layers": hparams.layers, "dataset": hparams.mom2_dataset, "n_samples": hparams.mom2_n_samples,

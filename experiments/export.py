@@ -24,7 +24,8 @@ from editors.changes import check_finite
 from editors.core.files import new_folder
 from editors.core.fingerprint import model_fingerprint
 from editors.edit import Edit
-from experiments.run.cli import add_model_flags, HelpFormatter, Parser, run_program
+from experiments.run.cli import HelpFormatter, Parser, run_program
+from experiments.run.config import add_flags, ModelFlags
 from experiments.run.models import load_model, source_of
 
 
@@ -92,12 +93,10 @@ def command_line() -> Parser:
                     formatter_class=HelpFormatter)
     parser.add_argument("edit", help="file of an edit (Edit.save)")
     parser.add_argument("--out", required=True, help="folder to make")
-    parser.add_argument("--model_name", default="world",
-                        help="the unedited model: Hugging Face hub id, local folder, or the built-in world")
     parser.add_argument("--format", dest="form", choices=("adapter", "checkpoint"), default="adapter", help="what to write")
     parser.add_argument("--max_rank", type=_rank, default=RANKS[-1],
                         help=f"of an adapter: {', '.join(map(str, RANKS))} (vLLM's), or any: exact whatever the rank")
-    add_model_flags(parser)
+    add_flags(parser.add_argument_group("the unedited model"), ModelFlags)
     return parser
 
 

@@ -31,7 +31,8 @@ from data import episodes
 from data.episodes import back_translation, export, locality, published, rephrase
 from data.episodes.lines import read_rows
 from data.files import write_atomically, write_json
-from experiments.run.cli import a_seed, add_model_flags, at_least_one, HelpFormatter, Parser, run_program
+from experiments.run.cli import a_seed, at_least_one, HelpFormatter, Parser, run_program
+from experiments.run.config import add_flags, ModelFlags
 from experiments.run.models import load_model
 from experiments.training import answers
 from experiments.training.models import load_editable
@@ -61,7 +62,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     gen.add_argument("--context_tokens", type=at_least_one, default=40, help="of the passage before it, at most")
     gen.add_argument("--batch_size", type=at_least_one, default=16)
     gen.add_argument("--seed", type=a_seed, default=0)
-    add_model_flags(gen)
+    add_flags(gen, ModelFlags, "dtype", "device")
 
     nq = add("nq", "Natural Questions as unrelated questions; --out is their folder")
     nq.add_argument("--limit", type=at_least_one, help="rows of each file")

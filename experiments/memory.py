@@ -29,7 +29,8 @@ from common.errors import UserError
 from data.episodes.lines import numbered_lines
 from editors.core.prompts import fill, parse_requests
 from editors.memory.store import EditMemory
-from experiments.run.cli import add_model_flags, at_least_one, Parser, run_program
+from experiments.run.cli import at_least_one, Parser, run_program
+from experiments.run.config import add_flags, FolderFlags, ModelFlags, RunConfig
 
 if TYPE_CHECKING:
     from editors.memory.routed import RoutedEdit
@@ -54,13 +55,14 @@ def create(args: argparse.Namespace) -> None:
 def _new_edit(args: argparse.Namespace) -> RoutedEdit:
     """An edit without requests, of the editor and for the model that were named."""
     from editors.memory.memory_editors import MemoryEditor
-    from experiments.run.job import load_editor
+    from experiments.run.hparams_file import load_editor
     from experiments.run.models import load_model
 
     if args.statements:
         raise UserError("--statements: a decoder's edits have labels")
     args.model_name = args.model_name or "world"
-    editor = load_editor({"seed": 0, **vars(args)})[1]
+    editor = load_editor(RunConfig(alg_name=args.alg_name, hparams_fname=args.hparams_fname, model_name=args.model_name,
+                                   data_dir=args.data_dir))[1]
     if not isinstance(editor, MemoryEditor):
         raise UserError(f"--alg_name {args.alg_name}: keeps no memory of edits; SERAC and LU do")
     return editor.of_memory(*load_model(args.model_name, args.dtype, args.device), EditMemory())
@@ -183,8 +185,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--alg_name", help="editor of decoders that answers by the memory: SERAC or LU")
     sub.add_argument("--hparams_fname", help="its hyper-parameters, as for experiments.evaluate (default: <model_name>.json)")
     sub.add_argument("--model_name", help="the decoder that is edited (default: world)")
-    sub.add_argument("--data_dir", help="data folder (default: KE_DATA_DIR, else ~/.cache/knowledge-editing/data)")
-    add_model_flags(sub)
+    add_flags(sub, FolderFlags, "data_dir")
+    add_flags(sub, ModelFlags, "dtype", "device")
     sub = action("list", show, "print the edits with their ids")
     sub.add_argument("--limit", type=at_least_one, help="at most so many")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -204,7 +206,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--run", dest="run_folder", type=Path, help="folder of a run of experiments.train +alg=rep that answers")
     sub.add_argument("--tokens", type=at_least_one, default=20, help="at most so many are generated (default: %(default)s)")
     sub.add_argument("--model_name", help="the decoder, where it is elsewhere than when the memory was created")
-    add_model_flags(sub)
+    add_flags(sub, ModelFlags, "dtype", "device")
     return parser.parse_args(argv)
 
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import AutoLocator, NullLocator
 from common.errors import UserError
 from experiments.results import run_folder
 from experiments.run.cli import Parser, run_program
-from experiments.sweep import METRICS, TABLE
+from experiments.results.sweep_table import METRICS, TABLE
 from figures import lines
 
 SUCCESSES, ACCURACIES = list(METRICS)[:4], list(METRICS)[4:]

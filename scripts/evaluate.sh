@@ -51,11 +51,12 @@ lacking() {
 import contextlib
 import sys
 from editors.errors import EditingError
-from experiments.run.job import load_editor
+from experiments.run.config import RunConfig
+from experiments.run.hparams_file import load_editor
 name, file, model = sys.argv[1:]
 try:
     with contextlib.redirect_stdout(sys.stderr):  # what is printed here is the reason
-        load_editor({"alg_name": name, "hparams_fname": file, "model_name": model, "seed": 0, "data_dir": None})[1].identity
+        load_editor(RunConfig(alg_name=name, hparams_fname=file, model_name=model))[1].identity
 except EditingError as error:
     print(error)
 PY

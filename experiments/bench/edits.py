@@ -21,6 +21,7 @@ from editors.core import solve
 from experiments import evaluate
 from experiments.results import run_folder
 from experiments.results import summary
+from experiments.run import batches
 from experiments.run.cli import at_least_one
 from experiments.summarize import read_run
 
@@ -64,8 +65,8 @@ def _clocked(clock: Clock) -> Iterator[None]:
 
     with ExitStack() as stack:
         for owner, name, step in (
-            (evaluate, "prepare", lambda: "model and data"), (evaluate, "measure", which),
-            (run_folder, "write_case", lambda: "results"), (memit, "prepare", lambda: "contexts"),
+            (evaluate, "prepare", lambda: "model and data"), (batches, "measure", which),
+            (run_folder, "write_cases", lambda: "results"), (memit, "prepare", lambda: "contexts"),
             (memit, "second_moments", lambda: "statistics"),
             (spread, "cached_optimise", lambda: "target states"), (spread, "compute_keys", lambda: "keys"),
             (spread, "compute_hidden", lambda: "states now"), (solve, "memit", lambda: "solve"),
@@ -92,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise UserError(f"--data_dir {args.data_dir}: is there already, and statistics in it would not be collected")
     with tempfile.TemporaryDirectory() as folder:
         with _clocked(clock):
-            run = evaluate.main(args.alg_name, args.model_name, args.hparams_fname, args.ds_name, dataset_size_limit=args.edits,
-                                num_edits=args.edits, generation_test_interval=-1, results_dir=args.results_dir or Path(folder) / "results",
+            run = evaluate.main(args.alg_name, args.model_name, hparams_fname=args.hparams_fname, ds_name=args.ds_name,
+                                dataset_size_limit=args.edits, num_edits=args.edits, generation_test_interval=-1, results_dir=args.results_dir or Path(folder) / "results",
                                 data_dir=args.data_dir or folder, dir_name=args.dir_name, use_cache=bool(args.data_dir))
         total, busy = time.perf_counter() - started, time.process_time() - busy
         reached = {name: values["mean"] for name, values in summary.statistics(read_run(run)[1]).items()

@@ -92,15 +92,16 @@ def case_path(run: Path, num_edits: int, case_id: int) -> Path:
     return run / f"{num_edits}_edits-case_{case_id}.json"
 
 
-def write_case(
-    run: Path, num_edits: int, record: Record, chunk: Sequence[Record], edit: Mapping[str, float], pre: Mapping[str, Any],
-    post: Mapping[str, Any],
+def write_cases(
+    run: Path, num_edits: int, chunk: Sequence[Record], edit: Mapping[str, float], pre: Mapping[int, Mapping[str, Any]],
+    post: Mapping[int, Mapping[str, Any]],
 ) -> None:
-    """Writes the file of one case. chunk: the records that were edited together; edit: see :func:`about_edit`."""
-    write_json(case_path(run, num_edits, record.case_id), {
-        "case_id": record.case_id, "grouped_case_ids": [r.case_id for r in chunk], "num_edits": num_edits,
-        "requested_rewrite": record.requested_rewrite(), **edit, "post": post, "pre": pre,
-    })
+    """Writes the files of the cases that were edited together. edit: see :func:`about_edit`; pre, post: metrics by case id."""
+    for record in chunk:
+        write_json(case_path(run, num_edits, record.case_id), {
+            "case_id": record.case_id, "grouped_case_ids": [r.case_id for r in chunk], "num_edits": num_edits,
+            "requested_rewrite": record.requested_rewrite(), **edit, "post": post[record.case_id], "pre": pre[record.case_id],
+        })
 
 
 def about_edit(seconds: float, info: Mapping[str, Any]) -> dict[str, float]:

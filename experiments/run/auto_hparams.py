@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from editors.core import ranks
 from editors.core.decoder import Decoder
 from experiments.causal_trace import read_averages
 from experiments.results import run_folder
+from experiments.run.config import RunConfig
+from experiments.run.hparams_file import AUTOMATIC
 from experiments.run.models import identity
 from experiments.tracing.averages import LAST_SUBJECT, FactScores, averages, proposal
 from experiments.tracing.facts import PUBLISHED, load_facts
@@ -32,46 +34,41 @@ from experiments.tracing.scores import blocks, default_window, trace
 VALUES = Path(__file__).resolve().parents[2] / "hparams" / "auto.json"
 """{editor: its values}; as layers "peak", one block, or "range", those around it; <key>_per_width: times the keys' width."""
 PER_WIDTH = "_per_width"
-NAME = "auto"
 NOISE = "s3"
 FACTS, TRIED, LEAST = 100, 400, 10
 """Known facts that are traced; facts among which they are looked for; fewer are not enough."""
 
 
-def is_automatic(hparams_fname: str | Path | None) -> bool:
-    return hparams_fname == NAME or str(hparams_fname).startswith(f"{NAME}:")
-
-
-def make(
-    flags: Mapping[str, Any], model: PreTrainedModel, tok: PreTrainedTokenizerBase
+def propose_hparams(
+    config: RunConfig, model: PreTrainedModel, tok: PreTrainedTokenizerBase
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(hyper-parameters as a file would hold them, what the layers follow from); says so in a line.
 
     Raises UserError for an editor without values, a trace of another model, or facts that the model does not
     know.
     """
-    alg_name, name = flags["alg_name"], str(flags["hparams_fname"])
-    table, kind = run_folder.read_json(VALUES), editors.editor_class(alg_name)
-    values = table.get(kind.hparams_folder or alg_name)
+    alg_name, name = config.alg_name, str(config.hparams_fname)
+    table, editor = run_folder.read_json(VALUES), editors.editor_class(alg_name)
+    values = table.get(editor.hparams_folder or alg_name)
     if values is None:
-        raise UserError(f"--hparams_fname {NAME}: there are no values for {alg_name}, only for {', '.join(table)}; "
-                           "name a file")
+        raise UserError(f"--hparams_fname {AUTOMATIC}: there are no values for {alg_name}, only for {', '.join(table)}; "
+                        "name a file")
     if ":" in name:
         traced = _saved(Path(name.partition(":")[2]), model)
     else:
-        traced = _traced(flags, model, tok)
-    rule = values["layers"]
-    layers = traced["range"] if rule == "range" else [traced["peak"]]
-    if flags["model_name"] == "world" and "mom2_dataset" in values:
+        traced = _traced(config, model, tok)
+    layers = traced["range"] if values["layers"] == "range" else [traced["peak"]]
+    if config.model_name == "world" and "mom2_dataset" in values:
         values = values | {"mom2_dataset": "world", "mom2_n_samples": 5000}
     if ranks.process() == 0:
         print(f"layers {', '.join(map(str, layers))} for {alg_name}: where MLPs at the subject's last token bring most back of "
               f"{traced['facts']} facts of {traced['source']}; all other values from hparams/{VALUES.name}")
-    decoder, made = Decoder.of(model, tok), {"layers": layers}
+    decoder = Decoder.of(model, tok)
+    hparams = {key: value for key, value in values.items() if not key.endswith(PER_WIDTH)} | {"layers": layers}
     for key, value in values.items():
         if key.endswith(PER_WIDTH):
-            made[key.removesuffix(PER_WIDTH)] = keys_for(value, decoder.weight(layers[0]).d_in)
-    return {key: value for key, value in values.items() if not key.endswith(PER_WIDTH)} | made, traced
+            hparams[key.removesuffix(PER_WIDTH)] = keys_for(value, decoder.weight(layers[0]).d_in)
+    return hparams, traced
 
 
 def propose(
@@ -84,27 +81,28 @@ def propose(
     decoder = Decoder.of(model, tok)
     prompts = trace_prompts(tok, facts, decoder.positions)
     noise, measured = calibrate(NOISE, model, tok, [fact.subject for fact in facts], corpus="")
-    known: list[FactScores] = []
-    every = list(blocks(prompts, decoder, noise.samples))
-    for block in tqdm(every, desc="tracing", unit="block", leave=False, disable=ranks.process() > 0):
+    known_facts: list[FactScores] = []
+    trace_blocks = list(blocks(prompts, decoder, noise.samples))
+    for block in tqdm(trace_blocks, desc="tracing", unit="block", leave=False, disable=ranks.process() > 0):
         for traced in trace(decoder, block, noise, kinds=("mlp",), subject_last=True):
-            if traced.correct and len(known) < FACTS:
-                known.append(FactScores((traced.prompt.start, traced.prompt.end), traced.high, traced.low, traced.scores))
-        if len(known) == FACTS:
+            if traced.correct and len(known_facts) < FACTS:
+                subject = traced.prompt.start, traced.prompt.end
+                known_facts.append(FactScores(subject, traced.high, traced.low, traced.scores))
+        if len(known_facts) == FACTS:
             break
-    if len(known) < LEAST:
-        raise UserError(f"--hparams_fname {NAME}: the model knows only {len(known)} of the first {len(prompts)} facts of "
+    if len(known_facts) < LEAST:
+        raise UserError(f"--hparams_fname {AUTOMATIC}: the model knows only {len(known_facts)} of the first {len(prompts)} facts of "
                            f"{source}, and {LEAST} are needed; trace others with experiments.causal_trace and give "
-                           f"{NAME}:FOLDER, or name a file")
-    average = averages(known)
+                           f"{AUTOMATIC}:FOLDER, or name a file")
+    average = averages(known_facts)
     effects = [round(value, 4) for value in average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]]
-    return {**proposal(average), "facts": len(known), "source": source, "effects": effects,
+    return {**proposal(average), "facts": len(known_facts), "source": source, "effects": effects,
             "window": default_window(decoder.sites.layers), "noise_level": NOISE, **measured}
 
 
-def _traced(flags: Mapping[str, Any], model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _traced(config: RunConfig, model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Of the data set's own true answers; zsRE has none, so of the world's, or else of the published known facts."""
-    source, folder = flags["ds_name"], flags["data_dir"]
+    source, folder = config.ds_name, config.data_dir
     if source.partition(":")[0] in data.WORLDS:
         source = source.replace("-zsre", "")
     elif data.load(source, folder, limit=1)[0].schema == "zsre":
@@ -114,11 +112,11 @@ def _traced(flags: Mapping[str, Any], model: PreTrainedModel, tok: PreTrainedTok
 
 def _saved(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
     """What experiments.causal_trace found. Raises UserError if that is not there, or of another model or dtype."""
-    average, own, dtype = read_averages(folder), identity(model), str(model.dtype).removeprefix("torch.")
+    average, weights, dtype = read_averages(folder), identity(model), str(model.dtype).removeprefix("torch.")
     settings = average["settings"]
-    if not settings["model"].endswith(own):
-        raise UserError(f"--hparams_fname {NAME}:{folder}: a trace of another model, or in another dtype "
-                           f"({settings['model']}, {settings['dtype']}), not of this ({own}, {dtype})")
+    if not settings["model"].endswith(weights):
+        raise UserError(f"--hparams_fname {AUTOMATIC}:{folder}: a trace of another model, or in another dtype "
+                           f"({settings['model']}, {settings['dtype']}), not of this ({weights}, {dtype})")
     effects = [round(value, 4) for value in average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]]
     return {**average["proposal"], "facts": average["facts"], "source": str(folder), "effects": effects,
             "window": settings["window"], "noise_level": settings["noise_level"]}

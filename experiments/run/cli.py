@@ -1,4 +1,4 @@
-"""What every program shares: the flags of the model, and one clear line for a user's mistake."""
+"""What every program shares: types of flags, and one clear line for a user's mistake."""
 
 import argparse
 import logging
@@ -15,9 +15,6 @@ from typing import NoReturn
 from common import programs
 from common.errors import UserError
 from editors.core import ranks
-
-DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
-
 
 PATIENCE = 5
 """Seconds in which torchrun ends the other processes after one has said what is wrong."""
@@ -134,21 +131,3 @@ def a_seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} should be a whole number from 0 to 2^63 - 1")
     return int(text)
-
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--dtype``, ``--device`` and ``--device_map``, as :func:`experiments.models.load_model` understands them."""
-    parser.add_argument("--dtype", choices=DTYPES, default="auto",
-                        help="of the model; auto: the checkpoint's own, but float32 where a CPU would compute in 16 bits")
-    parser.add_argument("--device", default="auto",
-                        help="auto (cuda, mps or cpu, the first there is), cpu, cuda, cuda:1, mps, "
-                             "or map: spread a model over all devices (accelerate's device_map)")
-    parser.add_argument("--device_map", dest="device", type=_device_map, default=argparse.SUPPRESS, metavar="auto",
-                        help="auto: the same as --device map")
-
-
-def _device_map(text: str) -> str:
-    if text != "auto":
-        raise argparse.ArgumentTypeError(f"{text!r} should be auto")
-    return "map"
-

@@ -8,25 +8,26 @@ from typing import Any
 from data.records import Record
 from experiments.metrics.counterfact import counterfact_metrics
 from experiments.metrics.zsre import zsre_metrics
-from experiments.run.job import is_sampled, Job
+from experiments.run.job import is_sampled, RunJob
 
 METRICS = {"counterfact": counterfact_metrics, "zsre": zsre_metrics}
 
 
-def measure(job: Job, records: Sequence[Record]) -> dict[int, dict[str, Any]]:
+def measure(job: RunJob, records: Sequence[Record]) -> dict[int, dict[str, Any]]:
     """The metrics of each record, with those of generated texts where the job asks for them, by case id."""
     by_case = {record.case_id: result for record, result in metrics_of(job, records)}
     if job.generate:
-        sampled = [record for record in records if is_sampled(record, job.flags)]
+        sampled = [record for record in records if is_sampled(record, job.config)]
         for record, result in zip(sampled, job.generate(sampled)):
             by_case[record.case_id].update(result)
     return by_case
 
 
-def metrics_of(job: Job, records: Sequence[Record]) -> Iterator[tuple[Record, dict[str, Any]]]:
+def metrics_of(job: RunJob, records: Sequence[Record]) -> Iterator[tuple[Record, dict[str, Any]]]:
     """(record, its metrics without generated texts) for each record."""
-    schema, wanted = records[0].schema, {"contains_length": job.flags["contains_length"] or None}
-    if schema == "counterfact":
-        wanted["pairing"] = job.flags["pairing"]
-    options = {name: value for name, value in wanted.items() if value is not None}
+    schema, options = records[0].schema, {}
+    if job.config.contains_length:
+        options["contains_length"] = job.config.contains_length
+    if schema == "counterfact" and job.config.pairing is not None:
+        options["pairing"] = job.config.pairing
     return zip(records, METRICS[schema](job.model, job.tok, records, **options))

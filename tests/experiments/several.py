@@ -87,16 +87,16 @@ def evaluations(folder: Path) -> None:
 
 def dying(folder: Path) -> None:
     """The second process is killed after its second case, in the midst of a run."""
-    write_case = evaluate.run_folder.write_case
+    write_cases = evaluate.run_folder.write_cases
     written = []
 
-    def write(run, num_edits, record, *rest):
-        write_case(run, num_edits, record, *rest)
-        written.append(record)
+    def write(run, num_edits, chunk, *rest):
+        write_cases(run, num_edits, chunk, *rest)
+        written.extend(chunk)
         if ranks.process() == 1 and len(written) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    evaluate.run_folder.write_case = write
+    evaluate.run_folder.write_cases = write
     killed(folder)
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from experiments import evaluate, summarize
 from experiments.run.cli import run_program
-from experiments.run.job import load_editor
+from experiments.run.config import RunConfig
+from experiments.run.hparams_file import load_editor
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_other_prompts(program, flags, golden, tmp_path, key, value, message):
     path = tmp_path / "set.json"
     path.write_text(json.dumps(records))
     if message is None:
-        evaluate.main("FT", str(flags["--model_name"]), flags["--hparams_fname"], path, dataset_size_limit=3,
+        evaluate.main("FT", str(flags["--model_name"]), hparams_fname=flags["--hparams_fname"], ds_name=path, dataset_size_limit=3,
                       skip_generation_tests=True, results_dir=tmp_path / "results")
     else:
         assert re.search(message, program(evaluate, *arguments({**flags, "--ds_name": path, "--num_edits": 1})))
@@ -122,7 +123,7 @@ def test_a_place_where_nothing_can_be_written(program, flags, tmp_path):
     (tmp_path / "file").write_text("")
     line = program(evaluate, *arguments({**flags, "--results_dir": tmp_path / "file" / "results"}))
     assert re.search("file/results/FT: results can't be written there (.*); choose another folder", line)
-    folder = evaluate.main("FT", str(flags["--model_name"]), flags["--hparams_fname"], flags["--ds_name"], dataset_size_limit=1,
+    folder = evaluate.main("FT", str(flags["--model_name"]), hparams_fname=flags["--hparams_fname"], ds_name=flags["--ds_name"], dataset_size_limit=1,
                            skip_generation_tests=True, results_dir=tmp_path / "here")
     line = program(summarize, "--dir_name", "FT", "--results_dir", folder.parent.parent, "--out", tmp_path / "file")
     assert re.search("file/summary.json: can't be written (.*)", line)
@@ -194,8 +195,8 @@ def test_a_warning_is_one_line(capsys):
 
 
 def test_a_file_is_complained_of_once(capsys):
-    flags = {"alg_name": "MEMIT", "hparams_fname": "gpt2-xl.json", "model_name": "gpt2-xl", "data_dir": None, "seed": 7}
-    run_program(lambda: load_editor(flags))
+    config = RunConfig(alg_name="MEMIT", hparams_fname="gpt2-xl.json", model_name="gpt2-xl", seed=7)
+    run_program(lambda: load_editor(config))
     assert capsys.readouterr().err.count("without effect: ") == 1
 
 

@@ -15,6 +15,7 @@ from experiments import causal_trace, collect_stats
 from experiments.results import run_folder
 from experiments.run import auto_hparams
 from experiments.run.cli import run_program
+from experiments.run.config import RunConfig
 from experiments.tracing.averages import LAST_SUBJECT
 from experiments.tracing.facts import facts_of, load_facts
 from experiments.tracing.scores import SEVERED
@@ -183,19 +184,19 @@ def test_facts_that_a_trace_of_the_data_set_takes(golden, tmp_path, monkeypatch)
     zsre.write_bytes((golden / "zsre_mend_eval.json").read_bytes())
     for name, source in ((own, str(own)), (zsre, "known_1000"), ("world-zsre", "world"), ("world-zsre:50", "world:50"),
                          ("world-ca-zsre", "world-ca"), ("world-zsre-test", "world-test")):
-        assert auto_hparams._traced({"ds_name": str(name), "data_dir": None}, None, None) == source
+        assert auto_hparams._traced(RunConfig(alg_name="MEMIT", ds_name=str(name)), None, None) == source
 
 
 def test_values_of_every_editor(tiny_gpt2, traced):
     model, tok = tiny_gpt2
     for alg_name in (*run_folder.read_json(auto_hparams.VALUES), "MEMIT_seq"):
-        flags = {"alg_name": alg_name, "hparams_fname": f"auto:{traced}", "model_name": "tiny", "ds_name": "mcf", "data_dir": None}
-        values, about = auto_hparams.make(flags, model, tok)
+        config = RunConfig(alg_name=alg_name, hparams_fname=f"auto:{traced}", model_name="tiny", ds_name="mcf")
+        values, about = auto_hparams.propose_hparams(config, model, tok)
         hparams = editors.load(alg_name, values).hparams
         assert hparams.layers == (about["range"] if alg_name.startswith(("MEMIT", "Alpha")) else [about["peak"]])
         if alg_name == "MEMIT":
             assert hparams.mom2_update_weight == 235  # 256 * 15000 / 16384
-            world, _ = auto_hparams.make({**flags, "model_name": "world"}, model, tok)
+            world, _ = auto_hparams.propose_hparams(dataclasses.replace(config, model_name="world"), model, tok)
             assert world["mom2_dataset"] == "world" and values["mom2_dataset"] == "wikipedia"
 
 

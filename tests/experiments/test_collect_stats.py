@@ -16,7 +16,7 @@ from editors.core import covariance
 from editors.core.covariance import MomentSpec
 from editors.core.decoder import Decoder
 from experiments import collect_stats
-from experiments.run.job import HPARAMS
+from experiments.run.hparams_file import HPARAMS
 from tests.conftest import GOLDEN, ROOT, load_tiny
 
 MODEL, CORPUS = str(GOLDEN / "tiny-gpt2"), str(GOLDEN / "corpus.jsonl")

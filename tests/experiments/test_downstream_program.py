@@ -11,10 +11,13 @@ from data.downstream import TASKS, load
 from editors.changes import Dense
 from editors.edit import Edit
 from experiments import downstream
-from experiments.downstream import evaluate_tasks, prepare, table
+from experiments.downstream import table
 from experiments.metrics.downstream import downstream_metrics
+from experiments.run import tasks
 from experiments.run.cli import run_program
+from experiments.run.config import TaskFlags
 from experiments.run.models import load_model
+from experiments.run.tasks import evaluate_tasks
 
 PUBLISHED_FIGURES = {"correct", "incorrect", "invalid", "total", "f1", "f1_new", "mcc", "time"}
 
@@ -34,20 +37,24 @@ def command(monkeypatch, capsys, tmp_path):
     return start
 
 
+def prepare(names, shots="-1", tests=None, source="world"):
+    return tasks.prepare(TaskFlags(downstream_tasks=names, number_of_few_shots=shots, number_of_tests=tests), source)
+
+
 def test_prepared_tasks():
-    rte, sst, nli = prepare("rte, sst,nli", "0,3,10", 7, downstream_data="world")
+    rte, sst, nli = prepare("rte, sst,nli", "0,3,10", 7)
     assert [run.name for run in (rte, sst, nli)] == ["rte", "sst", "nli"]
     assert [len(run.shots) for run in (rte, sst, nli)] == [0, 3, 10] and {len(run.tests) for run in (rte, sst, nli)} == {7}
     examples = load("sst", "world")
     assert sst.shots == examples[:3] and sst.tests == examples[10:17]
-    assert [len(run.shots) for run in prepare("mmlu,cola", "-1", downstream_data="world")] == [0, 0]
-    assert len(prepare("mmlu", downstream_data="world")[0].tests) == len(load("mmlu", "world")) - 10
-    assert rte.settings() != prepare("rte", "1", 7, downstream_data="world")[0].settings()
+    assert [len(run.shots) for run in prepare("mmlu,cola", "-1")] == [0, 0]
+    assert len(prepare("mmlu")[0].tests) == len(load("mmlu", "world")) - 10
+    assert rte.settings() != prepare("rte", "1", 7)[0].settings()
 
 
 def test_tests_are_counted_for_the_asked_tasks_only(realdata):
     folder = realdata / "downstream"
-    nli, = prepare("nli", "0", 2479, downstream_data=folder)
+    nli, = prepare("nli", "0", 2479, source=folder)
     assert len(nli.tests) == 2479
 
 
@@ -89,10 +96,10 @@ def test_an_edit_is_in_the_model(command, tmp_path):
 def test_the_model_is_left_as_it_was():
     model, tok = tiny_model("gpt2", n_positions=512).train(), tiny_tokenizer()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    figures, _ = evaluate_tasks(model, tok, prepare("cola,sst", "1,0", 3, downstream_data="world"))
+    figures, _ = evaluate_tasks(model, tok, prepare("cola,sst", "1,0", 3))
     assert model.training and all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     model.eval()
-    again, _ = evaluate_tasks(model, tok, prepare("cola,sst", "1,0", 3, downstream_data="world"))
+    again, _ = evaluate_tasks(model, tok, prepare("cola,sst", "1,0", 3))
     assert [f["f1_new"] for f in figures.values()] == [f["f1_new"] for f in again.values()]
     assert table(figures).count("\n") == 2
 
@@ -125,13 +132,13 @@ def test_mistakes(command, tmp_path, flags, message):
 def test_a_broken_model_has_no_answers():
     model = tiny_model("gpt2", n_positions=512)
     torch.nn.init.constant_(model.transformer.h[1].mlp.c_proj.weight, torch.nan)
-    figures, outputs = evaluate_tasks(model, tiny_tokenizer(), prepare("mmlu,sst", "-1", 4, downstream_data="world"))
+    figures, outputs = evaluate_tasks(model, tiny_tokenizer(), prepare("mmlu,sst", "-1", 4))
     assert figures["mmlu"]["invalid_rate"] == 1 and outputs["sst"][0]["prob_positive"] is None
     json.dumps([figures, outputs], allow_nan=False)
 
 
 def test_every_task_runs_without_data():
     model, tok = load_model("world", device="cpu")
-    figures, outputs = evaluate_tasks(model, tok, prepare(",".join(TASKS), "-1", 2, downstream_data="world"), gen_len=5)
+    figures, outputs = evaluate_tasks(model, tok, prepare(",".join(TASKS), "-1", 2), gen_len=5)
     assert figures.keys() == outputs.keys() == TASKS.keys() and all(len(o) == 2 for o in outputs.values())
     json.dumps([figures, outputs])

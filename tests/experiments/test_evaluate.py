@@ -9,7 +9,7 @@ import torch
 
 from common.errors import UserError
 from editors import Edit
-from experiments import evaluate
+from experiments.run import batches
 from experiments.results import run_folder
 
 
@@ -112,7 +112,7 @@ def test_a_missing_case_is_done_again_alike(run):
 
 def test_a_finished_run_is_not_measured_again(run, monkeypatch):
     run("FT", num_edits=12)
-    monkeypatch.setattr(evaluate, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(batches, "measure", lambda *_: pytest.fail("measured again"))
     run("FT", num_edits=12, continue_from_run="run_000")
 
 

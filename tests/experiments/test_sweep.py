@@ -15,6 +15,8 @@ from hydra.core.plugins import Plugins
 
 from common.errors import UserError
 from experiments import sweep
+from experiments.results import sweep_table
+from experiments.run import sweep_job
 from experiments.run.cli import run_program
 from figures import sweep as figure
 from tests.conftest import ROOT
@@ -148,7 +150,7 @@ def test_a_defect_in_a_job_stops_nothing(start, tmp_path, monkeypatch):
             raise error
         return "no such model", True
 
-    monkeypatch.setattr(sweep, "_evaluate", evaluate)
+    monkeypatch.setattr(sweep_job, "_evaluate", evaluate)
     code, out, err = start("alg_name=FT", "num_edits=1,2")
     assert code == 1 and "0 of 2 jobs done" in out and "KeyError: 'lost'" in err and "no such model" in err
 
@@ -165,7 +167,7 @@ def test_stages_and_languages_are_rows(golden, tmp_path, capfd):
     (tmp_path / "a" / "job.json").write_text(json.dumps({"status": "done", "command": "now", "settings": flags}))
     sweep._finish(tmp_path, "now", None)
     assert "1 of 1 jobs done" in capfd.readouterr().out and (tmp_path / "sweep.pdf").is_file()
-    head, *rows = sweep.table(json.loads((tmp_path / "sweep.json").read_text()))
+    head, *rows = sweep_table.table(json.loads((tmp_path / "sweep.json").read_text()))
     assert head[:4] == ["stage", "measured", "status", "cases"] and all(row[4] for row in rows)
     assert [row[:4] for row in rows] == [[*place.split("/"), "done", "1"] for place in places]
     assert list(figure.read(tmp_path)[1]) == ["measured catalan", "measured english"]
@@ -215,11 +217,11 @@ def test_lists_are_sorted_too(tmp_path):
     for number, value in enumerate([[1], None, 0.5, [0, 1], "x", 2]):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "job.json").write_text(json.dumps({"status": "done", "settings": {"hparams.layers": value}}))
-    content = sweep.summarise(tmp_path)
+    content = sweep_table.summarise(tmp_path)
     assert [job["settings"]["hparams.layers"] for job in content["jobs"]] == [None, 0.5, 2, [0, 1], [1], "x"]
     (tmp_path / "0" / "job.json").write_text("{}")
     with pytest.raises(UserError, match="job.json: was not written by experiments.sweep"):
-        sweep.summarise(tmp_path)
+        sweep_table.summarise(tmp_path)
     for content in ({}, {"jobs": [{}], "varied": []}, {"jobs": 3, "varied": []}):
         (tmp_path / "sweep.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match="sweep.json: was not written by experiments.sweep"):
@@ -244,9 +246,9 @@ def test_launchers_are_configured(launcher, target):
 
 def test_labels_tell_jobs_apart_and_nothing_else():
     one = {"alg_name": "FT", "hparams.lr": "0.1", "name": "a", "results_dir": "x"}
-    assert sweep.label(one) == sweep.label({**one, "name": "b", "results_dir": "y", "device": "cuda"})
+    assert sweep_job.label(one) == sweep_job.label({**one, "name": "b", "results_dir": "y", "device": "cuda"})
     others = [{"hparams.lr": "0.2"}, {"model_name": "a/b"}, {"model_name": "c/b"}, {"ds_name": "x" * 500}]
-    names = {sweep.label(one | other) for other in [{}, *others]}
+    names = {sweep_job.label(one | other) for other in [{}, *others]}
     assert len(names) == 5 and all(re.fullmatch(r"[\w.,=+-]{1,120}", name) for name in names)
 
 

@@ -283,17 +283,17 @@ def test_default_places():
 
 
 def test_evaluations_take_the_trained_editor_before_the_shipped(tmp_path, capsys):
-    from experiments.run.job import HPARAMS, load_editor
+    from experiments.run.config import RunConfig
+    from experiments.run.hparams_file import HPARAMS, load_editor
 
-    flags = {"alg_name": "MEND", "hparams_fname": None, "model_name": "world", "data_dir": str(tmp_path), "seed": 0}
     trained = tmp_path / "learned" / "MEND" / "world.safetensors"
     for path in (HPARAMS / "MEND" / "world.safetensors", trained):
-        assert load_editor(flags)[1].hparams.checkpoint == str(path)
+        assert load_editor(RunConfig(alg_name="MEND", data_dir=str(tmp_path)))[1].hparams.checkpoint == str(path)
         assert f"trained editor: {path}" in capsys.readouterr().out
         trained.parent.mkdir(parents=True, exist_ok=True)
         trained.touch()
     with pytest.raises(ValueError, match="/KE/world.safetensors: train one"):
-        load_editor({**flags, "alg_name": "KE"})
+        load_editor(RunConfig(alg_name="KE", data_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize("alias", ["gtn", "ke", "serac"])

@@ -257,7 +257,7 @@ def test_contained_targets(sequence, golden, tmp_path):
 
 def test_switches(monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(evaluate, "main", lambda **flags: seen.append(flags["sequential"]))
+    monkeypatch.setattr(evaluate, "main", lambda config: seen.append(config.sequential))
     for words in ([], ["--sequential"], ["--sequential=False"], ["--sequential", "True"]):
         monkeypatch.setattr(sys, "argv", ["evaluate", "--alg_name", "FT", *words])
         evaluate.command()

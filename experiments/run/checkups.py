@@ -1,0 +1,143 @@
+"""What is measured and saved of the whole model between batches, of a sequence or of batches by themselves.
+
+Files: ``batches/<edits>.json``, ``history/<edits>.jsonl``, ``downstream/<edits>_<task>_gen.json``, ``statistics.json`` and models;
+``<edits>`` counts the edits in the model; 0 is the unedited one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from common.errors import UserError
+from data.files import write_atomically
+from data.records import Record
+from editors.core import ranks
+from editors.core.corpus import find_corpus
+from editors.sequence import EditSequence
+from experiments.results import run_folder
+from experiments.run import tasks
+from experiments.run.job import RunJob
+from experiments.run.measure import metrics_of
+
+PERPLEXITY_TEXTS = 20
+
+
+class Checkups:
+    """Measures and saves the model of a job, into the folder of its run."""
+
+    def __init__(self, job: RunJob, run: Path):
+        self.job, self.run, self.config = job, run, job.config
+        self.texts = None
+        if job.perplexity_corpus:
+            texts = find_corpus(job.perplexity_corpus).texts()
+            self.texts = list(itertools.islice((text for text in texts if text.strip()), PERPLEXITY_TEXTS))
+            if not self.texts:
+                raise UserError(f"--perplexity_corpus {job.perplexity_corpus}: it holds no text")
+
+    @property
+    def between_batches(self) -> bool:
+        """Whether anything is measured or saved also where each batch is edited by itself."""
+        return bool(self.job.tasks or self.config.save_model)
+
+    def path(self, edits: int) -> Path:
+        return self.run / "batches" / f"{edits:06d}.json"
+
+    def unedited(self) -> None:
+        """The unedited model, before the first batch."""
+        downstream_figures = self._downstream(0) if self.job.tasks else {}
+        self._write(self.path(0), {"batch": 0, "edits": 0, **self._perplexity(), **downstream_figures})
+
+    def unedited_once(self) -> None:
+        """The same where each batch is edited by itself: if it is asked for, and not there."""
+        if self.between_batches and not ranks.from_first(self.path(0).exists):
+            self.unedited()
+
+    def edited_once(self, batch: int, chunk: Sequence[Record], info: Mapping[str, Any], last: bool) -> None:
+        """The model with this batch alone in it."""
+        if "statistics" in info and not (self.run / run_folder.STATISTICS).exists():  # the same for every batch
+            self._write(self.run / run_folder.STATISTICS, info["statistics"])
+        edits = (batch - 1) * self.config.num_edits + len(chunk)
+        content = {}
+        if self.job.hparams.get("calculate_objective_value"):
+            content["objective_distances"] = info["objective_distances"]
+        if self.job.tasks and _due(self.config.downstream_eval_steps, batch, last):
+            content |= self._downstream(edits)
+        if content:
+            batch_of = {"batch": batch, "edits": edits, "case_ids": [record.case_id for record in chunk]}
+            self._write(self.path(edits), batch_of | content)
+        self._save(batch, edits, last)
+
+    def after_batch(
+        self, sequence: EditSequence, edited: Sequence[Record], seconds: float, info: Mapping[str, Any], last: bool
+    ) -> None:
+        """The model with this and all earlier batches in it."""
+        batch, edits = sequence.batches, len(edited)
+        chunk = edited[(batch - 1) * self.config.num_edits:]
+        content = {
+            "batch": batch, "edits": edits, "case_ids": [record.case_id for record in chunk], "seconds": seconds,
+            "phases": info.get("seconds", {}), "statistics": info.get("statistics", {}), "weights": sequence.distances(),
+            "objective_distances": info.get("objective_distances", {}),
+            "memory_mb": psutil.Process().memory_info().rss / 2**20,
+            **{key: info[key] for key in ("rounding",) if key in info},
+        }
+        if _due(self.config.history_eval_steps, batch, last):
+            self._history(edited)
+            content |= self._perplexity()
+        if self.job.tasks and _due(self.config.downstream_eval_steps, batch, last):
+            content |= self._downstream(edits)
+        self._write(self.path(edits), content)
+        self._save(batch, edits, last)
+
+    def _write(self, path: Path, content: Any) -> None:
+        if ranks.rank() == 0:
+            run_folder.write_json(path, content)
+
+    def _save(self, batch: int, edits: int, last: bool) -> None:
+        """The model and its tokenizer as transformers loads them, in ``<save_model_location>/edits_<edits>``."""
+        if ranks.rank() == 0 and self.config.save_model and _due(self.config.save_model_interval, batch, last):
+            folder = Path(self.config.save_model_location or self.run / "models") / f"edits_{edits}"
+            part = folder.with_name(f".{folder.name}.part")
+            self.job.model.save_pretrained(part)
+            self.job.tok.save_pretrained(part)
+            run_folder.replace_folder(part, folder)
+
+    def _history(self, edited: Sequence[Record]) -> None:
+        """Measures earlier edits, or a sample of them, on the model as it is now."""
+        sample, edits = self.config.history_sample, len(edited)
+        if sample and edits > sample:
+            edited = random.Random(f"{self.config.seed}-{edits}").sample(edited, sample)
+        lines = [json.dumps({"case_id": record.case_id, "post": post}, ensure_ascii=False)
+                 for record, post in metrics_of(self.job, edited)]
+        path = self.run / "history" / f"{edits:06d}.jsonl"
+        if ranks.rank() == 0:
+            write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+
+    def _perplexity(self) -> dict[str, Any]:
+        if self.texts is None:
+            return {}
+        from experiments.metrics.generation import perplexities  # nltk and scikit-learn are slow to import
+
+        values = perplexities(self.job.model, self.job.tok, self.texts)
+        return {"perplexity": sum(values) / len(values)}
+
+    def _downstream(self, edits: int) -> dict[str, Any]:
+        def measure_and_write() -> dict[str, Any]:  # not shared out: the first process does it
+            figures, outputs = tasks.evaluate_tasks(
+                self.job.model, self.job.tok, self.job.tasks, self.config.gen_len, self.config.legacy_rte_labels)
+            for task, output in outputs.items():
+                run_folder.write_json(self.run / "downstream" / f"{edits:06d}_{task}_gen.json", output)
+            return figures
+
+        return {"downstream": ranks.from_first(measure_and_write)}
+
+
+def _due(steps: int, batch: int, last: bool) -> bool:
+    """Whether something that happens every so many batches, and at the end, happens now; never where there are 0 steps."""
+    return bool(steps) and (last or batch % steps == 0)

@@ -1,0 +1,106 @@
+"""The editor of a run: its hyper-parameters from their file, with what flags and language add to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from data import languages
+from data.download import data_folder
+import editors
+from editors.base import Editor
+from experiments.results import run_folder
+from experiments.run.config import RunConfig
+from experiments.run.models import name_hint
+
+HPARAMS = Path(__file__).resolve().parents[2] / "hparams"
+AUTOMATIC = "auto"
+
+
+def is_automatic(hparams_fname: str | Path | None) -> bool:
+    """Whether layers follow from a trace (:mod:`experiments.run.auto_hparams`)."""
+    return hparams_fname == AUTOMATIC or str(hparams_fname).startswith(f"{AUTOMATIC}:")
+
+
+def load_editor(
+    config: RunConfig, language: str | None = None, contexts: str | None = None
+) -> tuple[dict[str, Any], Editor]:
+    """(hyper-parameters as in their file, the editor).
+
+    language: whose KL prompt, context starts and corpus it edits with, where the file does not set them (profile "paper": with the
+    starts of the language ``contexts``, which the published program keeps for both).
+
+    ``hparams_fname`` is looked for in hparams/<alg_name>/, then as a path; the default is <model_name>.json. ``mom2_dataset``
+    "world" stands for the built-in world's corpus, ``system`` "world" for the SERAC trained on it; a ``checkpoint`` is looked for among
+    trained editors, then beside the file; ``context_seed``, where the file does not set it, is ``seed``.
+    """
+    if is_automatic(config.hparams_fname):
+        raise UserError(f"--hparams_fname {config.hparams_fname}: only experiments.evaluate traces a model; "
+                        "give the params.json of such a run")
+    folder = editors.editor_class(config.alg_name).hparams_folder or config.alg_name
+    name = Path(config.hparams_fname or config.model_name.replace("/", "_") + ".json")
+    shipped = HPARAMS / folder / name
+    path = name if name.is_file() and not shipped.is_file() else shipped
+    if not config.hparams_fname and not path.is_file():
+        shipped_files = ", ".join(sorted(file.name for file in shipped.parent.glob("*.json")))
+        raise UserError(f"{config.alg_name} has no hyper-parameters of its own for the model {config.model_name!r}"
+                        f"{name_hint(config.model_name)}; name a file with --hparams_fname (there is {shipped_files})")
+    editor = editors.load(config.alg_name, path)
+    hparams = run_folder.read_json(path)
+    return hparams, configured(config, hparams, editor, path.parent, language, contexts)
+
+
+def configured(
+    config: RunConfig, hparams: Mapping[str, Any], editor: Editor | None = None, folder: Path | None = None,
+    language: str | None = None, contexts: str | None = None,
+) -> Editor:
+    """The editor of these hyper-parameters, with what flags and language add to them (see :func:`load_editor`).
+
+    editor: of the hyper-parameters alone, if it is there already. folder: of their file.
+    """
+    editor = editor or editors.load(config.alg_name, hparams)
+    names = {field.name for field in dataclasses.fields(editor.hparams)}
+    changes: dict[str, Any] = {}
+    if config.profile or config.top_num_heads:
+        by_flags = {"profile": config.profile, "top_num_heads": max(config.top_num_heads or [0])}
+        with warnings.catch_warnings():  # given above
+            warnings.simplefilter("ignore")
+            editor = editors.load(config.alg_name, hparams | {key: value for key, value in by_flags.items() if value and key in names})
+    if language:
+        by_language = _of_language(config, editor.hparams, language, contexts)
+        changes |= {key: value for key, value in by_language.items() if key in names - hparams.keys()}
+        if "mom2_dataset" in hparams:
+            changes["mom2_dataset"] = languages.spec(language).corpus(hparams["mom2_dataset"])
+    if "context_seed" in names - hparams.keys():
+        changes["context_seed"] = config.seed
+    if hparams.get("mom2_dataset") == "world":
+        changes["mom2_dataset"] = world_corpus(config, language and languages.spec(language).code)
+    if hparams.get("system") == "world":
+        changes["system"] = str(data_folder(config.data_dir) / "world-models" / "serac")
+    if "checkpoint" in names:
+        beside = [folder] * bool(folder) + [HPARAMS / config.alg_name]  # a sweep's changed files stand elsewhere
+        checkpoint = editor.hparams.file(editor.name, data_folder(config.data_dir) / "learned", beside)
+        changes["checkpoint"] = str(checkpoint.absolute())
+        print(f"trained editor: {checkpoint}")
+    return editors.load(config.alg_name, dataclasses.replace(editor.hparams, **changes))
+
+
+def _of_language(config: RunConfig, hparams: Any, language: str, contexts: str | None) -> dict[str, Any]:
+    """KL prompts and context starts, of edits and of heads, by the languages of the run."""
+    spec, heads = languages.spec(language), languages.spec(language if config.bilingual else config.language_eval)
+    shared = getattr(hparams, "profile", None) == "paper" and contexts
+    return {
+        "kl_prompt": spec.kl_prompt, "context_starts": list((languages.spec(contexts) if shared else spec).context_starts),
+        "head_kl_prompt": heads.kl_prompt, "head_context_starts": list(heads.context_starts),
+    }
+
+
+def world_corpus(config: RunConfig, language: str | None = None) -> str:
+    """The path of the built-in world's corpus of both languages, or of one."""
+    from data import world
+
+    return str(world.corpus_path(config.data_dir, language=language))
