@@ -1,5 +1,6 @@
 """The program of causal tracing: files, resuming, figures, layers for a model without hyper-parameters, mistakes."""
 
+import dataclasses
 import json
 import re
 import sys

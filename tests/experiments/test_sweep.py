@@ -47,7 +47,7 @@ def test_a_sweep(start, tmp_path, monkeypatch):
     folder = tmp_path / "sweeps" / "mine"
     assert code == 1 and "1 of 2 jobs done" in out  # the failure came first
     failure, = [line for line in err.splitlines() if line.startswith("failed: ")]
-    assert "lr=-1" in failure and "lr above 0" in failure
+    assert "lr=-1" in failure and "lr: -1 must be a finite number above 0" in failure
     for suffix in (".json", ".csv", ".md", ".pdf", ".png"):
         assert (folder / f"sweep{suffix}").stat().st_size > 0
     content = json.loads((folder / "sweep.json").read_text())
@@ -138,7 +138,7 @@ def test_a_job_that_the_launcher_lost(start, tmp_path, monkeypatch):
     begun = 1
     code, out, err = start("alg_name=FT", "hparams.lr=-1,-2")
     assert code == 1 and "0 of 1 jobs done" in out and (tmp_path / "sweeps" / "sweep" / "sweep.md").is_file()
-    assert "lr above 0" in err and "error: not all jobs ran to their end: RuntimeError: job 7 has no output\n" in err
+    assert "lr: -1 must be a finite number above 0" in err and "error: not all jobs ran to their end: RuntimeError: job 7 has no output\n" in err
 
 
 def test_a_defect_in_a_job_stops_nothing(start, tmp_path, monkeypatch):
