@@ -36,16 +36,16 @@ ALWAYS_COLLECTED = ("mom2", "mean", "norm_mean")
 def main(argv: Sequence[str] | None = None) -> dict[int, Moment]:
     """Collects, prints a line a layer, and returns {layer: Moment}. Raises UserError for a user's mistake."""
     args = ranks.in_turn(lambda: _parse(argv))
-    asked, corpus, decoder = ranks.in_turn(lambda: _prepare(args))
-    layers = range(decoder.sites.layers) if asked["layers"] == "all" else asked["layers"]
+    settings, corpus, decoder = ranks.in_turn(lambda: _prepare(args))
+    layers = range(decoder.sites.layers) if settings["layers"] == "all" else settings["layers"]
     max_keys = args.max_keys
-    if max_keys is None and asked["dynamic_multiplier"] is not None:
-        max_keys = keys_for(asked["dynamic_multiplier"], decoder.weight(layers[0]).d_in)
-    spec = covariance.MomentSpec(asked["dataset"], asked["n_samples"], asked["dtype"], args.batch_tokens, max_keys)
+    if max_keys is None and settings["dynamic_multiplier"] is not None:
+        max_keys = keys_for(settings["dynamic_multiplier"], decoder.weight(layers[0]).d_in)
+    spec = covariance.MomentSpec(settings["dataset"], settings["n_samples"], settings["dtype"], args.batch_tokens, max_keys)
     folder = covariance.folder_of(decoder.model, corpus, args.stats_dir)
     if args.download and not args.force:
-        wanted = covariance.identities(decoder, layers, spec, corpus)
-        ranks.from_first(lambda: _download(wanted, folder, corpus))
+        identities = covariance.identities(decoder, layers, spec, corpus)
+        ranks.from_first(lambda: _download(identities, folder, corpus))
     moments = covariance.collect(
         decoder, layers, spec, stats_dir=args.stats_dir, pack_tokens=args.pack_tokens, force=args.force,
         resume=not args.no_resume,
@@ -79,7 +79,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='tokens of a text that are read at most; "any": up to the model\'s longest context')
     add("--max_keys", type=at_least_one,
         help="stop at exactly so many tokens; default: the hparams file's dynamic_multiplier, times the keys' width, or none")
-    add("--pack_tokens", type=at_least_one, help="tokens in one forward pass, padding included; default: chosen from the memory")
+    add("--pack_tokens", type=at_least_one,
+        help="tokens in one forward pass, padding included; default: chosen from the memory")
     add_flags(parser, RunFlags, "stats_dir")
     add_flags(parser, FolderFlags, "data_dir")
     add("--download", type=int, choices=(0, 1), default=1,
@@ -96,10 +97,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _prepare(args: argparse.Namespace) -> tuple[dict[str, Any], Corpus, Decoder]:
     """(what to collect, from which corpus, of which decoder)"""
-    asked = _settings(args)
-    corpus = find_corpus(asked["dataset"])
+    settings = _settings(args)
+    corpus = find_corpus(settings["dataset"])
     model, tok = load_model(args.model_name, args.dtype, args.device)
-    return asked, corpus, Decoder.of(model, tok, asked["templates"])
+    return settings, corpus, Decoder.of(model, tok, settings["templates"])
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,9 +115,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         settings = {"layers": hparams.layers, "dataset": hparams.mom2_dataset, "n_samples": hparams.mom2_n_samples,
                     "dtype": hparams.mom2_dtype, "templates": hparams.templates(),
                     "dynamic_multiplier": hparams.dynamic_multiplier}
-    given = {"layers": None if args.layers is None else _layers(args.layers), "dataset": args.dataset, "n_samples": args.sample_size,
-             "dtype": args.precision}
-    settings.update({name: value for name, value in given.items() if value is not None})
+    flags = {"layers": None if args.layers is None else _layers(args.layers), "dataset": args.dataset,
+             "n_samples": args.sample_size, "dtype": args.precision}
+    settings.update({name: value for name, value in flags.items() if value is not None})
     if settings["dataset"] == "world":
         from data import world
         settings["dataset"] = str(world.corpus_path(args.data_dir))
@@ -139,13 +140,13 @@ def _layers(text: str) -> list[int] | str:
     return list(dict.fromkeys(layers))
 
 
-def _download(wanted: Mapping[int, Mapping[str, Any]], folder: Path, corpus: Corpus) -> None:
+def _download(identities: Mapping[int, Mapping[str, Any]], folder: Path, corpus: Corpus) -> None:
     """Put the authors' files beside ours, where there are none of either; after the first refusal no more are asked for."""
-    for identity in wanted.values():
+    for identity in identities.values():
         published = moment_store.published_files(folder, identity)
-        there = moment_store.file_of(folder, identity).exists() or any(path.exists() for path in published)
+        exists = moment_store.file_of(folder, identity).exists() or any(path.exists() for path in published)
         # Cropped or counted keys were never published, nor other corpora.
-        if there or corpus.name not in HUB or identity["cropped"] or identity["max_keys"]:
+        if exists or corpus.name not in HUB or identity["cropped"] or identity["max_keys"]:
             continue
         try:
             download(f"{PUBLISHED_URL}/{folder.parent.name}/{folder.name}/{published[0].name}", published[0])

@@ -60,25 +60,25 @@ def save_checkpoint(folder: Path, change: Edit, model: PreTrainedModel, tok: Pre
     if not change.changes:
         raise UserError("the edit changes no weight, so a checkpoint would be of the unedited model")
     check_finite(change.changes)
-    known = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in change.changes:
-        if name not in known and name.endswith(".bias"):
+        if name not in parameters and name.endswith(".bias"):
             raise UserError(f"{name} is no parameter of the unedited model, so transformers would not load it from a "
-                               "checkpoint; export an adapter")
-        if name not in known:
+                            "checkpoint; export an adapter")
+        if name not in parameters:
             raise UserError(f"the model has no parameter {name!r}: the edit was made for another model")
     change.check(model)
     lost = change.rounding(model)
     for name, error in lost.items():
         if not math.isfinite(error):
-            raise UserError(f"{name}: the edit does not fit into {known[name].dtype}; choose a wider --dtype")
+            raise UserError(f"{name}: the edit does not fit into {parameters[name].dtype}; choose a wider --dtype")
     with new_folder(folder) as part:
         with change.applied(model):
             model.save_pretrained(part)
         tok.save_pretrained(part)
         (part / ABOUT).write_text(json.dumps({"info": dict(change.info), "rounding": lost}, indent=1) + "\n")
     for name, error in lost.items():
-        print(f"{name}: relative error {error:.2g} from rounding to {known[name].dtype}")
+        print(f"{name}: relative error {error:.2g} from rounding to {parameters[name].dtype}")
 
 
 def _rank(text: str) -> int | None:

@@ -1,4 +1,4 @@
-"""``python -m experiments.sweep name=NAME alg_name=A,B ... [flag=value,...] [hparams.key=value,...]``: evaluations over settings.
+"""``python -m experiments.sweep name=NAME alg_name=A,B [flag=value,...] [hparams.key=value,...]``: evaluations over settings.
 
     python -m experiments.sweep name=lambda alg_name=MEMIT num_edits=10,100 seed=0,1 hparams.mom2_update_weight=50,200 \\
         dataset_size_limit=100 skip_generation_tests=true
@@ -40,7 +40,8 @@ from experiments.run.cli import run_program
 from experiments.run.config import RunConfig
 
 CONFIGS = sweep_job.ROOT / "hparams" / "sweep"
-FIRST, LAST = ("alg_name", "model_name", "hparams_fname", "ds_name", "dataset_size_limit", "num_edits"), ("seed", "dtype", "device")
+FIRST = ("alg_name", "model_name", "hparams_fname", "ds_name", "dataset_size_limit", "num_edits")
+LAST = ("seed", "dtype", "device")
 """Columns at the edges of a table."""
 BY_SWEEP = ("dir_name", "continue_from_run")
 """Flags that the sweep gives its jobs by itself."""
@@ -81,7 +82,7 @@ def _arguments(words: Sequence[str]) -> list[str]:
 
 
 def sweep_flags() -> dict[str, Any]:
-    """Those of experiments.evaluate with their defaults, in the order of a table's columns; "???" stands for one that must be given."""
+    """The flags of experiments.evaluate with their defaults, in the order of a table's columns; "???": it must be given."""
     defaults = {field.name: "???" if field.default is MISSING else field.default for field in fields(RunConfig)}
     order = [*FIRST, *(name for name in defaults if name not in (*FIRST, *LAST)), *LAST]
     return {name: defaults[name] for name in order if name not in BY_SWEEP}

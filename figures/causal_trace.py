@@ -21,9 +21,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from common.errors import UserError
-from experiments.causal_trace import case_path, read_averages, read_case
 from experiments.run.cli import Parser, run_program
 from experiments.tracing.averages import LAST_SUBJECT
+from experiments.tracing.files import case_path, read_averages, read_case
 from experiments.tracing.scores import KINDS
 from figures import lines
 

@@ -19,12 +19,12 @@ import numpy as np
 from jaxtyping import Float
 
 from common.errors import UserError
-from experiments.causal_trace import AVERAGES, read_averages
 from experiments.results import run_folder
 from experiments.results import summary
 from experiments.run.cli import Parser, run_program
 from experiments.summarize import read_run
 from experiments.tracing.averages import LAST_SUBJECT
+from experiments.tracing.files import AVERAGES, read_averages
 from figures import lines
 
 PANELS = {"score": "score", "efficacy": "rewrite_success", "paraphrase": "paraphrase_success",

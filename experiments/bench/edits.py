@@ -94,8 +94,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         with _clocked(clock):
             run = evaluate.main(args.alg_name, args.model_name, hparams_fname=args.hparams_fname, ds_name=args.ds_name,
-                                dataset_size_limit=args.edits, num_edits=args.edits, generation_test_interval=-1, results_dir=args.results_dir or Path(folder) / "results",
-                                data_dir=args.data_dir or folder, dir_name=args.dir_name, use_cache=bool(args.data_dir))
+                                dataset_size_limit=args.edits, num_edits=args.edits, generation_test_interval=-1,
+                                results_dir=args.results_dir or Path(folder) / "results", dir_name=args.dir_name,
+                                data_dir=args.data_dir or folder, use_cache=bool(args.data_dir))
         total, busy = time.perf_counter() - started, time.process_time() - busy
         reached = {name: values["mean"] for name, values in summary.statistics(read_run(run)[1]).items()
                    if name.endswith(("_success", "_acc", "score"))}

@@ -86,8 +86,8 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 
 def table(content: Mapping[str, Any]) -> list[list[str]]:
-    """A head, and a row for each job, or each stage and language of one: the settings that vary, its outcome, and means ± standard
-    errors over cases."""
+    """A head, and a row for each job, or each stage and language of one: the settings that vary, its outcome, and means ±
+    standard errors over cases."""
     jobs = content["jobs"]
     shown = [key for key in METRICS if any(_shows(job["statistics"], key) for job in jobs)]
     rows = [[*content["varied"], "status", "cases", *(METRICS[key] for key in shown), "seconds an edit batch"]]

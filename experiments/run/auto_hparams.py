@@ -20,13 +20,13 @@ import editors
 from editors.closed_form.statistics import keys_for
 from editors.core import ranks
 from editors.core.decoder import Decoder
-from experiments.causal_trace import read_averages
 from experiments.results import run_folder
 from experiments.run.config import RunConfig
 from experiments.run.hparams_file import AUTOMATIC
 from experiments.run.models import identity
 from experiments.tracing.averages import LAST_SUBJECT, FactScores, averages, proposal
 from experiments.tracing.facts import PUBLISHED, load_facts
+from experiments.tracing.files import read_averages
 from experiments.tracing.noise import calibrate
 from experiments.tracing.prompts import trace_prompts
 from experiments.tracing.scores import blocks, default_window, trace
@@ -91,9 +91,9 @@ def propose(
         if len(known_facts) == FACTS:
             break
     if len(known_facts) < LEAST:
-        raise UserError(f"--hparams_fname {AUTOMATIC}: the model knows only {len(known_facts)} of the first {len(prompts)} facts of "
-                           f"{source}, and {LEAST} are needed; trace others with experiments.causal_trace and give "
-                           f"{AUTOMATIC}:FOLDER, or name a file")
+        raise UserError(f"--hparams_fname {AUTOMATIC}: the model knows only {len(known_facts)} of the first {len(prompts)} "
+                        f"facts of {source}, and {LEAST} are needed; trace others with experiments.causal_trace and give "
+                        f"{AUTOMATIC}:FOLDER, or name a file")
     average = averages(known_facts)
     effects = [round(value, 4) for value in average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]]
     return {**proposal(average), "facts": len(known_facts), "source": source, "effects": effects,
@@ -116,7 +116,7 @@ def _saved(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
     settings = average["settings"]
     if not settings["model"].endswith(weights):
         raise UserError(f"--hparams_fname {AUTOMATIC}:{folder}: a trace of another model, or in another dtype "
-                           f"({settings['model']}, {settings['dtype']}), not of this ({weights}, {dtype})")
+                        f"({settings['model']}, {settings['dtype']}), not of this ({weights}, {dtype})")
     effects = [round(value, 4) for value in average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]]
     return {**average["proposal"], "facts": average["facts"], "source": str(folder), "effects": effects,
             "window": settings["window"], "noise_level": settings["noise_level"]}

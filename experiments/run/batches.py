@@ -1,8 +1,8 @@
 """Editing batches by themselves: each into the unmodified model, taken out again before the next (``experiments.evaluate``).
 
-Cases are measured before their edits in blocks of at least :data:`BLOCK`; a block that is begun again is measured as a whole, for the
-same numbers to the last digit. Of several processes each takes batches of its own; all work at the same one where there are fewer
-batches than processes.
+Cases are measured before their edits in blocks of at least :data:`BLOCK`; a block that is begun again is measured as a whole,
+for the same numbers to the last digit. Of several processes each takes batches of its own; all work at the same one where there
+are fewer batches than processes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def _edit_and_measure(
     number: of the batch, counted from 1.
     """
     started = time.perf_counter()
-    edit = job.editor.edit(job.model, job.tok, [record.request() for record in chunk], job.context_templates, z_cache=job.z_cache)
+    requests = [record.request() for record in chunk]
+    edit = job.editor.edit(job.model, job.tok, requests, job.context_templates, z_cache=job.z_cache)
     if job.config.save_edits and ranks.rank() == 0:
         edit.save(_edit_path(run, number - 1))
     edit.apply(job.model, originals_device=job.originals_device)

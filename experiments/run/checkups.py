@@ -1,7 +1,7 @@
 """What is measured and saved of the whole model between batches, of a sequence or of batches by themselves.
 
-Files: ``batches/<edits>.json``, ``history/<edits>.jsonl``, ``downstream/<edits>_<task>_gen.json``, ``statistics.json`` and models;
-``<edits>`` counts the edits in the model; 0 is the unedited one.
+Files: ``batches/<edits>.json``, ``history/<edits>.jsonl``, ``downstream/<edits>_<task>_gen.json``, ``statistics.json`` and
+models; ``<edits>`` counts the edits in the model; 0 is the unedited one.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class Flag:
 
 def flag(default: Any, text: str, **about: Any) -> Any:
     """A field with this default (``...``: it must be given) and help, and what else :class:`Flag` says."""
-    given = {} if default is ... else {"default": default}
-    return dataclasses.field(**given, metadata={"flag": Flag(text, **about)})
+    default = dataclasses.MISSING if default is ... else default
+    return dataclasses.field(default=default, metadata={"flag": Flag(text, **about)})
 
 
 def flags_of(config: type | RunConfig) -> Iterator[tuple[dataclasses.Field, Flag]]:

@@ -21,12 +21,13 @@ from editors.heads.corrections import Corrections
 from editors.heads.outputs import Head
 
 
-def name(prefix: str, language: str, language_eval: str, heads: int, chunk: int, num_edits: int) -> Path:
+def corrections_name(prefix: str, language: str, language_eval: str, heads: int, chunk: int, num_edits: int) -> Path:
     """Where the vectors of a chunk are saved: <prefix>_english-catalan_16heads_chunk0_100edits.safetensors."""
     return Path(f"{prefix}_{language}-{language_eval}_{heads}heads_chunk{chunk}_{num_edits}edits.safetensors")
 
 
 def delta_name(prefix: str, language: str, chunk: int, num_edits: int) -> Path:
+    """Where MEMIT's edit of a chunk is saved."""
     return Path(f"{prefix}_{language}_chunk{chunk}_{num_edits}edits.safetensors")
 
 
@@ -47,7 +48,7 @@ def read_heads(path: Path) -> list[Head]:
         raise UserError(f"--head_ind {path}: several arrays (.npz), expected one of integers [heads, 2] as .npy")
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer) or not len(pairs):
         raise UserError(f"--head_ind {path}: holds {pairs.dtype} of shape {list(pairs.shape)}, expected integers [heads, 2]: "
-                           "(layer, head)")
+                        "(layer, head)")
     return [(int(layer), int(head)) for layer, head in pairs]
 
 
@@ -55,29 +56,30 @@ def check_model(flag: str, path: Path, shape: tuple[int, int, int], model: str) 
     """Raises UserError if a saved file (of a .npy the one that was saved with it) says that its heads are of a model of another
     shape; warns if they are of another model of this shape.
 
-    shape: layers, heads a layer and head size of the model. model: what :func:`experiments.models.identity` says of it.
+    shape: layers, heads a layer and head size of the model. model: what :func:`experiments.run.models.identity` says of it.
     """
     beside = path.with_suffix(".safetensors")
     if not beside.is_file() or path.suffix not in (".npy", ".safetensors"):
         return
     info = Corrections.load(beside).info
-    saved, of = info.get("shape"), info.get("model")
-    if saved is not None and tuple(saved) != shape:
-        raise UserError(f"{flag} {path}: heads of another model, with {_words(saved)}; this one has {_words(shape)}")
-    if of is not None and not of.endswith(model):
-        warnings.warn(f"{flag} {path}: heads of another model, {of}; this one is {model}", stacklevel=2)
+    saved_shape, saved_model = info.get("shape"), info.get("model")
+    if saved_shape is not None and tuple(saved_shape) != shape:
+        raise UserError(f"{flag} {path}: heads of another model, with {_words(saved_shape)}; this one has {_words(shape)}")
+    if saved_model is not None and not saved_model.endswith(model):
+        warnings.warn(f"{flag} {path}: heads of another model, {saved_model}; this one is {model}", stacklevel=2)
 
 
 def read_corrections(path: Path, heads: list[Head]) -> Corrections:
-    """The vectors of these heads: a file of this toolkit, which must name the same heads, or a list of tensors of the original's.
+    """The vectors of these heads: a file of this toolkit, which must name the same heads, or the original's list of tensors.
 
     Raises UserError for a missing, damaged or foreign file, and for vectors of other heads.
     """
     if path.suffix == ".safetensors":
-        made = Corrections.load(path)
-        if made.heads[: len(heads)] != heads:
-            raise UserError(f"--load_attention {path}: its vectors are of the heads {made.heads[:4]}..., --head_ind has {heads[:4]}...")
-        return made.first(len(heads))
+        corrections = Corrections.load(path)
+        if corrections.heads[: len(heads)] != heads:
+            raise UserError(f"--load_attention {path}: its vectors are of the heads {corrections.heads[:4]}..., --head_ind has "
+                            f"{heads[:4]}...")
+        return corrections.first(len(heads))
     vectors = _tensors(path, "--load_attention")
     fits = isinstance(vectors, (list, tuple)) and all(isinstance(v, torch.Tensor) and v.ndim == 1 for v in vectors)
     if not fits or len({len(v) for v in vectors}) != 1:
@@ -94,17 +96,19 @@ def read_delta(path: Path) -> Edit:
         if not edit.changes:
             raise UserError(f"--load_delta {path}: holds no changes of weights")
         return edit
-    found = _tensors(path, "--load_delta")
-    pairs = isinstance(found, dict) and all(
+    factors = _tensors(path, "--load_delta")
+    fits = isinstance(factors, dict) and all(
         isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(t, torch.Tensor) and t.ndim == 2 for t in pair)
-        for pair in found.values()
+        for pair in factors.values()
     )
-    if not pairs:
+    if not fits:
         raise UserError(f"--load_delta {path}: neither an edit of this toolkit nor a dictionary of weight changes")
-    for key, (a, m) in found.items():
+    for name, (a, m) in factors.items():
         if a.shape[1] != m.shape[1]:
-            raise UserError(f"--load_delta {path}: the factors of {key} have {a.shape[1]} and {m.shape[1]} columns, not one for each fact")
-    return Edit({key: LowRank(m.detach(), a.detach()) for key, (a, m) in found.items()}, {"file": str(path), "seconds": {}})
+            raise UserError(f"--load_delta {path}: the factors of {name} have {a.shape[1]} and {m.shape[1]} columns, not one "
+                            "for each fact")
+    changes = {name: LowRank(m.detach(), a.detach()) for name, (a, m) in factors.items()}
+    return Edit(changes, {"file": str(path), "seconds": {}})
 
 
 def _tensors(path: Path, flag: str):

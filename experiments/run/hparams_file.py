@@ -31,12 +31,12 @@ def load_editor(
 ) -> tuple[dict[str, Any], Editor]:
     """(hyper-parameters as in their file, the editor).
 
-    language: whose KL prompt, context starts and corpus it edits with, where the file does not set them (profile "paper": with the
-    starts of the language ``contexts``, which the published program keeps for both).
+    language: whose KL prompt, context starts and corpus it edits with, where the file does not set them (profile "paper": with
+    the starts of the language ``contexts``, which the published program keeps for both).
 
     ``hparams_fname`` is looked for in hparams/<alg_name>/, then as a path; the default is <model_name>.json. ``mom2_dataset``
-    "world" stands for the built-in world's corpus, ``system`` "world" for the SERAC trained on it; a ``checkpoint`` is looked for among
-    trained editors, then beside the file; ``context_seed``, where the file does not set it, is ``seed``.
+    "world" stands for the built-in world's corpus, ``system`` "world" for the SERAC trained on it; a ``checkpoint`` is looked
+    for among trained editors, then beside the file; ``context_seed``, where the file does not set it, is ``seed``.
     """
     if is_automatic(config.hparams_fname):
         raise UserError(f"--hparams_fname {config.hparams_fname}: only experiments.evaluate traces a model; "
@@ -67,9 +67,10 @@ def configured(
     changes: dict[str, Any] = {}
     if config.profile or config.top_num_heads:
         by_flags = {"profile": config.profile, "top_num_heads": max(config.top_num_heads or [0])}
+        by_flags = {key: value for key, value in by_flags.items() if value and key in names}
         with warnings.catch_warnings():  # given above
             warnings.simplefilter("ignore")
-            editor = editors.load(config.alg_name, hparams | {key: value for key, value in by_flags.items() if value and key in names})
+            editor = editors.load(config.alg_name, hparams | by_flags)
     if language:
         by_language = _of_language(config, editor.hparams, language, contexts)
         changes |= {key: value for key, value in by_language.items() if key in names - hparams.keys()}

@@ -133,7 +133,9 @@ def prepare(config: RunConfig, loaded: Loaded | None = None) -> RunJob:
     check_lengths(model, tok, records)
     sampled = [record for record in records if is_sampled(record, config)]
     generate, texts = _generation(model, tok, config, sampled) if sampled else (None, None)
-    task_runs = tasks.prepare(config, tasks.source_of(config, config.model_name), config.data_dir) if config.do_downstream_eval else []
+    task_runs = []
+    if config.do_downstream_eval:
+        task_runs = tasks.prepare(config, tasks.source_of(config, config.model_name), config.data_dir)
     corpus = world_corpus(config) if config.perplexity_corpus == "world" else config.perplexity_corpus
     return RunJob(config, model, tok, editor, hparams, records, generate, task_runs, _contexts(config), corpus, texts, traced)
 
@@ -165,8 +167,8 @@ def _records(config: RunConfig, tok: PreTrainedTokenizerBase) -> list[Record]:
     records = data.load(ds_name, config.data_dir, config.dataset_size_limit, tok)
     limits = " within --dataset_size_limit" if config.dataset_size_limit else ""
     if ordered:
-        number = config.sample_num or 0
-        order = orders.read_order(config.index_file, number, len(records)) if config.index_file else orders.edit_order(records, number)
+        number, file = config.sample_num or 0, config.index_file
+        order = orders.read_order(file, number, len(records)) if file else orders.edit_order(records, number)
         records = [records[position] for position in order]
         limits += " with different subjects" if not config.index_file else " in this order"
     if config.max_edits and config.max_edits > len(records):

@@ -56,21 +56,22 @@ def prepare(config: RunConfig, loaded: Loaded | None = None) -> RunJob:
         _check_chunks(config, editor, count)
         for language in [first, heads] if config.bilingual else [heads]:
             _check_sentences(config, editor, Decoder.of(model, tok), records[language])
-    files = _files(config, model, count)
-    return RunJob(config, model, tok, editor, hparams, records[first], languages=Languages(first, heads, measured, records, files),
-                  editors=by_language, head_shape=shape)
+    told_apart = Languages(first, heads, measured, records, _files(config, model, count))
+    return RunJob(config, model, tok, editor, hparams, records[first], languages=told_apart, editors=by_language,
+                  head_shape=shape)
 
 
 def _check_combinations(config: RunConfig) -> None:
     """Raises UserError for flags that do not go together where languages are told apart."""
-    for name in ("sequential", "do_downstream_eval", "save_model", "sample_num", "index_file", "max_edits", "context_templates"):
+    for name in ("sequential", "do_downstream_eval", "save_model", "sample_num", "index_file", "max_edits",
+                 "context_templates"):
         if getattr(config, name) not in (None, False):
             raise UserError(f"--{name} does not go with --language and --add_attention")
     if config.generation_test_interval not in (1, -1):
         raise UserError("--generation_test_interval has no effect with --language: no texts are generated")
     if is_automatic(config.hparams_fname):
-        raise UserError(f"--hparams_fname {config.hparams_fname} does not go with --language: name a file, such as the params.json "
-                        "of a run without it")
+        raise UserError(f"--hparams_fname {config.hparams_fname} does not go with --language: name a file, such as the "
+                        "params.json of a run without it")
     if config.alpha and config.alg_name != "ITI":
         raise UserError(f"--alpha has no effect with --alg_name {config.alg_name}, only with ITI")
     if config.bilingual:
@@ -127,8 +128,8 @@ def _chunks(config: RunConfig, records: int) -> range:
 
 
 def _head_shape(config: RunConfig, model: PreTrainedModel, records: int) -> tuple[int, int, int]:
-    """(layers, heads a layer, head size) of the model; after a check of the numbers of heads, and of the files of heads and vectors,
-    against it."""
+    """(layers, heads a layer, head size) of the model; after a check of the numbers of heads, and of the files of heads and
+    vectors, against it."""
     decoder = Decoder.of(model)
     layers, (count, size), most = decoder.sites.layers, head_shape(decoder), max(config.top_num_heads)
     shape = layers, count, size
@@ -149,7 +150,8 @@ def _head_shape(config: RunConfig, model: PreTrainedModel, records: int) -> tupl
             head_files.check_model("--load_attention", path, shape, weights)
             width = corrections.vectors.shape[1]
             if width != size:
-                raise UserError(f"--load_attention {config.load_attention}: vectors of head size {width}, the model's heads have {size}")
+                raise UserError(f"--load_attention {config.load_attention}: vectors of head size {width}, the model's heads "
+                                f"have {size}")
     return shape
 
 
@@ -160,11 +162,11 @@ def _check_chunks(config: RunConfig, editor: Editor, records: int) -> None:
     last = records % size or size
     facts = ways * editor.for_heads(size)
     if not probes.enough(facts, hparams.val_share):
-        raise UserError(f"--num_edits {size}: heads can't be chosen by {facts} facts, which do not split into training and validation "
-                        f"(val_share {hparams.val_share:g}); edit more together, or give heads with --head_ind")
+        raise UserError(f"--num_edits {size}: heads can't be chosen by {facts} facts, which do not split into training and "
+                        f"validation (val_share {hparams.val_share:g}); edit more together, or give heads with --head_ind")
     if not probes.enough(ways * editor.for_heads(last), hparams.val_share):
-        raise UserError(f"the last chunk has {last} facts, too few to choose heads by (val_share {hparams.val_share:g}); leave it out "
-                        f"with --dataset_size_limit {records - last}, or change --num_edits {size}")
+        raise UserError(f"the last chunk has {last} facts, too few to choose heads by (val_share {hparams.val_share:g}); leave "
+                        f"it out with --dataset_size_limit {records - last}, or change --num_edits {size}")
 
 
 def _check_sentences(config: RunConfig, editor: Editor, decoder: Decoder, records: list[Record]) -> None:

@@ -1,6 +1,7 @@
-"""Editing in one language and measuring in several: MEMIT, and what MEMAT or ITI add to it (``--language``, ``--add_attention``).
+"""Editing in one language and measuring in several: MEMIT, and what MEMAT or ITI add to it (``--language``,
+``--add_attention``).
 
-A run holds, beside ``params.json`` and ``run.json``, a folder for each stage and measured language, each read like a run of its own:
+A run holds, beside ``params.json`` and ``run.json``, a folder for each stage and measured language, each read like a run:
 
     memit/<language>/                    the model with MEMIT's edit alone
     heads_<K>/<language>/                with the corrections of K heads (MEMAT)
@@ -8,8 +9,8 @@ A run holds, beside ``params.json`` and ``run.json``, a folder for each stage an
     relevance/<chunk>.json               how well every head tells new facts from old ones; accuracy null and no heads where too
                                          few edits took to tell, so that every stage of the chunk is MEMIT's edit alone
 
-All chunks (batches of ``num_edits`` facts) start from the unedited model. Of a chunk there is one MEMIT edit and one probing, whatever
-the number of stages.
+All chunks (batches of ``num_edits`` facts) start from the unedited model. Of a chunk there is one MEMIT edit and one probing,
+whatever the number of stages.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def stages(config: RunConfig) -> list[Stage]:
 
 
 def _held_out(job: RunJob) -> float:
-    """Share of each chunk's facts that heads were neither chosen nor trained by; of heads that came from a file nobody knows."""
+    """Share of each chunk's facts that heads were neither chosen nor trained by; of heads from a file nobody knows."""
     from_file = job.config.head_ind or job.config.load_attention
     return 0.0 if from_file else getattr(job.editor.hparams, "held_out", 0.0)
 
@@ -159,7 +160,8 @@ class _Chunk:
         if config.load_delta:
             return head_files.read_delta(head_files.of_chunk(config.load_delta, self.number))
         if config.bilingual == "joint":
-            return joint_edit([(editor, self._requests(language)) for language, editor in job.editors.items()], job.model, job.tok)
+            requests = [(editor, self._requests(language)) for language, editor in job.editors.items()]
+            return joint_edit(requests, job.model, job.tok)
         editors = job.editors if config.bilingual else {self.languages.edit: job.editor}
         edit, *others = [_memit(editor, job, self._requests(language)) for language, editor in editors.items()]
         for other in others:
@@ -190,7 +192,9 @@ class _Chunk:
         else:
             heads = check_heads(heads, Decoder.of(job.model), "--head_ind")
         # Every head's shift is its own, and linear in alpha: one of the most heads serves all stages.
-        unit = editor.correct(job.model, job.tok, requests, heads[:most], voters=voters, alpha=1.0, outputs=outputs) if shifts else None
+        unit = None
+        if shifts:
+            unit = editor.correct(job.model, job.tok, requests, heads[:most], voters=voters, alpha=1.0, outputs=outputs)
         choosing = time.perf_counter() - started
         for stage in corrected:
             started = time.perf_counter()
@@ -199,8 +203,9 @@ class _Chunk:
             else:
                 corrections = Corrections(heads[:stage.heads], stage.alpha * unit.vectors[:stage.heads])
             if self.config.save_attention_heads:
-                path = head_files.name(self.config.save_attention_heads, self.languages.edit, "-".join(self.head_languages),
-                                       stage.heads, self.number, self.config.num_edits)
+                path = head_files.corrections_name(
+                    self.config.save_attention_heads, self.languages.edit, "-".join(self.head_languages), stage.heads,
+                    self.number, self.config.num_edits)
                 Corrections(corrections.heads, corrections.vectors, self._about(stage)).save(path)
             biases = editor.fold(job.model, corrections)
             stage_seconds = seconds + choosing + time.perf_counter() - started
@@ -208,7 +213,7 @@ class _Chunk:
                 self._measure(stage, stage_seconds)
 
     def _without_heads(self, corrected: Sequence[Stage], voters: Sequence[int], seconds: float, after: Metrics) -> None:
-        """Too few edits took to choose heads by: none is corrected, so that every stage is MEMIT's edit; ``relevance`` tells."""
+        """Too few edits took to choose heads by: none is corrected, so that every stage is MEMIT's edit."""
         warnings.warn(f"chunk {self.number}: only {len(voters)} facts can vote on heads; none is corrected there", stacklevel=2)
         self._write_relevance(None, voters, [])
         for stage in corrected:
@@ -286,8 +291,8 @@ def _in_model(edit: Edit, job: RunJob) -> Iterator[None]:
 
 
 def by_fact(config: RunConfig, hparams: Any, requests: int) -> list[int] | None:
-    """Which fact each request of the heads tells, where both languages tell the same ones; None in the profile paper, which splits
-    requests, so that a fact may be trained on in one language and validated in the other."""
+    """Which fact each request of the heads tells, where both languages tell the same ones; None in the profile paper, which
+    splits requests, so that a fact may be trained on in one language and validated in the other."""
     return list(range(requests // 2)) * 2 if config.bilingual and hparams.profile != "paper" else None
 
 
@@ -304,9 +309,10 @@ def _templates(job: RunJob) -> dict[str, tuple[list[str], str]]:
 
 
 def _draw(run: Path, path: Path) -> None:
-    """The map of the heads' relevance, by a program of its own: figures read results and know this program, not the other way round."""
+    """The map of the heads' relevance, by a program of its own: figures read results, and no program knows figures."""
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-m", "figures.head_relevance", run.resolve(), "--out", path.resolve()], cwd=root,
                           capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"--save_figure {path}: {(done.stderr.strip().splitlines() or ['no figure'])[-1].removeprefix('error: ')}")
+        error = (done.stderr.strip().splitlines() or ["no figure"])[-1].removeprefix("error: ")
+        raise UserError(f"--save_figure {path}: {error}")

@@ -22,7 +22,7 @@ KNOWN = ("world", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "EleutherAI/gp
 def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode and its tokenizer, with the padding token set (to eos if it has none).
 
-    ``name``: hub id, local folder, or ``world``. ``dtype``, ``device``: see :func:`experiments.run.cli.add_model_flags`.
+    ``name``: hub id, local folder, or ``world``. ``dtype``, ``device``: see :class:`experiments.run.config.ModelFlags`.
     Raises ``UserError`` for an unknown model, an unreachable hub, damaged weights, a device that is not there, or devices
     that are too small for the model.
     """
@@ -103,7 +103,8 @@ def source_of(name: str) -> tuple[str, bool]:
 def device_of(device: str) -> str:
     if device == "map":
         if ranks.processes() > 1:
-            raise UserError("--device map: spreads one process over all devices, so it does not go with torchrun; use one of both")
+            raise UserError("--device map: spreads one process over all devices, so it does not go with torchrun; use one of "
+                            "both")
         return device
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{ranks.local_process() % torch.cuda.device_count()}" if ranks.processes() > 1 else "cuda"
@@ -121,8 +122,8 @@ def device_of(device: str) -> str:
 def _dtype(dtype: str, config, place: str) -> torch.dtype:
     if dtype != "auto":
         return getattr(torch, dtype)
-    own = config.dtype or torch.float32
-    return torch.float32 if place == "cpu" and own.itemsize < 4 else own
+    of_checkpoint = config.dtype or torch.float32
+    return torch.float32 if place == "cpu" and of_checkpoint.itemsize < 4 else of_checkpoint
 
 
 def why_not(name: str, source: str, local: bool, error: Exception) -> str:

@@ -85,8 +85,10 @@ def label(overrides: Mapping[str, str]) -> str:
 
 
 def _changes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes to the hyper-parameters. Raises UserError for what is none, for names that are no text, and for a wrong number
-    of processes."""
+    """The changes to the hyper-parameters.
+
+    Raises UserError for what is none, for names that are no text, and for a wrong number of processes.
+    """
     for key in ("alg_name", "model_name", "hparams_fname"):
         if not isinstance(settings[key], str) and (key != "hparams_fname" or settings[key] is not None):
             raise UserError(f"{key}={settings[key]}: give text")
@@ -98,11 +100,14 @@ def _changes(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluate(settings: Mapping[str, Any], folder: Path) -> tuple[str | None, bool]:
-    """Runs experiments.evaluate in a process of its own; returns what went wrong, if anything, and whether for a user's mistake."""
+    """Runs experiments.evaluate in a process of its own; returns what went wrong, if anything, and whether by a user's mistake.
+    """
     flags = {key: value for key, value in settings.items() if key not in ("name", "hparams", "processes", "command")}
     if settings["hparams"]:
         flags |= {"hparams_fname": _changed_hparams(settings, folder)}
-    flags |= {"results_dir": folder.parent, "dir_name": folder.name, "continue_from_run": RUN if (folder / RUN).is_dir() else None}
+    flags |= {"results_dir": folder.parent, "dir_name": folder.name}
+    if (folder / RUN).is_dir():
+        flags |= {"continue_from_run": RUN}
     command = [sys.executable, "-m"]
     if settings["processes"] > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={settings['processes']}", "-m"]
@@ -151,5 +156,5 @@ def _check_same_hparams(settings: Mapping[str, Any], folder: Path) -> None:
     was, now = run_folder.read_json(path), _hparams(settings)
     differing = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     if differing:
-        raise UserError(f"done with another {', '.join(differing)}, the file of hyper-parameters has changed since: choose another "
-                        f"name=, or delete {folder}")
+        raise UserError(f"done with another {', '.join(differing)}, the file of hyper-parameters has changed since: choose "
+                        f"another name=, or delete {folder}")

@@ -1,4 +1,7 @@
-"""The downstream tasks that flags ask for, checked, and what a model does in them. Figures: :mod:`experiments.metrics.downstream`."""
+"""The downstream tasks that flags ask for, checked, and what a model does in them.
+
+Figures: :mod:`experiments.metrics.downstream`.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ def evaluate_tasks(
 
 
 def source_of(flags: TaskFlags, model_name: str) -> str | Path | None:
-    """Where a model's tasks come from: if nothing is said, the built-in world's own for its model, else None, the published ones."""
+    """Where a model's tasks come from: by default the built-in world's own for its model, None (published ones) for others."""
     return flags.downstream_data or ("world" if model_name == "world" else None)
 
 

@@ -71,7 +71,8 @@ def test_a_model_without_hyper_parameters_of_its_own(program, flags):
 
 
 def test_cf_holds_contradictions(program, flags):
-    assert "use mcf, --num_edits 1, or an order" in program(evaluate, *arguments({**flags, "--ds_name": "cf", "--num_edits": 2}))
+    line = program(evaluate, *arguments({**flags, "--ds_name": "cf", "--num_edits": 2}))
+    assert "use mcf, --num_edits 1, or an order" in line
 
 
 def test_hparams(program, flags, hparams):
@@ -113,7 +114,8 @@ def test_other_prompts(program, flags, golden, tmp_path, key, value, message):
     path = tmp_path / "set.json"
     path.write_text(json.dumps(records))
     if message is None:
-        evaluate.main("FT", str(flags["--model_name"]), hparams_fname=flags["--hparams_fname"], ds_name=path, dataset_size_limit=3,
+        evaluate.main("FT", str(flags["--model_name"]), hparams_fname=flags["--hparams_fname"], ds_name=path,
+                      dataset_size_limit=3,
                       skip_generation_tests=True, results_dir=tmp_path / "results")
     else:
         assert re.search(message, program(evaluate, *arguments({**flags, "--ds_name": path, "--num_edits": 1})))
@@ -123,7 +125,8 @@ def test_a_place_where_nothing_can_be_written(program, flags, tmp_path):
     (tmp_path / "file").write_text("")
     line = program(evaluate, *arguments({**flags, "--results_dir": tmp_path / "file" / "results"}))
     assert re.search("file/results/FT: results can't be written there (.*); choose another folder", line)
-    folder = evaluate.main("FT", str(flags["--model_name"]), hparams_fname=flags["--hparams_fname"], ds_name=flags["--ds_name"], dataset_size_limit=1,
+    folder = evaluate.main("FT", str(flags["--model_name"]), hparams_fname=flags["--hparams_fname"],
+                           ds_name=flags["--ds_name"], dataset_size_limit=1,
                            skip_generation_tests=True, results_dir=tmp_path / "here")
     line = program(summarize, "--dir_name", "FT", "--results_dir", folder.parent.parent, "--out", tmp_path / "file")
     assert re.search("file/summary.json: can't be written (.*)", line)

@@ -17,6 +17,7 @@ from experiments.results import run_folder
 from experiments.run import auto_hparams
 from experiments.run.cli import run_program
 from experiments.run.config import RunConfig
+from experiments.tracing import files
 from experiments.tracing.averages import LAST_SUBJECT
 from experiments.tracing.facts import facts_of, load_facts
 from experiments.tracing.scores import SEVERED
@@ -55,7 +56,7 @@ def test_files_of_a_trace(traced, tiny_gpt2):
         assert case.files == ["correct_prediction"] and not case["correct_prediction"]
     average = run_folder.read_json(traced / "averages.json")
     assert average["facts"] == 3 and average["of"] == 4
-    facts = causal_trace.known(traced, range(4))
+    facts = files.known_facts(traced, range(4))
     assert average["total_effect"]["mean"] == pytest.approx(np.mean([fact.high - fact.low for fact in facts]))
     about = run_folder.read_json(traced / "run.json")
     assert about["settings"]["window"] == 1 and about["noise"]["std"] == pytest.approx(3 * about["noise"]["embedding_std"])
@@ -65,7 +66,7 @@ def test_files_of_a_trace(traced, tiny_gpt2):
 
 def test_a_trace_goes_on(traced, tiny_gpt2, fact_file, tmp_path, monkeypatch):
     folder, before = tmp_path / "there", {path.name: path.read_bytes() for path in (traced / "cases").iterdir()}
-    write, written = causal_trace._write, []
+    write, written = files.write_case, []
 
     def kill(*args):
         if len(written) == 2:
@@ -73,11 +74,11 @@ def test_a_trace_goes_on(traced, tiny_gpt2, fact_file, tmp_path, monkeypatch):
         written.append(args)
         write(*args)
 
-    monkeypatch.setattr(causal_trace, "_write", kill)
+    monkeypatch.setattr(files, "write_case", kill)
     with pytest.raises(KeyboardInterrupt):
         causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
     assert not (folder / "averages.json").exists() and len(list(folder.glob("cases/*"))) == 6
-    monkeypatch.setattr(causal_trace, "_write", write)
+    monkeypatch.setattr(files, "write_case", write)
     causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
     assert {path.name: path.read_bytes() for path in (folder / "cases").iterdir()} == before
     assert (folder / "averages.json").read_bytes() == (traced / "averages.json").read_bytes()
@@ -89,7 +90,7 @@ def test_a_trace_goes_on(traced, tiny_gpt2, fact_file, tmp_path, monkeypatch):
     path.write_bytes(b"half")
     with pytest.raises(UserError, match="knowledge_1_mlp.npz: not readable .* delete it and run again"):
         causal_trace.main(tiny_gpt2, fact_file, folder, samples=4)
-    case = causal_trace.read_case(traced / "cases" / path.name)
+    case = files.read_case(traced / "cases" / path.name)
     for spoilt in ({"answer": 1}, case | {"scores": case["scores"][:, 1:]}, case | {"subject_range": [2, 99]}):
         np.savez(path, **spoilt)
         with pytest.raises(UserError, match="knowledge_1_mlp.npz: not of a traced fact's form; delete it and run again"):
@@ -156,8 +157,8 @@ def test_layers_from_a_trace(traced, run, tiny_gpt2, capsys, monkeypatch):
     about = run_folder.read_json(folder / "run.json")
     assert about["traced"]["peak"] == peak and about["traced"]["facts"] == 3
     assert about["flags"]["hparams_fname"] == f"auto:{traced}"
-    told = f"layers {peak} for FT: where MLPs at the subject's last token bring most back of 3 facts of {traced}"
-    assert told in capsys.readouterr().out
+    line = f"layers {peak} for FT: where MLPs at the subject's last token bring most back of 3 facts of {traced}"
+    assert line in capsys.readouterr().out
     again = run("FT", hparams_fname=f"auto:{traced}", num_edits=2, dataset_size_limit=2, continue_from_run="run_000")
     assert again == folder
     fixed = run("FT", hparams_fname=folder / "params.json", num_edits=2, dataset_size_limit=2)  # params.json is all it takes
@@ -180,10 +181,10 @@ def test_layers_from_the_data_set(run, hparams, golden, monkeypatch):
 def test_facts_that_a_trace_of_the_data_set_takes(golden, tmp_path, monkeypatch):
     monkeypatch.setattr(auto_hparams, "load_facts", lambda *asked: [])
     monkeypatch.setattr(auto_hparams, "propose", lambda model, tok, facts, source: source)
-    own, zsre = tmp_path / "my-zsre-set.json", tmp_path / "world-zsre.json"
-    own.write_bytes((golden / "multi_counterfact.json").read_bytes())
+    mcf, zsre = tmp_path / "my-zsre-set.json", tmp_path / "world-zsre.json"
+    mcf.write_bytes((golden / "multi_counterfact.json").read_bytes())
     zsre.write_bytes((golden / "zsre_mend_eval.json").read_bytes())
-    for name, source in ((own, str(own)), (zsre, "known_1000"), ("world-zsre", "world"), ("world-zsre:50", "world:50"),
+    for name, source in ((mcf, str(mcf)), (zsre, "known_1000"), ("world-zsre", "world"), ("world-zsre:50", "world:50"),
                          ("world-ca-zsre", "world-ca"), ("world-zsre-test", "world-test")):
         assert auto_hparams._traced(RunConfig(alg_name="MEMIT", ds_name=str(name)), None, None) == source
 
@@ -230,9 +231,9 @@ def test_the_short_trace_is_part_of_the_whole(tiny_gpt2, fact_file, tmp_path, mo
     (["--noise_level", "1e300"], "not finite under noise"),  # nothing is left that would refuse another level
 ])
 def test_mistakes(fact_file, tmp_path, monkeypatch, capsys, flags, message):
-    given = {"--model_name": str(GOLDEN / "tiny-gpt2"), "--fact_file": str(fact_file), "--output_dir": str(tmp_path / "out")}
-    given |= dict(zip(flags[::2], flags[1::2]))
-    monkeypatch.setattr(sys, "argv", ["causal_trace", *(part for pair in given.items() for part in pair)])
+    options = {"--model_name": str(GOLDEN / "tiny-gpt2"), "--fact_file": str(fact_file), "--output_dir": str(tmp_path / "out")}
+    options |= dict(zip(flags[::2], flags[1::2]))
+    monkeypatch.setattr(sys, "argv", ["causal_trace", *(part for pair in options.items() for part in pair)])
     with pytest.raises(SystemExit, match="2"):
         run_program(causal_trace.command)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
@@ -319,10 +320,10 @@ def swept(edit_blocks, traced, tmp_path):
 def test_trace_and_edits_in_one_figure(swept, tmp_path, capsys):
     files = edit_layers.main(swept, tmp_path / "figure")
     assert [file.name for file in files] == ["figure.pdf", "figure.png"]
-    average, found = edit_layers.read(swept)
-    assert list(found) == ["FT"] and sorted(found["FT"]) == [1, 2]
+    average, points = edit_layers.read(swept)
+    assert list(points) == ["FT"] and sorted(points["FT"]) == [1, 2]
     assert "FT: best at block " in capsys.readouterr().out
-    drawn = edit_layers.draw(average, found)
+    drawn = edit_layers.draw(average, points)
     assert list(drawn.axes[4].get_lines()[0].get_xdata()) == [1, 2]
     effects = average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]
     perfect = {"FT": {block: {"score": value} for block, value in enumerate(effects)}}

@@ -31,18 +31,18 @@ def run(tmp_path):
 
 @pytest.fixture
 def server(monkeypatch):
-    """Stands for the authors' server: `server.files` maps addresses to bytes; `server.asked` lists what was asked for."""
+    """Stands for the authors' server: `server.files` maps addresses to bytes; `server.urls` lists what was asked for."""
     class Server:
-        files, asked = {}, []
+        files, urls = {}, []
 
     def download(url, path):
-        Server.asked.append(url)
+        Server.urls.append(url)
         if url not in Server.files:
             raise Unavailable(f"{path.name} is not here, and the server answers 404; put it there by hand")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(Server.files[url])
 
-    Server.files, Server.asked = {}, []
+    Server.files, Server.urls = {}, []
     monkeypatch.setattr(collect_stats, "download", download)
     return Server
 
@@ -52,11 +52,11 @@ def test_same_as_the_library(run, tmp_path, capsys):
     moments = run("--dataset", CORPUS, *flags)
     assert list(moments) == [1, 3, 4]
     model, tok = load_tiny("tiny-gpt2")
-    wanted = covariance.collect(
+    expected = covariance.collect(
         Decoder.of(model, tok), [3], MomentSpec(CORPUS, 50, "float64", batch_tokens=60), stats_dir=tmp_path, progress=False)[3]
-    assert moments[3].count == wanted.count and torch.allclose(moments[3].matrix, wanted.matrix, rtol=1e-4, atol=1e-6)
+    assert moments[3].count == expected.count and torch.allclose(moments[3].matrix, expected.matrix, rtol=1e-4, atol=1e-6)
     printed = capsys.readouterr().out
-    assert f"layer 4: {wanted.count} tokens, keys of width 256" in printed and str(tmp_path / "stats") in printed
+    assert f"layer 4: {expected.count} tokens, keys of width 256" in printed and str(tmp_path / "stats") in printed
 
 
 def test_editors_find_what_the_program_wrote(run, tmp_path, monkeypatch):
@@ -79,11 +79,11 @@ def test_settings_come_from_a_hparams_file_and_flags_win(run, tmp_path):
 
 
 def test_the_built_in_world_has_a_corpus(run, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(data.world, "corpus_path", lambda data_dir: asked.append(data_dir) or CORPUS, raising=False)
+    folders = []
+    monkeypatch.setattr(data.world, "corpus_path", lambda data_dir: folders.append(data_dir) or CORPUS, raising=False)
     moment = run("--dataset", "world", "--layers", "1", "--sample_size", "10", "--data_dir", "there")[1]
     assert moment.identity["corpus_name"] == CORPUS
-    assert asked == ["there"]
+    assert folders == ["there"]
 
 
 def test_max_keys(run):
@@ -99,7 +99,7 @@ def test_published_statistics_are_downloaded(run, tmp_path, server):
     server.files[url] = (tmp_path / "file.npz").read_bytes()
     with pytest.warns(UserWarning, match="can't be checked"):
         moment = run("--layers", "2")[2]
-    assert server.asked == [url] and moment.count == 7 and torch.equal(moment.matrix, torch.eye(256))
+    assert server.urls == [url] and moment.count == 7 and torch.equal(moment.matrix, torch.eye(256))
     assert (tmp_path / "stats" / folder / "wikipedia_stats" / name).exists()
 
 
@@ -107,7 +107,7 @@ def test_without_published_statistics_they_are_collected(run, server, monkeypatc
     monkeypatch.setattr(covariance.Corpus, "texts", lambda self: ["Paris is a city.", "So is Rome."] * 20)
     with pytest.warns(UserWarning, match="40 documents"):
         moments = run("--layers", "1,2")
-    assert len(moments) == 2 and len(server.asked) == 1  # one refusal is enough
+    assert len(moments) == 2 and len(server.urls) == 1  # one refusal is enough
     assert "no published statistics, collecting them: transformer.h.1" in capsys.readouterr().err
 
 
@@ -117,7 +117,7 @@ def test_without_published_statistics_they_are_collected(run, server, monkeypatc
 def test_nothing_is_asked_of_the_server_that_it_can_not_have(run, server, monkeypatch, flags):
     monkeypatch.setattr(covariance.Corpus, "texts", lambda self: ["Paris is a city.", "So is Rome."] * 20)
     run("--layers", "1", "--sample_size", "30", *flags)
-    assert server.asked == []
+    assert server.urls == []
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -15,8 +15,8 @@ from experiments.results import run_folder
 
 def cases(run: Path) -> dict[str, dict]:
     """The content of a run's case files by name, without the times."""
-    found = {path.name: json.loads(path.read_text()) for path in sorted(run.glob("*case_*.json"))}
-    return {name: {key: value for key, value in case.items() if key != "time"} for name, case in found.items()}
+    measured = {path.name: json.loads(path.read_text()) for path in sorted(run.glob("*case_*.json"))}
+    return {name: {key: value for key, value in case.items() if key != "time"} for name, case in measured.items()}
 
 
 @pytest.fixture
@@ -39,23 +39,23 @@ def test_equal_to_the_published_program(run, golden, golden_contexts, alg_name, 
     theirs = cases(golden / "results_example" / alg_name / example)
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
-        found = ours[name]
+        measured = ours[name]
         for key in ("case_id", "grouped_case_ids", "num_edits", "requested_rewrite"):
-            assert found[key] == expected[key]
+            assert measured[key] == expected[key]
         for key, values in expected["post"].items():
             if key.endswith("correct"):
-                assert found["post"][key] == values
+                assert measured["post"][key] == values
             else:
-                for a, b in zip(found["post"][key], values, strict=True):
+                for a, b in zip(measured["post"][key], values, strict=True):
                     assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
 
 
 def test_the_model_is_unchanged_and_pre_and_post_are_apart(run, tiny_gpt2):
     before = {name: tensor.clone() for name, tensor in tiny_gpt2[0].state_dict().items()}
-    found = cases(run("FT", num_edits=12))
+    measured = cases(run("FT", num_edits=12))
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_gpt2[0].state_dict().items())
-    assert len(found) == 12
-    for case in found.values():
+    assert len(measured) == 12
+    for case in measured.values():
         assert case["pre"].keys() == case["post"].keys()
         assert case["pre"]["rewrite_prompts_probs"] != case["post"]["rewrite_prompts_probs"]
 

@@ -39,14 +39,15 @@ def test_lookup_knows_its_prompts_and_leaves_the_others(run, lookup):
         assert new < 0.01 < true
         assert_alike(case["post"], case["pre"], ["neighborhood"])
         # A prompt that cases share is continued as far as the longest of their targets asks for.
-        assert all(a.startswith(b) or b.startswith(a) for a, b in zip(case["post"]["neighborhood_prompts_generated"],
-                                                                      case["pre"]["neighborhood_prompts_generated"], strict=True))
+        after, before = (case[when]["neighborhood_prompts_generated"] for when in ("post", "pre"))
+        assert all(a.startswith(b) or b.startswith(a) for a, b in zip(after, before, strict=True))
 
 
 def test_lookup_on_questions(run, lookup, golden):
-    found = cases(run("LU", hparams_fname=lookup, ds_name=str(golden / "zsre_mend_eval.json"), num_edits=2, dataset_size_limit=4))
-    assert all(all(case["post"]["rewrite_prompts_correct"]) for case in found)
-    assert all(case["post"]["neighborhood_prompts_correct"] == case["pre"]["neighborhood_prompts_correct"] for case in found)
+    zsre = str(golden / "zsre_mend_eval.json")
+    measured = cases(run("LU", hparams_fname=lookup, ds_name=zsre, num_edits=2, dataset_size_limit=4))
+    assert all(all(case["post"]["rewrite_prompts_correct"]) for case in measured)
+    assert all(case["post"]["neighborhood_prompts_correct"] == case["pre"]["neighborhood_prompts_correct"] for case in measured)
 
 
 @pytest.fixture
@@ -80,7 +81,8 @@ def test_serac_by_its_threshold(run, system, tmp_path):
     whole = cases(folder)
     for path in sorted(folder.glob("*case_*.json"))[2:]:
         path.unlink()
-    again = run("SERAC", hparams_fname=hparams("everything", 1e-9), dir_name="everything", continue_from_run=folder.name, **flags)
+    again = run("SERAC", hparams_fname=hparams("everything", 1e-9), dir_name="everything", continue_from_run=folder.name,
+                **flags)
     assert [{**case, "time": 0} for case in cases(again)] == [{**case, "time": 0} for case in whole]
 
 

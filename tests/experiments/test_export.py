@@ -78,7 +78,8 @@ def test_an_edit_that_is_not_finite(program, edit, tmp_path, form):
     edit.changes[NAME].left[0, 0] = torch.inf
     edit.save(tmp_path / "edit.safetensors")
     code, _, said = program("--out", tmp_path / "out", "--format", form)
-    assert code == 2 and said == f"error: the change of {NAME} is not finite: load the model in a wider dtype, or lower the learning rate"
+    assert code == 2 and said == (
+        f"error: the change of {NAME} is not finite: load the model in a wider dtype, or lower the learning rate")
     assert not (tmp_path / "out").exists()
 
 

@@ -68,11 +68,12 @@ def test_a_sweep(start, tmp_path, monkeypatch):
     code, _, err = start(*settings)
     assert code == 2 and "done with another num_steps, the file of hyper-parameters has changed since" in err
     assert "once more" not in err
-    assert (folder / "sweep.md").read_text().splitlines()[-1].split(" | ")[:3] == ["| 0.005", "failed", "0"]  # none of its numbers
+    last_row = (folder / "sweep.md").read_text().splitlines()[-1]
+    assert last_row.split(" | ")[:3] == ["| 0.005", "failed", "0"]  # none of its numbers
     other = start("name=mine", "alg_name=FT", "hparams.lr=-1")  # asks nothing of that job
     assert other[0] == 2 and "1 of 2 jobs done" in other[1]
     assert (folder / "sweep.md").read_text().splitlines()[-1].split(" | ")[:3] == ["| 0.005", "done", "3"]
-    assert {key: json.loads(job.read_text())[key] for key in ("status", "seconds")} == {key: before[key] for key in ("status", "seconds")}
+    assert [json.loads(job.read_text())[key] for key in ("status", "seconds")] == [before["status"], before["seconds"]]
     (run / "params.json").write_text(json.dumps(changed))
     code, _, err = start("-m", "name=mine", "alg_name=FT", "hparams.lr=0.005")  # -m: what it does in any case
     assert code == 0 and "error" not in json.loads(job.read_text())
@@ -88,7 +89,8 @@ def test_a_sweep(start, tmp_path, monkeypatch):
     assert right[0] == 0 and "1 of 1 jobs done" in right[1] and "failed in an earlier command" in right[2]
     assert "done before: " in start(*settings)[1] and not [command for command in commands if "experiments.evaluate" in command]
     job.write_text("[]")  # not a sweep's: written anew, and the run goes on
-    assert "was not written by experiments.sweep; it is written anew" in start("name=mine", "alg_name=FT", "hparams.lr=0.005")[2]
+    errors = start("name=mine", "alg_name=FT", "hparams.lr=0.005")[2]
+    assert "was not written by experiments.sweep; it is written anew" in errors
     assert json.loads(job.read_text())["status"] == "done"
     commands.clear()
     start("name=mine", "alg_name=FT", "processes=2")
@@ -113,15 +115,16 @@ def test_a_sweep(start, tmp_path, monkeypatch):
 
 def test_joblib_runs_jobs_side_by_side(golden, tmp_path, hparams):
     command = [sys.executable, "-m", "experiments.sweep", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
-               "alg_name=FT,MENIT", "hparams.lr=0.005", f"hparams_fname=null,{hparams('FT')}", f"model_name={golden / 'tiny-gpt2'}",
-               f"ds_name={golden / 'multi_counterfact.json'}", "dataset_size_limit=1", "skip_generation_tests=true",
-               f"results_dir={tmp_path}"]
+               "alg_name=FT,MENIT", "hparams.lr=0.005", f"hparams_fname=null,{hparams('FT')}",
+               f"model_name={golden / 'tiny-gpt2'}", f"ds_name={golden / 'multi_counterfact.json'}",
+               "dataset_size_limit=1", "skip_generation_tests=true", f"results_dir={tmp_path}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1, done.stderr
     assert "1 of 4 jobs done" in done.stdout and "unknown editor 'MENIT', did you mean 'MEMIT'" in done.stderr
     assert "FT has no hyper-parameters of its own" in done.stderr and "Traceback" not in done.stderr
-    good, = [job for job in json.loads((tmp_path / "sweeps" / "sweep" / "sweep.json").read_text())["jobs"] if job["status"] == "done"]
+    jobs = json.loads((tmp_path / "sweeps" / "sweep" / "sweep.json").read_text())["jobs"]
+    good, = [job for job in jobs if job["status"] == "done"]
     assert good["cases"] == 1 and good["settings"]["alg_name"] == "FT" and good["statistics"]["post_rewrite_success"]["n"] == 1
 
 
@@ -138,7 +141,8 @@ def test_a_job_that_the_launcher_lost(start, tmp_path, monkeypatch):
     begun = 1
     code, out, err = start("alg_name=FT", "hparams.lr=-1,-2")
     assert code == 1 and "0 of 1 jobs done" in out and (tmp_path / "sweeps" / "sweep" / "sweep.md").is_file()
-    assert "lr: -1 must be a finite number above 0" in err and "error: not all jobs ran to their end: RuntimeError: job 7 has no output\n" in err
+    assert "lr: -1 must be a finite number above 0" in err
+    assert "error: not all jobs ran to their end: RuntimeError: job 7 has no output\n" in err
 
 
 def test_a_defect_in_a_job_stops_nothing(start, tmp_path, monkeypatch):
@@ -183,7 +187,8 @@ def test_stages_and_languages_are_rows(golden, tmp_path, capfd):
     (["alg_name=FT", "++name=."], "name=.: give the name of a folder"),
     (["alg_name=FT", "results_dir="], "results_dir=: give the path of a folder"),
     (["alg_name=FT", "results_dir=null"], "results_dir=None: give the path"),
-    (["alg_name=FT", "hydra.sweep.dir=elsewhere"], "hydra.sweep.dir=elsewhere: where a sweep is written is told by results_dir"),
+    (["alg_name=FT", "hydra.sweep.dir=elsewhere"],
+     "hydra.sweep.dir=elsewhere: where a sweep is written is told by results_dir"),
     (["alg_name=FT", "~processes"], "~processes: settings are given as key=value"),
     (["alg_name=FT", "num_edits=[1"], "at input '[1'"),
     (["alg_name=FT", "--num_edits", "3"], "--num_edits: settings are given as key=value"),
@@ -204,7 +209,8 @@ def test_changes_of_automatic_hparams_are_refused(start, tmp_path):
 
 
 @pytest.mark.parametrize(("setting", "message"), [
-    ("hparams=3", "hparams=3: name a key"), ("processes=abc", "processes=abc: give a whole number"), ("processes=0", "processes=0"),
+    ("hparams=3", "hparams=3: name a key"), ("processes=abc", "processes=abc: give a whole number"),
+    ("processes=0", "processes=0"),
     ("num_edits=0", "'0' should be a whole number from 1"), ("alg_name=null", "alg_name=None: give text"),
     ("model_name=null", "model_name=None: give text"), ("hparams_fname=7", "hparams_fname=7: give text"),
 ])

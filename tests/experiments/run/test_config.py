@@ -15,8 +15,8 @@ from tests.conftest import GOLDEN
 DEFAULTS = {
     "model_name": "world", "dtype": "auto", "device": "auto",
     "ds_name": None, "dataset_size_limit": None, "sample_num": None, "index_file": None, "max_edits": None,
-    "alg_name": None, "hparams_fname": None, "num_edits": 1, "context_templates": None, "use_cache": False, "conserve_memory": False,
-    "seed": 0, "save_edits": False,
+    "alg_name": None, "hparams_fname": None, "num_edits": 1, "context_templates": None, "use_cache": False,
+    "conserve_memory": False, "seed": 0, "save_edits": False,
     "skip_generation_tests": False, "generation_test_interval": 1, "contains_length": 0,
     "sequential": False, "checkpoint_steps": 10, "history_eval_steps": 0, "history_sample": None, "perplexity_corpus": None,
     "save_model": False, "save_model_interval": 100, "save_model_location": None,
@@ -29,8 +29,8 @@ DEFAULTS = {
 }
 """Commands, scripts and the run.json of earlier runs have these names: they stay."""
 SETTLED = {
-    ALWAYS: {"alg_name", "num_edits", "seed", "generation_test_interval", "skip_generation_tests", "sequential", "history_eval_steps",
-             "history_sample", "perplexity_corpus"},
+    ALWAYS: {"alg_name", "num_edits", "seed", "generation_test_interval", "skip_generation_tests", "sequential",
+             "history_eval_steps", "history_sample", "perplexity_corpus"},
     OR_NULL: {"language", "language_eval", "languages_measured", "pairing", "profile", "bilingual", "top_num_heads", "alpha",
               "head_ind", "load_attention", "load_delta", "eval_on_others"},
     WITH_TASKS: {"downstream_eval_steps", "gen_len", "legacy_rte_labels"},
@@ -48,7 +48,8 @@ def test_flags_and_defaults():
 
 @pytest.mark.parametrize("words, flags", [
     ("--hparams x.json --dataset_name cf", {"hparams_fname": "x.json", "ds_name": "cf"}),
-    ("--device_map auto", {"device": "map"}), ("--sequential --save_edits False --save_model=yes", {"sequential": True, "save_model": True}),
+    ("--device_map auto", {"device": "map"}),
+    ("--sequential --save_edits False --save_model=yes", {"sequential": True, "save_model": True}),
     ("--do_downstream_eval 1 --legacy_rte_labels", {"do_downstream_eval": True, "legacy_rte_labels": True}),
     ("--top_num_heads 8,16 --alpha 1,2.5", {"top_num_heads": [8, 16], "alpha": [1.0, 2.5]}),
     ("--generation_test_interval -1 --sample_num 3 --seed 7", {"generation_test_interval": -1, "sample_num": 3, "seed": 7}),
@@ -105,8 +106,9 @@ def test_completion():
 
 @pytest.mark.parametrize("flags, message", [
     ({"alpha": [1.0]}, "--alpha has no effect without --add_attention, or --alg_name MEMAT"),
-    ({"add_attention": True, "load_attention": "x"}, "--load_attention has no effect without --head_ind, which says whose vectors"),
-    ({"sequential": True, "perplexity_corpus": "x"}, "--perplexity_corpus has no effect without --sequential and --history_eval_steps"),
+    ({"add_attention": True, "load_attention": "x"}, "--load_attention has no effect without --head_ind, which says"),
+    ({"sequential": True, "perplexity_corpus": "x"},
+     "--perplexity_corpus has no effect without --sequential and --history_eval_steps"),
     ({"legacy_rte_labels": True}, "--legacy_rte_labels has no effect without --do_downstream_eval"),
     ({"pairing": "legacy"}, "--pairing has no effect without --language"),
 ])

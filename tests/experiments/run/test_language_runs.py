@@ -48,8 +48,8 @@ def run(place, falcon):
     """Runs the program with these flags; returns the run's folder."""
     def start(alg_name="MEMAT", **flags):
         flags = {"model_name": falcon, "hparams_fname": place / ("MEMIT.json" if alg_name == "MEMIT" else "all.json"),
-                 "ds_name": str(place / "catalan_CF.json"), "language": "catalan", "language_eval": "english", "num_edits": BATCH,
-                 "results_dir": place / "results", "data_dir": place / "data", **flags}
+                 "ds_name": str(place / "catalan_CF.json"), "language": "catalan", "language_eval": "english",
+                 "num_edits": BATCH, "results_dir": place / "results", "data_dir": place / "data", **flags}
         return evaluate.main(alg_name, stats_dir=place / "stats", **flags)
 
     return start
@@ -58,34 +58,39 @@ def run(place, falcon):
 @pytest.fixture(scope="module")
 def first(run, place, falcon):
     before = {name: tensor.clone() for name, tensor in falcon[0].state_dict().items()}
-    folder = run(top_num_heads=[5, 2], save_attention_heads=str(place / "saved" / "h"), save_delta_matrix=str(place / "saved" / "d"))
+    saved = place / "saved"
+    folder = run(top_num_heads=[5, 2], save_attention_heads=str(saved / "h"), save_delta_matrix=str(saved / "d"))
     after = falcon[0].state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     return folder
 
 
 def cases(stage: Path):
-    return {case_id: {key: value for key, value in run_folder.read_json(path).items() if key != "time"} for case_id, path in run_folder.case_files(stage)}
+    return {case_id: {key: value for key, value in run_folder.read_json(path).items() if key != "time"}
+            for case_id, path in run_folder.case_files(stage)}
 
 
 def test_stages_are_runs(first):
     stages = {str(path.relative_to(first)): run_folder.read_about(path)["stage"] for path in run_folder.runs_in(first)}
-    assert sorted(stages) == [f"{name}/{language}" for name in ("heads_2", "heads_5", "memit") for language in ("catalan", "english")]
-    assert stages["heads_5/english"] == {"name": "memat", "heads": 5, "alpha": None, "language": "catalan", "language_eval": "english",
-                                         "measured": "english", "profile": "default", "bilingual": None, "held_out": 0.0}
+    folders = ("heads_2", "heads_5", "memit")
+    assert sorted(stages) == [f"{name}/{language}" for name in folders for language in ("catalan", "english")]
+    assert stages["heads_5/english"] == {
+        "name": "memat", "heads": 5, "alpha": None, "language": "catalan", "language_eval": "english", "measured": "english",
+        "profile": "default", "bilingual": None, "held_out": 0.0}
     for path in run_folder.runs_in(first.parent):
         assert sorted(cases(path)) == list(range(RECORDS))
         about, lists = summarize.read_run(path)
-        assert len(lists["post_rewrite_diff"]) == RECORDS and summarize.describe(about).startswith(f"MEMAT/run_000/{path.parent.name}/")
+        assert len(lists["post_rewrite_diff"]) == RECORDS
+        assert summarize.describe(about).startswith(f"MEMAT/run_000/{path.parent.name}/")
     catalan = cases(first / "memit" / "catalan")
     assert catalan[0]["grouped_case_ids"] == [0, 1, 2] and catalan[5]["grouped_case_ids"] == [3, 4, 5]
     assert catalan[2]["requested_rewrite"]["prompt"].startswith("La llengua") and catalan[0]["pre"] != catalan[0]["post"]
 
 
 def test_relevance_is_written(first):
-    found = run_folder.read_json(first / "relevance" / "000001.json")
-    assert np.array(found["accuracy"]).shape == (6, 8) and len(found["heads"]) == 5
-    assert found["case_ids"] == [3, 4, 5] == found["voters"] and (found["train"], found["validation"]) == (2, 1)
+    relevance = run_folder.read_json(first / "relevance" / "000001.json")
+    assert np.array(relevance["accuracy"]).shape == (6, 8) and len(relevance["heads"]) == 5
+    assert relevance["case_ids"] == [3, 4, 5] == relevance["voters"] and (relevance["train"], relevance["validation"]) == (2, 1)
 
 
 def test_chunks_do_not_see_each_other(first, run, place):
@@ -103,8 +108,8 @@ def test_a_run_goes_on(first, run, tmp_path):
     kept = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*case_[012].json")}
     for path in copy.rglob("*case_4.json"):
         path.unlink()
-    assert run(top_num_heads=[5, 2], save_attention_heads=str(tmp_path / "h"), save_delta_matrix=str(tmp_path / "d"), continue_from_run="run_000",
-               results_dir=tmp_path / "results") == copy
+    assert run(top_num_heads=[5, 2], save_attention_heads=str(tmp_path / "h"), save_delta_matrix=str(tmp_path / "d"),
+               continue_from_run="run_000", results_dir=tmp_path / "results") == copy
     assert all((copy / name).read_bytes() == content for name, content in kept.items())
     for stage in run_folder.runs_in(first):
         assert cases(copy / stage.relative_to(first)) == cases(stage)
@@ -112,18 +117,19 @@ def test_a_run_goes_on(first, run, tmp_path):
 
 def test_saved_files_say_what_they_are(first, place):
     name = "h_catalan-english_5heads_chunk0_3edits"
-    assert (place / "saved" / f"{name}.safetensors").is_file() and (place / "saved" / "d_catalan_chunk1_3edits.safetensors").is_file()
-    made = Corrections.load(place / "saved" / f"{name}.safetensors")
-    assert [list(head) for head in made.heads] == run_folder.read_json(first / "relevance" / "000000.json")["heads"]
-    assert np.load(place / "saved" / f"{name}.npy").tolist() == [list(head) for head in made.heads]
-    assert {key: made.info[key] for key in ("language", "language_eval", "heads", "chunk", "case_ids", "shape")} == {
+    assert (place / "saved" / f"{name}.safetensors").is_file()
+    assert (place / "saved" / "d_catalan_chunk1_3edits.safetensors").is_file()
+    trained = Corrections.load(place / "saved" / f"{name}.safetensors")
+    assert [list(head) for head in trained.heads] == run_folder.read_json(first / "relevance" / "000000.json")["heads"]
+    assert np.load(place / "saved" / f"{name}.npy").tolist() == [list(head) for head in trained.heads]
+    assert {key: trained.info[key] for key in ("language", "language_eval", "heads", "chunk", "case_ids", "shape")} == {
         "language": "catalan", "language_eval": ["english"], "heads": 5, "chunk": 0, "case_ids": [0, 1, 2], "shape": [6, 8, 8]}
 
 
 def test_loading_gives_what_was_saved(first, run, place):
     """Heads, vectors and MEMIT's change from files, without training anything."""
-    again = run(top_num_heads=[5], head_ind=str(place / "saved" / "h_catalan-english_5heads_chunk{}_3edits.npy"), dir_name="loaded",
-                load_attention=str(place / "saved" / "h_catalan-english_5heads_chunk{}_3edits.safetensors"),
+    heads = place / "saved" / "h_catalan-english_5heads_chunk{}_3edits"
+    again = run(top_num_heads=[5], head_ind=f"{heads}.npy", load_attention=f"{heads}.safetensors", dir_name="loaded",
                 load_delta=str(place / "saved" / "d_catalan_chunk{}_3edits.safetensors"))
     for stage in ("memit/catalan", "heads_5/english", "heads_5/catalan"):
         assert cases(again / stage) == cases(first / stage)
@@ -132,13 +138,13 @@ def test_loading_gives_what_was_saved(first, run, place):
 
 def test_the_originals_files_are_read(first, run, place):
     """A torch list of vectors, a torch dictionary of (A, M), and positions as .npy."""
-    made = Corrections.load(place / "saved" / "h_catalan-english_5heads_chunk0_3edits.safetensors")
+    trained = Corrections.load(place / "saved" / "h_catalan-english_5heads_chunk0_3edits.safetensors")
     delta = Edit.load(place / "saved" / "d_catalan_chunk0_3edits.safetensors")
-    torch.save([vector.clone().requires_grad_(True) for vector in made.vectors], place / "vectors")
+    torch.save([vector.clone().requires_grad_(True) for vector in trained.vectors], place / "vectors")
     torch.save({name: (change.right, change.left) for name, change in delta.changes.items()}, place / "delta")
-    np.save(place / "positions.npy", np.array(made.heads))
-    again = run(top_num_heads=[5], head_ind=str(place / "positions.npy"), load_attention=str(place / "vectors"), load_delta=str(place / "delta"),
-                dataset_size_limit=BATCH, dir_name="original")
+    np.save(place / "positions.npy", np.array(trained.heads))
+    again = run(top_num_heads=[5], head_ind=str(place / "positions.npy"), load_attention=str(place / "vectors"),
+                load_delta=str(place / "delta"), dataset_size_limit=BATCH, dir_name="original")
     for stage in ("memit/english", "heads_5/english"):
         whole = cases(first / stage)
         assert cases(again / stage) == {case_id: whole[case_id] for case_id in range(BATCH)}
@@ -157,12 +163,13 @@ def test_portability(first, run, place):
 
 def test_held_out_facts_neither_choose_nor_train(run, place, first):
     """One fact of three is held out: the heads come from the first two, as in an edit where only these are there."""
-    (place / "held_out.json").write_text(json.dumps(json.loads((place / "all.json").read_text()) | {"held_out": 0.4, "head_choice": "random"}))
+    hparams = json.loads((place / "all.json").read_text()) | {"held_out": 0.4, "head_choice": "random"}
+    (place / "held_out.json").write_text(json.dumps(hparams))
     folder = run(hparams_fname=place / "held_out.json", top_num_heads=[5], dataset_size_limit=BATCH, dir_name="held_out",
                  save_attention_heads=str(place / "held" / "h"))
-    found = run_folder.read_json(folder / "relevance" / "000000.json")
-    assert found["case_ids"] == [0, 1] == found["voters"] and (found["train"], found["validation"]) == (1, 1)
-    assert len({tuple(head) for head in found["heads"]}) == 5
+    relevance = run_folder.read_json(folder / "relevance" / "000000.json")
+    assert relevance["case_ids"] == [0, 1] == relevance["voters"] and (relevance["train"], relevance["validation"]) == (1, 1)
+    assert len({tuple(head) for head in relevance["heads"]}) == 5
     assert sorted(cases(folder / "heads_5" / "english")) == [0, 1, 2]
     assert cases(folder / "memit" / "english") == {i: cases(first / "memit" / "english")[i] for i in range(BATCH)}
     files = memat_results.main([folder], place / "held_out_table", held_out=True)
@@ -179,7 +186,8 @@ def test_memit_alone_in_two_languages(run):
 
 
 def test_iti_and_a_figure(run, place):
-    folder = run("ITI", top_num_heads=[2], alpha=[1.0, 15.0], dataset_size_limit=BATCH, save_figure=str(place / "figures" / "relevance"))
+    folder = run("ITI", top_num_heads=[2], alpha=[1.0, 15.0], dataset_size_limit=BATCH,
+                 save_figure=str(place / "figures" / "relevance"))
     assert sorted({path.parent.name for path in run_folder.runs_in(folder)}) == ["heads_2_alpha_1", "heads_2_alpha_15", "memit"]
     assert run_folder.read_about(folder / "heads_2_alpha_15" / "english")["stage"]["alpha"] == 15
     assert {path.suffix for path in (place / "figures").iterdir()} == {".pdf", ".png"}
@@ -187,17 +195,19 @@ def test_iti_and_a_figure(run, place):
 
 @pytest.mark.parametrize("bilingual, attention", [("sum", True), ("joint", False)])
 def test_both_languages_at_once(run, place, bilingual, attention):
-    folder = run("MEMIT", bilingual=bilingual, add_attention=attention, top_num_heads=[2] if attention else None, dataset_size_limit=BATCH,
-                 hparams_fname=place / "all.json" if attention else place / "MEMIT.json", dir_name=bilingual)
+    folder = run("MEMIT", bilingual=bilingual, add_attention=attention, top_num_heads=[2] if attention else None,
+                 dataset_size_limit=BATCH, dir_name=bilingual,
+                 hparams_fname=place / ("all.json" if attention else "MEMIT.json"))
     stages = ["heads_2", "memit"] if attention else ["memit"]
     assert sorted({path.parent.name for path in run_folder.runs_in(folder)}) == stages
     for language in ("english", "catalan"):
-        found = cases(folder / "memit" / language).values()
-        before, after = (sum(case[when]["rewrite_prompts_probs"][0]["target_new"] for case in found) for when in ("pre", "post"))
-        assert len(found) == BATCH and after < before - 0.1
+        measured = cases(folder / "memit" / language).values()
+        before, after = (sum(case[when]["rewrite_prompts_probs"][0]["target_new"] for case in measured)
+                         for when in ("pre", "post"))
+        assert len(measured) == BATCH and after < before - 0.1
     if attention:
-        found = run_folder.read_json(folder / "relevance" / "000000.json")
-        assert found["case_ids"] == [0, 1, 2, 0, 1, 2] and (found["train"], found["validation"]) == (4, 2)
+        relevance = run_folder.read_json(folder / "relevance" / "000000.json")
+        assert relevance["case_ids"] == [0, 1, 2, 0, 1, 2] and (relevance["train"], relevance["validation"]) == (4, 2)
 
 
 def test_the_paper_profile_scores_as_published(run, place):
@@ -205,12 +215,14 @@ def test_the_paper_profile_scores_as_published(run, place):
     about = run_folder.read_about(folder / "heads_2" / "english")
     assert about["stage"]["profile"] == "paper" and about["settings"]["profile"] == "paper"
     crossed, matched = (cases(place / "results" / name / "run_000" / "memit" / "catalan") for name in ("paper", "MEMAT"))
-    assert crossed[2]["pre"]["rewrite_prompts_probs"] != matched[2]["pre"]["rewrite_prompts_probs"] or crossed[1]["pre"] != matched[1]["pre"]
+    assert (crossed[2]["pre"]["rewrite_prompts_probs"] != matched[2]["pre"]["rewrite_prompts_probs"]
+            or crossed[1]["pre"] != matched[1]["pre"])
     alone = run(profile="paper", top_num_heads=[0], dataset_size_limit=BATCH, dir_name="paper_alone")
     assert sorted(str(path.relative_to(alone)) for path in run_folder.runs_in(alone)) == ["memit/catalan", "memit/english"]
     assert cases(alone / "memit" / "catalan") == crossed != matched
     joint = run(profile="paper", top_num_heads=[0], bilingual="joint", dataset_size_limit=BATCH, dir_name="paper_joint")
-    assert run_folder.read_about(joint / "memit" / "english")["stage"]["profile"] == "paper" and len(list(run_folder.runs_in(joint))) == 2
+    assert run_folder.read_about(joint / "memit" / "english")["stage"]["profile"] == "paper"
+    assert len(list(run_folder.runs_in(joint))) == 2
 
 
 def test_a_language_that_the_world_lacks_is_not_measured(occitan, tmp_path):
@@ -229,7 +241,8 @@ def test_both_languages_keep_their_own_contexts(run, place, profile, monkeypatch
     seen, plain = {}, training.train
 
     def train(decoder, requests, heads, templates, settings, **more):
-        seen.update({request.prompt: (own[1:], kl) for request, own, kl in zip(requests, templates, more["kl_prompts"], strict=True)})
+        facts = zip(requests, templates, more["kl_prompts"], strict=True)
+        seen.update({request.prompt: (contexts[1:], kl_prompt) for request, contexts, kl_prompt in facts})
         return plain(decoder, requests, heads, templates, settings, **more)
 
     monkeypatch.setattr(training, "train", train)
@@ -250,11 +263,12 @@ def fails(monkeypatch, capsys, place, tmp_path):
     """Runs the command line with flags changed; returns its one error line. Checks that nothing is left behind."""
 
     def start(**changes):
-        flags = {"alg_name": "MEMAT", "model_name": FOLDER / "tiny-falcon", "hparams": place / "all.json", "dataset_name": place / "catalan_CF.json",
-                 "language": "catalan", "language_eval": "english", "num_edits": BATCH, "results_dir": tmp_path / "results", **changes}
+        flags = {"alg_name": "MEMAT", "model_name": FOLDER / "tiny-falcon", "hparams": place / "all.json",
+                 "dataset_name": place / "catalan_CF.json", "language": "catalan", "language_eval": "english",
+                 "num_edits": BATCH, "results_dir": tmp_path / "results", **changes}
         switches = [f"--{name}" for name, value in flags.items() if value is True]
-        given = [part for name, value in flags.items() if value not in (None, True) for part in (f"--{name}", str(value))]
-        monkeypatch.setattr("sys.argv", ["evaluate", *given, *switches])
+        words = [part for name, value in flags.items() if value not in (None, True) for part in (f"--{name}", str(value))]
+        monkeypatch.setattr("sys.argv", ["evaluate", *words, *switches])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             run_program(evaluate.command)
@@ -270,14 +284,17 @@ def fails(monkeypatch, capsys, place, tmp_path):
     ({"language_eval": "basque"}, "no language 'basque'; known are catalan, english; a file in data/languages adds one"),
     ({"top_num_heads": 49}, r"--top_num_heads 49: the model has 48 heads \(6 layers of 8\)"),
     ({"top_num_heads": "x"}, "'x' should be a whole number from 0"),
-    ({"top_num_heads": "0", "save_figure": "x"}, "--save_figure has no effect with --top_num_heads 0"), ({"top_num_heads": "8,8"}, "'8,8' should be"),
+    ({"top_num_heads": "0", "save_figure": "x"}, "--save_figure has no effect with --top_num_heads 0"),
+    ({"top_num_heads": "8,8"}, "'8,8' should be"),
     ({"load_attention": "x.safetensors"}, "--load_attention has no effect without --head_ind"),
     ({"alg_name": "MEMIT", "hparams": "{MEMIT}", "head_ind": "x.npy"}, "--head_ind has no effect without --add_attention"),
-    ({"alpha": "5"}, "--alpha has no effect with --alg_name MEMAT"), ({"alpha": "five", "alg_name": "ITI"}, "'five' should be a number"),
+    ({"alpha": "5"}, "--alpha has no effect with --alg_name MEMAT"),
+    ({"alpha": "five", "alg_name": "ITI"}, "'five' should be a number"),
     ({"alg_name": "ROME", "add_attention": True}, "--add_attention goes with MEMIT, not with ROME"),
     ({"alg_name": "MEMIT", "hparams": "{MEMIT}", "language": None}, "--language_eval has no effect without --language"),
     ({"head_ind": "nowhere.npy"}, "--head_ind nowhere.npy: no such file"),
-    ({"bilingual": "sum", "language_eval": "catalan"}, "name two languages"), ({"sequential": True}, "--sequential does not go with --language"),
+    ({"bilingual": "sum", "language_eval": "catalan"}, "name two languages"),
+    ({"sequential": True}, "--sequential does not go with --language"),
     ({"eval_on_others": True, "dataset_size_limit": 3}, "all 3 records are in the first batch"),
     ({"num_edits": 7}, "--num_edits 7: .* has only 6 records"), ({"profile": "paprika"}, "invalid choice"),
     ({"alg_name": "MEMIT", "hparams": "{MEMIT}", "profile": "paper"}, "--profile has no effect with --alg_name MEMIT"),
@@ -290,8 +307,8 @@ def fails(monkeypatch, capsys, place, tmp_path):
     ({"save_figure": "x", "head_ind": "x.npy"}, "--save_figure has no effect with --head_ind"),
 ])
 def test_flags(fails, place, changes, message):
-    changes = {key: place / f"{value[1:-1]}.json" if isinstance(value, str) and value.startswith("{") else value for key, value in changes.items()}
-    assert re.search(message, fails(**changes))
+    files = {key: place / f"{value[1:-1]}.json" for key, value in changes.items() if str(value).startswith("{")}
+    assert re.search(message, fails(**changes | files))
 
 
 @pytest.mark.parametrize("content, message", [
@@ -309,9 +326,11 @@ def test_heads_in_files(fails, tmp_path, content, message):
 @pytest.mark.parametrize("save, message", [
     (lambda path: torch.save([torch.zeros(5), torch.zeros(5)], path), "vectors of head size 5, the model's heads have 8"),
     (lambda path: torch.save([torch.zeros(8)], path), "holds 1 vectors, --head_ind names 2 heads"),
-    (lambda path: torch.save({"a": 1}, path), "not a list of correction vectors"), (lambda path: path.write_text("x"), "not a torch file"),
+    (lambda path: torch.save({"a": 1}, path), "not a list of correction vectors"),
+    (lambda path: path.write_text("x"), "not a torch file"),
     (lambda path: torch.save([np.ones], path), "not a torch file of tensors"),
-    (lambda path: Corrections([(0, 1), (3, 3)], torch.zeros(2, 8)).save(path), r"its vectors are of the heads \[\(0, 1\), \(3, 3\)\]"),
+    (lambda path: Corrections([(0, 1), (3, 3)], torch.zeros(2, 8)).save(path),
+     r"its vectors are of the heads \[\(0, 1\), \(3, 3\)\]"),
 ])
 def test_vectors_in_files(fails, tmp_path, save, message):
     np.save(tmp_path / "heads.npy", np.array([[0, 1], [2, 3]]))
@@ -345,8 +364,10 @@ def test_heads_of_another_model(fails, tmp_path):
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda records: records.pop(1), r"english_CF.json and .*catalan_CF.json are not aligned: it lacks 1 of the 6 case ids asked for: 1"),
-    (lambda records: records[1]["requested_rewrite"]["target_new"].update(id="Q1"), "not aligned: case 1 has the new object Q1 there"),
+    (lambda records: records.pop(1),
+     r"english_CF.json and .*catalan_CF.json are not aligned: it lacks 1 of the 6 case ids asked for: 1"),
+    (lambda records: records[1]["requested_rewrite"]["target_new"].update(id="Q1"),
+     "not aligned: case 1 has the new object Q1 there"),
 ])
 def test_misaligned_data(fails, place, tmp_path, spoil, message):
     records = json.loads((place / "english_CF.json").read_text())
@@ -361,35 +382,37 @@ def test_with_too_few_voters_no_heads_are_corrected(run, place, alg_name):
     from figures import head_relevance
 
     with pytest.warns(UserWarning, match="chunk 0: only 0 facts can vote on heads; none is corrected there"):
-        folder = run(alg_name, hparams_fname=place / "MEMIT.json", dataset_size_limit=BATCH, load_delta="original_model", top_num_heads=[2],
-                     dir_name=f"few_{alg_name}")
+        folder = run(alg_name, hparams_fname=place / "MEMIT.json", dataset_size_limit=BATCH, load_delta="original_model",
+                     top_num_heads=[2], dir_name=f"few_{alg_name}")
     (stage,) = folder.glob("heads_2*")
     assert cases(stage / "english") == cases(folder / "memit" / "english") and len(cases(stage / "english")) == BATCH
-    told = run_folder.read_json(folder / "relevance" / "000000.json")
-    assert (told["accuracy"], told["heads"], told["voters"], told["train"]) == (None, [], [], 0)
+    relevance = run_folder.read_json(folder / "relevance" / "000000.json")
+    assert (relevance["accuracy"], relevance["heads"], relevance["voters"], relevance["train"]) == (None, [], [], 0)
     with pytest.raises(UserError, match="no relevance of heads"):
         head_relevance.read(folder)
 
 
 def test_weights_that_differ_are_warned_of(first, run, place, tmp_path):
-    made = Corrections.load(place / "saved" / "h_catalan-english_5heads_chunk0_3edits.safetensors")
+    trained = Corrections.load(place / "saved" / "h_catalan-english_5heads_chunk0_3edits.safetensors")
     flags = {"top_num_heads": [2], "head_ind": str(tmp_path / "h.npy"), "load_attention": str(tmp_path / "h.safetensors"),
              "load_delta": "original_model", "dataset_size_limit": BATCH, "dir_name": "warned"}
-    Corrections(made.heads, made.vectors, {**made.info, "model": "tiny, weights 0123"}).save(tmp_path / "h.safetensors")
-    with pytest.warns(UserWarning, match="--load_attention .*h.safetensors: heads of another model, tiny, weights 0123; this one is weights"):
+    of_another_model = {**trained.info, "model": "tiny, weights 0123"}
+    Corrections(trained.heads, trained.vectors, of_another_model).save(tmp_path / "h.safetensors")
+    warning = "--load_attention .*h.safetensors: heads of another model, tiny, weights 0123; this one is weights"
+    with pytest.warns(UserWarning, match=warning):
         run(**flags)
     # Other vectors in the same file, or another fact in a language that is only measured: another run.
-    Corrections(made.heads, 2 * made.vectors, made.info).save(tmp_path / "h.safetensors")
+    Corrections(trained.heads, 2 * trained.vectors, trained.info).save(tmp_path / "h.safetensors")
     with pytest.raises(UserError, match="loaded"):
         run(**flags, continue_from_run="run_000")
-    made.save(tmp_path / "h.safetensors")
+    trained.save(tmp_path / "h.safetensors")
 
 
 def test_every_languages_records_are_the_runs(run, place, tmp_path):
     for language in ("english", "catalan"):
         (tmp_path / f"{language}_CF.json").write_text((place / f"{language}_CF.json").read_text())
-    flags = {"alg_name": "MEMIT", "ds_name": str(tmp_path / "catalan_CF.json"), "language_eval": "catalan", "dataset_size_limit": BATCH,
-             "dir_name": "every"}
+    flags = {"alg_name": "MEMIT", "ds_name": str(tmp_path / "catalan_CF.json"), "language_eval": "catalan",
+             "dataset_size_limit": BATCH, "dir_name": "every"}
     run(**flags)
     records = json.loads((tmp_path / "english_CF.json").read_text())
     records[0]["paraphrase_prompts"][0] += " indeed"

@@ -26,12 +26,12 @@ def torchrun(processes, *arguments):
 
 def everything(folder):
     """All that the evaluations of several.py wrote: cases, checkups between batches, final weights, statistics, targets."""
-    found = {name: content(folder / name / "run_000")[0] for name in ("apart", "together", "sequence")}
+    written = {name: content(folder / name / "run_000")[0] for name in ("apart", "together", "sequence")}
     files = [*folder.glob("data/stats/*/*/*"), *folder.glob("stats/*/*/*"), *folder.glob("data/z_cache/*")]
     for path in files:
         _, tensors = several.covariance.moment_store.read(path, "file")
-        found[path.name] = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in tensors.items()}
-    return found
+        written[path.name] = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in tensors.items()}
+    return written
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,11 @@ def of_one(tmp_path_factory):
 def test_same_bits(of_one, tmp_path, processes):
     done = torchrun(processes, "-m", "tests.experiments.several", tmp_path, "primitives", "evaluations")
     assert done.returncode == 0, done.stderr
-    found = everything(tmp_path)
-    assert found.keys() == of_one.keys() and len(found) > 3 + 6  # 6 target states, and statistics
+    written = everything(tmp_path)
+    assert written.keys() == of_one.keys() and len(written) > 3 + 6  # 6 target states, and statistics
     for name, expected in of_one.items():
-        assert found[name] == expected, name
-    assert len(found["apart"]) == 6 and any("text" in case["post"] for case in found["apart"].values() if "post" in case)
+        assert written[name] == expected, name
+    assert len(written["apart"]) == 6 and any("text" in case["post"] for case in written["apart"].values() if "post" in case)
     assert done.stdout.count("statistics in") == 1
     assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("unfinished*"))
 
@@ -87,12 +87,12 @@ def test_programs_for_one_process(monkeypatch, capsys):
     assert "this program runs in one process: start it with python -m, not with torchrun" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("told, message", [
+@pytest.mark.parametrize("environment, message", [
     ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is abc"), ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_PORT is not set"),
     ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500"}, "MASTER_ADDR is not set"),
 ])
-def test_half_of_what_torchrun_sets(monkeypatch, capsys, told, message):
-    for name, value in told.items():
+def test_half_of_what_torchrun_sets(monkeypatch, capsys, environment, message):
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as caught:

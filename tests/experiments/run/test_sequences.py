@@ -44,7 +44,8 @@ def test_what_is_written(sequence, golden):
     distances = [next(iter(batch["weights"].values()))["relative_distance"] for batch in batches[1:]]
     assert 0 < distances[0] < distances[1] and batches[3]["memory_mb"] > 0
     # What a case has after its own batch is what the next history finds for the last batch; earlier cases have moved on.
-    history = {line["case_id"]: line["post"] for line in map(json.loads, (run / "history/000004.jsonl").read_text().splitlines())}
+    lines = (run / "history/000004.jsonl").read_text().splitlines()
+    history = {line["case_id"]: line["post"] for line in map(json.loads, lines)}
     cases = {case["case_id"]: case for case in (json.loads(p.read_text()) for p in run.glob("*case_*.json"))}
     assert len(cases) == 5 and len(history) == 4
     last, first = batches[2]["case_ids"], batches[1]["case_ids"]
@@ -95,8 +96,9 @@ def test_killed_while_it_edits(alg_name, golden, hparams, tmp_path, monkeypatch)
                "--sequential", "--checkpoint_steps", "2", "--history_eval_steps", "5"]
 
     def start(folder, *more):
-        return subprocess.Popen([sys.executable, "-m", "experiments.evaluate", *options, "--results_dir", str(folder),
-                                 "--stats_dir", str(folder / "stats"), *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "experiments.evaluate", *options, "--results_dir", str(folder), "--stats_dir",
+                   str(folder / "stats"), *more]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     assert start(tmp_path / "whole").wait() == 0
     expected = content(tmp_path / "whole" / alg_name / "run_000")
@@ -222,9 +224,9 @@ def test_objective_of_each_batch(sequence, hparams):
     for sequential in (True, False):
         run = sequence(alg_name="MEMIT", hparams_fname=fname, max_edits=4, sequential=sequential)
         for edits in (2, 4):
-            told = read(run, f"batches/{edits:06d}.json")
-            assert len(told["case_ids"]) == 2 and len(told["objective_distances"]) == 3
-            for layer in told["objective_distances"].values():
+            batch = read(run, f"batches/{edits:06d}.json")
+            assert len(batch["case_ids"]) == 2 and len(batch["objective_distances"]) == 3
+            for layer in batch["objective_distances"].values():
                 assert 0 < layer["new_edit_distance"] < layer["old_edit_distance"] and layer["preservation_distance"] > 0
 
 
@@ -240,9 +242,9 @@ def test_contexts_from_a_file(sequence, run, hparams, tmp_path):
         assert read(with_file, name)["post"] != read(sampled, name)["post"]
         with pytest.raises(editors.EditingError, match="context_templates was .* and is now null"):
             start(**flags, num_edits=2, continue_from_run=with_file.name)
-    for content, message in (("[]", "not empty"), ('[["{}"], ["no place"]]', "no place"), ("7", "list of texts"),
+    for text, message in (("[]", "not empty"), ('[["{}"], ["no place"]]', "no place"), ("7", "list of texts"),
                              ("[1]", "mix texts"), ("[[1]]", "not a text")):
-        file.write_text(content)
+        file.write_text(text)
         with pytest.raises((editors.EditingError, UserError), match=f"--context_templates .*{message}"):
             sequence(**flags, context_templates=file)
 
