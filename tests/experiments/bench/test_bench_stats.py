@@ -42,7 +42,8 @@ def test_plain_loop_reads_every_token_once():
             model(input_ids=torch.tensor([tok(text)["input_ids"][:64]]))
         hook.remove()
         keys = torch.cat(keys)
-        assert torch.allclose(stats._plain_pass(Decoder(model, tok, sites), texts, 2), keys.T @ keys / len(keys), rtol=1e-4, atol=1e-9)
+        plain = stats._plain_pass(Decoder(model, tok, sites), texts, 2)
+        assert torch.allclose(plain, keys.T @ keys / len(keys), rtol=1e-4, atol=1e-9)
 
 
 def test_parts_are_chosen_by_name(capsys):
