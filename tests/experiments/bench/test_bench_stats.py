@@ -10,13 +10,6 @@ from experiments.bench import stats
 from experiments.bench.inputs import TINY, random_gpt2, word_tokenizer
 
 
-@pytest.fixture(autouse=True)
-def keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_both_ways_give_the_same_moments(capsys):
     result = stats.main(["--tiny", "--texts", "120", "--repeats", "1", "--layers", "4,5,6", "--threads", "1"])
     assert result["difference"] < 1e-6 and result["ratio"] > 0
