@@ -269,7 +269,7 @@ def test_unrelated_questions_never_belong_to_the_edits():
         edited_texts = {row.question for row in edited} | {text for row in edited for text in row.rephrases}
         assert not edited_texts & {example.input for example in batch.local}
     assert 0.2 < hard / len(batches) < 0.8
-    assert Counter(example.target in ("True", "False") for example in data._locals)[True] == len(data) // 4
+    assert Counter(example.target in ("True", "False") for example in data._local)[True] == len(data) // 4
 
 
 def test_hard_negatives_are_more_alike():
