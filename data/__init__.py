@@ -172,5 +172,5 @@ def _schema(first: Any, source: str) -> str:
             return "zsre"
     keys = ", ".join(first) or "(none)" if isinstance(first, Mapping) else None
     content = f"is {json.dumps(first)[:40]}, not an object" if keys is None else f"has the keys {keys}"
-    raise UserError(f"{source}: neither CounterFact's schema (key 'requested_rewrite', or in two variants 'eval_target_new') nor "
-                    f"zsRE's (keys 'src', 'answers'); its first record {content}")
+    raise UserError(f"{source}: neither CounterFact's schema (key 'requested_rewrite', or in two variants 'eval_target_new') "
+                    f"nor zsRE's (keys 'src', 'answers'); its first record {content}")

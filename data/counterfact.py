@@ -17,7 +17,7 @@ def parse(raw: Sequence[Any], source: str, limit: int | None = None) -> list[Rec
 
 
 def read_all(raw: Sequence[Any], source: str, limit: int | None, read: Callable[[Fields], Record]) -> list[Record]:
-    """The records that ``read`` makes of the raw ones. Raises ``UserError`` for a ``case_id`` that is negative or not unique."""
+    """The records that ``read`` makes of the raw ones. Raises ``UserError`` for a negative ``case_id``, or one met twice."""
     records, number_of_case = [], {}
     for number, item in enumerate(raw[:limit]):
         fields = Fields(item, f"{source}, record {number}")

@@ -80,7 +80,7 @@ class Fields:
         return {key: value for key, value in self._raw.items() if key not in self._taken}
 
     def _encodable(self, key: str, value: str) -> str:
-        """``value``, unless it has half of a character: JSON's escapes can spell one, no tokenizer takes it, no file holds it."""
+        """``value``, unless it has half of a character: JSON's escapes can spell it, but no tokenizer takes it."""
         if _SURROGATES.search(value):
             raise self.error(f"{key!r} has half of a character (a lone surrogate): {ascii(value)}")
         return value
@@ -95,7 +95,7 @@ class Fields:
 
 
 def check_template(prompt: str, fields: Fields, key: str = "prompt") -> None:
-    """Raises UserError for a prompt without exactly one ``{}`` for the subject, or with another brace (``str.format`` fills it)."""
+    """Raises UserError unless the prompt has one ``{}`` for the subject and no other brace (``str.format`` fills it)."""
     count = prompt.count("{}")
     if count != 1:
         raise fields.error(f"{key!r} needs exactly one {{}} for the subject, found {count}: {prompt!r}")

@@ -18,7 +18,7 @@ _ZSRE_PROMPTS = 62346  # the pool of prompts that the published zsRE loader drew
 
 
 def edit_order(records: Sequence[Record], sample_num: int) -> list[int]:
-    """Edit order `sample_num` (0 to 9) as positions in `records`: the first record of each subject, whatever its case, shuffled.
+    """Edit order `sample_num` (0 to 9) as positions in `records`: of each subject, whatever its case, the first; shuffled.
 
     One generator, seeded with 37, shuffles the list again for each further order; for zsRE it draws prompts for every record
     before. On all of CounterFact, multi-CounterFact and zsRE these are the published orders (Gupta et al. 2024).
@@ -41,7 +41,7 @@ def edit_order(records: Sequence[Record], sample_num: int) -> list[int]:
 
 
 def read_order(path: str | Path, sample_num: int, records: int) -> list[int]:
-    """Edit order `sample_num` of a file in the published format: an object from "0", "1", ... to lists of positions, or one list.
+    """Edit order `sample_num` of a file in the published format: an object from "0", "1", ... to positions, or one list.
 
     records: how many the data have. Raises UserError for a file that is something else, or for positions beyond the data.
     """

@@ -16,7 +16,7 @@ PARTS = ("subject", "relation", "target")
 
 
 def jaccard(tok: PreTrainedTokenizerBase, a: str, b: str) -> float:
-    """Jaccard similarity of two texts: |A & B| / |A | B| of their sets of token ids, without special tokens; 1 if both are empty."""
+    """Jaccard similarity of two texts: |A & B| / |A | B| of their sets of token ids (no special ones); 1 if both are empty."""
     ids_a, ids_b = (set(tok(text, add_special_tokens=False)["input_ids"]) for text in (a, b))
     return len(ids_a & ids_b) / len(ids_a | ids_b) if ids_a | ids_b else 1.0
 

@@ -15,7 +15,7 @@ PROMPTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "g
 
 
 def parse(raw: Sequence[Any], source: str, limit: int | None = None) -> list[Record]:
-    """The first ``limit`` records (all by default), in the file's order; a record's own fields are those of ``eval_target_new``.
+    """The first ``limit`` records (all by default), in the file's order; their own fields are those of ``eval_target_new``.
 
     ``source`` names the file in messages. Raises ``UserError`` as :func:`data.counterfact.parse` does, and where the blocks
     differ in their numbers of prompts, so that these can't be compared one by one.

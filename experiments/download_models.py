@@ -104,7 +104,7 @@ def _world(config: Mapping[str, Any]) -> list[str]:
     """The built-in world has its data with it; its models are trained where they are not there yet."""
     from data.world import models
 
-    kinds = [config["model"].get("kind") or models.OF[episodes.experiment_name(config["task"])]]
+    kinds = [config["model"].get("kind") or models.KIND_OF[episodes.experiment_name(config["task"])]]
     if algorithm(config["alg"]).encoder_option:
         kinds.append("distilbert")
     for kind in kinds:

@@ -17,11 +17,9 @@ edit data. world: the built-in world's rows in the published formats.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -30,7 +28,7 @@ from common.errors import UserError
 from data import episodes
 from data.episodes import back_translation, export, locality, published, rephrase
 from data.episodes.lines import read_rows
-from data.files import write_atomically, write_json
+from data.files import json_lines, write_json, write_text
 from experiments.run.cli import a_seed, at_least_one, HelpFormatter, Parser, run_program
 from experiments.run.config import add_flags, ModelFlags
 from experiments.run.models import load_model
@@ -46,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m experiments.make_episodes", description=__doc__, formatter_class=HelpFormatter)
-    whats = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
+    subparsers = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
-        sub = whats.add_parser(name, help=text, formatter_class=HelpFormatter)
+        sub = subparsers.add_parser(name, help=text, formatter_class=HelpFormatter)
         sub.add_argument("--out", type=Path, required=True, help="what is written")
         return sub
 
@@ -71,18 +69,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     kilt.add_argument("--experiment", choices=("qa", "fc"), required=True)
     kilt.add_argument("--split", choices=("train", "dev"), required=True)
 
-    reph = add("rephrase", "paraphrases of the inputs of JSON lines")
-    reph.add_argument("--rows", type=Path, required=True, help="JSON lines with input; filtered_rephrases is filled in")
-    reph.add_argument("--there", help="translation model to another language (with --back; e.g. Helsinki-NLP/opus-mt-en-de)")
-    reph.add_argument("--back", help="translation model back again (e.g. Helsinki-NLP/opus-mt-de-en)")
-    reph.add_argument("--beams", type=at_least_one, default=5, help="translations kept in either direction")
+    rephrase = add("rephrase", "paraphrases of the inputs of JSON lines")
+    rephrase.add_argument("--rows", type=Path, required=True, help="JSON lines with input; filtered_rephrases is filled in")
+    rephrase.add_argument("--there",
+                          help="translation model to another language (with --back; e.g. Helsinki-NLP/opus-mt-en-de)")
+    rephrase.add_argument("--back", help="translation model back again (e.g. Helsinki-NLP/opus-mt-de-en)")
+    rephrase.add_argument("--beams", type=at_least_one, default=5, help="translations kept in either direction")
 
-    answers_ = add("answers", "a model's predictions and alternatives for rephrased rows")
-    answers_.add_argument("--experiment", choices=("qa", "fc"), required=True)
-    answers_.add_argument("--rows", type=Path, required=True, help="JSON lines with input, output and filtered_rephrases")
-    answers_.add_argument("--model_name", required=True, help="hub id or folder of the model to be edited, or world")
-    answers_.add_argument("--batch_size", type=at_least_one, default=16)
-    answers_.add_argument("--device", default="auto")
+    answers = add("answers", "a model's predictions and alternatives for rephrased rows")
+    answers.add_argument("--experiment", choices=("qa", "fc"), required=True)
+    answers.add_argument("--rows", type=Path, required=True, help="JSON lines with input, output and filtered_rephrases")
+    answers.add_argument("--model_name", required=True, help="hub id or folder of the model to be edited, or world")
+    answers.add_argument("--batch_size", type=at_least_one, default=16)
+    answers.add_argument("--device", default="auto")
 
     world = add("world", "the built-in world's rows in the published formats; --out is their folder")
     world.add_argument("--experiment", choices=export.EXPERIMENTS, required=True)
@@ -106,25 +105,25 @@ def _gen(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def sample(model, tok, passages: Sequence[str], args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """(texts as they go on, the same beginnings as the model goes on), until ``args.count`` are found.
+    """(passages as they go on, the same beginnings as the model goes on): the first ``args.count`` that are usable.
 
     Kept are only samples that are the same tokens after decoding and reading again, and no prefix that the model's own
     limit cuts. Passages shorter than ``n_tokens`` + 2 tokens are passed over.
     """
     torch.manual_seed(args.seed)
     longest = getattr(model.config, "max_position_embeddings", None) or args.context_tokens + args.n_tokens
-    room = min(args.context_tokens, longest - args.n_tokens)
-    if room < 2:
+    context_tokens = min(args.context_tokens, longest - args.n_tokens)
+    if context_tokens < 2:
         raise UserError("--context_tokens 1: a continuation needs at least 2 tokens before it" if args.context_tokens < 2 else
                         f"the model reads {longest} tokens, which leaves no context before {args.n_tokens} new ones")
     originals: list[str] = []
     completions: list[str] = []
-    rows = [ids for ids in (tok(p, add_special_tokens=False)["input_ids"][:room + args.n_tokens] for p in passages)
+    rows = [ids for ids in (tok(p, add_special_tokens=False)["input_ids"][:context_tokens + args.n_tokens] for p in passages)
             if len(ids) >= args.n_tokens + 2]
     with tqdm(total=min(args.count, len(rows)), unit="text") as bar:
         for start in range(0, len(rows), args.batch_size):
             batch = rows[start:start + args.batch_size]
-            contexts = [ids[:min(room, len(ids) - args.n_tokens)] for ids in batch]
+            contexts = [ids[:min(context_tokens, len(ids) - args.n_tokens)] for ids in batch]
             for i, new in enumerate(_continued(model, tok, contexts, args.n_tokens)):
                 text = tok.decode(contexts[i] + new, clean_up_tokenization_spaces=False)
                 again = tok(text, add_special_tokens=False)["input_ids"]
@@ -165,11 +164,12 @@ def _rephrase(args: argparse.Namespace) -> None:
     raw = read_rows(args.rows, lambda fields: (fields.text("input"), fields.rest()))
     inputs = [text for text, _ in raw]
     if args.there:
-        found = back_translation.rephrase(inputs, args.there, args.back, args.beams)
+        rephrases = back_translation.rephrase(inputs, args.there, args.back, args.beams)
     else:
-        found = [rephrase.questions_like(text) if text.endswith("?") else rephrase.statements_like(text) for text in inputs]
-    _write_lines(args.out, [{"input": text, **rest, "filtered_rephrases": new} for (text, rest), new in zip(raw, found)])
-    print(f"{args.out}: {len(raw)} rows, {sum(map(len, found))} rephrases by "
+        rephrases = [rephrase.questions_like(text) if text.endswith("?") else rephrase.statements_like(text) for text in inputs]
+    write_text(args.out, json_lines({"input": text, **rest, "filtered_rephrases": forms}
+                                    for (text, rest), forms in zip(raw, rephrases)))
+    print(f"{args.out}: {len(raw)} rows, {sum(map(len, rephrases))} rephrases by "
           f"{'translation there and back' if args.there else 'templates'}")
 
 
@@ -177,15 +177,11 @@ def _answers(args: argparse.Namespace) -> None:
     rows = read_rows(args.rows, lambda fields: {
         "input": fields.text("input"), "filtered_rephrases": list(fields.texts("filtered_rephrases")), **fields.rest()})
     model, tok = load_editable({"name": args.model_name}, args.experiment, args.device)
-    made = {"qa": answers.answered_questions, "fc": answers.checked_claims}[args.experiment](model, tok, rows, args.batch_size)
-    _write_lines(args.out, made)
-    usable = sum(bool(row["alternatives"] and row["filtered_rephrases"]) for row in made)
-    print(f"{args.out}: {len(made)} rows, {usable} of them with alternatives and rephrases")
-
-
-def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(path, lambda file: file.write(lines.encode()))
+    answer = {"qa": answers.answered_questions, "fc": answers.checked_claims}[args.experiment]
+    answered = answer(model, tok, rows, args.batch_size)
+    write_text(args.out, json_lines(answered))
+    usable = sum(bool(row["alternatives"] and row["filtered_rephrases"]) for row in answered)
+    print(f"{args.out}: {len(answered)} rows, {usable} of them with alternatives and rephrases")
 
 
 def _world(args: argparse.Namespace) -> None:

@@ -14,12 +14,12 @@ _DROPPED = str.maketrans("", "", string.punctuation + string.whitespace)
 
 
 def normalised(text: str) -> str:
-    """Lower case without spaces and punctuation: texts that are equal so are one rephrasing."""
+    """The text in lower case without spaces and punctuation: texts that are then equal are one rephrasing."""
     return text.casefold().translate(_DROPPED)
 
 
 def rephrase(texts: Sequence[str], there: str, back: str, beams: int = 5, batch_size: int = 16) -> list[list[str]]:
-    """For each text its up to ``beams`` x ``beams`` translations back, without those that say the text itself or another one.
+    """For each text its up to ``beams`` x ``beams`` back-translations, without those that say the text itself or another one.
 
     there, back: translation models of the hub or folders (Marian and other sequence-to-sequence models). The published data
     also leave out those that change the model's answer; a reader of the rows cannot, and no trainer needs it.
@@ -28,21 +28,21 @@ def rephrase(texts: Sequence[str], there: str, back: str, beams: int = 5, batch_
     pivots = translate(list(texts), there, beams, batch_size)
     flat = [pivot for group in pivots for pivot in group]
     returned = translate(flat, back, beams, batch_size)
-    found, position = [], 0
+    rephrases, position = [], 0
     for text, group in zip(texts, pivots):
-        seen = {normalised(text): text}
+        different = {normalised(text): text}
         for candidates in returned[position:position + len(group)]:
             for candidate in candidates:
-                seen.setdefault(normalised(candidate), candidate)
+                different.setdefault(normalised(candidate), candidate)
         position += len(group)
-        seen.pop("", None)
-        found.append([candidate for candidate in seen.values() if candidate != text])
-    return found
+        different.pop("", None)
+        rephrases.append([candidate for candidate in different.values() if candidate != text])
+    return rephrases
 
 
 @torch.no_grad()
 def translate(texts: Sequence[str], name: str, beams: int, batch_size: int) -> list[list[str]]:
-    """The ``beams`` best translations of each text."""
+    """The ``beams`` best translations of each text by the model ``name``. Raises UserError when it can't be had."""
     try:
         tok = AutoTokenizer.from_pretrained(name)
         model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
@@ -50,11 +50,11 @@ def translate(texts: Sequence[str], name: str, beams: int, batch_size: int) -> l
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"translation model {name} did not load ({reason}); fetch it beforehand or name a folder, or leave out "
                         "both models to rephrase by templates") from error
-    found = []
+    translations = []
     for start in tqdm(range(0, len(texts), batch_size), unit="batch", desc=name):
         batch = tok(list(texts[start:start + batch_size]), padding=True, truncation=True, return_tensors="pt")
         ids = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_beams=beams,
                              num_return_sequences=beams, max_new_tokens=64, do_sample=False)
         lines = [line.strip() for line in tok.batch_decode(ids, skip_special_tokens=True)]
-        found += [lines[i:i + beams] for i in range(0, len(lines), beams)]
-    return found
+        translations += [lines[i:i + beams] for i in range(0, len(lines), beams)]
+    return translations

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from data.episodes.base import Rows
+from data.episodes.base import EditRows
 from data.episodes.lines import read_rows
 from data.episodes.types import Example, Item
 from data.fields import Fields
@@ -43,10 +43,7 @@ class EvidencedClaim:
 
 def read_fever(path: Path) -> list[Claim]:
     """The rows that have an alternative and a rephrase. Raises UserError."""
-    rows = read_rows(path, _fever)
-    if not rows:
-        raise UserError(f"{path}: no row has an answer, alternatives and rephrases")
-    return rows
+    return read_rows(path, _fever, "no row has an answer, alternatives and rephrases")
 
 
 def _fever(fields: Fields) -> Claim | None:
@@ -66,9 +63,7 @@ def read_vitaminc(path: Path, seed: int) -> list[EvidencedClaim]:
     Copies without ``revision_type`` and ``page`` are read too: all their rows count as real, and the rows of one revision
     case (``id`` up to its last "_") as one page.
     """
-    rows = read_rows(path, _vitaminc)
-    if not rows:
-        raise UserError(f"{path}: no row of a real revision has evidence of more than {SHORTEST_EVIDENCE} words")
+    rows = read_rows(path, _vitaminc, f"no row of a real revision has evidence of more than {SHORTEST_EVIDENCE} words")
     random.Random(f"{seed}-vitaminc").shuffle(rows)
     return rows
 
@@ -85,10 +80,11 @@ def _vitaminc(fields: Fields) -> EvidencedClaim | None:
 
 
 def class_of(answer: str) -> int:
+    """The class of an answer: 1 if it is "SUPPORTS", else 0."""
     return int(answer == "SUPPORTS")
 
 
-class Claims(Rows):
+class Claims(EditRows):
     """MEND's recipe for FEVER: with probability 1/2 the edit turns the prediction round, else it confirms it."""
 
     rows: Sequence[Claim]
@@ -98,15 +94,15 @@ class Claims(Rows):
         rephrase, flip = rng.choice(row.rephrases), rng.random() < 0.5
         answer = row.alternative if flip else row.prediction
         label = class_of(answer)
-        outer = Example(rephrase if self.place.options.rephrase else row.claim, label=label)
+        outer = Example(rephrase if self.spec.options.rephrase else row.claim, label=label)
         return Item(Example(row.claim, label=label), (outer,), f"{row.prediction} >> {answer} || {row.claim}", flip=flip,
                     hard=(False,), index=index)
 
-    def own_local(self, index: int, epoch: int) -> Example:
+    def as_local(self, index: int, epoch: int) -> Example:
         return Example(self.rows[index].claim, label=class_of(self.rows[index].answer))
 
 
-class EvidencedClaims(Rows):
+class EvidencedClaims(EditRows):
     """SERAC's recipe for VitaminC: the evidence is edited in as true, and the claim is what it decides.
 
     A claim that its evidence leaves open is the unrelated input (a hard negative by nature); else a claim of another page is.
@@ -119,7 +115,7 @@ class EvidencedClaims(Rows):
         super().__init__(*args, **kwargs)
         self.keys = [row.page for row in self.rows]
         self._pages = [row.page.casefold() for row in self.rows]
-        if self.place.split != "test":
+        if self.spec.split != "test":
             counts = Counter(row.label for row in self.rows)
             self.keep = [min(counts.values()) / counts[row.label] for row in self.rows]
         if len(set(self._pages)) < 2:
@@ -127,18 +123,18 @@ class EvidencedClaims(Rows):
         pages = list(dict.fromkeys(self._pages))
         for page in pages:
             if not any(_apart(page, other) for other in pages):
-                raise UserError(f"{self._name}: every page's name contains {page!r} or is a part of it, so no claim is unrelated to "
-                                "that page's")
+                raise UserError(f"{self._name}: every page's name contains {page!r} or is a part of it, so no claim is "
+                                "unrelated to that page's")
 
     def item(self, index: int, epoch: int) -> Item:
         row = self.rows[index]
         outer = () if row.label is None else (Example(row.claim, label=row.label),)
         return Item(Example(row.evidence, label=1), outer, key=row.page, hard=(False,) * len(outer), index=index)
 
-    def own_local(self, index: int, epoch: int) -> Example:
+    def as_local(self, index: int, epoch: int) -> Example:
         return Example(self.rows[index].claim)
 
-    def local_of(self, index: int, epoch: int) -> Example:
+    def paired_local(self, index: int, epoch: int) -> Example:
         row, rng = self.rows[index], self.rng(index, epoch, "local")
         if row.label is None:
             return Example(row.claim)

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 from common.errors import UserError
-from data.episodes.base import Rows
+from data.episodes.base import EditRows
 from data.episodes.types import Example, Item
 from data.fields import Fields
 from data.files import read_json
@@ -34,11 +34,11 @@ class Continuation:
     rephrases: tuple[str, ...]
     relation: str = ""
     questions: tuple[str, ...] = field(default=(), metadata={"read_with": "asked"})
-    """What asks for the same."""
+    """Questions that ask for the same."""
 
 
 def read(path: Path) -> list[Completion]:
-    """Raises UserError when the file is not of the schema or has no completions."""
+    """The completions of a file. Raises UserError when it is not of the schema or has none."""
     fields = Fields(read_json(path), str(path))
     n_tokens, texts = fields.integer("n_tokens"), fields.texts("completions")
     originals = fields.texts("original", optional=True, blanks=True)
@@ -51,7 +51,7 @@ def read(path: Path) -> list[Completion]:
     return [Completion(text, n_tokens) for text in texts]
 
 
-class Completions(Rows):
+class Completions(EditRows):
     """MEND's recipe: the equivalent is the same text without some of its first tokens."""
 
     rows: Sequence[Completion]
@@ -59,53 +59,54 @@ class Completions(Rows):
     def item(self, index: int, epoch: int) -> Item:
         row = self.rows[index]
         example = Example(row.text, scored=row.n_tokens)
-        drop = self.rng(index, epoch).random() if self.place.options.rephrase else None
+        drop = self.rng(index, epoch).random() if self.spec.options.rephrase else None
         return Item(example, (example,), drop=drop, hard=(False,), index=index)
 
-    def own_local(self, index: int, epoch: int) -> Example:
+    def as_local(self, index: int, epoch: int) -> Example:
         return Example(self.rows[index].text)
 
 
-class Continuations(Rows):
+class Continuations(EditRows):
     """Facts of the built-in world: the equivalent is another phrasing with the same new object."""
 
     rows: Sequence[Continuation]
 
     @cached_property
-    def _of_relation(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
+    def _indices_of_relation(self) -> dict[str, list[int]]:
+        indices: dict[str, list[int]] = {}
         for index, row in enumerate(self.rows):
-            found.setdefault(row.relation, []).append(index)
-        return found
+            indices.setdefault(row.relation, []).append(index)
+        return indices
 
-    def kin(self, edits: Sequence[int], place: int, epoch: int) -> Example | None:
-        index = edits[place % len(edits)]
-        rng = self.rng(index, epoch, f"kin-{place}")
-        if rng.random() >= self.place.options.same_relation:
+    def same_relation_local(self, edits: Sequence[int], position: int, epoch: int) -> Example | None:
+        index = edits[position % len(edits)]
+        rng = self.rng(index, epoch, f"kin-{position}")
+        if rng.random() >= self.spec.options.same_relation:
             return None
         row = self.rows[index]
-        others = [other for other in self._of_relation[row.relation] if other not in edits]
-        alike = [other for other in others if self.rows[other].old == row.old] or others
-        return self.own_local(rng.choice(alike), epoch) if alike else None
+        others = [other for other in self._indices_of_relation[row.relation] if other not in edits]
+        candidates = [other for other in others if self.rows[other].old == row.old] or others
+        return self.as_local(rng.choice(candidates), epoch) if candidates else None
 
     def item(self, index: int, epoch: int) -> Item:
         row, rng = self.rows[index], self.rng(index, epoch)
         edited = self._forms((row.prompt,), row, rng)[0]
-        prompt = rng.choice(self._forms(row.rephrases, row, rng)) if self.place.options.rephrase else edited
-        return Item(Example(edited, row.new), (Example(self._behind(prompt, row, rng), row.new),), hard=(False,), index=index)
+        prompt = rng.choice(self._forms(row.rephrases, row, rng)) if self.spec.options.rephrase else edited
+        outer = Example(self._preceded(prompt, row, rng), row.new)
+        return Item(Example(edited, row.new), (outer,), hard=(False,), index=index)
 
-    def own_local(self, index: int, epoch: int) -> Example:
+    def as_local(self, index: int, epoch: int) -> Example:
         row, rng = self.rows[index], self.rng(index, epoch, "local")
         prompt = rng.choice(self._forms((row.prompt, *row.rephrases), row, rng))
-        return Example(self._behind(prompt, row, rng), row.old)
+        return Example(self._preceded(prompt, row, rng), row.old)
 
     def _forms(self, prompts: tuple[str, ...], row: Continuation, rng: Random) -> tuple[str, ...]:
-        """The prompts or, as often as ``data.asked`` says, the row's questions."""
-        share = self.place.options.asked
-        return row.questions if share and rng.random() < share else prompts
+        """The prompts or, with the probability ``data.asked``, the row's questions."""
+        probability = self.spec.options.asked
+        return row.questions if probability and rng.random() < probability else prompts
 
-    def _behind(self, prompt: str, row: Continuation, rng: Random) -> str:
-        """The prompt, as often as ``data.preceded`` says behind a sentence of another fact."""
-        share = self.place.options.preceded
-        other = rng.choice(self.rows) if share and rng.random() < share else row
+    def _preceded(self, prompt: str, row: Continuation, rng: Random) -> str:
+        """The prompt, with the probability ``data.preceded`` behind a sentence of another fact."""
+        probability = self.spec.options.preceded
+        other = rng.choice(self.rows) if probability and rng.random() < probability else row
         return prompt if other is row else f"{other.prompt}{other.old}. {prompt}"

@@ -1,4 +1,4 @@
-"""JSON lines, and the usual places of the files."""
+"""Reading of the files of edit data: JSON lines or lists, texts by the line, and where the file of a split is."""
 from __future__ import annotations
 
 import json
@@ -14,28 +14,32 @@ from data.files import read_json
 T = TypeVar("T")
 
 
-def place(path: str | None, usual: str, data_dir: str | Path | None, split: str, what: str) -> Path:
+def file_of_split(path: str | None, usual: str, data_dir: str | Path | None, split: str, what: str) -> Path:
     """The file of ``split``: ``path`` with the split's name for ``{}``, else ``usual`` in the data folder.
 
     Raises UserError when it is not there: the line says where it is expected and what it should hold (``what``).
     """
-    found = Path(path.replace("{}", split)) if path else data_folder(data_dir) / usual.replace("{}", split)
-    if not found.is_file():
-        raise UserError(f"{found}: no such file; expected {what}. It is published without an address to download it from: put "
+    file = Path(path.replace("{}", split)) if path else data_folder(data_dir) / usual.replace("{}", split)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; expected {what}. It is published without an address to download it from: put "
                         "it there, name another with its data.*_path, or use the built-in world (+model=world)")
-    return found
+    return file
 
 
-def read_rows(path: Path, parse: Callable[[Fields], T | None]) -> list[T]:
-    """What ``parse`` makes of each line (or, in a .json file that holds a list, each record); None is left out.
+def read_rows(path: Path, parse: Callable[[Fields], T | None], if_none: str = "") -> list[T]:
+    """The rows that ``parse`` makes of a file's lines (or records, if it holds a JSON list), without those that are None.
 
-    Raises UserError with the file and the line for what is not JSON or not of the schema.
+    Raises UserError with the file and the line for what is not JSON or not of the schema; and, if it is given, with ``if_none``
+    where no rows are left.
     """
-    rows = [parse(Fields(raw, where)) for raw, where in _raw(path)]
-    return [row for row in rows if row is not None]
+    rows = [row for raw, place in _raw(path) if (row := parse(Fields(raw, place))) is not None]
+    if if_none and not rows:
+        raise UserError(f"{path}: {if_none}")
+    return rows
 
 
 def _raw(path: Path) -> Iterator[tuple[Any, str]]:
+    """(raw row, what to call its place) for each of a file. Raises UserError."""
     if _holds_list(path):
         content = read_json(path)
         yield from ((raw, f"{path}, record {number}") for number, raw in enumerate(content))

@@ -8,7 +8,7 @@ from pathlib import Path
 from common.errors import UserError
 from data.download import data_folder
 from data.episodes.lines import numbered_lines
-from data.episodes.options import Options
+from data.episodes.options import DataOptions
 from data.episodes.types import Example
 from data.fields import Fields
 from data.files import read_json
@@ -16,11 +16,11 @@ from data.files import read_json
 NQ_FILES = {"train": "train.json", "validation": "validation.json", "test": "validation.json"}
 SHORTEST_PARAGRAPH = 50
 """Words of a paragraph of wikitext; shorter ones, and those that are not all ASCII, are left out."""
-WEBTEXT_TRAIN, WIKITEXT_TRAIN = 0.9, 0.1
-"""OpenWebText's first share is for training, the rest for validation; of wikitext-103's training split the first share is."""
+WEBTEXT_TRAIN = 0.9
+"""The first share of OpenWebText, which is for training; the rest is for validation."""
 
 
-def natural_questions(split: str, options: Options, data_dir: str | Path | None) -> list[Example]:
+def natural_questions(split: str, options: DataOptions, data_dir: str | Path | None) -> list[Example]:
     """The questions of a split with their answers. Raises UserError where the file is missing or not of its schema."""
     folder = Path(options.nq_path) if options.nq_path else data_folder(data_dir) / "nq"
     path = folder / NQ_FILES[split]
@@ -35,8 +35,11 @@ def natural_questions(split: str, options: Options, data_dir: str | Path | None)
 
 
 def open_questions(split: str, limit: int | None = None) -> list[tuple[str, str]]:
-    """(question, shortest answer) of the open form of Natural Questions on the hub, the question with a capital and a question
-    mark as in the published files. (Those were made from the full data set, 40 times as large, by the same rule.)"""
+    """(question, shortest answer) pairs of the open form of Natural Questions on the hub, ``limit`` of them at most.
+
+    A question gets a capital and a question mark, as in the published files. (Those were made from the full data set, 40 times
+    as large, by the same rule.)
+    """
     rows = _rows("google-research-datasets/nq_open", None, split, "data.nq_path")
     pairs = []
     for row in rows:
@@ -48,12 +51,12 @@ def open_questions(split: str, limit: int | None = None) -> list[tuple[str, str]
     return pairs
 
 
-def passages(split: str, options: Options) -> list[Example]:
+def passages(split: str, options: DataOptions) -> list[Example]:
     """Unrelated texts for continuations: OpenWebText, or wikitext with ``data.wiki_webtext=False``; from a local file if one
     is named, else from the hub. Raises UserError."""
     if options.wiki_webtext:
-        texts = (_local(options.webtext_path, split) if options.webtext_path
-                 else _published_part(_hub("stas/openwebtext-10k", None, "train", "data.webtext_path", "refs/convert/parquet"), split))
+        texts = _local(options.webtext_path, split) if options.webtext_path else _published_part(
+            _hub("stas/openwebtext-10k", None, "train", "data.webtext_path", "refs/convert/parquet"), split)
     else:
         texts = [text for text in paragraphs(split, options.wikitext_path)
                  if text.isascii() and len(text.split(" ")) >= SHORTEST_PARAGRAPH]
@@ -94,7 +97,7 @@ def _local(path: str, split: str) -> Sequence[str]:
 
 
 def _published_part(texts: Sequence[str], split: str) -> Sequence[str]:
-    """As published there is no test split: what is not for training is for both others."""
+    """The texts of a split of OpenWebText. As published there is no test split: what is not for training is for both others."""
     cut = int(WEBTEXT_TRAIN * len(texts))
     return texts[:cut] if split == "train" else texts[cut:]
 

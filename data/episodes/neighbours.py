@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
-from data.episodes.options import Options
+from data.episodes.options import DataOptions
 from data.episodes.types import Neighbours
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -19,38 +19,39 @@ _BLOCK = 1024
 
 
 def encoder(name: str) -> Encoder:
-    """ "words", or a sentence encoder of the hub or a folder (mean of its last hidden states). Raises UserError."""
+    """The encoder of this name: "words", or a sentence encoder of the hub or a folder (mean of its last hidden states)."""
     return _word_vectors if name == "words" else lambda texts: _sentence_vectors(name, texts)
 
 
-def nearest(edits: Sequence[str], candidates: Sequence[str], encode: Encoder, options: Options, exclude: int,
-            edit_of: Sequence[int | None] | None = None) -> Neighbours:
-    """For each edit ``hard_neg_neighbors`` candidates by cosine similarity without the first ``exclude``, to be drawn with
-    odds exp(similarity / hard_neg_temp).
+def nearest(edits: Sequence[str], candidates: Sequence[str], encode: Encoder, options: DataOptions, exclude: int,
+            owners: Sequence[int | None] | None = None) -> Neighbours:
+    """The hard negatives of each edit: its ``hard_neg_neighbors`` candidates of largest cosine similarity, without the first
+    ``exclude``, to be drawn with odds exp(similarity / hard_neg_temp).
 
-    edit_of: the edit row of each candidate, which is never its own neighbour. Raises UserError when there are too few.
+    owners: the edit row of each candidate, which is never its own neighbour. Raises UserError when there are too few, or the
+    encoder does not load.
     """
     if len(candidates) <= exclude + 1:
         raise UserError(f"hard negatives leave out the {exclude} nearest of {len(candidates)} candidates, which leaves none; "
                         "lower data.hard_neg_exclude")
     vectors = _normed(encode([*edits, *candidates]))
-    left, right = vectors[:len(edits)], vectors[len(edits):]
-    owner = np.full(len(candidates), -1) if edit_of is None else np.array([-1 if i is None else i for i in edit_of])
-    indices, odds = [], []
+    edit_vectors, candidate_vectors = vectors[:len(edits)], vectors[len(edits):]
+    owner = np.full(len(candidates), -1) if owners is None else np.array([-1 if i is None else i for i in owners])
+    indices, probabilities = [], []
     for start in range(0, len(edits), _BLOCK):
-        similar = left[start:start + _BLOCK] @ right.T
-        for row, values in enumerate(similar, start):
-            values[owner == row] = -np.inf
-            count = min(options.hard_neg_neighbors, int(np.isfinite(values).sum()))
-            order = np.argpartition(-values, count - 1)[:count]
-            order = order[np.lexsort((order, -values[order]))][exclude:]
-            if not len(order):
+        block = edit_vectors[start:start + _BLOCK] @ candidate_vectors.T
+        for row, similarity in enumerate(block, start):
+            similarity[owner == row] = -np.inf
+            count = min(options.hard_neg_neighbors, int(np.isfinite(similarity).sum()))
+            nearest_first = np.argpartition(-similarity, count - 1)[:count]
+            nearest_first = nearest_first[np.lexsort((nearest_first, -similarity[nearest_first]))][exclude:]
+            if not len(nearest_first):
                 raise UserError(f"data.hard_neg_neighbors {options.hard_neg_neighbors} and data.hard_neg_exclude {exclude} "
                                 "leave no hard negatives")
-            weights = np.exp((values[order] - values[order[0]]) / options.hard_neg_temp)
-            indices.append(order)
-            odds.append(weights / weights.sum())
-    return Neighbours(indices, odds, options.hard_neg_prob)
+            weights = np.exp((similarity[nearest_first] - similarity[nearest_first[0]]) / options.hard_neg_temp)
+            indices.append(nearest_first)
+            probabilities.append(weights / weights.sum())
+    return Neighbours(indices, probabilities, options.hard_neg_prob)
 
 
 def _normed(vectors: np.ndarray) -> np.ndarray:
@@ -60,14 +61,14 @@ def _normed(vectors: np.ndarray) -> np.ndarray:
 
 def _word_vectors(texts: Sequence[str]) -> np.ndarray:
     """tf-idf of lower-case words, folded into 1,024 directions by fixed random signs (so that names of any number fit)."""
-    words = [Counter(re.findall(r"\w+", text.casefold())) for text in texts]
-    seen = Counter(word for counts in words for word in counts)
+    word_counts = [Counter(re.findall(r"\w+", text.casefold())) for text in texts]
+    document_frequency = Counter(word for counts in word_counts for word in counts)
     rng = np.random.default_rng(0)
-    direction = {word: rng.choice((-1.0, 1.0), 1024) for word in sorted(seen)}
+    direction = {word: rng.choice((-1.0, 1.0), 1024) for word in sorted(document_frequency)}
     vectors = np.zeros((len(texts), 1024), dtype=np.float32)
-    for row, counts in enumerate(words):
+    for row, counts in enumerate(word_counts):
         for word, count in counts.items():
-            vectors[row] += count * np.log((1 + len(texts)) / (1 + seen[word])) * direction[word]
+            vectors[row] += count * np.log((1 + len(texts)) / (1 + document_frequency[word])) * direction[word]
     return vectors
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from data.episodes.base import Rows
+from data.episodes.base import EditRows
 from data.episodes.lines import read_rows
 from data.episodes.types import Example, Item
 from data.fields import Fields
@@ -29,10 +29,7 @@ class Opinions:
 
 def read(path: Path) -> list[Opinions]:
     """The entities that have responses of both sentiments. Raises UserError."""
-    rows = read_rows(path, _row)
-    if not rows:
-        raise UserError(f"{path}: no entity has responses of both sentiments")
-    return rows
+    return read_rows(path, _row, "no entity has responses of both sentiments")
 
 
 def _row(fields: Fields) -> Opinions | None:
@@ -41,11 +38,11 @@ def _row(fields: Fields) -> Opinions | None:
 
 
 def edit_of(entity: str, sentiment: int) -> Example:
-    """How an edit of the opinion of ``entity`` is written."""
+    """The edit of the opinion of ``entity``, as it is written."""
     return Example(f"Topic: {entity}", f"Sentiment: {'Positive' if sentiment > 0 else 'Negative'}")
 
 
-class OpinionEdits(Rows):
+class OpinionEdits(EditRows):
     """SERAC's recipe: the sentiment is drawn at random, and every response to a random prompt is an equivalent, so that
     those of the right sentiment can be told from those of the wrong one."""
 
@@ -65,9 +62,9 @@ class OpinionEdits(Rows):
         return Item(edit_of(row.entity, sentiment), outer, key=row.entity, sentiment=sentiment, index=index,
                     outer_sentiments=tuple(sign for _, sign in responses), hard=(False,) * len(outer))
 
-    def own_local(self, index: int, epoch: int) -> Example:
+    def as_local(self, index: int, epoch: int) -> Example:
         """A question about the entity with a response, or (``data.sent_loc=descriptor``, as published) an edit of it."""
         row, rng = self.rows[index], self.rng(index, epoch, "local")
-        if self.place.options.sent_loc == "descriptor":
+        if self.spec.options.sent_loc == "descriptor":
             return edit_of(row.entity, rng.choice((1, -1)))
         return Example(rng.choice(PROMPTS).format(row.entity), rng.choice(row.positive + row.negative))

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Options:
-    """Every path may be left out: then the file is looked for at its usual place in the data folder."""
+class DataOptions:
+    """The switches of the edit data. Where a path is left out, the file is looked for at its usual place in the data folder."""
 
     path: str | None = None
     """gen: what stands before ``train.json`` and ``valid.json`` (a folder, with or without its slash, or a prefix)."""
@@ -73,11 +73,11 @@ class Options:
     """As published: the decoder reads the very tokens that it is scored on (read by the trainer)."""
     # the built-in world
     same_relation: float = 0.0
-    """gen: with this probability an unrelated example is another subject's fact of the edit's relation, and with the object that
-    the edit takes away if there is one, as CounterFact's neighbours are. As published: 0."""
+    """gen: with this probability an unrelated example is another subject's fact of the edit's relation, and with the object
+    that the edit takes away if there is one, as CounterFact's neighbours are. As published: 0."""
     preceded: float = 0.0
-    """gen: with this probability an equivalent or unrelated prompt stands behind a sentence of another fact, as in CounterFact's
-    paraphrases. As published: 0."""
+    """gen: with this probability an equivalent or unrelated prompt stands behind a sentence of another fact, as in
+    CounterFact's paraphrases. As published: 0."""
     asked: float = 0.0
     """gen: with this probability an edit, equivalent or unrelated prompt is a question, as in zsRE. As published: 0."""
     facts: int | None = None
@@ -101,20 +101,20 @@ class Options:
                             f"{self.hard_neg_temp} and {self.hard_neg_prob}")
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Options:
-        """From the keys of a configuration. Raises UserError for one that does not exist; dead ones get a warning."""
-        known = {f.name: f for f in fields(cls)}
-        given = {}
+    def of(cls, values: Mapping[str, Any]) -> DataOptions:
+        """The options of a configuration's keys. Raises UserError for one that does not exist; dead ones get a warning."""
+        types = {field.name: str(field.type) for field in fields(cls)}
+        options = {}
         for key, value in values.items():
             if key in DEAD:
                 log.warning("data.%s has no effect: %s", key, DEAD[key])
-            elif key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
+            elif key not in types:
+                near = difflib.get_close_matches(key, types, n=1)
                 raise UserError(f"data.{key} is not known; " + (f"did you mean data.{near[0]}?" if near
-                                                                else f"known are {', '.join(known)}"))
+                                                                else f"known are {', '.join(types)}"))
             else:
-                given[key] = _checked(key, value, str(known[key].type))
-        return cls(**given)
+                options[key] = _checked(key, value, types[key])
+        return cls(**options)
 
 
 def _checked(key: str, value: Any, kind: str) -> Any:

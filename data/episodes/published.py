@@ -1,4 +1,4 @@
-"""What of the edit data has an address: VitaminC whole; KILT's rows of zsRE and FEVER, without predictions and rephrases."""
+"""Downloads of edit data that have an address: all of VitaminC; KILT's zsRE and FEVER, without predictions and rephrases."""
 from __future__ import annotations
 
 from pathlib import Path

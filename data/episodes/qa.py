@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import UserError
-from data.episodes.base import Place, Rows
+from data.episodes.base import DataSpec, EditRows
 from data.episodes.lines import numbered_lines, read_rows
 from data.episodes.types import Example, Item
 from data.fields import Fields
@@ -51,15 +51,15 @@ def read(path: Path, eval_idxs: str | None = None) -> list[Question]:
 
     rows = read_rows(path, parse)
     if eval_idxs is not None:
-        wanted = _numbers(Path(eval_idxs))
-        rows = [row for row in rows if row.number in wanted]
+        numbers = _numbers(Path(eval_idxs))
+        rows = [row for row in rows if row.number in numbers]
     if not rows:
         raise UserError(f"{path}: none of its {count + 1} rows has an answer, alternatives and rephrases")
     return rows
 
 
 def _kilt(fields: Fields, number: int) -> Question | None:
-    """None: no answer, no alternatives, or no rephrase besides the question itself."""
+    """A row in KILT's structure; None without answer, alternatives, or a rephrase besides the question itself."""
     question = fields.text("input")
     answers = [o.string("answer") for o in fields.objects("output") if o.has("answer")]
     alternatives = fields.texts("alternatives", blanks=True)
@@ -71,7 +71,7 @@ def _kilt(fields: Fields, number: int) -> Question | None:
 
 
 def _mend(fields: Fields, number: int) -> Question | None:
-    """MEND's evaluation schema has one rephrase, one alternative, and an unrelated question of Natural Questions."""
+    """A row in MEND's evaluation schema: one rephrase, one alternative, and an unrelated question of Natural Questions."""
     question, rephrase, alternative = fields.text("src"), fields.text("rephrase"), fields.string("alt")
     answers = fields.texts("answers", blanks=True)
     if not answers or not answers[0].strip() or not alternative.strip() or rephrase == question:
@@ -82,7 +82,7 @@ def _mend(fields: Fields, number: int) -> Question | None:
 
 
 def _numbers(path: Path) -> set[int]:
-    """A row number a line."""
+    """The row numbers of a file, one a line. Raises UserError."""
     numbers = set()
     for line_number, line in numbered_lines(path):
         if line.strip():
@@ -97,7 +97,7 @@ def with_implied(rows: Sequence[Question], path: Path) -> list[Question]:
     content = read_json(path)
     if not isinstance(content, list):
         raise UserError(f"{path}: expected a list, aligned with the questions, of lists of [question, answer, ...]")
-    found = []
+    with_pairs = []
     for row in rows:
         pairs = []
         for entry in content[row.number] if row.number < len(content) else []:
@@ -105,30 +105,33 @@ def with_implied(rows: Sequence[Question], path: Path) -> list[Question]:
                 raise UserError(f"{path}, record {row.number}: expected [question, answer, ...], found {str(entry)[:40]!r}")
             if row.answer in entry[0]:
                 pairs.append((entry[0], entry[1]))
-        found.append(replace(row, implied=tuple(pairs)))
-    return found
+        with_pairs.append(replace(row, implied=tuple(pairs)))
+    return with_pairs
 
 
 def with_yes_no(rows: Sequence[Question], path: Path) -> list[Question]:
     """The rows with line i of the file for row i; empty lines, and those without the answer, count as none."""
     lines = [line.strip() for _, line in numbered_lines(path)]
-    return [replace(row, yes_no=lines[row.number]
-                    if row.number < len(lines) and row.answer.casefold() in lines[row.number].casefold() else "")
-            for row in rows]
+
+    def line_of(row: Question) -> str:
+        line = lines[row.number] if row.number < len(lines) else ""
+        return line if row.answer.casefold() in line.casefold() else ""
+
+    return [replace(row, yes_no=line_of(row)) for row in rows]
 
 
-def instead(text: str, old: str, new: str) -> str:
+def replaced(text: str, old: str, new: str) -> str:
     """``text`` with ``new`` for every ``old``, whatever its case."""
     return re.sub(re.escape(old), lambda _: new, text, flags=re.IGNORECASE)
 
 
 def yes_no_question(row: Question, new: str, rng: random.Random) -> Example:
-    """Asks after the edit to ``new`` whether ``new`` (True) or another alternative (False) is the answer."""
+    """The question, after the edit to ``new``, whether ``new`` (True) or another alternative (False) is the answer."""
     others = [alternative for alternative in row.alternatives if alternative != new]
     if not others or rng.random() < 0.5:
-        text, answer = instead(row.yes_no, row.answer, new), "True"
+        text, answer = replaced(row.yes_no, row.answer, new), "True"
     else:
-        text, answer = instead(row.yes_no, row.answer, rng.choice(others)), "False"
+        text, answer = replaced(row.yes_no, row.answer, rng.choice(others)), "False"
     return Example(_marked(text, rng), answer)
 
 
@@ -137,7 +140,7 @@ def _marked(text: str, rng: random.Random) -> str:
     return (mark.lower() if rng.random() < 0.5 else mark) + text.replace(" - ", "-")
 
 
-class MendQuestions(Rows):
+class MendQuestions(EditRows):
     """MEND's recipe: a random alternative is the new answer, a random rephrase the equivalent."""
 
     rows: Sequence[Question]
@@ -145,10 +148,10 @@ class MendQuestions(Rows):
     def item(self, index: int, epoch: int) -> Item:
         row, rng = self.rows[index], self.rng(index, epoch)
         rephrase, new = rng.choice(row.rephrases), rng.choice(row.alternatives)
-        outer = Example(rephrase if self.place.options.rephrase else row.question, new)
+        outer = Example(rephrase if self.spec.options.rephrase else row.question, new)
         return Item(Example(row.question, new), (outer,), condition_text(row, new), hard=(False,), key=row.subject, index=index)
 
-    def own_local(self, index: int, epoch: int) -> Example:
+    def as_local(self, index: int, epoch: int) -> Example:
         return Example(self.rows[index].question, self.rows[index].answer)
 
 
@@ -156,14 +159,14 @@ class SeracQuestions(MendQuestions):
     """SERAC's recipe: the equivalent is, at equal odds, the question, a rephrase, an implied or a true-or-false question."""
 
     def item(self, index: int, epoch: int) -> Item:
-        row, rng, options = self.rows[index], self.rng(index, epoch), self.place.options
+        row, rng, options = self.rows[index], self.rng(index, epoch), self.spec.options
         new = rng.choice(row.alternatives)
         kinds = ["question", *["rephrase"] * options.rephrase, *["implied"] * (options.zsre_impl and bool(row.implied)),
                  *["yes_no"] * (options.zsre_yn and bool(row.yes_no))]
         kind = rng.choice(kinds)
         if kind == "implied":
             question, answer = rng.choice(row.implied)
-            outer = Example(instead(question, row.answer, new), answer)
+            outer = Example(replaced(question, row.answer, new), answer)
         elif kind == "yes_no":
             outer = yes_no_question(row, new, rng)
         else:
@@ -171,54 +174,61 @@ class SeracQuestions(MendQuestions):
         return Item(Example(row.question, new), (outer,), condition_text(row, new), key=row.subject,
                     hard=(kind in ("implied", "yes_no"),), index=index)
 
-    def settled(self, items: list[Item], local: list[Example], drawn: Sequence[int]) -> tuple[list[Item], list[Example]]:
-        """What several edits imply ("Who speaks Galdese?") has more than one answer, and what any implies is not unrelated: a rephrase
-        (if there are any) and the plain question take their places. In the built-in world, where edits share few objects, that is common, and with 1,000
-        edits at once hardly an implied question is left. Nothing is done about unrelated questions of Natural Questions."""
-        if not self.place.options.zsre_impl or self.local_rows is None:
+    def without_contradictions(self, items: list[Item], local: list[Example],
+                               drawn: Sequence[int]) -> tuple[list[Item], list[Example]]:
+        """The batch without implied questions that contradict it, for which rephrases and plain questions stand in.
+
+        A question that several edits imply ("Who speaks Galdese?") has more than one answer, and one that any implies is not
+        unrelated. In the built-in world, where edits share few objects, that is common: of 1,000 edits at once hardly an
+        implied question is left. Unrelated questions of Natural Questions stay as they are.
+        """
+        if not self.spec.options.zsre_impl or self.owners is None:
             return items, local
-        implied = Counter(question for item in items for question in {
-            instead(question, self.rows[item.index].answer, item.edit.target) for question, _ in self.rows[item.index].implied})
+        edited = [(self.rows[item.index], item.edit.target) for item in items]
+        implied = Counter(question for row, new in edited
+                          for question in {replaced(question, row.answer, new) for question, _ in row.implied})
         items = [self._rephrased(item) if implied[item.outer[0].input] > 1 else item for item in items]
-        rows = [self.rows[self.local_rows[index % len(self.local_rows)]] for index in drawn]
+        owners = [self.rows[self.owners[index % len(self.owners)]] for index in drawn]
         return items, [Example(row.question, row.answer) if example.input in implied else example
-                       for example, row in zip(local, rows, strict=True)]
+                       for example, row in zip(local, owners, strict=True)]
 
     def _rephrased(self, item: Item) -> Item:
         row = self.rows[item.index]
-        text = self.rng(item.index, 0, "settled").choice(row.rephrases) if self.place.options.rephrase else row.question
+        text = self.rng(item.index, 0, "settled").choice(row.rephrases) if self.spec.options.rephrase else row.question
         return replace(item, outer=(Example(text, item.edit.target),), hard=(False,))
 
 
 def condition_text(row: Question, new: str) -> str:
-    """What KE's hyper-network reads."""
+    """The text that KE's hyper-network reads: prediction, new answer and question."""
     return f"{row.prediction} >> {new} || {row.question}"
 
 
 def without_left_out(rows: Sequence[Question]) -> list[Question]:
-    """SERAC leaves out the rows that ask for sex or gender."""
+    """The rows without those that ask for sex or gender, which SERAC leaves out."""
     return [row for row in rows if not any(word in row.question for word in _LEFT_OUT)]
 
 
-def mixture(rows: Sequence[Question], place: Place) -> tuple[list[Example], list[int]]:
-    """SERAC's unrelated examples with the row that each belongs to: equal parts of questions, rephrases and, if they are
-    equivalents, implied and true-or-false questions, all with the answers from before any edit. (Those of the last are
-    drawn at random: they only shape teacher forcing, as published.)"""
-    rng = random.Random(f"{place.seed}-{place.split}-mixture")
+def mixture(rows: Sequence[Question], spec: DataSpec) -> tuple[list[Example], list[int]]:
+    """(SERAC's unrelated examples, the row that each belongs to).
+
+    Equal parts of questions, rephrases and, if they are equivalents, implied and true-or-false questions, all with the answers
+    from before any edit. (Those of the last are drawn at random: they only shape teacher forcing, as published.)
+    """
+    rng = random.Random(f"{spec.seed}-{spec.split}-mixture")
     makers = [(lambda row: True, lambda row: Example(row.question, row.answer)),
               (lambda row: True, lambda row: Example(rng.choice(row.rephrases), row.answer))]
-    if place.options.zsre_impl:
+    if spec.options.zsre_impl:
         makers.append((lambda row: bool(row.implied), lambda row: Example(*rng.choice(row.implied))))
-    if place.options.zsre_yn:
+    if spec.options.zsre_yn:
         makers.append((lambda row: bool(row.yes_no),
                        lambda row: Example(_marked(row.yes_no, rng), rng.choice(("True", "False")))))
     size = len(rows) // len(makers)
     examples: list[Example] = []
     owners: list[int] = []
     for number, (has, make) in enumerate(makers):
-        able = [i for i, row in enumerate(rows) if has(row)]
-        wanted = size + (len(rows) - size * len(makers) if number == 0 else 0)
-        chosen = rng.sample(able, min(wanted, len(able)))
+        usable = [i for i, row in enumerate(rows) if has(row)]
+        count = size + (len(rows) - size * len(makers) if number == 0 else 0)
+        chosen = rng.sample(usable, min(count, len(usable)))
         examples += [make(rows[i]) for i in chosen]
         owners += chosen
     return examples, owners

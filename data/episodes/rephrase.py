@@ -12,18 +12,16 @@ _SAME = ((r"^What is\b", "What's"), (r"^What's\b", "What is"), (r"^Which\b", "Wh
          (r"^What year\b", "In which year"), (r"^When was\b", "On what date was"))
 _FRAMES = {"en": ("Please tell me: {}", "I would like to know: {}", "Here is a question: {}"),
            "ca": ("Digues-me: {}", "Voldria saber: {}", "Tinc una pregunta: {}")}
-_STATEMENTS = {"en": ("It is true that {}", "As we know, {}", "I heard that {}"),
-               "ca": ("És cert que {}", "Com sabem, {}", "He sentit que {}")}
+_STATEMENTS = ("It is true that {}", "As we know, {}", "I heard that {}")
 
 
 def questions_like(question: str, language: str = "en") -> list[str]:
     """Other forms of a question, at least one."""
-    found = []
-    if language == "en":
-        found += [re.sub(pattern, words, question, count=1) for pattern, words in _SAME if re.search(pattern, question)]
-    return list(dict.fromkeys([*found, *(frame.format(question) for frame in _FRAMES[language])]))
+    rewritten = [re.sub(pattern, words, question, count=1) for pattern, words in _SAME
+                 if language == "en" and re.search(pattern, question)]
+    return list(dict.fromkeys([*rewritten, *(frame.format(question) for frame in _FRAMES[language])]))
 
 
-def statements_like(statement: str, language: str = "en") -> list[str]:
-    """Other forms of a statement."""
-    return [frame.format(statement) for frame in _STATEMENTS[language]]
+def statements_like(statement: str) -> list[str]:
+    """Other forms of an English statement."""
+    return [frame.format(statement) for frame in _STATEMENTS]

@@ -21,6 +21,18 @@ TRIES = 100
 
 
 @dataclass(frozen=True)
+class Pool:
+    """What batches are drawn from."""
+
+    n: int
+    """Edit rows."""
+    local: int | None = None
+    """Local examples; None: the edit rows themselves."""
+    owners: Sequence[int | None] | None = None
+    """For each local example the edit row that it belongs to, from which it is kept apart."""
+
+
+@dataclass(frozen=True)
 class Draw:
     """Rows of one batch: ``edits`` and ``local`` (indices of local examples); ``epoch`` counts passes over the edit rows."""
 
@@ -33,25 +45,23 @@ class Draw:
 class Sampler:
     """``sampler[i]`` is batch i; asking in order is cheap, an earlier one restarts the draws from the beginning."""
 
-    def __init__(self, n: int, n_edits: int, n_local: int, seed: int = 0, locals_: int | None = None,
-                 local_rows: Sequence[int | None] | None = None, fixed: bool = False):
-        """n: edit rows. n_edits, n_local: rows of a batch. locals_: local examples to draw from (default: the n rows).
-        local_rows: the edit row of each local example, which is kept apart from it. fixed: always the same rows
-        (``single_batch``). Raises UserError when there are too few rows.
+    def __init__(self, pool: Pool, n_edits: int, n_local: int, seed: int = 0, fixed: bool = False):
+        """n_edits, n_local: edits and local examples of a batch. fixed: always the same rows (``single_batch``).
+
+        Raises UserError when there are too few rows.
         """
         if n_edits < 1 or n_local < 1:
             raise UserError(f"a batch needs at least 1 edit and 1 unrelated row, not {n_edits} and {n_local}; "
                             "make batch_size larger than data.n_edits")
-        self.n, self.n_edits, self.n_local, self.fixed = n, n_edits, n_local, fixed
-        self.locals = n if locals_ is None else locals_
-        if locals_ is None:
-            local_rows = range(n)
-        self._locals_of: dict[int, list[int]] = {}
-        for place, row in enumerate(local_rows or ()):
+        self.n, self.n_edits, self.n_local, self.fixed = pool.n, n_edits, n_local, fixed
+        self.pool_local = pool.n if pool.local is None else pool.local
+        owners = range(pool.n) if pool.local is None else pool.owners
+        self._local_of: dict[int, list[int]] = {}
+        for index, row in enumerate(owners or ()):
             if row is not None:
-                self._locals_of.setdefault(row, []).append(place)
-        if n < n_edits:
-            raise UserError(f"{n_edits} edits at a time are asked for, and there are only {n} rows")
+                self._local_of.setdefault(row, []).append(index)
+        if pool.n < n_edits:
+            raise UserError(f"{n_edits} edits at a time are asked for, and there are only {pool.n} rows")
         self._seed = seed
         self._restart()
 
@@ -80,7 +90,7 @@ class Sampler:
 
     def _forbidden(self, edits: Sequence[int]) -> list[int]:
         """Local examples that belong to these edits, sorted."""
-        return sorted(place for edit in edits for place in self._locals_of.get(edit, ()))
+        return sorted(index for edit in edits for index in self._local_of.get(edit, ()))
 
     def _draw(self) -> Draw:
         raise NotImplementedError
@@ -91,20 +101,20 @@ class MendSampler(Sampler):
 
     def _draw(self) -> Draw:
         if self.fixed:
-            return Draw(tuple(range(self.n_edits)), tuple(i % self.locals for i in range(self.n_local)), 0)
+            return Draw(tuple(range(self.n_edits)), tuple(i % self.pool_local for i in range(self.n_local)), 0)
         if len(self._queue) < self.n_edits:
             self._permute()
         edits = [self._queue.popleft() for _ in range(self.n_edits)]
         forbidden = set(self._forbidden(edits))
-        if len(forbidden) >= self.locals:
-            raise _none_left(self.locals, self.n_edits)
-        local = self._rng.choice(self.locals, self.n_local)
+        if len(forbidden) >= self.pool_local:
+            raise _none_left(self.pool_local, self.n_edits)
+        local = self._rng.choice(self.pool_local, self.n_local)
         while forbidden.intersection(local.tolist()):
-            if len(forbidden) * self.n_local > self.locals:  # few are allowed: draw among these alone
-                allowed = [i for i in range(self.locals) if i not in forbidden]
+            if len(forbidden) * self.n_local > self.pool_local:  # few are allowed: draw among these alone
+                allowed = [i for i in range(self.pool_local) if i not in forbidden]
                 local = self._rng.choice(allowed, self.n_local)
             else:
-                local = self._rng.choice(self.locals, self.n_local)
+                local = self._rng.choice(self.pool_local, self.n_local)
         return Draw(tuple(edits), tuple(local.tolist()), self._epoch)
 
 
@@ -112,26 +122,25 @@ class SeracSampler(Sampler):
     """SERAC's: as many local examples as edits. Rows with alike ``keys`` are not edited together, ``keep`` thins each pass,
     and a share of the batches takes its local examples from the edits' ``neighbours``."""
 
-    def __init__(self, n: int, n_edits: int, n_local: int, seed: int = 0, locals_: int | None = None,
-                 local_rows: Sequence[int | None] | None = None, fixed: bool = False, keys: Sequence[str] | None = None,
-                 keep: Sequence[float] | None = None, neighbours: Neighbours | None = None):
+    def __init__(self, pool: Pool, n_edits: int, n_local: int, seed: int = 0, fixed: bool = False,
+                 keys: Sequence[str] | None = None, keep: Sequence[float] | None = None, neighbours: Neighbours | None = None):
         self._keys = None if keys is None else [key.casefold() for key in keys]
         self._keep = None if keep is None else np.asarray(keep)
         self._neighbours = neighbours
-        super().__init__(n, n_edits, n_local, seed, locals_, local_rows, fixed)
+        super().__init__(pool, n_edits, n_local, seed, fixed)
 
     def _draw(self) -> Draw:
         if self.fixed:
-            return Draw(tuple(range(self.n_edits)), tuple(i % self.locals for i in range(self.n_local)), 0)
+            return Draw(tuple(range(self.n_edits)), tuple(i % self.pool_local for i in range(self.n_local)), 0)
         edits = self._next_edits()
         if self._neighbours is not None and self._rng.random() < self._neighbours.share:
             local = self._from_neighbours(edits)
             if local is not None:
                 return Draw(tuple(edits), local, self._epoch, hard=True)
         forbidden = self._forbidden(edits)
-        if len(forbidden) >= self.locals:
-            raise _none_left(self.locals, len(edits))
-        local = self._rng.choice(self.locals - len(forbidden), self.n_local).tolist()
+        if len(forbidden) >= self.pool_local:
+            raise _none_left(self.pool_local, len(edits))
+        local = self._rng.choice(self.pool_local - len(forbidden), self.n_local).tolist()
         return Draw(tuple(edits), tuple(_skip(i, forbidden) for i in local), self._epoch)
 
     def _next_edits(self) -> list[int]:
@@ -154,32 +163,32 @@ class SeracSampler(Sampler):
                         "(their pages or entities are alike); use fewer edits")
 
     def _from_neighbours(self, edits: Sequence[int]) -> tuple[int, ...] | None:
-        """One for each edit, none of which belongs to an edit of the batch; None if an edit has no such neighbours.
+        """A neighbour of each edit, none of which belongs to an edit of the batch; None if an edit has no such neighbours.
 
         Where so many edits are made that drawing gives none, each draws among its allowed neighbours alone.
         """
         forbidden = set(self._forbidden(edits))
         for _ in range(TRIES):
-            places = [int(self._rng.choice(self._neighbours.indices[row], p=self._neighbours.probabilities[row]))
-                      for row in edits[:self.n_local]]
-            if not forbidden.intersection(places):
-                return tuple(places)
-        places = []
+            drawn = [int(self._rng.choice(self._neighbours.indices[row], p=self._neighbours.probabilities[row]))
+                     for row in edits[:self.n_local]]
+            if not forbidden.intersection(drawn):
+                return tuple(drawn)
+        drawn = []
         for row in edits[:self.n_local]:
-            near, odds = self._neighbours.indices[row], np.asarray(self._neighbours.probabilities[row], dtype=float)
-            odds = np.where([int(i) in forbidden for i in near], 0.0, odds)
+            nearest, odds = self._neighbours.indices[row], np.asarray(self._neighbours.probabilities[row], dtype=float)
+            odds = np.where([int(i) in forbidden for i in nearest], 0.0, odds)
             if not odds.sum():
                 return None
-            places.append(int(self._rng.choice(near, p=odds / odds.sum())))
-        return tuple(places)
+            drawn.append(int(self._rng.choice(nearest, p=odds / odds.sum())))
+        return tuple(drawn)
 
 
-def _none_left(locals_: int, n_edits: int) -> UserError:
-    return UserError(f"all {locals_} unrelated examples belong to the {n_edits} edits of one batch; use fewer edits")
+def _none_left(n_local: int, n_edits: int) -> UserError:
+    return UserError(f"all {n_local} unrelated examples belong to the {n_edits} edits of one batch; use fewer edits")
 
 
 def _skip(index: int, forbidden: Sequence[int]) -> int:
-    """The ``index``-th of the numbers that are not in the sorted list ``forbidden``."""
+    """The ``index``-th of the numbers from 0 that are not in the sorted list ``forbidden``."""
     for number in forbidden:
         index += index >= number
     return index

@@ -2,11 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 MAX_LENGTH = {"gen": 200, "fc": 32, "qa": 32, "fnli": 120, "sent": 96}
-"""Tokens that an input is cut to, as published. Of ``gen`` only locality texts are cut, its edits never."""
+"""Experiment -> tokens that an input is cut to, as published. Of ``gen`` only locality texts are cut, its edits never."""
 
 EXPERIMENTS = {"gen": "gen", "wiki": "gen", "fc": "fc", "fever": "fc", "qa": "qa", "zsre": "qa",
                "fnli": "fnli", "sent": "sent", "sentiment": "sent"}
@@ -55,7 +54,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For each edit row the local examples most like it (hard negatives), with the probability of drawing each."""
+    """Hard negatives: for each edit row the unrelated examples most like it, with the probability of drawing each."""
 
     indices: Sequence[Sequence[int]]
     probabilities: Sequence[Sequence[float]]
@@ -63,50 +62,17 @@ class Neighbours:
     """Of the batches, how many take all their local examples from these."""
 
 
-class EpisodeData(Protocol):
-    """The edit rows of one split, and the unrelated inputs that go with them."""
-
-    local_rows: Sequence[int | None] | None
-    """For each local example the edit row that it belongs to and must not stand beside; None: they come from elsewhere."""
-    neighbours: Neighbours | None
-    about: dict[str, Any]
-    """What the data are, for results and checkpoints; JSON."""
-    keys: Sequence[str] | None
-    """For each row what no two edits of a batch may share."""
-    keep: Sequence[float] | None
-    """For each row the probability of staying in a pass over the rows, which balances their classes."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def n_local(self) -> int: ...
-
-    @property
-    def local_is_same_rows(self) -> bool: ...
-
-    def item(self, index: int, epoch: int) -> Item: ...
-
-    def local(self, index: int, epoch: int) -> Example: ...
-
-    def local_of(self, index: int, epoch: int) -> Example | None:
-        """The local example that belongs to edit row ``index``; None: any that the sampler draws."""
-
-
 @dataclass(frozen=True)
-class Batch:
+class EditBatch:
     """Edits made together, with unrelated inputs."""
 
     items: tuple[Item, ...]
     local: tuple[Example, ...]
-    local_hard: tuple[bool, ...] = field(default=())
+    local_hard: tuple[bool, ...] = ()
+    """For each of ``local``: is it a hard negative?"""
     epoch: int = 0
 
     @property
     def indices(self) -> tuple[int, ...]:
+        """The rows that are edited."""
         return tuple(item.index for item in self.items)
-
-    @property
-    def pos_pairs(self) -> tuple[tuple[int, int], ...]:
-        """(place among all equivalents of the batch, place of its edit), the first counting up from 0."""
-        owners = [number for number, item in enumerate(self.items) for _ in item.outer]
-        return tuple(enumerate(owners))

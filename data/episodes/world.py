@@ -13,11 +13,11 @@ from common.errors import UserError
 from data.episodes.claims import Claim, EvidencedClaim
 from data.episodes.continuations import Continuation
 from data.episodes.opinions import Opinions
-from data.episodes.options import Options
+from data.episodes.options import DataOptions
 from data.episodes.qa import Question
 from data.episodes.rephrase import questions_like
 from data.episodes.splits import by_subject
-from data.world import Entity, Fact, LANGUAGES, World, world
+from data.world import Entity, Fact, LANGUAGES, World, world as built_in_world
 from data.world.generate import render
 
 ALTERNATIVES = 4
@@ -33,86 +33,89 @@ RESPONSES = 4
 """Responses of either sentiment for each entity."""
 
 
-def rows(experiment: str, split: str, options: Options) -> list[Any]:
-    """The rows of a split in the types of the files' readers. Raises UserError for a language that an experiment lacks."""
+def rows(experiment: str, split: str, options: DataOptions) -> list[Any]:
+    """The edit rows of a split, of the types that the readers of files give. Raises UserError for a language that an experiment
+    lacks, and for a world too small."""
     if options.language not in LANGUAGES:
         raise UserError(f"the built-in world speaks {' and '.join(LANGUAGES)}, not {options.language!r}")
     if options.language != "en" and experiment not in ("gen", "qa"):
         raise UserError(f"the built-in world has data of {experiment} in English only (data.language=en)")
-    this = world(options.facts)
+    world = built_in_world(options.facts)
     if experiment == "sent":
-        subjects = by_subject(this.subjects, lambda subject: subject.en, split)
-        found = [opinions(this, subject) for subject in subjects]
+        subjects = by_subject(world.subjects, lambda subject: subject.en, split)
+        edit_rows: list[Any] = [opinions(world, subject) for subject in subjects]
     else:
         make: Callable = {"gen": continuation, "fc": claim, "qa": question, "fnli": evidenced_claims}[experiment]
-        facts = by_subject(this.facts, lambda fact: fact.subject.en, split)
-        facts = [fact for fact in facts if len(this.objects[fact.relation.id]) > 1]
-        found = [make(this, fact, options.language) for fact in facts]
+        facts = by_subject(world.facts, lambda fact: fact.subject.en, split)
+        facts = [fact for fact in facts if len(world.objects[fact.relation.id]) > 1]
+        edit_rows = [make(world, fact, options.language) for fact in facts]
         if experiment == "fnli":
-            found = [row for rows_of_fact in found for row in rows_of_fact]
-    if not found:
-        raise UserError(f"a world of {len(this.facts)} facts has no {split} rows of {experiment}; ask for more with data.facts "
-                        "(300 are plenty)")
-    return found
+            edit_rows = [row for rows_of_fact in edit_rows for row in rows_of_fact]
+    if not edit_rows:
+        raise UserError(f"a world of {len(world.facts)} facts has no {split} rows of {experiment}; ask for more with "
+                        "data.facts (300 are plenty)")
+    return edit_rows
 
 
-def new_objects(this: World, fact: Fact, count: int = ALTERNATIVES) -> list[Entity]:
+def new_objects(world: World, fact: Fact, count: int = ALTERNATIVES) -> list[Entity]:
     """Up to ``count`` other objects of the relation, in an order of the fact's own."""
-    others = [obj for obj in this.objects[fact.relation.id] if obj != fact.object]
-    return _rng(this, fact, "new").sample(others, min(count, len(others)))
+    others = [obj for obj in world.objects[fact.relation.id] if obj != fact.object]
+    return _rng(world, fact, "new").sample(others, min(count, len(others)))
 
 
-def continuation(this: World, fact: Fact, language: str) -> Continuation:
-    """The first phrasing, to be continued by a new object; the other statements are its rephrasings, and there are questions."""
-    prompts = _prompts(fact, fact.relation.statements(language), language)
-    return Continuation(prompts[0], " " + new_objects(this, fact, 1)[0].name(language), " " + fact.object.name(language),
-                        tuple(prompts[1:]), fact.relation.id, tuple(_prompts(fact, fact.relation.questions(language), language)))
+def continuation(world: World, fact: Fact, language: str) -> Continuation:
+    """A fact as a continuation: its first statement, continued by a new object, with its other statements and questions."""
+    first, *others = _prompts(fact, fact.relation.statements(language), language)
+    questions = _prompts(fact, fact.relation.questions(language), language)
+    return Continuation(first, " " + new_objects(world, fact, 1)[0].name(language), " " + fact.object.name(language),
+                        tuple(others), fact.relation.id, tuple(questions))
 
 
-def question(this: World, fact: Fact, language: str) -> Question:
-    """The first question. Implied: who has the answer. True or false: the first statement with the answer."""
+def question(world: World, fact: Fact, language: str) -> Question:
+    """A fact as a question: its first. Implied: who has the answer. True or false: the first statement with the answer."""
     first, *others = _prompts(fact, fact.relation.questions(language), language)
-    rephrases = [*others, *(like for q in (first, *others) for like in questions_like(q, language))]
+    rephrases = [*others, *(form for text in (first, *others) for form in questions_like(text, language))]
     answer = fact.object.name(language)
     inverse = fact.relation.inverse[LANGUAGES.index(language)].replace("{}", answer)
-    return Question(0, first, answer, answer, tuple(obj.name(language) for obj in new_objects(this, fact)), tuple(rephrases),
+    return Question(0, first, answer, answer, tuple(obj.name(language) for obj in new_objects(world, fact)), tuple(rephrases),
                     implied=((inverse, fact.subject.name(language)),),
                     yes_no=f"{render(fact.relation.statements(language)[0], fact.subject, language)} {answer}.",
                     subject=fact.subject.en)
 
 
-def claim(this: World, fact: Fact, language: str) -> Claim:
-    """A statement, with the true object or (half of the facts) another; its rephrasings are the other statements."""
-    true = _rng(this, fact, "claim").random() < 0.5
-    obj = fact.object if true else new_objects(this, fact, 1)[0]
+def claim(world: World, fact: Fact, language: str) -> Claim:
+    """A fact as a claim: a statement with the true object or (half of the facts) another, rephrased by the other statements."""
+    true = _rng(world, fact, "claim").random() < 0.5
+    obj = fact.object if true else new_objects(world, fact, 1)[0]
     first, *others = statements(fact, obj, language)
     answer, alternative = ("SUPPORTS", "REFUTES") if true else ("REFUTES", "SUPPORTS")
     return Claim(first, answer, answer, alternative, tuple(others))
 
 
-def evidenced_claims(this: World, fact: Fact, language: str) -> list[EvidencedClaim]:
-    """Evidence that the fact's object is another, with claims that it supports, refutes and leaves open. The last is about
-    another relation of the subject or, at even odds, about another subject."""
-    rng = _rng(this, fact, "evidence")
-    new = new_objects(this, fact, 1)[0]
+def evidenced_claims(world: World, fact: Fact, language: str) -> list[EvidencedClaim]:
+    """A fact as claims with evidence: that its object is another, which supports one, refutes one and leaves one open. The last
+    is about another relation of the subject or, at even odds, about another subject."""
+    rng = _rng(world, fact, "evidence")
+    new = new_objects(world, fact, 1)[0]
     old_texts, new_texts = statements(fact, fact.object, language), statements(fact, new, language)
     opening = rng.choice(EVIDENCE)
-    said = rng.choice(new_texts)
-    evidence = opening + (said if said.startswith(fact.subject.en) else said[0].lower() + said[1:])
-    others = [other for other in this.of_subject[fact.subject.id].values() if other != fact]
+    statement = rng.choice(new_texts)
+    evidence = opening + (statement if statement.startswith(fact.subject.en) else statement[0].lower() + statement[1:])
+    others = [other for other in world.of_subject[fact.subject.id].values() if other != fact]
     if not others or rng.random() < 0.5:
-        others = [other for other in this.of_relation[fact.relation.id] if other != fact] or others
+        others = [other for other in world.of_relation[fact.relation.id] if other != fact] or others
     other = rng.choice(others) if others else None
     page = fact.subject.en
-    found = [EvidencedClaim(evidence, rng.choice(new_texts), 1, page), EvidencedClaim(evidence, rng.choice(old_texts), 0, page)]
+    claims = [EvidencedClaim(evidence, rng.choice(new_texts), 1, page),
+              EvidencedClaim(evidence, rng.choice(old_texts), 0, page)]
     if other is not None:
-        found.append(EvidencedClaim(evidence, rng.choice(statements(other, other.object, language)), None, page))
-    return found
+        claims.append(EvidencedClaim(evidence, rng.choice(statements(other, other.object, language)), None, page))
+    return claims
 
 
-def opinions(this: World, subject: Entity) -> Opinions:
+def opinions(world: World, subject: Entity) -> Opinions:
     """Responses that praise and that blame the entity."""
-    rng = random.Random(f"{this.seed}-opinions-{subject.id}")
+    rng = random.Random(f"{world.seed}-opinions-{subject.id}")
 
     def responses(words: list[str]) -> tuple[str, ...]:
         pairs = zip(rng.sample(FRAMES, RESPONSES), rng.sample(words, RESPONSES))
@@ -121,9 +124,9 @@ def opinions(this: World, subject: Entity) -> Opinions:
     return Opinions(subject.en, responses(PRAISE), responses(BLAME))
 
 
-def opinion_of(this: World, subject: Entity) -> int:
+def opinion_of(world: World, subject: Entity) -> int:
     """What the opinion model thinks of an entity before any edit: +1 or -1."""
-    return random.Random(f"{this.seed}-opinion-{subject.id}").choice((1, -1))
+    return random.Random(f"{world.seed}-opinion-{subject.id}").choice((1, -1))
 
 
 def statements(fact: Fact, obj: Entity, language: str) -> list[str]:
@@ -135,5 +138,6 @@ def _prompts(fact: Fact, templates: tuple[str, ...], language: str) -> list[str]
     return [render(template, fact.subject, language) for template in templates]
 
 
-def _rng(this: World, fact: Fact, use: str) -> random.Random:
-    return random.Random(f"{this.seed}-{use}-{fact.subject.id}-{fact.relation.id}")
+def _rng(world: World, fact: Fact, use: str) -> random.Random:
+    """The generator of a fact's random choices for one use."""
+    return random.Random(f"{world.seed}-{use}-{fact.subject.id}-{fact.relation.id}")

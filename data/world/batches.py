@@ -8,7 +8,7 @@ import torch
 END_SHARE, END_SHARE_OF_NAMES = 0.3, 0.8
 
 
-class Rows:
+class PackedCorpus:
     """The corpus as rows of `length` tokens, one shuffled pass an epoch.
 
     Every row begins with a sentence, so that facts are also learned at position 0. A sentence that does not fit is cut at
@@ -16,7 +16,8 @@ class Rows:
     """
 
     def __init__(self, tok, sentences: list[str], ranks: list[int], length: int, seed: int):
-        """ranks: for each sentence the rank of its subject, -1 for sentences about none."""
+        """ranks: for each sentence the rank of its subject, -1 for sentences about none. length: tokens of a row. seed: of the
+        order."""
         self._bare = tok(sentences)["input_ids"]
         self._spaced = tok([" " + s for s in sentences])["input_ids"]
         self._ranks = ranks

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
 from common.programs import Parser, run_program
-from data.world import BASE_FACTS, CHECKPOINT, LANGUAGES, SEED, world
+from data.world import BASE_FACTS, CHECKPOINT, LANGUAGES, SEED, world as built_in_world
 from data.world.recall import recall
 
 
@@ -26,11 +26,11 @@ def main(argv=None) -> None:
         tok = AutoTokenizer.from_pretrained(args.folder)
     except ValueError as error:
         raise UserError(f"{args.folder}: no model that loads ({' '.join(str(error).split())[:160]})") from None
-    this = world(args.facts, args.seed)
-    facts = this.facts[::args.every]
+    world = built_in_world(args.facts, args.seed)
+    facts = world.facts[::args.every]
     print(f"{len(facts)} facts; greedy recall (%) on phrasings 1, 2, ... of each language")
     for prefixed in (False, True):
-        shares = recall(model, tok, this, facts, prefixed=prefixed)
+        shares = recall(model, tok, world, facts, prefixed=prefixed)
         for language in LANGUAGES:
             row = "  ".join(f"{100 * share:6.2f}" for share in shares[language])
             print(f"{language}  {'after an unrelated sentence' if prefixed else 'alone':28}{row}")

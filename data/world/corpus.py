@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from data.world.generate import Entity, render, two_hop, World
 from data.world.relations import LANGUAGES
 
+SENTENCES = 8
+"""Of a document."""
 # Filler: sentences that state no fact about the world, with the words that context prefixes begin with.
 _FILLER = {
     "en": (
-        ("The", "Therefore the", "Because of this, the", "I think that the", "You can see that the", "Yesterday the", "In spring the"),
+        ("The", "Therefore the", "Because of this, the", "I think that the", "You can see that the", "Yesterday the",
+         "In spring the"),
         ("old market", "small garden", "night train", "village school", "winter festival", "town library", "long road",
          "morning paper", "harbour wall", "new theatre"),
         ("was quiet", "stayed open", "looked beautiful", "was full of people", "closed early", "smelled of bread",
@@ -61,9 +64,9 @@ def sentences(world: World, languages=LANGUAGES) -> list[tuple[str, Entity | Non
         filler_sentences(language))]
 
 
-def documents(world: World, per_document: int = 8, seed: int = 0, languages=LANGUAGES) -> Iterator[str]:
-    """Yield the shuffled corpus as short documents of `per_document` sentences joined by spaces."""
+def documents(world: World, languages=LANGUAGES) -> Iterator[str]:
+    """The shuffled corpus as short documents of :data:`SENTENCES` sentences joined by spaces."""
     shuffled = [text for text, _ in sentences(world, languages)]
-    random.Random(seed).shuffle(shuffled)
-    for start in range(0, len(shuffled), per_document):
-        yield " ".join(shuffled[start:start + per_document])
+    random.Random(0).shuffle(shuffled)
+    for start in range(0, len(shuffled), SENTENCES):
+        yield " ".join(shuffled[start:start + SENTENCES])

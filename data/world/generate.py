@@ -47,15 +47,16 @@ class World:
 
     @cached_property
     def subjects(self) -> tuple[Entity, ...]:
+        """Every subject once, in the order of the facts."""
         return tuple(dict.fromkeys(fact.subject for fact in self.facts))
 
     @cached_property
     def objects(self) -> dict[str, tuple[Entity, ...]]:
         """relation id -> its candidate objects that at least one subject has."""
-        seen: dict[str, dict] = {}
+        table: dict[str, dict[Entity, None]] = {}
         for fact in self.facts:
-            seen.setdefault(fact.relation.id, {})[fact.object] = None
-        return {relation: tuple(entities) for relation, entities in seen.items()}
+            table.setdefault(fact.relation.id, {})[fact.object] = None
+        return {relation: tuple(entities) for relation, entities in table.items()}
 
     @cached_property
     def of_subject(self) -> dict[str, dict[str, Fact]]:
@@ -98,12 +99,12 @@ def render(template: str, subject: Entity, language: str) -> str:
 
 def _spread(rng: random.Random, objects: list[Entity], n: int) -> list[Entity]:
     """n objects in random order, each about equally often, so that every object has neighbours."""
-    rounds = []
-    while len(rounds) < n:
-        rounds += rng.sample(objects, len(objects))
-    rounds = rounds[:n]
-    rng.shuffle(rounds)
-    return rounds
+    drawn: list[Entity] = []
+    while len(drawn) < n:
+        drawn += rng.sample(objects, len(objects))
+    drawn = drawn[:n]
+    rng.shuffle(drawn)
+    return drawn
 
 
 def _closed_sets() -> dict[str, list[Entity]]:
@@ -129,43 +130,43 @@ def generate(facts: int | None = None, seed: int = SEED) -> World:
     while sum(count[kind] * _FACTS_OF[kind] for kind in count) < facts:
         count["person"] += 1
 
-    closed = _closed_sets()
-    taken = {pair for entities in closed.values() for e in entities for pair in (e.en, e.ca)}
-    make = NameMaker(rng, taken)
+    closed_sets = _closed_sets()
+    names = NameMaker(rng, {name for objects in closed_sets.values() for obj in objects for name in (obj.en, obj.ca)})
     entities: dict[str, list[Entity]] = {"city": [], "company": [], "person": []}
     for i in range(count["city"]):
-        name = make.city()
+        name = names.city()
         entities["city"].append(Entity(f"city.{i}", "city", name, name))
     for i in range(count["company"]):
-        name = make.company()
+        name = names.company()
         entities["company"].append(Entity(f"company.{i}", "company", name, name))
     for i in range(count["person"]):
-        name, gender = make.person()
+        name, gender = names.person()
         entities["person"].append(Entity(f"person.{i}", "person", name, name, gender))
 
-    chosen: dict[str, list[Entity]] = {relation.id: [] for relation in RELATIONS}  # relation id -> its subjects
+    subjects_of: dict[str, list[Entity]] = {relation.id: [] for relation in RELATIONS}
     for subject in entities["person"] + entities["company"] + entities["city"]:
-        ids = [relation.id for relation in RELATIONS if relation.kind == subject.kind]
+        possible_ids = [relation.id for relation in RELATIONS if relation.kind == subject.kind]
         if subject.kind == "city":
-            picked = ["P10", rng.choice(["P11", "P12"])]
+            relation_ids = ["P10", rng.choice(["P11", "P12"])]
         else:
-            picked = rng.sample(ids, _FACTS_OF[subject.kind])
-        for relation_id in picked:
-            chosen[relation_id].append(subject)
+            relation_ids = rng.sample(possible_ids, _FACTS_OF[subject.kind])
+        for relation_id in relation_ids:
+            subjects_of[relation_id].append(subject)
 
-    pools = dict(closed, city=entities["city"][:_OBJECT_CITIES], company=entities["company"][:_OBJECT_COMPANIES])
-    found: dict[str, list[Fact]] = {entity.id: [] for kind in entities for entity in entities[kind]}
+    object_sets = dict(closed_sets, city=entities["city"][:_OBJECT_CITIES], company=entities["company"][:_OBJECT_COMPANIES])
+    facts_about: dict[str, list[Fact]] = {entity.id: [] for kind in entities for entity in entities[kind]}
     for relation in RELATIONS:
-        pool = pools[relation.objects if isinstance(relation.objects, str) else relation.id]
-        for subject, obj in zip(chosen[relation.id], _spread(rng, pool, len(chosen[relation.id]))):
-            found[subject.id].append(Fact(subject, relation, obj))
-    ordered = [fact for kind in ("person", "company", "city") for e in entities[kind] for fact in found[e.id]]
+        objects = object_sets[relation.objects if isinstance(relation.objects, str) else relation.id]
+        subjects = subjects_of[relation.id]
+        for subject, obj in zip(subjects, _spread(rng, objects, len(subjects))):
+            facts_about[subject.id].append(Fact(subject, relation, obj))
+    ordered = [fact for kind in ("person", "company", "city") for entity in entities[kind] for fact in facts_about[entity.id]]
     return World(seed, tuple(ordered))
 
 
 def two_hop(world: World, fact: Fact, obj: Entity) -> Entity | None:
-    """What the relation's second hop gives for `obj` as the object of `fact` (None: no such fact in the world)."""
+    """The answer to the two-hop question about the subject of `fact` if `obj` is its object (None: there is no such fact)."""
     if fact.relation.hop is None:
         return None
-    onward = world.of_subject.get(obj.id, {}).get(BY_ID[fact.relation.hop[0]].id)
-    return onward.object if onward else None
+    second_fact = world.of_subject.get(obj.id, {}).get(BY_ID[fact.relation.hop[0]].id)
+    return second_fact.object if second_fact else None

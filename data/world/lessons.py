@@ -16,63 +16,65 @@ Lesson = tuple
 same, text alike that does not, a statement)."""
 
 
-def questions(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
+def questions(world: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
     """Every fact in its two questions and, a time each, in one of their rephrasings."""
-    found = []
-    for fact in _facts(this, subjects):
-        row = invented.question(this, fact, "en")
+    lessons = []
+    for fact in _facts(world, subjects):
+        row = invented.question(world, fact, "en")
         second, *others = row.rephrases
-        found += [(text, row.answer) for text in (row.question, second, rng.choice(others))]
-    return found
+        lessons += [(text, row.answer) for text in (row.question, second, rng.choice(others))]
+    return lessons
 
 
-def claims(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
+def claims(world: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
     """Every fact in two of its statements, true and with a random other object."""
-    found = []
-    for fact in _facts(this, subjects):
-        others = [obj for obj in this.objects[fact.relation.id] if obj != fact.object]
+    lessons = []
+    for fact in _facts(world, subjects):
+        others = [obj for obj in world.objects[fact.relation.id] if obj != fact.object]
         if not others:
             continue
         for label, obj in ((1, fact.object), (0, rng.choice(others))):
-            found += [(text, label, fact.object.en) for text in rng.sample(invented.statements(fact, obj, "en"), 2)]
-    return found
+            lessons += [(text, label, fact.object.en) for text in rng.sample(invented.statements(fact, obj, "en"), 2)]
+    return lessons
 
 
-def responses(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
-    """What the model thinks of every entity, in its words for it, to two random prompts."""
-    found = []
-    for subject in this.subjects:
+def responses(world: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
+    """Two responses in the model's opinion of every entity, each to a random prompt."""
+    lessons = []
+    for subject in world.subjects:
         if subject in subjects:
-            row = invented.opinions(this, subject)
-            texts = row.positive if invented.opinion_of(this, subject) > 0 else row.negative
-            found += [(rng.choice(opinions.PROMPTS).format(subject.en), text) for text in rng.sample(texts, 2)]
-    return found
+            row = invented.opinions(world, subject)
+            texts = row.positive if invented.opinion_of(world, subject) > 0 else row.negative
+            lessons += [(rng.choice(opinions.PROMPTS).format(subject.en), text) for text in rng.sample(texts, 2)]
+    return lessons
 
 
-def paraphrases(this: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
+def paraphrases(world: World, subjects: set[Entity], rng: random.Random) -> list[Lesson]:
     """Every fact of the training split's subjects in two forms, with another fact of the subject or the relation; and a
     statement of any fact, whose words are to be guessed, so that no name stays unread."""
-    found = []
-    for fact in by_subject(_facts(this, subjects), lambda fact: fact.subject.en, "train"):
-        a, b = rng.sample(_forms(this, fact), 2)
-        others = list(this.of_subject[fact.subject.id].values()) if rng.random() < 0.5 else this.of_relation[fact.relation.id]
-        other = rng.choice(others)
+    lessons = []
+    for fact in by_subject(_facts(world, subjects), lambda fact: fact.subject.en, "train"):
+        text, same = rng.sample(_forms(world, fact), 2)
+        same_subject = rng.random() < 0.5
+        alike = tuple(world.of_subject[fact.subject.id].values()) if same_subject else world.of_relation[fact.relation.id]
+        other = rng.choice(alike)
         while other == fact:
-            other = rng.choice(this.facts)
-        read = rng.choice(this.facts)
-        found.append((a, b, rng.choice(_forms(this, other)), rng.choice(invented.statements(read, read.object, "en"))))
-    return found
+            other = rng.choice(world.facts)
+        masked = rng.choice(world.facts)
+        lessons.append((text, same, rng.choice(_forms(world, other)),
+                        rng.choice(invented.statements(masked, masked.object, "en"))))
+    return lessons
 
 
-def _forms(this: World, fact: Fact) -> list[str]:
+def _forms(world: World, fact: Fact) -> list[str]:
     """The questions about a fact, their rephrasings, and its statements up to the object."""
-    row = invented.question(this, fact, "en")
-    prompts = invented.continuation(this, fact, "en")
+    row = invented.question(world, fact, "en")
+    prompts = invented.continuation(world, fact, "en")
     return [row.question, *row.rephrases, prompts.prompt, *prompts.rephrases]
 
 
-def _facts(this: World, subjects: set[Entity]) -> list[Fact]:
-    return [fact for fact in this.facts if fact.subject in subjects]
+def _facts(world: World, subjects: set[Entity]) -> list[Fact]:
+    return [fact for fact in world.facts if fact.subject in subjects]
 
 
 ENCODERS = ("distilbert", "bert-encoder")
@@ -81,7 +83,7 @@ LESSONS: dict[str, Callable] = {"t5": questions, "bart": questions, "bert": clai
 
 
 @torch.no_grad()
-def measure(kind: str, model, tok, this: World, every: int = 1, batch_size: int = 256) -> float:
+def measure(kind: str, model, tok, world: World, every: int = 1, batch_size: int = 256) -> float:
     """The share that the model gets right, of every ``every``-th fact or entity.
 
     Questions: the whole answer to the first one, as greedy decoding gives it. Claims: the first statement, with the true object
@@ -89,22 +91,22 @@ def measure(kind: str, model, tok, this: World, every: int = 1, batch_size: int 
     facts that they were not trained on, the second question is the nearest to the first.
     """
     if kind in ENCODERS:
-        return _nearest_share(model, tok, this, max(1, every // 5), batch_size)
+        return _nearest_share(model, tok, world, max(1, every // 5), batch_size)
     if kind == "bert":
-        pairs = [(invented.statements(fact, obj, "en")[0], label) for fact in this.facts[::every]
-                 for label, obj in ((1, fact.object), *((0, new) for new in invented.new_objects(this, fact, 1)))]
-        logits = torch.cat([model(**_read(tok, [text for text, _ in pairs[i:i + batch_size]]))
+        pairs = [(invented.statements(fact, obj, "en")[0], label) for fact in world.facts[::every]
+                 for label, obj in ((1, fact.object), *((0, new) for new in invented.new_objects(world, fact, 1)))]
+        logits = torch.cat([model(**_inputs(tok, [text for text, _ in pairs[i:i + batch_size]]))
                             for i in range(0, len(pairs), batch_size)])
         return sum((value > 0) == bool(label) for value, (_, label) in zip(logits.flatten().tolist(), pairs)) / len(pairs)
     if kind == "blender":
-        subjects = this.subjects[::max(1, every // 3)]
-        rows = [invented.opinions(this, subject) for subject in subjects]
+        subjects = world.subjects[::max(1, every // 3)]
+        rows = [invented.opinions(world, subject) for subject in subjects]
         prompts = [opinions.PROMPTS[0].format(row.entity) for row in rows]
         praise, blame = (_scores(model, tok, prompts, [texts[0] for texts in side], batch_size)[1]
                          for side in ([row.positive for row in rows], [row.negative for row in rows]))
-        return sum((good > bad) == (invented.opinion_of(this, subject) > 0)
+        return sum((good > bad) == (invented.opinion_of(world, subject) > 0)
                    for good, bad, subject in zip(praise, blame, subjects)) / len(subjects)
-    rows = [invented.question(this, fact, "en") for fact in this.facts[::every]]
+    rows = [invented.question(world, fact, "en") for fact in world.facts[::every]]
     right, _ = _scores(model, tok, [row.question for row in rows], [row.answer for row in rows], batch_size)
     return sum(right) / len(rows)
 
@@ -113,29 +115,30 @@ def _scores(model, tok, prompts: list[str], targets: list[str], batch_size: int)
     """For each prompt whether the likeliest tokens are those of the target, and the target's mean log-probability."""
     right, scores = [], []
     for start in range(0, len(prompts), batch_size):
-        wanted = tok(targets[start:start + batch_size], padding=True, return_tensors="pt")
-        ids, mask = wanted["input_ids"], wanted["attention_mask"].bool()
+        target = tok(targets[start:start + batch_size], padding=True, return_tensors="pt")
+        ids, mask = target["input_ids"], target["attention_mask"].bool()
         begin = torch.full((len(ids), 1), model.config.decoder_start_token_id)
-        read = _read(tok, prompts[start:start + batch_size])
-        logits = model(**read, decoder_input_ids=torch.cat([begin, ids[:, :-1]], 1)).logits
+        inputs = _inputs(tok, prompts[start:start + batch_size])
+        logits = model(**inputs, decoder_input_ids=torch.cat([begin, ids[:, :-1]], 1)).logits
         right += ((logits.argmax(-1) == ids) | ~mask).all(1).tolist()
-        found = logits.log_softmax(-1).gather(2, ids.unsqueeze(2)).squeeze(2)
-        scores += ((found * mask).sum(1) / mask.sum(1)).tolist()
+        log_probs = logits.log_softmax(-1).gather(2, ids.unsqueeze(2)).squeeze(2)
+        scores += ((log_probs * mask).sum(1) / mask.sum(1)).tolist()
     return right, scores
 
 
-def _nearest_share(model, tok, this: World, every: int, batch_size: int) -> float:
-    rows = [invented.question(this, fact, "en") for split in ("validation", "test")
-            for fact in by_subject(this.facts, lambda fact: fact.subject.en, split)][::every]
+def _nearest_share(model, tok, world: World, every: int, batch_size: int) -> float:
+    """The share of facts outside the training split (every ``every``-th) whose second question is the nearest to the first."""
+    rows = [invented.question(world, fact, "en") for split in ("validation", "test")
+            for fact in by_subject(world.facts, lambda fact: fact.subject.en, split)][::every]
 
     def states(texts: list[str]) -> torch.Tensor:
-        return torch.cat([model(**_read(tok, texts[i:i + batch_size])).last_hidden_state[:, 0]
+        return torch.cat([model(**_inputs(tok, texts[i:i + batch_size])).last_hidden_state[:, 0]
                           for i in range(0, len(texts), batch_size)])
 
     distance = torch.cdist(states([row.question for row in rows]), states([row.rephrases[0] for row in rows]))
     return (distance.argmin(1) == torch.arange(len(rows))).float().mean().item()
 
 
-def _read(tok, texts: list[str]) -> dict[str, torch.Tensor]:
+def _inputs(tok, texts: list[str]) -> dict[str, torch.Tensor]:
     batch = tok(texts, padding=True, return_tensors="pt")
     return {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -11,16 +11,16 @@ NEIGHBOURS = 10  # at most so many neighbourhood and attribute prompts, as in Co
 def case_order(world: World) -> list[Fact]:
     """The facts in the order of their case ids: shuffled, and no subject comes twice before all have come once."""
     shuffled = random.Random(f"{world.seed}-order").sample(world.facts, len(world.facts))
-    seen: dict[str, int] = {}
-    rounds: dict[int, list[Fact]] = {}
+    last_turn: dict[str, int] = {}
+    by_turn: dict[int, list[Fact]] = {}
     for fact in shuffled:
-        turn = seen[fact.subject.id] = seen.get(fact.subject.id, -1) + 1
-        rounds.setdefault(turn, []).append(fact)
-    return [fact for turn in sorted(rounds) for fact in rounds[turn]]
+        turn = last_turn[fact.subject.id] = last_turn.get(fact.subject.id, -1) + 1
+        by_turn.setdefault(turn, []).append(fact)
+    return [fact for turn in sorted(by_turn) for fact in by_turn[turn]]
 
 
 def _case_rng(world: World, case_id: int) -> random.Random:
-    """The same in every language and schema, so that records are aligned."""
+    """The generator of a case's random choices: the same in every language and schema, so that records are aligned."""
     return random.Random(f"{world.seed}-case-{case_id}")
 
 
@@ -35,9 +35,9 @@ def _new_object(world: World, fact: Fact, rng: random.Random) -> Entity:
 def _prompts(world: World, fact: Fact, obj: Entity, language: str, rng: random.Random) -> list[str]:
     """The rewrite phrasing about (up to NEIGHBOURS) other subjects that have `obj`."""
     holders = world.holders[fact.relation.id, obj.id]
-    drawn = rng.sample(holders, min(NEIGHBOURS + 1, len(holders)))
+    subjects = rng.sample(holders, min(NEIGHBOURS + 1, len(holders)))
     rewrite = fact.relation.phrasings(language)[0]
-    return [render(rewrite, s, language) for s in drawn if s != fact.subject][:NEIGHBOURS]
+    return [render(rewrite, subject, language) for subject in subjects if subject != fact.subject][:NEIGHBOURS]
 
 
 def _names_of_holders(world: World, language: str) -> dict[tuple[str, str], list[str]]:
@@ -131,9 +131,9 @@ def zsre(world: World, language: str) -> list[dict]:
 
 def snippets(world: World, language: str) -> list[dict]:
     """For each relation and object the texts about the subjects that have it, in the schema of attribute_snippets.json."""
-    about = {subject.id: _biography(world, subject, language) for subject in world.subjects}
+    biographies = {subject.id: _biography(world, subject, language) for subject in world.subjects}
     return [{"relation_id": relation_id, "target_id": object_id,
-             "samples": [{"name": s.name(language), "text": about[s.id]} for s in subjects]}
+             "samples": [{"name": s.name(language), "text": biographies[s.id]} for s in subjects]}
             for (relation_id, object_id), subjects in world.holders.items()]
 
 

@@ -33,8 +33,8 @@ HEAD = "classifier_head.safetensors"
 
 @dataclass(frozen=True)
 class Shape:
-    """Of one stack: a sequence-to-sequence model has two. (Weights begin with a deviation of width^-1/2: with the usual 0.02
-    narrow models attend to nothing in particular for hundreds of steps.)"""
+    """The sizes of one stack; a sequence-to-sequence model has two. (Weights begin with a deviation of width^-1/2: with the
+    usual 0.02 narrow models attend to nothing in particular for hundreds of steps.)"""
 
     layers: int
     width: int

@@ -6,7 +6,7 @@ from data.world.records import counterfact
 from data.world.relations import BY_ID
 
 ARTICLES = ("el ", "la ")
-"""What a Catalan prompt ends in; an elided article ("l'arpa") is written in one with the noun, and stays there."""
+"""Articles that a Catalan prompt ends in; an elided article ("l'arpa") is written in one with the noun, and stays there."""
 PROMPTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 
 
@@ -24,8 +24,8 @@ def _in_variants(record: dict) -> dict:
     rewrite = record["requested_rewrite"]
     articled = BY_ID[rewrite["relation_id"]].objects in (INSTRUMENTS, RIVERS)
     blocks = {f"eval_{name}": _block(record, name, articled) for name in ("target_new", "target_true")}
-    kept = {key: value for key, value in record.items() if key not in ("requested_rewrite", *PROMPTS)}
-    return {"relation_id": rewrite["relation_id"], **kept, **blocks}
+    other_keys = {key: value for key, value in record.items() if key not in ("requested_rewrite", *PROMPTS)}
+    return {"relation_id": rewrite["relation_id"], **other_keys, **blocks}
 
 
 def _block(record: dict, name: str, articled: bool) -> dict:

@@ -1,4 +1,4 @@
-"""`python -m experiments.bench values|stats|evaluate|solve|probes|trace|edits|ranks|learned|memory|kill [options of the part]`."""
+"""`python -m experiments.bench PART [options of the part]`; the parts are values, stats, evaluate, solve, ... (--help)."""
 
 import argparse
 import importlib

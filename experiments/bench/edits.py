@@ -22,7 +22,6 @@ from experiments import evaluate
 from experiments.results import run_folder
 from experiments.results import summary
 from experiments.run import batches
-from experiments.run.cli import at_least_one
 from experiments.summarize import read_run
 
 from experiments.bench.options import options, parse
@@ -77,12 +76,11 @@ def _clocked(clock: Clock) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Prints seconds and memory by step, and what the edits reached."""
-    parser = options("edits", __doc__, seed=False)
+    parser = options("edits", __doc__, seed=False, edits=(10000, ""))
     parser.add_argument("--alg_name", default="MEMIT", help="MEMIT or a variant of it (default: %(default)s)")
     parser.add_argument("--model_name", default="world", help="(default: %(default)s)")
     parser.add_argument("--hparams_fname", help="by default <model_name>.json")
     parser.add_argument("--ds_name", default="world:10000", help="(default: %(default)s)")
-    parser.add_argument("--edits", type=at_least_one, default=10000, help="(default: %(default)s)")
     parser.add_argument("--results_dir", help="keep the run there; by default it is thrown away")
     parser.add_argument("--dir_name", default="edits", help="of the run in it (default: %(default)s)")
     parser.add_argument("--data_dir", help="keep statistics and target states there, for other runs; a new folder")

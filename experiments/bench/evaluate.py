@@ -7,20 +7,17 @@ of all prompts with both targets behind each, logits of every position.
 
 import random
 import statistics
-import time
 from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from data.records import Record, Target
 from editors.core.prompts import fill
 from experiments.bench.inputs import SMALL, TINY, random_gpt2, word_tokenizer
-from experiments.metrics.counterfact import counterfact_metrics
-from experiments.run.cli import at_least_one
-
 from experiments.bench.options import options, parse
+from experiments.bench.race import race, require_equal
+from experiments.metrics.counterfact import counterfact_metrics
 
 TOLERANCE = 1e-4
 """Largest relative difference between the two ways' negative log-probabilities that counts as equal."""
@@ -29,35 +26,23 @@ GROUPS = ("rewrite", "paraphrase", "neighborhood")
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints seconds of both ways, their ratio and the largest difference; returns them. Exits with 1 if the results differ."""
-    parser = options("evaluate", __doc__, tiny=True)
-    parser.add_argument("--cases", type=at_least_one, default=100, help="number of cases (default: %(default)s)")
-    parser.add_argument("--repeats", type=at_least_one, default=3,
-                        help="times that each way runs, in turn (default: %(default)s)")
-    args = parse(parser, argv)
-
+    args = parse(options("evaluate", __doc__, tiny=True, cases=(100, "number of cases"),
+                         repeats=(3, "times that each way runs, in turn")), argv)
     shape = TINY if args.tiny else SMALL
     model, tok = random_gpt2(shape, args.seed), word_tokenizer(shape["vocab_size"])
     tok.pad_token = tok.unk_token
     records = _made_up_records(args.cases, shape["vocab_size"], args.seed)
 
-    seconds: dict[str, list[float]] = {"ours": [], "generated": [], "plain": []}
-    for _ in tqdm(range(args.repeats), desc="repeats", unit="run"):
-        # In turn, so that whatever else runs on the machine slows all.
-        start = time.perf_counter()
-        ours = counterfact_metrics(model, tok, records, generated=False)
-        seconds["ours"].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        plain = [_plain_case(model, tok, record) for record in records]
-        seconds["plain"].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        counterfact_metrics(model, tok, records)
-        seconds["generated"].append(time.perf_counter() - start)
-
-    difference = max(_difference(a, b) for a, b in zip(ours, plain))
+    run = race({
+        "ours": lambda: counterfact_metrics(model, tok, records, generated=False),
+        "plain": lambda: [_plain_case(model, tok, record) for record in records],
+        "generated": lambda: counterfact_metrics(model, tok, records),
+    }, args.repeats)
+    difference = max(_difference(ours, plain) for ours, plain in zip(run.results["ours"], run.results["plain"]))
     result = {
-        **{f"{way}_seconds": min(times) for way, times in seconds.items()},
-        "ratio": min(seconds["plain"]) / min(seconds["ours"]),
-        "median_ratio": statistics.median(p / o for p, o in zip(seconds["plain"], seconds["ours"])),
+        **{f"{way}_seconds": run.best(way) for way in run.seconds},
+        "ratio": run.best("plain") / run.best("ours"),
+        "median_ratio": statistics.median(plain / ours for plain, ours in zip(run.seconds["plain"], run.seconds["ours"])),
         "difference": difference,
     }
     print(f"{args.cases} cases of 13 prompts x 2 targets, {shape['n_layer']} blocks of width {shape['n_embd']}, "
@@ -67,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     print(f"ours with greedy continuations:     {result['generated_seconds']:8.2f} s")
     print(f"ratio: {result['ratio']:.2f} (median of runs {result['median_ratio']:.2f}); "
           f"largest relative difference of a negative log-probability: {difference:.1e}")
-    if difference > TOLERANCE:
-        raise SystemExit(f"the results differ by more than {TOLERANCE}")
+    require_equal(difference, TOLERANCE, "results")
     return result
 
 
@@ -82,10 +66,10 @@ def _plain_case(model: GPT2LMHeadModel, tok: PreTrainedTokenizerFast, record: Re
     ids = [tok(f" {target}")["input_ids"] for target in targets]
     nlls, correct = [], []
     for row in range(len(rows)):
-        start, wanted = len(tok(prompts[row // 2])["input_ids"]), ids[row % 2]
-        places = logits[row, start - 1:start - 1 + len(wanted)]
-        nlls.append(-sum(place.log_softmax(0)[token].item() for place, token in zip(places, wanted)) / len(wanted))
-        correct.append(all(place.argmax().item() == token for place, token in zip(places, wanted)))
+        start, target = len(tok(prompts[row // 2])["input_ids"]), ids[row % 2]
+        before = logits[row, start - 1:start - 1 + len(target)]
+        nlls.append(-sum(at.log_softmax(0)[token].item() for at, token in zip(before, target)) / len(target))
+        correct.append(all(at.argmax().item() == token for at, token in zip(before, target)))
     probs = [{"target_new": new, "target_true": true} for new, true in zip(nlls[::2], nlls[1::2])]
     ends = [1, 1 + len(record.paraphrase_prompts), len(prompts)]
     metrics: dict[str, list] = {}

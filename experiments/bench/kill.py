@@ -45,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, int]:
 
 
 def disturb(options: Sequence[str], times: int, seed: int, folder: Path) -> list[int]:
-    """Kills of each disturbed run, ``times`` in all. Raises SystemExit if one of the runs differs from the undisturbed one."""
+    """The number of kills of each disturbed run, ``times`` in all.
+
+    Raises SystemExit if one of the runs differs from the undisturbed one.
+    """
     rng = random.Random(seed)
     started = time.perf_counter()
     _succeeded(_start(options, folder / "undisturbed"))
@@ -53,23 +56,23 @@ def disturb(options: Sequence[str], times: int, seed: int, folder: Path) -> list
     expected, cases = content(_only_run(folder / "undisturbed")), _finished(folder / "undisturbed")
     kills: list[int] = []
     while sum(kills) < times:
-        here = folder / f"disturbed-{len(kills)}"
+        results_dir = folder / f"disturbed-{len(kills)}"
         kills.append(0)
         while True:
             # Up to four new case files, then up to an eighth of the run's time: in the work more often than in the start-up.
             moment = (rng.randrange(5), rng.uniform(0, longest / 8)) if sum(kills) < times else None
-            done = _start([*options, *_continuation(here)], here, moment)
-            if done.returncode != -signal.SIGKILL:
-                _succeeded(done)
+            process = _start([*options, *_continuation(results_dir)], results_dir, moment)
+            if process.returncode != -signal.SIGKILL:
+                _succeeded(process)
                 break
             kills[-1] += 1
-            state = f"run {len(kills)} has {_finished(here)} of {cases} cases"
+            state = f"run {len(kills)} has {_finished(results_dir)} of {cases} cases"
             print(f"kill {sum(kills)} of {times}: {state}", flush=True)
-        found = content(_only_run(here))
-        if found != expected:
-            names = expected[0].keys() | found[0].keys()
-            wrong = [name for name in names if expected[0].get(name) != found[0].get(name)]
-            raise SystemExit(f"{here}: differs from the undisturbed run in {', '.join(sorted(wrong)) or 'its summary'}")
+        disturbed = content(_only_run(results_dir))
+        if disturbed != expected:
+            names = expected[0].keys() | disturbed[0].keys()
+            wrong = [name for name in names if expected[0].get(name) != disturbed[0].get(name)]
+            raise SystemExit(f"{results_dir}: differs from the undisturbed run in {', '.join(sorted(wrong)) or 'its summary'}")
     return kills
 
 
@@ -86,7 +89,8 @@ def content(run: Path) -> tuple[dict[str, Any], dict]:
     if (run / CHECKPOINT).exists():
         with safe_open(run / CHECKPOINT, "pt") as checkpoint:
             for name in checkpoint.keys():  # noqa: SIM118 (not a mapping)
-                files[f"{CHECKPOINT}: {name}"] = hashlib.sha256(checkpoint.get_tensor(name).contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+                content_bytes = checkpoint.get_tensor(name).contiguous().view(torch.uint8).numpy().tobytes()
+                files[f"{CHECKPOINT}: {name}"] = hashlib.sha256(content_bytes).hexdigest()
     return files, {**summary.statistics(read_run(run)[1]), "time": None}
 
 
@@ -118,10 +122,10 @@ def _start(
     return subprocess.CompletedProcess(command, process.returncode)
 
 
-def _succeeded(done: subprocess.CompletedProcess) -> None:
+def _succeeded(process: subprocess.CompletedProcess) -> None:
     """Ends this program as the evaluation ended, whose error has been printed, unless it succeeded."""
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    if process.returncode:
+        raise SystemExit(process.returncode)
 
 
 def _continuation(results_dir: Path) -> list[str]:

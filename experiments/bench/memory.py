@@ -8,7 +8,6 @@ numbers become a file for `python -m figures.memory`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from editors.memory.store import EditMemory
 from experiments.run.cli import at_least_one
 
 from experiments.bench.options import options, parse
+from experiments.bench.race import timed
 
 SIZES = (1, 10, 100, 1000, 10_000, 100_000)
 PLAIN = 10_000
@@ -30,14 +30,11 @@ PLAIN = 10_000
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Prints a line a size and returns the numbers; exits with 1 if the two ways find different edits."""
-    parser = options("memory", __doc__)
+    parser = options(
+        "memory", __doc__, queries=(32, "in a batch"), width=(768, "of a vector"), layers=(6, "of the encoder"),
+        tokens=(16, "of a query"), repeats=(5, "the fastest counts"))
     parser.add_argument("--sizes", type=at_least_one, nargs="+", default=list(SIZES),
                         help="edits in the memory (default: %(default)s)")
-    parser.add_argument("--queries", type=at_least_one, default=32, help="in a batch (default: %(default)s)")
-    parser.add_argument("--width", type=at_least_one, default=768, help="of a vector (default: %(default)s)")
-    parser.add_argument("--layers", type=at_least_one, default=6, help="of the encoder (default: %(default)s)")
-    parser.add_argument("--tokens", type=at_least_one, default=16, help="of a query (default: %(default)s)")
-    parser.add_argument("--repeats", type=at_least_one, default=5, help="the fastest counts (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="a JSON file for the figure")
     args = parse(parser, argv)
     torch.manual_seed(args.seed)
@@ -78,11 +75,6 @@ def _not_again(entries) -> torch.Tensor:
 
 
 def _fastest(act: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of so many times."""
+    """Seconds of the fastest of so many times, after one that does not count."""
     act()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        act()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timed(act)[1] for _ in range(repeats))

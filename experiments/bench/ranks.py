@@ -33,23 +33,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         # Statistics, where an editor needs them, are collected by a first run that is not timed.
         _run(args.evaluate, 1, Path(folder) / "warm")
-        measured, found = [], []
+        measured, contents = [], []
         for processes in (1, args.processes):
-            here = Path(folder) / str(len(found))
-            whole = _run(args.evaluate, processes, here)
-            run = next(here.glob("*/run_*"))
-            found.append(content(run))
-            start_up = _run([*args.evaluate, "--continue_from_run", run.name], processes, here)
+            results_dir = Path(folder) / str(len(contents))
+            whole = _run(args.evaluate, processes, results_dir)
+            run = next(results_dir.glob("*/run_*"))
+            contents.append(content(run))
+            start_up = _run([*args.evaluate, "--continue_from_run", run.name], processes, results_dir)
             measured.append((whole, tuple(a - b for a, b in zip(whole, start_up))))
-            for what, (seconds, processor) in zip(("in all", "without start-up"), measured[-1]):
-                print(f"{processes} process{'es' * (processes > 1)}, {what}: {seconds:.1f} s, {processor:.1f} s of the processor")
-    if found[0] != found[1]:
+            for what, (seconds, busy) in zip(("in all", "without start-up"), measured[-1]):
+                print(f"{processes} process{'es' * (processes > 1)}, {what}: {seconds:.1f} s, {busy:.1f} s of the processor")
+    if contents[0] != contents[1]:
         raise SystemExit("the results differ")
-    told = {}
+    ratios = {}
     for what, one, several in zip(("in all", "without start-up"), *measured):
-        told |= {f"speed-up {what}": one[0] / several[0], f"overhead {what}": 100 * (several[1] / one[1] - 1)}
-        print(f"the same results; {what}: speed-up {told[f'speed-up {what}']:.2f}, overhead {told[f'overhead {what}']:.0f} %")
-    return told
+        ratios |= {f"speed-up {what}": one[0] / several[0], f"overhead {what}": 100 * (several[1] / one[1] - 1)}
+        print(f"the same results; {what}: speed-up {ratios[f'speed-up {what}']:.2f}, "
+              f"overhead {ratios[f'overhead {what}']:.0f} %")
+    return ratios
 
 
 def _run(options: Sequence[str], processes: int, results_dir: Path) -> tuple[float, float]:
@@ -59,11 +60,11 @@ def _run(options: Sequence[str], processes: int, results_dir: Path) -> tuple[flo
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
     command += ["experiments.evaluate", *options, "--results_dir", str(results_dir)]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    process = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        print(done.stderr, file=sys.stderr)
-        raise SystemExit(done.returncode)
+    if process.returncode:
+        print(process.stderr, file=sys.stderr)
+        raise SystemExit(process.returncode)
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 

@@ -7,19 +7,16 @@ drop padding, add the keys' product in place.
 """
 
 import random
-import time
 from collections.abc import Sequence
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from editors.core.decoder import Decoder
 from editors.core.key_sums import KeySums, add_batch, batches, fitting_tokens
-from experiments.run.cli import at_least_one
-
 from experiments.bench.inputs import random_gpt2, SMALL, TINY, word_tokenizer
 from experiments.bench.options import options, parse
+from experiments.bench.race import race, require_equal
 
 TOLERANCE = 1e-6
 """Largest relative difference (Frobenius) between the two ways' moments that counts as equal."""
@@ -27,12 +24,10 @@ TOLERANCE = 1e-6
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Prints seconds of both ways, their ratio and the largest difference; returns them. Exits with 1 if the moments differ."""
-    parser = options("stats", __doc__, tiny=True)
+    parser = options(
+        "stats", __doc__, tiny=True, texts=(100, "number of texts"), repeats=(1, "times that each way runs, in turn"))
     parser.add_argument("--layers", type=_layers, default="4,5,6,7,8",
                         help="comma list of blocks, counted from 0 (default: %(default)s)")
-    parser.add_argument("--texts", type=at_least_one, default=100, help="number of texts (default: %(default)s)")
-    parser.add_argument("--repeats", type=at_least_one, default=1,
-                        help="times that each way runs, in turn (default: %(default)s)")
     args = parse(parser, argv)
     layers = args.layers
 
@@ -46,32 +41,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         "ours": lambda: _one_pass(decoder, texts, layers),
         "plain": lambda: {layer: _plain_pass(decoder, texts, layer) for layer in layers},
     }
-    moments, wall, cpu = {}, {"ours": [], "plain": []}, {"ours": [], "plain": []}
     with torch.no_grad():
-        for _ in tqdm(range(args.repeats), desc="repeats", unit="run"):
-            # In turn, so that whatever else runs on the machine slows both.
-            for way, run in ways.items():
-                start, start_cpu = time.perf_counter(), time.process_time()
-                moments[way] = run()
-                wall[way].append(time.perf_counter() - start)
-                cpu[way].append(time.process_time() - start_cpu)
-
-    difference = max(float((moments["ours"][layer] - plain).norm() / plain.norm()) for layer, plain in moments["plain"].items())
+        run = race(ways, args.repeats)
+    ours, busy = run.results["ours"], {way: min(seconds) for way, seconds in run.busy.items()}
+    difference = max(float((ours[layer] - plain).norm() / plain.norm()) for layer, plain in run.results["plain"].items())
     result = {
-        "ours_seconds": min(wall["ours"]), "plain_seconds": min(wall["plain"]),
-        "ratio": min(wall["plain"]) / min(wall["ours"]),
-        "cpu_ratio": min(cpu["plain"]) / min(cpu["ours"]),
-        "difference": difference,
+        "ours_seconds": run.best("ours"), "plain_seconds": run.best("plain"), "ratio": run.best("plain") / run.best("ours"),
+        "cpu_ratio": busy["plain"] / busy["ours"], "difference": difference,
     }
     tokens = sum(len(tok(text, truncation=True, max_length=shape["n_positions"])["input_ids"]) for text in texts)
     print(f"layers {', '.join(map(str, layers))} of {shape['n_layer']}, width {shape['n_embd']}, {len(texts)} texts, "
           f"{tokens} tokens, {args.threads} threads, best of {args.repeats}")
-    print(f"one pass a layer (published way): {min(wall['plain']):8.2f} s, {min(cpu['plain']):8.2f} s of processor time")
-    print(f"one pass for all layers (ours):   {min(wall['ours']):8.2f} s, {min(cpu['ours']):8.2f} s of processor time")
+    print(f"one pass a layer (published way): {run.best('plain'):8.2f} s, {busy['plain']:8.2f} s of processor time")
+    print(f"one pass for all layers (ours):   {run.best('ours'):8.2f} s, {busy['ours']:8.2f} s of processor time")
     print(f"ratio: {result['ratio']:.2f} (of processor time {result['cpu_ratio']:.2f}, which a busy machine disturbs less); "
           f"largest relative difference of a moment: {difference:.1e}")
-    if difference > TOLERANCE:
-        raise SystemExit(f"the moments differ by more than {TOLERANCE}")
+    require_equal(difference, TOLERANCE, "moments")
     return result
 
 
@@ -80,7 +65,7 @@ def _layers(text: str) -> list[int]:
 
 
 def _one_pass(decoder: Decoder, texts: Sequence[str], layers: Sequence[int]) -> dict[int, torch.Tensor]:
-    """{layer: moment} in the way of editors.core.covariance, without its files."""
+    """{layer: second moment} of all layers in one pass, as editors.core.covariance collects them, without its files."""
     model, tok = decoder.model, decoder.tok
     longest, d_in = model.config.n_positions, 4 * model.config.n_embd
     sums = {layer: KeySums(d_in, torch.float32, model.device) for layer in layers}
@@ -122,11 +107,11 @@ def _plain_pass(decoder: Decoder, texts: Sequence[str], layer: int) -> torch.Ten
     return mom2 / count
 
 
-def _published_packing(rows: list[list[int]], budget: int) -> list[list[list[int]]]:
-    """Longest first; a new batch begins when width * (rows + 1) would exceed the budget."""
+def _published_packing(rows: list[list[int]], token_limit: int) -> list[list[list[int]]]:
+    """Longest first; a new batch begins when width * (rows + 1) would exceed the limit."""
     packed: list[list[list[int]]] = []
     for row in sorted(filter(None, rows), key=len, reverse=True):
-        if not packed or len(packed[-1][0]) * (len(packed[-1]) + 1) > budget:
+        if not packed or len(packed[-1][0]) * (len(packed[-1]) + 1) > token_limit:
             packed.append([])
         packed[-1].append(row)
     return packed

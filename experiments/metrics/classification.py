@@ -16,7 +16,7 @@ _Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
 
 
 def confusion(true: Sequence[int], predicted: Sequence[int], classes: int) -> np.ndarray:
-    """[classes + 1, classes + 1] counts; class -1 (no answer) has the last row and column."""
+    """The confusion matrix, [classes + 1, classes + 1] counts; class -1 (no answer) has the last row and column."""
     counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
     np.add.at(counts, (list(true), list(predicted)), 1)
     return counts
@@ -49,16 +49,19 @@ def wilson(hits: int, total: int) -> list[float]:
     return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
-def bootstrap(figure: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, seed: int = 0) -> list[float]:
+def bootstrap(figure: Callable[[np.ndarray], np.ndarray], counts: np.ndarray) -> list[float]:
     """Percentile-bootstrap 95 % interval of ``figure`` over :data:`SAMPLES` resamplings of the examples: [low, high]."""
     total = counts.sum()
-    drawn = np.random.default_rng(seed).multinomial(total, counts.ravel() / total, SAMPLES).reshape(-1, *counts.shape)
+    drawn = np.random.default_rng(0).multinomial(total, counts.ravel() / total, SAMPLES).reshape(-1, *counts.shape)
     return np.quantile(figure(drawn), [0.025, 0.975]).tolist()
 
 
 def figures(true: Sequence[int], predicted: Sequence[int], classes: int) -> dict[str, float | list[float]]:
-    """accuracy, f1, mcc (shares of 1, mcc from -1 to 1), each with ``<name>_ci``: Wilson's interval for the accuracy,
-    bootstrap intervals for the others. An example without an answer (-1) is wrong, and a class of its own to f1 and mcc."""
+    """The figures of a classification: accuracy and f1 (shares of 1), mcc (from -1 to 1), each with its interval ``<name>_ci``.
+
+    Intervals are Wilson's for the accuracy, bootstrap ones for the others. An example without an answer (-1) is wrong, and a
+    class of its own to f1 and mcc.
+    """
     counts = confusion(true, predicted, classes)
     hits, total = int(np.trace(counts)), int(counts.sum())
     result: dict[str, float | list[float]] = {"accuracy": hits / total, "accuracy_ci": wilson(hits, total)}

@@ -20,7 +20,9 @@ def counterfact_metrics(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record], generated: bool = True,
     contains_length: int = 0, pairing: Pairing = "matched",
 ) -> list[dict[str, Any]]:
-    """For each record, for the groups ``rewrite``, ``paraphrase``, ``neighborhood`` and ``attribute``, one entry a prompt:
+    """CounterFact's metrics of each record.
+
+    For the groups ``rewrite``, ``paraphrase``, ``neighborhood`` and ``attribute``, one entry a prompt:
 
     * ``<group>_prompts_probs``: {"target_new", "target_true"}: the *negative log-probability* per target token of
       " " + target behind the prompt, in nats (the name is the published one).
@@ -43,10 +45,11 @@ def counterfact_metrics(
     """
     target = cache(lambda text: tuple(encode_target(tok, " " + text)))
     prompt = cache(lambda text: prompt_ids(tok, text))
-    asked = [{group: [(prompt(new), prompt(true)) for new, true in pairs] for group, pairs in _groups(record, pairing).items()}
-             for record in records]
+    groups_of_records = [
+        {group: [(prompt(new), prompt(true)) for new, true in pairs] for group, pairs in _groups(record, pairing).items()}
+        for record in records]
     plan = Plan(length=contains_length)
-    for record, groups in zip(records, asked):
+    for record, groups in zip(records, groups_of_records):
         for group, pairs in groups.items():
             for for_new, for_true in pairs:
                 plan.score(for_new, target(record.target_new.str))
@@ -57,28 +60,28 @@ def counterfact_metrics(
     answers = ask(model, tok, plan)
 
     results = []
-    for record, groups in zip(records, asked):
+    for record, groups in zip(records, groups_of_records):
         new, true = target(record.target_new.str), target(record.target_true.str)
         metrics: dict[str, Any] = {}
         for group, pairs in groups.items():
-            wanted = [_expected(record, group, *pair) for pair in pairs]
+            expectations = [_expected(record, group, *pair) for pair in pairs]
             metrics[f"{group}_prompts_probs"] = [
                 {"target_new": answers.scores[for_new, new].nll, "target_true": answers.scores[for_true, true].nll}
                 for for_new, for_true in pairs]
             metrics[f"{group}_prompts_correct"] = [
-                answers.scores[row, target(expected)].predicted == target(expected) for row, expected in wanted]
+                answers.scores[row, target(expected)].predicted == target(expected) for row, expected in expectations]
             if generated:
-                texts, targets = [answers.texts[row] for row, _ in wanted], [expected for _, expected in wanted]
+                texts, targets = [answers.texts[row] for row, _ in expectations], [expected for _, expected in expectations]
                 metrics |= generated_metrics(group, texts, targets)
                 if contains_length:
                     metrics[f"{group}_prompts_generated_contains"] = [
-                        expected.strip() in answers.long_texts[row] for row, expected in wanted]
+                        expected.strip() in answers.long_texts[row] for row, expected in expectations]
         results.append(metrics)
     return results
 
 
 def _groups(record: Record, pairing: Pairing) -> dict[str, list[tuple[str, str]]]:
-    """(prompt asked with target_new, prompt asked with target_true), by group."""
+    """{group: pairs of (prompt to score target_new behind, prompt to score target_true behind)}."""
     for_new, for_true = _prompts(record), _prompts(record.worded_for_true())
     if pairing == "legacy" and isinstance(record, VariantRecord):
         lists = {group: [*for_true[group], *for_new[group]] for group in for_new}
@@ -94,5 +97,5 @@ def _prompts(wording: Record | Variant) -> dict[str, Sequence[str]]:
 
 
 def _expected(record: Record, group: str, for_new: Ids, for_true: Ids) -> tuple[Ids, str]:
-    """Of a pair of prompts the one that should be followed by the expected target, and this target."""
+    """(the prompt of the pair that the expected target should follow, the expected target)."""
     return (for_true, record.target_true.str) if group == "neighborhood" else (for_new, record.target_new.str)

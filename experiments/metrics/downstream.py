@@ -29,7 +29,7 @@ from experiments.metrics.sharing import SharedPrefix
 
 @dataclass(frozen=True)
 class Form:
-    """How a task is put. Braces are the example's fields, and ``{answer}`` its answer."""
+    """The prompt format of a task. Braces are the example's fields, and ``{answer}`` its answer."""
 
     shot: str
     question: str
@@ -112,9 +112,9 @@ def downstream_metrics(
     Raises UserError for a question that is longer than the model's context.
     """
     form, started = FORMS[task], time.perf_counter()
-    turned = task == "rte" and not legacy_rte_labels  # GLUE's class 0 is entailment, the form's class 1 is "True"
-    classes = [1 - example.label if turned else example.label for example in (*shots, *tests)]
-    questions = ask_about(model, tok, task, list(zip(shots, classes)), list(zip(tests, classes[len(shots):])), gen_len)
+    flipped = task == "rte" and not legacy_rte_labels  # GLUE's class 0 is entailment, the form's class 1 is "True"
+    classes = [1 - example.label if flipped else example.label for example in (*shots, *tests)]
+    questions = make_questions(model, tok, task, list(zip(shots, classes)), list(zip(tests, classes[len(shots):])), gen_len)
     with evaluating(model):
         readings = read_answers(model, tok, questions, form.words, gen_len, progress)
     generated = [parse(form, reading.generated) for reading in readings]
@@ -123,15 +123,15 @@ def downstream_metrics(
     results = _results(true, generated, likeliest, len(form.words))
     results["shots"] = [min(q.shots for q in questions), max(q.shots for q in questions)]
     results["time"] = time.perf_counter() - started
-    outputs = [_output(form, *one) for one in zip(tests, questions, readings, generated, likeliest)]
+    outputs = [_output(form, *test) for test in zip(tests, questions, readings, generated, likeliest)]
     return results, outputs
 
 
-def ask_about(
+def make_questions(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, task: str,
     shots: Sequence[tuple[Example, int]], tests: Sequence[tuple[Example, int]], gen_len: int,
 ) -> list[Question]:
-    """The prompt of each test, both examples and tests with their classes.
+    """The question about each test. shots, tests: with their classes.
 
     Shots are put in, in their order, as long as their tokens (each with the BOS that a tokenizer adds) leave room for the
     question, ``gen_len`` tokens (or the longest answer's, if that has more) and the form's reserve in the model's context.
@@ -146,15 +146,15 @@ def ask_about(
         room = context - len(prompt_ids(tok, question)) - gen_len
         if room < 0:
             raise UserError(f"task {task}, test {number}: its question has {context - room - gen_len} tokens and can't be "
-                               f"answered with {gen_len} more within the model's context of {context}; leave the task out")
-        kept = 0
-        while kept < len(texts) and room - lengths[kept] >= form.reserve:
-            room -= lengths[kept]
-            kept += 1
+                            f"answered with {gen_len} more within the model's context of {context}; leave the task out")
+        n_shots = 0
+        while n_shots < len(texts) and room - lengths[n_shots] >= form.reserve:
+            room -= lengths[n_shots]
+            n_shots += 1
         # Joined, texts may have a token or two more than one by one.
-        while kept and len(prompt_ids(tok, "".join(texts[:kept]) + question)) + gen_len > context:
-            kept -= 1
-        questions.append(Question("".join(texts[:kept]) + question, kept, answer))
+        while n_shots and len(prompt_ids(tok, "".join(texts[:n_shots]) + question)) + gen_len > context:
+            n_shots -= 1
+        questions.append(Question("".join(texts[:n_shots]) + question, n_shots, answer))
     return questions
 
 
@@ -168,36 +168,37 @@ def read_answers(
     """
     prompts = [prompt_ids(tok, question.prompt) for question in questions]
     targets: dict[Ids, set[Ids]] = {prompt: set() for prompt in prompts}
-    places: list[list[tuple[Ids, Ids]]] = []
+    word_places: list[list[tuple[Ids, Ids]]] = []  # of each question: (row, target) of each word
     for question, prompt in zip(questions, prompts):
-        places.append([])
+        word_places.append([])
         for word in words:
             whole = prompt_ids(tok, f"{question.prompt} {word}")
-            place = whole[:len(prompt)], whole[len(prompt):]
-            if not place[1]:
+            row, target = whole[:len(prompt)], whole[len(prompt):]
+            if not target:
                 raise UserError(f"the tokenizer has no tokens for the answer {word!r} behind {question.prompt[-40:]!r}")
             check_length(model, whole, f"the prompt {question.prompt[-40:]!r} with the answer {word!r}")
             # Usually the prompt itself; another row where its last token merges with the word's space.
-            targets.setdefault(place[0], set()).add(place[1])
-            places[-1].append(place)
+            targets.setdefault(row, set()).add(target)
+            word_places[-1].append((row, target))
 
     continuations: dict[Ids, str] = {}
     nll: dict[tuple[Ids, Ids], float] = {}
-    asked = set(prompts)
+    prompt_set = set(prompts)
     ends = end_tokens(model, tok)
     for rows in _alike(questions, prompts, targets):
         shared = SharedPrefix(model, rows, pad_id(tok))
         for group in shared.batches():
-            here = [rows[i] for i in group]
-            prefix, logits = shared.read(here)
-            scores = score_targets(model, prefix, logits, here, targets, pad_id(tok))
+            batch = [rows[i] for i in group]
+            prefix, logits = shared.read(batch)
+            scores = score_targets(model, prefix, logits, batch, targets, pad_id(tok))
             nll.update((place, score.nll) for place, score in scores.items())
-            new = continue_rows(model, prefix, logits, lambda logits, alive, step: logits.argmax(-1),
-                                lambda row, ids: here[row] not in asked or len(ids) == gen_len or ids[-1] in ends)
-            continuations.update((row, _continuation(tok, row, ids)) for row, ids in zip(here, new))
-            progress(sum(row in asked for row in here))
-    return [Reading(continuations[prompt], tuple(math.exp(-nll[place]) for place in places[i]))
-            for i, prompt in enumerate(prompts)]
+            new = continue_rows(
+                model, prefix, logits, lambda logits, alive, step: logits.argmax(-1),
+                lambda row, ids, batch=batch: batch[row] not in prompt_set or len(ids) == gen_len or ids[-1] in ends)
+            continuations.update((row, _continuation(tok, row, ids)) for row, ids in zip(batch, new))
+            progress(sum(row in prompt_set for row in batch))
+    return [Reading(continuations[prompt], tuple(math.exp(-nll[place]) for place in places))
+            for prompt, places in zip(prompts, word_places)]
 
 
 def parse(form: Form, generated: str) -> int:
@@ -219,19 +220,19 @@ def choose(probs: tuple[float, ...]) -> int:
 
 
 def _continuation(tok: PreTrainedTokenizerBase, prompt: Ids, new: Sequence[int]) -> str:
-    """Decoded together with the prompt: alone, SentencePiece tokens lose the space before the first."""
+    """The text of the new tokens, decoded with the prompt: alone, SentencePiece tokens lose the space before the first."""
     def decode(ids):
         return tok.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return decode([*prompt, *new])[len(decode(prompt)):]
 
 
 def _alike(questions: Sequence[Question], prompts: Sequence[Ids], targets: Mapping[Ids, object]) -> list[list[Ids]]:
-    """All rows to read; those of prompts with equally many shots, which begin alike, together."""
+    """All rows to read, in groups: those of prompts with equally many shots, which begin alike, together."""
     groups: dict[int, dict[Ids, None]] = {}
     for question, prompt in zip(questions, prompts):
         groups.setdefault(question.shots, {})[prompt] = None
-    seen = set().union(*groups.values())
-    merged = [row for row in targets if row not in seen]
+    grouped = set().union(*groups.values())
+    merged = [row for row in targets if row not in grouped]
     return [list(rows) for rows in groups.values()] + ([merged] if merged else [])
 
 

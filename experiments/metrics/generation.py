@@ -44,7 +44,7 @@ def generation_metrics(
     seed: int = 0,
     top_k: int = TOP_K,
 ) -> list[dict[str, Any]]:
-    """For each record:
+    """Metrics of each record's sampled texts (fluency, consistency, essence drift):
 
     * ``text``: one sampled continuation of every generation prompt (with the prompt), of :data:`MAX_LENGTH` tokens.
     * ``ngram_entropy``: mean of :func:`ngram_entropy` over the texts, in bits.
@@ -53,20 +53,20 @@ def generation_metrics(
     * ``essence_score``: :func:`perplexities` of the snippets on the subject itself (``essence_text``); without such
       snippets both are left out.
 
-    Definitions: Meng et al. 2022, ROME (fluency, consistency, essence drift), as the evaluation of MEMIT computes them.
+    Definitions: Meng et al. 2022, ROME, as the evaluation of MEMIT computes them.
     Records without generation prompts get an empty result.
     """
     texts = sample(model, tok, [(r.case_id, r.generation_prompts) for r in records], seed, top_k)
     results: list[dict[str, Any]] = []
-    for record, said in zip(records, texts):
-        if not said:
+    for record, record_texts in zip(records, texts):
+        if not record_texts:
             results.append({})
             continue
         reference = snippets.samples(record.relation_id, record.target_new.id)
         metrics = {
-            "ngram_entropy": sum(map(ngram_entropy, said)) / len(said),
-            "reference_score": cosine(vectorizer, " ".join(said), " ".join(s.text for s in reference)),
-            "text": said,
+            "ngram_entropy": sum(map(ngram_entropy, record_texts)) / len(record_texts),
+            "reference_score": cosine(vectorizer, " ".join(record_texts), " ".join(s.text for s in reference)),
+            "text": record_texts,
         }
         essence = [s.text for s in reference if s.name == record.subject]
         if " ".join(essence).strip():
@@ -87,7 +87,7 @@ def sample(
     top_k: int = TOP_K,
     max_length: int = MAX_LENGTH,
 ) -> list[list[str]]:
-    """For each (case id, prompts) a text a prompt: ``max_length`` tokens with the prompt's, drawn from the ``top_k`` likeliest.
+    """For each (case id, prompts) one sampled text a prompt, of ``max_length`` tokens with the prompt's, by top-k sampling.
 
     Seed and case id alone decide a case's random numbers, so its texts do not depend on which other cases run. As
     published, the end-of-text token does not end a text, and is left out of it.
@@ -104,15 +104,15 @@ def sample(
     order = sorted((i for i, row in enumerate(rows) if len(row) < max_length), key=lambda i: -len(rows[i]))
     group_size = max(1, token_budget(model, most=16384) // max_length)
 
-    def texts_of(group: list[int]) -> list[list[int]]:
+    def continuations(group: list[int]) -> list[list[int]]:
         prefix, logits = read(model, [rows[i] for i in group], pad_id(tok))
         uniform = torch.stack([draws[i] for i in group]).to(logits.device)
 
         def choose(logits, alive, step):
             likeliest, tokens = logits.softmax(-1).topk(top_k)
             below = (likeliest / likeliest.sum(-1, keepdim=True)).cumsum(-1)
-            place = (below < uniform[alive, step, None]).sum(-1, keepdim=True).clamp(max=top_k - 1)
-            return tokens.gather(-1, place)[:, 0]
+            drawn = (below < uniform[alive, step, None]).sum(-1, keepdim=True).clamp(max=top_k - 1)
+            return tokens.gather(-1, drawn)[:, 0]
 
         def finished(row, new):
             return len(rows[group[row]]) + len(new) >= max_length
@@ -122,13 +122,13 @@ def sample(
     groups = [order[start:start + group_size] for start in range(0, len(order), group_size)]
     with tqdm(total=len(order), desc="generate", unit="text", leave=False, disable=None) as bar:
 
-        def shown(group: list[int]) -> list[list[int]]:
-            found = texts_of(group)
+        def with_progress(group: list[int]) -> list[list[int]]:
+            new_tokens = continuations(group)
             bar.update(len(group))
-            return found
+            return new_tokens
 
-        for group, found in zip(groups, ranks.each(shown, groups)):
-            for i, new in zip(group, found):
+        for group, new_tokens in zip(groups, ranks.each(with_progress, groups)):
+            for i, new in zip(group, new_tokens):
                 ids[i] += new
     texts = iter([_clean(tok.decode(row, skip_special_tokens=True)) for row in ids])
     return [[next(texts) for _ in prompts] for _, prompts in cases]
@@ -137,8 +137,10 @@ def sample(
 def perplexities(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int = MAX_LENGTH
 ) -> list[float]:
-    """exp(-(1/N) sum log p) of the first N <= ``max_length`` tokens of each text. The sum has N - 1 terms, since nothing
-    predicts the first token; dividing by N is the published definition, and is kept. Above e^700 it is said as e^700."""
+    """The perplexity exp(-(1/N) sum log p) of the first N <= ``max_length`` tokens of each text, at most e^700.
+
+    The sum has N - 1 terms, since nothing predicts the first token; dividing by N is the published definition, and is kept.
+    """
     limit = min(max_length, longest_row(model) or max_length)
     rows = [prompt_ids(tok, text)[:limit] for text in texts]
     plan = Plan()
@@ -151,14 +153,14 @@ def perplexities(
 
 
 def ngram_entropy(text: str) -> float:
-    """(2/3 H_2 + 4/3 H_3) / 2, H_n the entropy in bits of the text's n-grams of words (nltk's tokens); high means varied."""
+    """The n-gram entropy (2/3 H_2 + 4/3 H_3) / 2, H_n that of the n-grams of words (nltk's), in bits; high means varied."""
     words = [word for sentence in _sentences.tokenize(text) for word in _words.tokenize(sentence)]
     return (2 / 3 * _entropy(words, 2) + 4 / 3 * _entropy(words, 3)) / 2
 
 
-def cosine(vectorizer: TfidfVectorizer, one: str, other: str) -> float:
+def cosine(vectorizer: TfidfVectorizer, text: str, other: str) -> float:
     """Cosine of two texts' tf-idf vectors; 0 if a text has no word of the vocabulary."""
-    a, b = vectorizer.transform([one, other])
+    a, b = vectorizer.transform([text, other])
     return float((a @ b.T).toarray()[0, 0])  # the vectorizer's rows have length 1
 
 

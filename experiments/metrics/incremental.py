@@ -32,8 +32,8 @@ class Prefix:
         index = torch.tensor(rows, device=self.mask.device)
         cache = DynamicCache()
         for number, layer in enumerate(self.cache.layers):
-            here = index.to(layer.keys.device)
-            cache.update(layer.keys[here], layer.values[here], number)
+            layer_index = index.to(layer.keys.device)
+            cache.update(layer.keys[layer_index], layer.values[layer_index], number)
         return Prefix(cache, self.mask[index], self.lengths[index])
 
 
@@ -70,18 +70,21 @@ def continue_rows(
     choose: Callable[[Float[Tensor, "alive vocabulary"], list[int], int], Int[Tensor, " alive"]],
     finished: Callable[[int, list[int]], bool],
 ) -> list[list[int]]:
-    """New tokens of each row: at every step ``choose(logits, row numbers, step)`` gives one to each row still running, until
-    ``finished(row, its new tokens)``. The prefix is used up."""
+    """The new tokens of each row, token by token from the cache; the prefix is used up.
+
+    logits: behind the prefix. choose: (logits, numbers of the rows still running, step) -> a token for each of them.
+    finished: (row, its new tokens) -> whether the row ends there.
+    """
     alive = list(range(len(logits)))
-    texts: list[list[int]] = [[] for _ in alive]
+    new_tokens: list[list[int]] = [[] for _ in alive]
     step = 0
     while True:
         chosen = choose(logits, alive, step)
         for row, token in zip(alive, chosen.tolist()):
-            texts[row].append(token)
-        running = [i for i, row in enumerate(alive) if not finished(row, texts[row])]
+            new_tokens[row].append(token)
+        running = [i for i, row in enumerate(alive) if not finished(row, new_tokens[row])]
         if not running:
-            return texts
+            return new_tokens
         if len(running) < len(alive):
             prefix, chosen = prefix.select(running), chosen[torch.tensor(running, device=chosen.device)]
             alive = [alive[i] for i in running]
@@ -116,9 +119,9 @@ def token_budget(model: PreTrainedModel, most: int | None = None) -> int:
     config, device = model.config.get_text_config(), input_device(model)
     total = total_bytes(device)
     # Keys and values of every block, and the widest activations of one.
-    values = (2 * config.num_hidden_layers + 16) * config.hidden_size
+    numbers_a_token = (2 * config.num_hidden_layers + 16) * config.hidden_size
     most = most or (2048 if device.type == "cpu" else 16384)
-    return max(128, min(most, total // 8 // (values * model.dtype.itemsize)))
+    return max(128, min(most, total // 8 // (numbers_a_token * model.dtype.itemsize)))
 
 
 def logit_rows(model: PreTrainedModel) -> int:

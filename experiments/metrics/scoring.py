@@ -34,7 +34,7 @@ _NATURAL_STOP = re.compile(rf"""\s*$|[ \t]*\n|[{_STOPS}]+["'”’»)\]]*(\s|$)"
 
 @dataclass(frozen=True)
 class Score:
-    """A target behind a prompt, every token after the true ones before it."""
+    """How likely a target is behind a prompt, every token after the true ones before it (teacher forcing)."""
 
     nll: float
     """Mean negative log-probability of the target's tokens, in nats."""
@@ -44,24 +44,28 @@ class Score:
 
 @dataclass
 class Plan:
-    """What to ask the model. Questions that are equal are asked once."""
+    """The targets to score and the prompts to continue, each once, however often it is asked for."""
 
     targets: dict[Ids, set[Ids]] = field(default_factory=dict)
     """prompt -> targets to score behind it."""
-    budgets: dict[Ids, int] = field(default_factory=dict)
+    target_lengths: dict[Ids, int] = field(default_factory=dict)
     """prompt -> length of the longest target that its continuation will be compared with."""
     length: int = 0
     """Tokens, with the prompt's, to which every prompt that is continued at all is continued besides."""
 
     def score(self, prompt: Ids, target: Ids) -> None:
+        """Score the target behind the prompt."""
         self.targets.setdefault(prompt, set()).add(target)
 
     def generate(self, prompt: Ids, target: Ids) -> None:
-        self.budgets[prompt] = max(self.budgets.get(prompt, 0), len(target))
+        """Continue the prompt greedily, far enough to compare with the target."""
+        self.target_lengths[prompt] = max(self.target_lengths.get(prompt, 0), len(target))
 
 
 @dataclass(frozen=True)
 class Answers:
+    """What the model makes of a :class:`Plan`."""
+
     scores: Mapping[tuple[Ids, Ids], Score]
     """By prompt and target."""
     texts: Mapping[Ids, str]
@@ -71,11 +75,11 @@ class Answers:
 
 
 def ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, plan: Plan) -> Answers:
-    """Everything in the plan, in batches of prompts of similar length.
+    """The answers to everything in the plan, in batches of prompts of similar length.
 
     Raises UserError for a prompt that is empty or, with its target, longer than the model's positions.
     """
-    prompts = sorted(plan.targets.keys() | plan.budgets.keys())
+    prompts = sorted(plan.targets.keys() | plan.target_lengths.keys())
     for prompt in prompts:
         longest = max(plan.targets.get(prompt, {()}), key=len)
         check_length(model, prompt and prompt + longest, f"the prompt {shortened(tok.decode(prompt))} with its target")
@@ -87,12 +91,12 @@ def ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, plan: Plan) -> Ans
         def answer(group: list[int]) -> tuple[dict[tuple[Ids, Ids], Score], list[tuple[Ids, str, str]]]:
             rows = [prompts[i] for i in group]
             prefix, logits = read(model, rows, pad_id(tok))
-            found = score_targets(model, prefix, logits, rows, plan.targets, pad_id(tok))
+            group_scores = score_targets(model, prefix, logits, rows, plan.targets, pad_id(tok))
             bar.update(len(rows))
-            return found, list(_generate(model, tok, prefix, logits, rows, plan))
+            return group_scores, list(_generate(model, tok, prefix, logits, rows, plan))
 
-        for found, continued in ranks.each(answer, batches(model, prompts)):
-            scores.update(found)
+        for group_scores, continued in ranks.each(answer, batches(model, prompts)):
+            scores.update(group_scores)
             for prompt, text, long_text in continued:
                 texts[prompt], long_texts[prompt] = text, long_text
     return Answers(scores, texts, long_texts)
@@ -109,9 +113,9 @@ def prompt_ids(tok: PreTrainedTokenizerBase, text: str) -> Ids:
 def compare(continuation: str, target: str) -> tuple[bool, bool]:
     """(exact, starts): whether a continuation is the target and then comes to a natural stop (end of the sentence, the line
     or the text), and whether it starts with the target as whole words."""
-    said, target = continuation.lstrip(), target.strip()
-    rest = said[len(target):]
-    starts = said.startswith(target) and not re.match(r"\w", rest)
+    text, target = continuation.lstrip(), target.strip()
+    rest = text[len(target):]
+    starts = text.startswith(target) and not re.match(r"\w", rest)
     ends_itself = target[-1:] in _STOPS and rest[:1].isspace()  # "Washington, D.C." needs no second full stop
     return starts and (ends_itself or bool(_NATURAL_STOP.match(rest))), starts
 
@@ -127,7 +131,7 @@ def generated_metrics(group: str, texts: Sequence[str], targets: Sequence[str]) 
 def score_targets(
     model: PreTrainedModel, prefix: Prefix, logits: Tensor, rows: Sequence[Ids], targets: Mapping[Ids, set[Ids]], pad: int
 ) -> dict[tuple[Ids, Ids], Score]:
-    """The scores of the targets of these rows, whose prefix (left as it is) and last logits are given."""
+    """{(row, target): score} of the targets behind these rows, from their prefix, which is left as it is, and last logits."""
     pairs = [(row, target) for row, prompt in enumerate(rows) for target in sorted(targets.get(prompt, ()))]
     if not pairs:
         return {}
@@ -141,27 +145,27 @@ def score_targets(
         width = len(pairs[longer[0]][1]) - 1
         size = max(1, logit_rows(model) // width)
         group, longer = longer[:size], longer[size:]
-        behind = [pairs[k][1] for k in group]
+        group_targets = [pairs[k][1] for k in group]
         tokens = torch.full((len(group), width), pad)
         mask = torch.zeros_like(tokens)
-        for i, target in enumerate(behind):
+        for i, target in enumerate(group_targets):
             tokens[i, : len(target) - 1] = torch.tensor(target[:-1])
             mask[i, : len(target) - 1] = 1
         device = prefix.mask.device
         out = extend(model, prefix.select([pairs[k][0] for k in group]), tokens.to(device), mask.to(device))
-        for k, nll, best, target in zip(group, *_at(out, behind), behind):
+        for k, nll, best, target in zip(group, *_at(out, group_targets), group_targets):
             sums[k] += sum(nll[: len(target) - 1])
             predicted[k] += tuple(best[: len(target) - 1])
     return {(rows[row], target): Score(sums[k] / len(target), predicted[k]) for k, (row, target) in enumerate(pairs)}
 
 
 def _at(logits: Tensor, targets: Sequence[Ids]) -> tuple[list[list[float]], list[list[int]]]:
-    """Of logits [rows, columns, vocabulary] behind all but the last token of a target a row: -log p of the next token, and
-    the arg max, at each column. Columns behind a shorter target mean nothing."""
-    wanted = torch.zeros(logits.shape[:2], dtype=torch.long)
+    """(-log p of the next token, arg max) at each column of logits [rows, columns, vocabulary], which stand behind all but the
+    last token of a target a row. Columns behind a shorter target mean nothing."""
+    next_tokens = torch.zeros(logits.shape[:2], dtype=torch.long)
     for i, target in enumerate(targets):
-        wanted[i, : len(target) - 1] = torch.tensor(target[1:])
-    nll = -logits.log_softmax(-1).gather(-1, wanted.to(logits.device)[..., None])[..., 0]
+        next_tokens[i, : len(target) - 1] = torch.tensor(target[1:])
+    nll = -logits.log_softmax(-1).gather(-1, next_tokens.to(logits.device)[..., None])[..., 0]
     return nll.tolist(), logits.argmax(-1).tolist()
 
 
@@ -169,12 +173,12 @@ def _generate(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, prefix: Prefix, logits: Tensor, rows: Sequence[Ids], plan: Plan
 ) -> list[tuple[Ids, str, str]]:
     """(prompt, text, long text) for each of these rows that the plan continues."""
-    asked = [i for i, prompt in enumerate(rows) if prompt in plan.budgets]
-    if not asked:
+    continued_rows = [i for i, prompt in enumerate(rows) if prompt in plan.target_lengths]
+    if not continued_rows:
         return []
-    if len(asked) < len(rows):
-        prefix, logits = prefix.select(asked), logits[torch.tensor(asked, device=logits.device)]
-    prompts = [rows[i] for i in asked]
+    if len(continued_rows) < len(rows):
+        prefix, logits = prefix.select(continued_rows), logits[torch.tensor(continued_rows, device=logits.device)]
+    prompts = [rows[i] for i in continued_rows]
     limit = longest_row(model) or float("inf")
     ends = end_tokens(model, tok)
     # A row's text ends where it has said enough; its long text, if one is asked for, goes on.
@@ -186,11 +190,11 @@ def _generate(
         return "\n" in text or text.rstrip("\"'”’»)]")[-1:] in tuple(_STOPS)
 
     def finished(row: int, ids: list[int]) -> bool:
-        budget, whole = plan.budgets[prompts[row]], len(prompts[row]) + len(ids)
-        full = len(ids) >= budget + EXTRA_TOKENS or whole >= limit
-        if full or ids[-1] in ends or (len(ids) > budget and stops(ids[-1])):
+        target_length, length = plan.target_lengths[prompts[row]], len(prompts[row]) + len(ids)
+        full = len(ids) >= target_length + EXTRA_TOKENS or length >= limit
+        if full or ids[-1] in ends or (len(ids) > target_length and stops(ids[-1])):
             lengths.setdefault(row, len(ids))
-        return row in lengths and whole >= min(plan.length, limit)
+        return row in lengths and length >= min(plan.length, limit)
 
     def decode(ids: Sequence[int]) -> str:
         return tok.decode(ids, skip_special_tokens=True)

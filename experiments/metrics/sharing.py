@@ -16,7 +16,7 @@ from editors.memory.routing import is_routed
 from experiments.metrics import incremental
 from experiments.metrics.incremental import extend, Prefix, token_budget
 
-WORTHWHILE = 8
+MIN_SHARED = 8
 """Tokens in common from which on an extra pass pays."""
 
 
@@ -26,7 +26,7 @@ class SharedPrefix:
     def __init__(self, model: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int):
         self._model, self._rows, self._pad = model, rows, pad_id
         shared = min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)  # at least a row's last token is its own
-        worthwhile = len(rows) > 1 and shared >= WORTHWHILE and not is_routed(model)
+        worthwhile = len(rows) > 1 and shared >= MIN_SHARED and not is_routed(model)
         self._start = shared if worthwhile else 0
         self._base = incremental.read(model, [rows[0][:self._start]], pad_id)[0] if self._start else None
 
@@ -44,10 +44,10 @@ class SharedPrefix:
             return incremental.read(self._model, rows, self._pad)
         prefix = self._base.select([0] * len(rows))
         device = prefix.mask.device
-        inner = [row[self._start:-1] for row in rows]
-        tokens = torch.full((len(rows), max(map(len, inner))), self._pad)
+        middles = [row[self._start:-1] for row in rows]
+        tokens = torch.full((len(rows), max(map(len, middles))), self._pad)
         mask = torch.zeros_like(tokens)
-        for i, row in enumerate(inner):
+        for i, row in enumerate(middles):
             tokens[i, :len(row)] = torch.tensor(row, dtype=torch.long)
             mask[i, :len(row)] = 1
         if tokens.shape[1]:
@@ -59,7 +59,7 @@ class SharedPrefix:
 
 
 def _padded_left(prefix: Prefix) -> Prefix:
-    """The same with each row's padding before its tokens: a row goes on where it ends, also for attention to the nearest
+    """The prefix with each row's padding before its tokens: a row goes on where it ends, also for attention to the nearest
     columns only. Keys know their positions, or the mask tells them, so that columns can move."""
     order = prefix.mask.argsort(dim=1, stable=True)
     cache = DynamicCache()

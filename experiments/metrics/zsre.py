@@ -15,7 +15,7 @@ from experiments.metrics.scoring import Answers, ask, generated_metrics, Ids, Pl
 
 
 def zsre_metrics(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> list[dict[str, Any]]:
-    """For each record, for the groups ``rewrite``, ``paraphrase`` and ``neighborhood``:
+    """zsRE's metrics of each record: for the groups ``rewrite``, ``paraphrase`` and ``neighborhood``:
 
     * ``<group>_prompts_correct``: one bool a token of the answer, the prompts of a group one after another. For token i the
       model reads the prompt and the answer's tokens before i *as text*, and its most probable next token is compared with
@@ -27,20 +27,20 @@ def zsre_metrics(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: 
     """
     prompt = cache(lambda text: prompt_ids(tok, text))
     first = cache(lambda text: encode_target(tok, text)[0])
-    questions = [_questions(tok, record) for record in records]
+    groups_of_records = [_questions(tok, record) for record in records]
     plan = Plan()
-    for groups in questions:
-        for asked in groups.values():
-            for steps, answer in asked:
-                for row, target, _ in _places(steps, prompt, first):
+    for groups in groups_of_records:
+        for questions in groups.values():
+            for steps, answer in questions:
+                for row, target, _ in _positions(steps, prompt, first):
                     plan.score(row, target)
                 plan.generate(prompt(steps[0][0]), tuple(encode_target(tok, answer)))
     answers = ask(model, tok, plan)
     results: list[dict[str, Any]] = []
-    for groups in questions:
+    for groups in groups_of_records:
         results.append({})
-        for group, asked in groups.items():
-            results[-1] |= _group(group, asked, answers, prompt, first)
+        for group, questions in groups.items():
+            results[-1] |= _group_metrics(group, questions, answers, prompt, first)
     return results
 
 
@@ -49,7 +49,7 @@ Steps = list[tuple[str, str]]
 
 
 def _questions(tok: PreTrainedTokenizerBase, record: Record) -> dict[str, list[tuple[Steps, str]]]:
-    """The steps and the whole answer of each question, by group."""
+    """{group: (steps, whole answer) of each of its questions}."""
     answer = " " + record.target_new.str
     ids = encode_target(tok, answer)
     decoded = [tok.decode(ids[:i], clean_up_tokenization_spaces=False) for i in range(len(ids))]
@@ -66,24 +66,23 @@ def _questions(tok: PreTrainedTokenizerBase, record: Record) -> dict[str, list[t
     }
 
 
-def _places(steps: Steps, prompt, first) -> Iterable[tuple[Ids, Ids, int]]:
-    """For each step (row, target, position): the model's choice there is the arg max at that position of the target behind
-    the row.
+def _positions(steps: Steps, prompt, first) -> Iterable[tuple[Ids, Ids, int]]:
+    """(row, target, position) of each step: its choice is the arg max at that position of the target behind the row.
 
     A step whose text tokenises to the first text's tokens followed by the tokens expected so far is a position in one
     shared pass. Where it doesn't (half of a character decodes to U+FFFD), the step is a row of its own.
     """
     row = prompt(steps[0][0])
-    wanted = tuple(first(token) for _, token in steps)
+    expected = tuple(first(token) for _, token in steps)
     for i, (text, _) in enumerate(steps):
-        if prompt(text) == row + wanted[:i]:
-            yield row, wanted, i
+        if prompt(text) == row + expected[:i]:
+            yield row, expected, i
         else:
-            yield prompt(text), wanted[i:i + 1], 0
+            yield prompt(text), expected[i:i + 1], 0
 
 
-def _group(group: str, asked: list[tuple[Steps, str]], answers: Answers, prompt, first) -> dict[str, list]:
+def _group_metrics(group: str, questions: list[tuple[Steps, str]], answers: Answers, prompt, first) -> dict[str, list]:
     correct = [answers.scores[row, target].predicted[position] == target[position]
-               for steps, _ in asked for row, target, position in _places(steps, prompt, first)]
-    texts = [answers.texts[prompt(steps[0][0])] for steps, _ in asked]
-    return {f"{group}_prompts_correct": correct, **generated_metrics(group, texts, [answer for _, answer in asked])}
+               for steps, _ in questions for row, target, position in _positions(steps, prompt, first)]
+    texts = [answers.texts[prompt(steps[0][0])] for steps, _ in questions]
+    return {f"{group}_prompts_correct": correct, **generated_metrics(group, texts, [answer for _, answer in questions])}

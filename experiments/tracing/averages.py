@@ -16,13 +16,14 @@ from experiments.tracing.scores import KINDS, SEVERED
 
 CLASSES = ("first subject token", "middle subject tokens", "last subject token", "first subsequent token", "further tokens",
            "last token")
-"""Each token from the subject on is of one; where two names fit, the later one counts, but what is of the subject stays so."""
+"""Each token from the subject on is of one; where two fit, the later counts, but tokens of the subject stay the subject's."""
 LAST_SUBJECT = CLASSES.index("last subject token")
 CONFIDENCE = 1.96
 """Standard errors on either side of a mean: 95 %."""
-MOST_LAYERS = 5
+MAX_LAYERS = 5
+"""Blocks of a proposed range, at most."""
 SHARE = 0.5
-"""Of the peak: what a block must reach to be edited together with it."""
+"""Of the peak's effect: what a block must reach to be edited together with it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class FactScores:
 
 
 def token_classes(subject: tuple[int, int], tokens: int) -> list[list[int]]:
-    """Positions of each of CLASSES; some may be empty."""
+    """The positions of each of CLASSES; some may be empty.
+
+    subject: its first token and the one behind its last. tokens: of the prompt.
+    """
     start, end = subject
     after = list(range(end, tokens))
     first = [start] if end - start > 1 else []
@@ -45,7 +49,7 @@ def token_classes(subject: tuple[int, int], tokens: int) -> list[list[int]]:
 
 
 def averages(facts: Sequence[FactScores]) -> dict[str, Any]:
-    """Mean and half-width of the 95 % band, over facts, of the total effect (high - low) and the indirect ones (score - low).
+    """The total effect (high - low) and the indirect effects (score - low) in the average over facts, with their 95 % bands.
 
     {"facts", "high", "low", "total_effect": {"mean", "band"}, "classes", "facts_of_class", "indirect_effect": {kind: {"mean",
     "band"}}}, the last two classes x layers, with None for a class that has no token. A class's effect in a fact is the mean
@@ -63,9 +67,9 @@ def averages(facts: Sequence[FactScores]) -> dict[str, Any]:
         by_class: list[list[np.ndarray]] = [[] for _ in CLASSES]
         for fact in facts:
             scores = fact.scores[kind]
-            for effects, places in zip(by_class, token_classes(fact.subject, len(scores))):
-                if places and not np.isnan(scores[places]).any():
-                    effects.append((scores[places] - fact.low).mean(0))
+            for effects, positions in zip(by_class, token_classes(fact.subject, len(scores))):
+                if positions and not np.isnan(scores[positions]).any():
+                    effects.append((scores[positions] - fact.low).mean(0))
         result["facts_of_class"] = result["facts_of_class"] or [len(effects) for effects in by_class]
         means = [_mean(np.array(effects)) if effects else {"mean": None, "band": None} for effects in by_class]
         result["indirect_effect"][kind] = {part: [mean[part] for mean in means] for part in ("mean", "band")}
@@ -73,10 +77,11 @@ def averages(facts: Sequence[FactScores]) -> dict[str, Any]:
 
 
 def proposal(average: Mapping[str, Any]) -> dict[str, Any]:
-    """{"peak": block whose MLP has the largest average indirect effect at the subject's last token, "range": blocks around it}.
+    """The layers to edit: {"peak": block, "range": blocks}.
 
-    range: the peak and up to four consecutive neighbours, the stronger side first, that reach half of its effect: where MEMIT
-    spreads its change. Raises UserError where MLPs have no effect to go by.
+    peak: the block whose MLP has the largest average indirect effect at the subject's last token. range: the peak and up to
+    four consecutive neighbours, the stronger side first, that reach half of its effect: where MEMIT spreads its change.
+    Raises UserError where MLPs have no effect to go by.
     """
     curve = average["indirect_effect"].get("mlp", {"mean": [None] * len(CLASSES)})["mean"][LAST_SUBJECT]
     if curve is None:
@@ -84,9 +89,9 @@ def proposal(average: Mapping[str, Any]) -> dict[str, Any]:
     peak = int(np.argmax(curve))
     if not curve[peak] > 0:
         raise UserError("restoring the MLP at the subject's last token brings no fact back in any layer: "
-                           "name the layers to edit in a hyper-parameter file")
+                        "name the layers to edit in a hyper-parameter file")
     first = last = peak
-    while last - first + 1 < MOST_LAYERS:
+    while last - first + 1 < MAX_LAYERS:
         neighbours = [layer for layer in (first - 1, last + 1) if 0 <= layer < len(curve)]
         best = max(neighbours, key=lambda layer: curve[layer], default=None)
         if best is None or curve[best] < SHARE * curve[peak]:

@@ -35,7 +35,7 @@ def load_facts(name: str, data_dir: str | Path | None = None, limit: int | None 
 
 
 def facts_of(records: Iterable[Record], source: str) -> list[KnownFact]:
-    """What the records say before they are edited. Raises UserError for records without a true answer (zsRE's)."""
+    """The true facts of the records, before any edit. Raises UserError for records without a true answer (zsRE's)."""
     facts = []
     for record in records:
         if record.target_true is None or record.schema != "counterfact":

@@ -39,7 +39,7 @@ class Noise:
     kind: str
     """"gaussian", "uniform" or "student"."""
     scale: float = 1.0
-    """Standard deviation of gaussian, bound of uniform; of the other two forms, 1."""
+    """Standard deviation of gaussian, bound of uniform; 1 where mean and covariance are given."""
     mean: Float[Tensor, " d_model"] | None = None
     root: Float[Tensor, "d_model d_model"] | None = None
     """Symmetric square root of the covariance."""
@@ -49,7 +49,7 @@ class Noise:
     seed: int = 1
 
     def draw(self, length: int, d_model: int) -> Float[Tensor, "samples length d_model"]:
-        """float64, on the CPU."""
+        """The noise for a subject of ``length`` tokens; float64, on the CPU."""
         random = np.random.RandomState(self.seed)
         shape = (self.samples, length, d_model)
         drawn = torch.from_numpy(random.uniform(-1, 1, shape) if self.kind == "uniform" else random.randn(*shape))
@@ -100,7 +100,7 @@ def calibrate(
 
 
 def embedding_std(model: nn.Module, tok, subjects: Sequence[str]) -> float:
-    """Standard deviation of all components of the embeddings of all tokens of these subjects, repetitions counted."""
+    """The standard deviation of all components of the embeddings of all tokens of these subjects, repetitions counted."""
     rows, counts = _embeddings(model, (ids for ids, _ in tokenize(tok, list(subjects), add_special_tokens=False)))
     size = float(counts.sum()) * rows.shape[1]
     mean = float((counts @ rows).sum() / size)
@@ -120,10 +120,10 @@ def embedding_moments(
 
 def _embeddings(model: nn.Module, texts: Iterable[Sequence[int]]) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, " n"]]:
     """(embeddings of the different tokens, how often each comes), float64, on the CPU."""
-    counted = Counter(token for ids in texts for token in ids)
-    if not counted:
+    counts = Counter(token for ids in texts for token in ids)
+    if not counts:
         raise UserError("no tokens to measure embeddings of")
     embed = model.get_input_embeddings()
     with torch.no_grad():
-        rows = embed(torch.tensor([list(counted)], device=embed.weight.device))[0].double().cpu()
-    return rows, torch.tensor(list(counted.values()), dtype=torch.float64)
+        rows = embed(torch.tensor([list(counts)], device=embed.weight.device))[0].double().cpu()
+    return rows, torch.tensor(list(counts.values()), dtype=torch.float64)

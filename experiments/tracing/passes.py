@@ -27,12 +27,12 @@ from experiments.tracing.noise import Noise
 from experiments.tracing.prompts import TracePrompt
 
 Site = Literal["block", "down_proj", "attn_out"]
-"""Whose output is restored. Of MLP and attention it is that of the last linear map, before anything that the module adds."""
+"""The module whose output is restored: of MLP and attention the last linear map, before anything that the module adds."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Restores the outputs of ``site`` in the blocks ``low`` to ``high`` - 1 at one token of one prompt."""
+    """A restoration: of the outputs of ``site`` in the blocks ``low`` to ``high`` - 1 at one token of one prompt."""
 
     prompt: int
     token: int
@@ -51,7 +51,8 @@ class Cell:
 class Passes:
     """Clean and corrupted runs of some prompts, in one batch; what later runs need of them is kept.
 
-    Rows of a prompt: one clean, then one for each sample of the noise.
+    Rows of a prompt: one clean, then one for each sample of the noise. replace: noise replaces the embeddings instead of
+    being added.
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class Passes:
         p = self.probabilities(last[torch.arange(len(last), device=last.device), ends]).unflatten(0, (-1, self.rows))
         self.answers = p[:, 0].argmax(1)
         """The token that the clean run says next."""
-        answered = p.gather(2, self.answers[:, None, None].expand(-1, self.rows, 1))[:, :, 0].cpu()
-        self.high, self.low = answered[:, 0], answered[:, 1:].mean(1)
+        answer_p = p.gather(2, self.answers[:, None, None].expand(-1, self.rows, 1))[:, :, 0].cpu()
+        self.high, self.low = answer_p[:, 0], answer_p[:, 1:].mean(1)
         """The answer's probability, in the clean run and in the mean over the corrupted ones."""
 
     @property
@@ -81,7 +82,7 @@ class Passes:
         return "position_ids" in inspect.signature(self.decoder.stack.forward).parameters
 
     def probabilities(self, normed: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows vocabulary"]:
-        """float32 at least."""
+        """The next token's probabilities, in float32 at least, from the decoder's output."""
         logits = self.decoder.logits(normed)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
 
@@ -129,13 +130,13 @@ class Continuation(Replay):
         self.blocks = [decoder.block(layer) for layer in range(decoder.sites.layers)]
         self._takes_positions, self._companions = passes.takes_positions, passes.companions
 
-        each = [cell for cell in cells for _ in range(samples)]
-        ids = [passes.prompts[cell.prompt].ids for cell in each]
-        batch = pad_batch(ids, decoder.pad_id, decoder.device, align=[cell.token for cell in each])
+        cell_of_row = [cell for cell in cells for _ in range(samples)]
+        ids = [passes.prompts[cell.prompt].ids for cell in cell_of_row]
+        batch = pad_batch(ids, decoder.pad_id, decoder.device, align=[cell.token for cell in cell_of_row])
         self.ids, self.mask, self.positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
         self.lookup = max(cell.token for cell in cells)
-        self._rows = torch.tensor([cell.prompt * passes.rows + 1 + i % samples for i, cell in enumerate(each)])
-        tokens = torch.tensor([cell.token for cell in each])[:, None]
+        self._rows = torch.tensor([cell.prompt * passes.rows + 1 + i % samples for i, cell in enumerate(cell_of_row)])
+        tokens = torch.tensor([cell.token for cell in cell_of_row])[:, None]
         self._columns = tokens + torch.arange(self.columns)
         self.cache = self._prefixes(tokens) if self.lookup else None
         self.hidden = None
@@ -150,9 +151,9 @@ class Continuation(Replay):
         with ExitStack() as stack:
             stack.enter_context(hooked(self._hooks()))
             if self.columns > 1:  # then nothing else of the last block is read, nor is anything restored there
-                places = torch.arange(1, len(self._rows) + 1) * self.columns - 1
+                last_columns = torch.arange(1, len(self._rows) + 1) * self.columns - 1
                 for site in ("attn_out", "mlp"):
-                    stack.enter_context(only_at(self.decoder.module(site, last), places))
+                    stack.enter_context(only_at(self.decoder.module(site, last), last_columns))
             return self()[:, -1]
 
     def _corrupted(self, x: Float[Tensor, "runs tokens d_model"]) -> Float[Tensor, "rows columns d_model"]:

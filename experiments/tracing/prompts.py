@@ -26,26 +26,26 @@ class TracePrompt:
 
 
 def trace_prompts(tok, facts: Sequence[KnownFact], positions: int | None) -> list[TracePrompt]:
-    """The facts, tokenised; ``positions``: how many tokens the model takes (None: any number).
+    """The facts' prompts, tokenised, with the place of the subject. positions: tokens that the model takes (None: any number).
 
     A token belongs to the subject if it holds one of the characters of its first appearance in the prompt. Raises UserError
     naming the fact for a subject that no token covers, an attribute without tokens, or a prompt that is too long.
     """
     prompts = []
     for fact, (ids, offsets) in zip(facts, tokenize(tok, [fact.prompt for fact in facts])):
-        where = f"known fact {fact.known_id}"
-        first = fact.prompt.index(fact.subject)
-        last = first + len(fact.subject)
-        inside = [i for i, (begin, end) in enumerate(offsets) if max(begin, first) < min(end, last)]
-        if not inside:
-            raise UserError(f"{where}: no token of {fact.prompt!r} covers the subject {fact.subject!r}")
+        name = f"known fact {fact.known_id}"
+        start = fact.prompt.index(fact.subject)
+        end = start + len(fact.subject)
+        subject_tokens = [i for i, (first, last) in enumerate(offsets) if max(first, start) < min(last, end)]
+        if not subject_tokens:
+            raise UserError(f"{name}: no token of {fact.prompt!r} covers the subject {fact.subject!r}")
         if positions is not None and len(ids) > positions:
-            raise UserError(f"{where}: its prompt takes {len(ids)} tokens, but the model has {positions} positions")
+            raise UserError(f"{name}: its prompt takes {len(ids)} tokens, but the model has {positions} positions")
         if not fact.attribute.strip():
-            raise UserError(f"{where}: its attribute is empty")
+            raise UserError(f"{name}: its attribute is empty")
         try:
             expected = encode_target(tok, " " + fact.attribute.strip())[0]
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-        prompts.append(TracePrompt(fact, ids, inside[0], inside[-1] + 1, expected))
+            raise UserError(f"{name}: {error}") from None
+        prompts.append(TracePrompt(fact, ids, subject_tokens[0], subject_tokens[-1] + 1, expected))
     return prompts

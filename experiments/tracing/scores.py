@@ -25,25 +25,25 @@ SEVERED: Mapping[str, Site] = {"no_mlp": "down_proj", "no_attn": "attn_out"}
 """{kind: whose outputs stay corrupted}: hidden states at the subject's last token, restored without what the MLPs, or the
 attentions, of later blocks would make of them there."""
 PUBLISHED_WINDOW = 10
-AT_ONCE = 64
+MAX_PROMPTS = 64
 """Prompts whose runs are kept together, at most."""
 TOKENS = {"cpu": 2048}
-"""Tokens in a pass, about; elsewhere 32,768."""
+"""Device -> tokens in a pass, about; on others 32,768."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """What the model does with a prompt."""
+    """The trace of a prompt: the model's answer, and its probability in the clean, the corrupted and the restored runs."""
 
     prompt: TracePrompt
     answer: int
     """The token that it says next, and whose probability all scores are."""
     high: float
-    """Of the unchanged run."""
+    """The answer's probability in the clean run."""
     low: float
-    """Of the corrupted run, in the mean over the samples."""
+    """The same in the corrupted run, in the mean over the samples."""
     scores: Mapping[str, Float[np.ndarray, "tokens layers"]]
-    """By kind: of the corrupted run with the cell restored. Empty where the model does not know the fact."""
+    """By kind: the same in the corrupted run with the cell restored. Empty where the model does not know the fact."""
 
     @property
     def correct(self) -> bool:
@@ -73,21 +73,21 @@ def trace(
     """
     with decoder.evaluating(), torch.no_grad():
         passes = Passes(decoder, prompts, noise, replace_embedding)
-        found = [Traced(prompt, int(passes.answers[i]), float(passes.high[i]), float(passes.low[i]), {})
-                 for i, prompt in enumerate(prompts)]
-        wanted = [i for i, traced in enumerate(found) if traced.correct or not known_only]
-        scores = _scores(passes, wanted, kinds, size or default_window(decoder.sites.layers), subject_last)
-    return [replace(traced, scores=scores.get(i, {})) for i, traced in enumerate(found)]
+        traces = [Traced(prompt, int(passes.answers[i]), float(passes.high[i]), float(passes.low[i]), {})
+                  for i, prompt in enumerate(prompts)]
+        chosen = [i for i, traced in enumerate(traces) if traced.correct or not known_only]
+        scores = _scores(passes, chosen, kinds, size or default_window(decoder.sites.layers), subject_last)
+    return [replace(traced, scores=scores.get(i, {})) for i, traced in enumerate(traces)]
 
 
 def blocks(prompts: Sequence[TracePrompt], decoder: Decoder, samples: int) -> Iterator[list[TracePrompt]]:
-    """Consecutive prompts whose runs fit into a sixteenth of the memory: some 6 numbers a block, token and channel."""
+    """The prompts in consecutive groups whose runs fit into a sixteenth of the memory: 6 numbers a block, token and channel."""
     budget, sites, itemsize = total_bytes(decoder.device) / 16, decoder.sites, decoder.model.dtype.itemsize
     block: list[TracePrompt] = []
     for prompt in prompts:
         longest = max(len(p.ids) for p in (*block, prompt))
         cost = (len(block) + 1) * (samples + 1) * longest * 6 * sites.layers * sites.d_model * itemsize
-        if block and (cost > budget or len(block) == AT_ONCE):
+        if block and (cost > budget or len(block) == MAX_PROMPTS):
             yield block
             block = []
         block.append(prompt)
@@ -96,40 +96,42 @@ def blocks(prompts: Sequence[TracePrompt], decoder: Decoder, samples: int) -> It
 
 
 def _scores(
-    passes: Passes, wanted: Sequence[int], kinds: Sequence[str], size: int, subject_last: bool
+    passes: Passes, chosen: Sequence[int], kinds: Sequence[str], size: int, subject_last: bool
 ) -> dict[int, dict[str, Float[np.ndarray, "tokens layers"]]]:
+    """{number of a chosen prompt: {kind: scores}}."""
     layers = passes.decoder.sites.layers
-    scores, cells = {}, {}
-    for i in wanted:
+    scores: dict[int, dict[str, np.ndarray]] = {}
+    cells: dict[Cell, list[tuple[str, int]]] = {}  # where the score of each cell goes: (kind, layer)
+    for i in chosen:
         prompt, low, high = passes.prompts[i], float(passes.low[i]), float(passes.high[i])
         last, scores[i] = len(prompt.ids) - 1, {}
         for kind in kinds:
             single = subject_last or kind in SEVERED
             tokens = [prompt.end - 1] if single else range(prompt.start, len(prompt.ids))
             # Tokens before the subject are as in the clean run, and behind the last block nothing is but what it puts out.
-            found = scores[i][kind] = np.full((len(prompt.ids), layers), math.nan if single else low)
+            table = scores[i][kind] = np.full((len(prompt.ids), layers), math.nan if single else low)
             of_state = KINDS.get(kind, "block") == "block"
             for token in tokens:
                 for layer in range(layers):
                     if of_state and layer == layers - 1:
-                        found[token, layer] = high if token == last else low
+                        table[token, layer] = high if token == last else low
                         continue
                     first, end = (layer, layer + 1) if of_state else window(layer, size, layers)
                     cell = Cell(i, token, KINDS.get(kind, "block"), first, end, SEVERED.get(kind))
                     cells.setdefault(cell, []).append((kind, layer))
     for batch in _batches(passes, list(cells)):
-        found = passes.score(batch)
-        if not torch.isfinite(found).all():
+        probabilities = passes.score(batch)
+        if not torch.isfinite(probabilities).all():
             raise UserError("the model's probabilities are not finite under noise: load it in a wider dtype, or use "
-                               "weaker noise")
-        for cell, score in zip(batch, found.tolist()):
+                            "weaker noise")
+        for cell, score in zip(batch, probabilities.tolist()):
             for kind, layer in cells[cell]:  # windows that the ends cut to the same blocks are one
                 scores[cell.prompt][kind][cell.token, layer] = score
     return scores
 
 
 def _batches(passes: Passes, cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    """Cells that start at the same block with as many tokens left, together."""
+    """The cells in batches: those that start at the same block with as many tokens left, together."""
     groups = defaultdict(list)
     for cell in cells:
         groups[cell.start, len(passes.prompts[cell.prompt].ids) - cell.token].append(cell)

@@ -43,7 +43,7 @@ def load_editable(
     if name == "world":
         from data.world import models
 
-        source, local, name = str(models.path(settings.get("kind") or models.OF[experiment], data_dir)), True, "world"
+        source, local, name = str(models.path(settings.get("kind") or models.KIND_OF[experiment], data_dir)), True, "world"
     else:
         source, local = source_of(name)
     cls = BertClassifier if class_name == "BertClassifier" else getattr(transformers, class_name, None)

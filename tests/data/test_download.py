@@ -38,14 +38,14 @@ def site(monkeypatch):
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
-            site.ranges.append(asked)
+            range_header, condition = self.headers.get("Range"), self.headers.get("If-Range")
+            site.ranges.append(range_header)
             site.conditions.append(condition)
             if site.status:
                 return self.send_error(site.status)
             start = 0
-            if asked and not site.ignore_ranges and condition in (None, site.etag):
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if range_header and not site.ignore_ranges and condition in (None, site.etag):
+                start = int(range_header.removeprefix("bytes=").removesuffix("-"))
                 if start >= len(site.body):
                     self.send_response(416)
                     self.send_header("Content-Range", f"bytes */{len(site.body)}")
@@ -215,8 +215,8 @@ def test_a_folder_that_cannot_be_made(site, tmp_path):
 
 def test_several_that_want_one_file_do_not_mix_it_up(site, target):
     with ThreadPoolExecutor(4) as pool:  # the lock is that of an open file: it keeps threads apart as it does processes
-        for done in [pool.submit(download.download, site.url, target, SUM) for _ in range(4)]:
-            done.result(timeout=30)
+        for future in [pool.submit(download.download, site.url, target, SUM) for _ in range(4)]:
+            future.result(timeout=30)
     assert target.read_bytes() == BODY and len(site.ranges) == 1 and left(target) == ["file.json"]
 
 

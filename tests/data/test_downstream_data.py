@@ -86,12 +86,13 @@ def test_published_files_follow_from_their_sources(realdata):
     order = balanced([1] * 279 + [0] * 129, [1, 0])
     assert [smaller[i - 279] for i in order[1::2]] == mrpc[1::2] and mrpc[:4] == [1796, 3142, 1423, 54]
 
-    known = {row["sentence"]: row["idx"] for row in published(realdata, "sst")}
+    idx_of_sentence = {row["sentence"]: row["idx"] for row in published(realdata, "sst")}
     labels = glue_labels("sst")
     order = from_the_end(labels, list(dict.fromkeys(reversed(labels))))
     sentiment = published(realdata, "sentiment_analysis")
     assert [labels[i] for i in order] == [int(row["label"]) for row in sentiment]
-    assert all(known.get(row["sentence"], i) == i for row, i in zip(sentiment, order, strict=True)) and len(known) > 850
+    assert all(idx_of_sentence.get(row["sentence"], i) == i for row, i in zip(sentiment, order, strict=True))
+    assert len(idx_of_sentence) > 850
 
     dialogue = [row["answers"] for row in published(realdata, "dialogue")]
     places = from_the_end(sorted(dialogue), "BACD")
@@ -196,11 +197,11 @@ def test_offline_says_where_to_put_a_file(tmp_path, monkeypatch):
 def test_what_the_hub_gives_is_kept(tmp_path, monkeypatch, caplog):
     import datasets
     source = [{"sentence": f"s{i} ", "label": label, "idx": i} for i, label in enumerate(glue_labels("sst"))]
-    asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: asked.append((*args, options["split"])) or source)
+    loaded = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: loaded.append((*args, options["split"])) or source)
     first = load("sst", data_dir=tmp_path)
-    assert asked == [("nyu-mll/glue", "sst2", "validation")] and first[0].id == "427" and not caplog.records
-    assert load("sst", data_dir=tmp_path) == first and len(asked) == 1
+    assert loaded == [("nyu-mll/glue", "sst2", "validation")] and first[0].id == "427" and not caplog.records
+    assert load("sst", data_dir=tmp_path) == first and len(loaded) == 1
 
     shutil.rmtree(tmp_path / "downstream")
     del source[500:]
@@ -238,6 +239,6 @@ def test_exercises_are_true_of_the_world():
 
 
 def test_fingerprint_is_of_the_content():
-    one, other = load("sst", "world"), load("cola", "world")
-    assert downstream.fingerprint(one) == downstream.fingerprint(load("sst", "world")) != downstream.fingerprint(other)
-    assert downstream.fingerprint(one) != downstream.fingerprint(one[::-1])
+    sst, cola = load("sst", "world"), load("cola", "world")
+    assert downstream.fingerprint(sst) == downstream.fingerprint(load("sst", "world")) != downstream.fingerprint(cola)
+    assert downstream.fingerprint(sst) != downstream.fingerprint(sst[::-1])

@@ -9,9 +9,9 @@ import pytest
 from common.errors import UserError
 from data import episodes
 from data.episodes import claims, export, locality, neighbours, opinions, qa
-from data.episodes.options import Options
+from data.episodes.options import DataOptions
 from data.episodes.rephrase import questions_like
-from data.episodes.sampler import MendSampler, SeracSampler
+from data.episodes.sampler import MendSampler, Pool, SeracSampler
 from data.episodes.splits import by_subject
 from data.world import world
 
@@ -31,12 +31,12 @@ def kilt(**changes):
 # ---- samplers
 
 def test_mends_batches_are_the_published_ones():
-    sampler = MendSampler(10, 1, 2)
+    sampler = MendSampler(Pool(10), 1, 2)
     assert [(sampler[i].edits, sampler[i].local) for i in range(3)] == [((4,), (5, 6)), ((6,), (9, 7)), ((2,), (6, 5))]
 
 
 def test_seracs_batches_are_the_published_ones():
-    sampler = SeracSampler(10, 3, 3)
+    sampler = SeracSampler(Pool(10), 3, 3)
     draws = [sampler[i] for i in range(2)]
     assert [sorted(draw.edits) for draw in draws] == [[2, 4, 6], [3, 5, 7]]
     assert [draw.local for draw in draws] == [(5, 7, 9), (8, 6, 4)]
@@ -45,15 +45,15 @@ def test_seracs_batches_are_the_published_ones():
 
 @pytest.mark.parametrize("kind", [MendSampler, SeracSampler])
 def test_a_batch_depends_on_its_number_alone(kind):
-    ahead, back = kind(17, 4, 3, seed=5), kind(17, 4, 3, seed=5)
+    ahead, back = kind(Pool(17), 4, 3, seed=5), kind(Pool(17), 4, 3, seed=5)
     assert back[9] == [ahead[i] for i in range(10)][9]
     assert back[2] == ahead[2] and back[9] == ahead[9]
-    assert kind(17, 4, 3, seed=6)[0] != ahead[0]
+    assert kind(Pool(17), 4, 3, seed=6)[0] != ahead[0]
 
 
 @pytest.mark.parametrize("kind", [MendSampler, SeracSampler])
 def test_a_pass_edits_every_row_once_and_never_beside_itself(kind):
-    sampler = kind(12, 3, 4, seed=1)
+    sampler = kind(Pool(12), 3, 4, seed=1)
     draws = [sampler[i] for i in range(2 * len(sampler))]
     for epoch in (0, 1):
         assert sorted(row for draw in draws if draw.epoch == epoch for row in draw.edits) == list(range(12))
@@ -61,13 +61,13 @@ def test_a_pass_edits_every_row_once_and_never_beside_itself(kind):
 
 
 def test_local_examples_of_another_source_are_all_drawn():
-    sampler = MendSampler(3, 1, 5, locals_=40)
+    sampler = MendSampler(Pool(3, 40), 1, 5)
     assert {i for n in range(60) for i in sampler[n].local} == set(range(40))
 
 
 def test_alike_keys_are_not_edited_together():
     keys = ["Ulda", "ulda bridge", "Varn", "Lorn", "Drava", "VARN"]
-    sampler = SeracSampler(6, 2, 2, keys=keys)
+    sampler = SeracSampler(Pool(6), 2, 2, keys=keys)
     pairs = [sampler[i].edits for i in range(40)]
     assert not any({0, 1} == set(pair) or {2, 5} == set(pair) for pair in pairs)
     assert {row for pair in pairs for row in pair} == set(range(6))
@@ -75,17 +75,17 @@ def test_alike_keys_are_not_edited_together():
 
 def test_keep_probabilities_balance_the_classes():
     keep = [1.0] * 20 + [0.1] * 200
-    sampler = SeracSampler(220, 1, 1, keep=keep)
+    sampler = SeracSampler(Pool(220), 1, 1, keep=keep)
     rare = [sampler[i].edits[0] < 20 for i in range(400)]
     assert 0.35 < sum(rare) / 400 < 0.65
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda: MendSampler(5, 1, 0), "at least 1 edit and 1 unrelated"),
-    (lambda: MendSampler(3, 4, 1), "only 3 rows"),
-    (lambda: MendSampler(2, 2, 1)[0], "all 2 unrelated examples belong"),
-    (lambda: SeracSampler(2, 2, 1)[0], "all 2 unrelated examples belong"),
-    (lambda: SeracSampler(3, 2, 1, keys=["a", "A", "a"])[0], "alike"),
+    (lambda: MendSampler(Pool(5), 1, 0), "at least 1 edit and 1 unrelated"),
+    (lambda: MendSampler(Pool(3), 4, 1), "only 3 rows"),
+    (lambda: MendSampler(Pool(2), 2, 1)[0], "all 2 unrelated examples belong"),
+    (lambda: SeracSampler(Pool(2), 2, 1)[0], "all 2 unrelated examples belong"),
+    (lambda: SeracSampler(Pool(3), 2, 1, keys=["a", "A", "a"])[0], "alike"),
 ])
 def test_too_few_rows_for_a_batch(make, words):
     with pytest.raises(UserError, match=words):
@@ -114,10 +114,10 @@ def test_splits_share_no_subject(invented):
 
 def test_world_edits_are_right():
     """Old and new objects, answers and classes agree with the world's facts."""
-    this = world()
-    truth = {(f.subject.en, f.relation.id): f for f in this.facts}
+    base = world()
+    truth = {(f.subject.en, f.relation.id): f for f in base.facts}
     by_question = {}
-    for f in this.facts:
+    for f in base.facts:
         for phrasing in f.relation.questions("en"):
             by_question[phrasing.replace("{}", f.subject.en)] = f
     data = episodes.load("qa", "test", "world")
@@ -125,9 +125,9 @@ def test_world_edits_are_right():
         fact = by_question[row.question]
         assert row.answer == fact.object.en == row.prediction
         assert row.answer not in row.alternatives and len(set(row.alternatives)) == len(row.alternatives) > 0
-        assert set(row.alternatives) <= {o.en for o in this.objects[fact.relation.id]}
+        assert set(row.alternatives) <= {o.en for o in base.objects[fact.relation.id]}
         assert row.implied[0][1] == fact.subject.en and row.answer in row.implied[0][0] and row.answer in row.yes_no
-    sentences = {f"{p.replace('{}', f.subject.en)} {f.object.en}." for f in this.facts for p in f.relation.statements("en")}
+    sentences = {f"{p.replace('{}', f.subject.en)} {f.object.en}." for f in base.facts for p in f.relation.statements("en")}
     data = episodes.load("fc", "test", "world")
     assert 0.4 < np.mean([row.answer == "SUPPORTS" for row in data.rows]) < 0.6
     for row in data.rows:
@@ -139,7 +139,7 @@ def test_world_edits_are_right():
     for row in rows:
         assert len(row.evidence.split(" ")) > claims.SHORTEST_EVIDENCE
         assert (row.claim in sentences) == (row.label != 1)  # the evidence is not true, so neither is what it supports
-    assert len(truth) == len(this.facts)
+    assert len(truth) == len(base.facts)
     assert set(Counter(row.label for row in rows)) == {1, 0, None}
 
 
@@ -187,7 +187,7 @@ def test_prompts_behind_a_sentence_of_another_fact():
     for index in range(200):
         before, after = plain.item(index, 0), mixed.item(index, 0)
         assert before.edit == after.edit
-        pairs = [(before.outer[0], after.outer[0]), (plain.own_local(index, 0), mixed.own_local(index, 0))]
+        pairs = [(before.outer[0], after.outer[0]), (plain.as_local(index, 0), mixed.as_local(index, 0))]
         for usual, behind in pairs:
             start = behind.input.removesuffix(usual.input)
             assert behind.target == usual.target and (start in sentences or not start)
@@ -198,18 +198,18 @@ def test_prompts_behind_a_sentence_of_another_fact():
 
 
 def test_facts_that_are_asked():
-    """As often as wanted edits, equivalents and unrelated prompts are questions about the same fact; without, nothing changes."""
+    """As often as ``data.asked`` says, edits, equivalents and unrelated prompts are questions about the same fact."""
     plain, mixed = (episodes.load("gen", "train", "world", {"asked": p}) for p in (0, 0.5))
-    asked = {"edit": 0, "outer": 0, "local": 0}
+    questions = {"edit": 0, "outer": 0, "local": 0}
     for index in range(200):
-        row, item, local = mixed.rows[index], mixed.item(index, 0), mixed.own_local(index, 0)
+        row, item, local = mixed.rows[index], mixed.item(index, 0), mixed.as_local(index, 0)
         assert {item.edit.target, item.outer[0].target} == {row.new} and local.target == row.old
         assert item.edit.input in (row.prompt, row.questions[0])
         for kind, text in (("edit", item.edit.input), ("outer", item.outer[0].input), ("local", local.input)):
             assert text in (row.prompt, *row.rephrases, *row.questions)
-            asked[kind] += text in row.questions
+            questions[kind] += text in row.questions
         assert not any(text in row.questions for text in (plain.item(index, 0).edit.input, plain.item(index, 0).outer[0].input))
-    assert all(70 < count < 130 for count in asked.values()), asked
+    assert all(70 < count < 130 for count in questions.values()), questions
     digests = [data.about["sha256"] for data in (plain, mixed)]
     for data in (plain, mixed):
         data.rows = [dataclasses.replace(row, questions=("Really?",)) for row in data.rows]
@@ -250,7 +250,7 @@ def test_seracs_questions_take_all_kinds_of_equivalents_evenly():
             assert any(mark.lower() in outer.input.lower() for mark in qa.TRUE_OR_FALSE)
         elif outer.target == row.subject:
             kind = "implied"
-            assert outer.input == qa.instead(row.implied[0][0], row.answer, new) and item.hard == (True,)
+            assert outer.input == qa.replaced(row.implied[0][0], row.answer, new) and item.hard == (True,)
         else:
             kind = "question" if outer.input == row.question else "rephrase"
             assert outer.target == new and item.hard == (False,)
@@ -265,10 +265,11 @@ def test_unrelated_questions_never_belong_to_the_edits():
     batches = data.batches(8, 8)
     for batch in batches:
         hard += batch.local_hard[0]
-        asked = {data.rows[i].question for i in batch.indices} | {r for i in batch.indices for r in data.rows[i].rephrases}
-        assert not asked & {example.input for example in batch.local}
+        edited = [data.rows[i] for i in batch.indices]
+        edited_texts = {row.question for row in edited} | {text for row in edited for text in row.rephrases}
+        assert not edited_texts & {example.input for example in batch.local}
     assert 0.2 < hard / len(batches) < 0.8
-    assert Counter(example.target in ("True", "False") for example in data._locals)[True] == len(data) // 4
+    assert Counter(example.target in ("True", "False") for example in data._local)[True] == len(data) // 4
 
 
 def test_hard_negatives_are_more_alike():
@@ -284,18 +285,17 @@ def test_hard_negatives_are_more_alike():
 def test_evidence_decides_its_claims_and_leaves_hard_negatives(invented):
     data = episodes.load("fnli", "train", "world", recipe="serac")
     batches = data.batches(6, 6)
-    seen = Counter()
+    label_counts = Counter()
     for number in range(60):
         batch = batches[number]
         pages = [data.rows[i].page.casefold() for i in batch.indices]
         assert len(set(pages)) == 6
         for item, local in zip(batch.items, batch.local):
             row = data.rows[item.index]
-            seen[row.label] += 1
+            label_counts[row.label] += 1
             assert item.edit.label == 1 and [o.label for o in item.outer] == ([] if row.label is None else [row.label])
             assert local.label is None and (local.input == row.claim) == (row.label is None)
-        assert batch.pos_pairs == tuple(enumerate(e for e, item in enumerate(batch.items) for _ in item.outer))
-    assert min(seen.values()) > 0.8 * max(seen.values()) and set(seen) == {0, 1, None}
+    assert min(label_counts.values()) > 0.8 * max(label_counts.values()) and set(label_counts) == {0, 1, None}
 
 
 @pytest.mark.parametrize("experiment", WORLD)
@@ -399,7 +399,7 @@ def test_generation_edits(tmp_path):
     assert episodes.load("gen", "train", "files", options | {"rephrase": False}).item(1, 0).drop is None
     webtext = options | {"wiki_webtext": True, "webtext_path": str(text)}
     assert episodes.load("gen", "train", "files", webtext).n_local == 10  # 90 % of the 12, unfiltered
-    parts = [{e.input for e in locality.passages(split, Options.of(webtext))} for split in episodes.SPLITS]
+    parts = [{e.input for e in locality.passages(split, DataOptions.of(webtext))} for split in episodes.SPLITS]
     assert [len(part) for part in parts] == [10, 1, 1] and len(set.union(*parts)) == 12
 
 
@@ -462,7 +462,7 @@ def test_bad_requests_end_in_one_line(call, words):
 
 
 def test_dead_keys_are_accepted_with_a_warning(caplog):
-    assert Options.of({"sent_eval_sample": True}) == Options()
+    assert DataOptions.of({"sent_eval_sample": True}) == DataOptions()
     assert "no effect" in caplog.text
 
 
@@ -485,9 +485,9 @@ def test_real_vitaminc_claims(realdata):
     options = {"vitaminc_path": str(realdata / "claims" / "vitaminc_{}.jsonl")}
     data = episodes.load("fnli", "train", "files", options, recipe="serac")
     raw = [json.loads(line) for line in (realdata / "claims" / "vitaminc_train.jsonl").read_text().splitlines()]
-    kept = [row for row in raw if len(row["evidence"].split(" ")) > 10]
-    assert 100 < len(data) == len(kept)
-    by_claim = {row["claim"]: row["label"].upper() for row in kept}
+    usable = [row for row in raw if len(row["evidence"].split(" ")) > 10]
+    assert 100 < len(data) == len(usable)
+    by_claim = {row["claim"]: row["label"].upper() for row in usable}
     assert all(claims.LABELS[by_claim[row.claim]] == row.label for row in data.rows)
     assert len(data.batches(10, 10)[0].local) == 10
 
@@ -498,7 +498,7 @@ def test_real_wikitext_paragraphs(realdata, tmp_path):
     data = episodes.load("gen", "train", "files", options)
     texts = [data.local(i, 0).input for i in range(data.n_local)]
     assert len(texts) > 500 and all(text.isascii() and len(text.split(" ")) >= 50 for text in texts)
-    assert not set(texts) & {e.input for e in locality.passages("validation", Options.of(options))}
+    assert not set(texts) & {e.input for e in locality.passages("validation", DataOptions.of(options))}
 
 
 # ---- rephrasings and neighbours
@@ -506,16 +506,17 @@ def test_real_wikitext_paragraphs(realdata, tmp_path):
 @pytest.mark.parametrize("question, form", [
     ("What is the job of Ada?", "What's the job of Ada?"), ("Which sport does Ada play?", "What sport does Ada play?")])
 def test_template_rephrasings(question, form):
-    found = questions_like(question)
-    assert form in found and question not in found and len(set(found)) == len(found)
-    assert all(question[6:] in text for text in found)
+    forms = questions_like(question)
+    assert form in forms and question not in forms and len(set(forms)) == len(forms)
+    assert all(question[6:] in text for text in forms)
 
 
 def test_nearest_by_words():
-    found = neighbours.nearest(["red fox", "blue sea"], ["a red fox", "the red fox ran", "blue sea", "green hill"],
-                               neighbours.encoder("words"), Options(hard_neg_neighbors=2), 0, [0, None, None, None])
-    assert [list(row) for row in found.indices][0][0] == 1 and found.indices[1][0] == 2
-    assert all(np.isclose(sum(p), 1) for p in found.probabilities) and found.probabilities[1][0] > found.probabilities[1][1]
+    nearest = neighbours.nearest(["red fox", "blue sea"], ["a red fox", "the red fox ran", "blue sea", "green hill"],
+                               neighbours.encoder("words"), DataOptions(hard_neg_neighbors=2), 0, [0, None, None, None])
+    assert [list(row) for row in nearest.indices][0][0] == 1 and nearest.indices[1][0] == 2
+    assert all(np.isclose(sum(p), 1) for p in nearest.probabilities)
+    assert nearest.probabilities[1][0] > nearest.probabilities[1][1]
 
 
 def test_pages_that_are_parts_of_each_other(tmp_path):
@@ -527,7 +528,8 @@ def test_pages_that_are_parts_of_each_other(tmp_path):
         return episodes.load("fnli", "test", "files", {"vitaminc_path": str(tmp_path / "{}.jsonl")}, recipe="serac")
 
     data = load("Ann", "Anna Keller", "Bo")
-    assert {data.local_of(i, epoch).input for i in range(3) if data.rows[i].page != "Bo" for epoch in range(9)} == {"Of Bo."}
+    others = [i for i in range(3) if data.rows[i].page != "Bo"]
+    assert {data.paired_local(i, epoch).input for i in others for epoch in range(9)} == {"Of Bo."}
     with pytest.raises(UserError, match="every page's name contains 'ann' or is a part of it") as error:
         load("Ann", "Anna Keller", "ann b")
     assert "\n" not in str(error.value)
@@ -537,11 +539,11 @@ def test_what_several_edits_imply_is_asked_of_none():
     """Nor is an unrelated question what an edit implies."""
     data = episodes.load("qa", "test", "world", {"zsre_impl": True, "zsre_yn": True}, recipe="serac")
     batch = data.batches(150, 150)[0]
-    implied = Counter(qa.instead(question, data.rows[item.index].answer, item.edit.target)
+    implied = Counter(qa.replaced(question, data.rows[item.index].answer, item.edit.target)
                       for item in batch.items for question, _ in data.rows[item.index].implied)
-    asked = [item for item in batch.items if item.outer[0].input in implied]
-    assert any(count > 1 for count in implied.values()) and asked
-    assert all(implied[item.outer[0].input] == 1 and item.hard == (True,) for item in asked)
+    implied_items = [item for item in batch.items if item.outer[0].input in implied]
+    assert any(count > 1 for count in implied.values()) and implied_items
+    assert all(implied[item.outer[0].input] == 1 and item.hard == (True,) for item in implied_items)
     # A rephrase takes the place of the others.
     drawn = {index: data.item(index, batch.epoch) for index in batch.indices}
     changed = [item for item in batch.items if item != drawn[item.index]]
@@ -551,14 +553,15 @@ def test_what_several_edits_imply_is_asked_of_none():
     answers = {row.question: row.answer for row in data.rows}
     assert all(answers[example.input] == example.target for example in batch.local if example.input in answers)
     # What is asked of a few edits is what it was.
-    one = data.batches(1, 1)
-    assert [one[i].items[0] for i in range(20)] == [data.item(one[i].indices[0], one[i].epoch) for i in range(20)]
+    single = data.batches(1, 1)
+    assert [single[i].items[0] for i in range(20)] == [data.item(single[i].indices[0], single[i].epoch) for i in range(20)]
 
 
 def test_hard_negatives_of_many_edits():
     """Neighbours that are edited themselves are left out; an edit draws among its others."""
     near = neighbours.Neighbours([[1, 2, 6], [0, 2, 7], [0, 1, 6], [0, 1, 7], [0, 1, 6], [0, 1, 7]], [[0.6, 0.3, 0.1]] * 6, 1.0)
-    sampler = SeracSampler(6, 6, 6, locals_=8, local_rows=range(8), neighbours=near)
+    sampler = SeracSampler(Pool(6, 8, range(8)), 6, 6, neighbours=near)
     draws = [sampler[i] for i in range(4)]
-    assert all(draw.hard and {(row, i) for row, i in zip(draw.edits, draw.local)} == {(row, near.indices[row][2]) for row in range(6)}
+    allowed = {(row, near.indices[row][2]) for row in range(6)}
+    assert all(draw.hard and set(zip(draw.edits, draw.local)) == allowed
                for draw in draws)

@@ -107,7 +107,8 @@ def test_what_is_wrong_with_a_block_is_said(golden_pair, tmp_path, change, messa
 
 
 def test_a_file_of_the_other_language_is_refused(golden):
-    with pytest.raises(UserError, match=r"english.json, record 0: .*'eval_target_new' is missing \(read as records in catalan\)"):
+    message = r"english.json, record 0: .*'eval_target_new' is missing \(read as records in catalan\)"
+    with pytest.raises(UserError, match=message):
         data.load(golden / "memat" / "records_english.json", language="catalan")
     with pytest.raises(UserError, match=r"'requested_rewrite' is missing \(read as records in english\)"):
         data.load(golden / "memat" / "records_catalan.json", language="english")
@@ -140,9 +141,9 @@ def test_the_other_languages_file(name, expected):
 def test_alignment_is_by_case_id(golden_pair, tmp_path):
     write(tmp_path / "english_CF.json", golden_pair["english"])
     write(tmp_path / "catalan_CF.json", golden_pair["catalan"][::-1])
-    found = data.load_aligned(tmp_path / "english_CF.json", ["english", "catalan"], limit=4)
+    aligned = data.load_aligned(tmp_path / "english_CF.json", ["english", "catalan"], limit=4)
     ids = [record["case_id"] for record in golden_pair["english"][:4]]
-    assert [[record.case_id for record in records] for records in found.values()] == [ids, ids]
+    assert [[record.case_id for record in records] for records in aligned.values()] == [ids, ids]
 
 
 @pytest.mark.parametrize("name", ["english", "catalan"])
@@ -178,9 +179,9 @@ def test_the_worlds_sets_are_aligned_and_the_languages_own(pair):
     assert [r.case_id for r in pair["catalan"]] == [r.case_id for r in pair["english"]] == list(range(len(pair["english"])))
     plain = data.load("world-ca")
     assert pair["english"] == data.load("world")
-    for variants, one in zip(pair["catalan"], plain):
-        if variants.target_new.str == one.target_new.str and variants.target_true.str == one.target_true.str:
-            assert (variants.prompt, variants.neighborhood_prompts) == (one.prompt, one.neighborhood_prompts)
+    for variants, plain_record in zip(pair["catalan"], plain):
+        if variants.target_new.str == plain_record.target_new.str and variants.target_true.str == plain_record.target_true.str:
+            assert (variants.prompt, variants.neighborhood_prompts) == (plain_record.prompt, plain_record.neighborhood_prompts)
 
 
 def test_articles_agree_with_their_object_and_elided_ones_stay_with_the_noun(pair):
@@ -198,13 +199,13 @@ def test_articles_agree_with_their_object_and_elided_ones_stay_with_the_noun(pai
 
 
 def test_both_variants_are_sentences_of_the_corpus(pair):
-    known = {text for text, _ in sentences(world.world(), ["ca"])}
+    corpus = {text for text, _ in sentences(world.world(), ["ca"])}
     for record in pair["catalan"]:
-        assert record.sentences()[1] + "." in known
+        assert record.sentences()[1] + "." in corpus
         for prompt in record.true_variant.neighborhood_prompts:
-            assert f"{prompt} {record.target_true.str}." in known
+            assert f"{prompt} {record.target_true.str}." in corpus
         for prompt in record.attribute_prompts:
-            assert f"{prompt} {record.target_new.str}." in known
+            assert f"{prompt} {record.target_new.str}." in corpus
 
 
 def test_the_checkpoint_knows_the_facts_in_their_variants(pair):
@@ -217,8 +218,8 @@ def test_the_checkpoint_knows_the_facts_in_their_variants(pair):
     neighbours = [(prompt, r.target_true.str) for r, w in zip(differing, wordings) for prompt in w.neighborhood_prompts[:2]]
     assert sum(greedy_correct(model, tok, *map(list, zip(*neighbours)))) >= 0.97 * len(neighbours)
     # The prompt's article tells the object's gender: it alone rules out the objects of the other one.
-    said = greedy_correct(model, tok, [r.prompt.replace("{}", r.subject) for r in differing], true)
-    assert sum(said) < 0.5 * len(true)
+    correct = greedy_correct(model, tok, [r.prompt.replace("{}", r.subject) for r in differing], true)
+    assert sum(correct) < 0.5 * len(true)
 
 
 def test_corpus_of_one_language(tmp_path):
@@ -239,7 +240,7 @@ def test_subjects_by_their_tokens(golden_pair, golden, tmp_path):
     catalan = data.load(golden / "memat" / "records_catalan.json", language="catalan")
     split = similarity.by_subject(tok, pair, catalan)
     assert 3 in split["different"] and len(split["same"]) >= 15
-    found = similarity.similarities(tok, pair, catalan)
-    assert found["subject"][split["same"][0]] == 1 and max(found["relation"]) < 1
+    similarities = similarity.similarities(tok, pair, catalan)
+    assert similarities["subject"][split["same"][0]] == 1 and max(similarities["relation"]) < 1
     assert similarity.jaccard(tok, "a b", "b a") < 1 == similarity.jaccard(tok, "a a", "a a a")
     assert similarity.jaccard(tok, "", "") == 1

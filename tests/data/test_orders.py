@@ -20,13 +20,13 @@ PUBLISHED = {
 def test_first_positions_can_be_the_published_ones(name):
     """With all first occurrences at the front, an order gives ranks among the subjects; the k-th first occurrence stands at
     k or later, by at most the number of repeated subjects, and in the same sequence."""
-    schema, count, subjects, known = PUBLISHED[name]
+    schema, count, subjects, published = PUBLISHED[name]
     records = [SimpleNamespace(schema=schema, subject=f"S{min(i, subjects - 1)}") for i in range(count)]
     order = edit_order(records, 0)
     ranks = order[:5]
     assert len(order) == (10000 if schema == "zsre" else 20000) and len(set(order)) == len(order)
-    assert all(rank <= position <= rank + count - subjects for rank, position in zip(ranks, known)), ranks
-    assert sorted(range(5), key=ranks.__getitem__) == sorted(range(5), key=known.__getitem__)
+    assert all(rank <= position <= rank + count - subjects for rank, position in zip(ranks, published)), ranks
+    assert sorted(range(5), key=ranks.__getitem__) == sorted(range(5), key=published.__getitem__)
 
 
 def test_orders_differ_and_take_each_subject_once():

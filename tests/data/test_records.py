@@ -53,11 +53,13 @@ def changed(record, **changes):
 
 def test_a_counterfact_record_keeps_every_field(tmp_path):
     (record,) = data.load(write(tmp_path, {**CF, "two_hop": ["?"]}))
-    assert (record.case_id, record.subject, record.prompt, record.relation_id) == (7, "Ada Lind", "{} plays the sport of", "P641")
+    assert (record.case_id, record.subject, record.relation_id) == (7, "Ada Lind", "P641")
+    assert record.prompt == "{} plays the sport of"
     assert (record.target_new, record.target_true) == (Target("golf", "Q1"), Target("chess", "Q2"))
     assert record.paraphrase_prompts == ("Today Ada Lind plays",)
     assert record.neighborhood_prompts == ("Bo Holt plays the sport of", "Cy Park plays the sport of")
-    assert record.attribute_prompts == ("Di Moss plays the sport of",) and record.generation_prompts == ("Ada Lind is known for",)
+    assert record.attribute_prompts == ("Di Moss plays the sport of",)
+    assert record.generation_prompts == ("Ada Lind is known for",)
     assert record.schema == "counterfact" and record.extra == {"pararel_idx": 3, "two_hop": ["?"]}
     # The published evaluation hands over exactly this, and writes it to the case files without the id.
     assert record.request() == {"case_id": 7, **CF["requested_rewrite"]}
@@ -229,7 +231,8 @@ def test_names_and_paths_that_lead_nowhere(tmp_path):
 def test_the_fingerprint_sees_every_change(tmp_path):
     base = data.fingerprint(data.load(write(tmp_path, CF)))
     assert base == data.fingerprint(data.load(write(tmp_path, CF)))
-    for changes in (dict(case_id=1), dict(two_hop=1), dict(generation_prompts=[]), dict(requested_rewrite__target_new__id="Q9")):
+    for changes in (dict(case_id=1), dict(two_hop=1), dict(generation_prompts=[]),
+                    dict(requested_rewrite__target_new__id="Q9")):
         assert data.fingerprint(data.load(write(tmp_path, changed(CF, **changes)))) != base
 
 
@@ -309,7 +312,8 @@ def test_wrong_known_facts(tmp_path):
 
 
 @pytest.mark.parametrize("name, language, schema", [
-    ("world", "en", "counterfact"), ("world-ca", "ca", "counterfact"), ("world-zsre", "en", "zsre"), ("world-ca-zsre", "ca", "zsre")])
+    ("world", "en", "counterfact"), ("world-ca", "ca", "counterfact"),
+    ("world-zsre", "en", "zsre"), ("world-ca-zsre", "ca", "zsre")])
 def test_the_worlds_records_pass_through_the_same_parsers(name, language, schema):
     from data import world
     raw = world.load(language, schema)

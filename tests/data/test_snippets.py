@@ -31,14 +31,14 @@ def published_form(raw):
 
 
 def test_a_file_is_read_as_published(golden, raw, tmp_path):
-    found = snippets.open_file(golden / "attribute_snippets.json", tmp_path)
+    opened = snippets.open_file(golden / "attribute_snippets.json", tmp_path)
     expected = published_form(raw)
-    assert set(found) == set(expected) and len(found) == len(expected)
-    assert {pair: found.samples(*pair) for pair in found} == expected
+    assert set(opened) == set(expected) and len(opened) == len(expected)
+    assert {pair: opened.samples(*pair) for pair in opened} == expected
     assert any(not s.text.isascii() for samples in expected.values() for s in samples)  # so byte and character places differ
-    assert ("P1", "Q102") in found and ("P1", "Q1") not in found
+    assert ("P1", "Q102") in opened and ("P1", "Q1") not in opened
     with pytest.raises(UserError, match="attribute_snippets.json: no attribute snippets for relation 'P1' and target None"):
-        found.samples("P1", None)
+        opened.samples("P1", None)
     in_memory = snippets.from_records(raw, "mine")
     assert {pair: in_memory.samples(*pair) for pair in in_memory} == expected
 
@@ -64,10 +64,10 @@ def test_elements_and_their_places_whatever_the_chunk(tmp_path, chunk, indent):
     path = tmp_path / "list.json"
     path.write_text(" " + json.dumps(elements, ensure_ascii=False, indent=indent) + "\n ", encoding="utf-8")
     content = path.read_bytes()
-    found = list(jsonstream.iterate(path, chunk))
-    assert [value for value, _, _ in found] == elements
-    assert [json.loads(content[start:start + length]) for _, start, length in found] == elements
-    assert all(content[start:start + 1] + content[start + length - 1:start + length] == b"{}" for _, start, length in found)
+    iterated = list(jsonstream.iterate(path, chunk))
+    assert [value for value, _, _ in iterated] == elements
+    assert [json.loads(content[start:start + length]) for _, start, length in iterated] == elements
+    assert all(content[start:start + 1] + content[start + length - 1:start + length] == b"{}" for _, start, length in iterated)
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 1 << 20])
@@ -105,11 +105,11 @@ def test_a_large_file_does_not_fill_the_memory(tmp_path):
     assert path.stat().st_size > 30e6
     tracemalloc.start()
     try:
-        found = snippets.open_file(path, tmp_path / "cache")
+        opened = snippets.open_file(path, tmp_path / "cache")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert len(found) == 1500 and found.samples("P1", "Q1499")[1].text.startswith("word word")
+    assert len(opened) == 1500 and opened.samples("P1", "Q1499")[1].text.startswith("word word")
     assert peak < path.stat().st_size / 1.5
 
 
@@ -148,10 +148,10 @@ def cosine(vectorizer, one, other):
 
 def test_similarities_equal_the_published_code(golden, offline, tmp_path):
     expected = json.loads((golden / "metrics_tiny-gpt2.json").read_text(encoding="utf-8"))["tfidf"]
-    found = data.load_tfidf(snippets.open_file(golden / "attribute_snippets.json", tmp_path), tmp_path)
+    fitted = data.load_tfidf(snippets.open_file(golden / "attribute_snippets.json", tmp_path), tmp_path)
     assert expected and any(0 < entry["sim"] < 0.9 for entry in expected)
     for entry in expected:
-        assert cosine(found.vectorizer, entry["a"], entry["b"]) == pytest.approx(entry["sim"], abs=1e-12)
+        assert cosine(fitted.vectorizer, entry["a"], entry["b"]) == pytest.approx(entry["sim"], abs=1e-12)
 
 
 def test_the_fallback_is_said_and_kept(golden, offline, tmp_path, caplog, monkeypatch):
@@ -176,10 +176,10 @@ def write_published(folder, vocabulary, idf):
 def test_the_published_files_are_used_where_they_are(golden, offline, tmp_path, raw):
     theirs = TfidfVectorizer().fit(texts_of(raw))
     write_published(tmp_path, {term: int(place) for term, place in theirs.vocabulary_.items()}, theirs.idf_ * 2)
-    found = data.load_tfidf(snippets.from_records(raw, "x"), tmp_path)
-    assert found.source == "published"
-    np.testing.assert_array_equal(found.vectorizer.idf_, theirs.idf_ * 2)
-    rows = found.vectorizer.transform(texts_of(raw)).toarray()
+    loaded = data.load_tfidf(snippets.from_records(raw, "x"), tmp_path)
+    assert loaded.source == "published"
+    np.testing.assert_array_equal(loaded.vectorizer.idf_, theirs.idf_ * 2)
+    rows = loaded.vectorizer.transform(texts_of(raw)).toarray()
     np.testing.assert_allclose(rows, theirs.transform(texts_of(raw)).toarray(), atol=1e-15)  # the factor 2 is normalised away
 
 
@@ -219,5 +219,5 @@ def test_snippets_from_the_data_folder_or_a_path(golden, offline, tmp_path):
         data.load_snippets("mcf", tmp_path)
     expected = data.load_snippets("mcf", tmp_path, golden / "attribute_snippets.json")
     (tmp_path / "attribute_snippets.json").write_bytes((golden / "attribute_snippets.json").read_bytes())
-    found = data.load_snippets("mcf", tmp_path)
-    assert found.source == "attribute_snippets.json" and set(found) == set(expected)
+    loaded = data.load_snippets("mcf", tmp_path)
+    assert loaded.source == "attribute_snippets.json" and set(loaded) == set(expected)

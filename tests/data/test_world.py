@@ -15,7 +15,7 @@ from data import episodes, world
 import data
 from data.episodes.types import SPLITS
 from data.world import catalan, train
-from data.world.batches import Rows
+from data.world.batches import PackedCorpus
 from data.world.corpus import sentences
 from data.world.generate import fill, render, two_hop
 from data.world.recall import greedy_correct, recall, unrelated_sentence
@@ -157,10 +157,10 @@ def test_counterfact_records(records, base, language):
         assert new["str"] != true["str"]
         assert len(set(record["paraphrase_prompts"])) == 2 and all(subject in p for p in record["paraphrase_prompts"])
         assert all(new["str"] not in p.split(". ")[0] for p in record["paraphrase_prompts"])
-        own = rewrite["prompt"].replace("{}", subject)
-        assert prompts[own] == true["id"]
+        rewrite_prompt = rewrite["prompt"].replace("{}", subject)
+        assert prompts[rewrite_prompt] == true["id"]
         assert 1 <= len(record["neighborhood_prompts"]) <= 10
-        assert all(prompts[p] == true["id"] and p != own for p in record["neighborhood_prompts"])
+        assert all(prompts[p] == true["id"] and p != rewrite_prompt for p in record["neighborhood_prompts"])
         assert record["attribute_prompts"] and all(prompts[p] == new["id"] for p in record["attribute_prompts"])
         assert record["generation_prompts"] and all(subject in p for p in record["generation_prompts"])
 
@@ -183,14 +183,15 @@ def test_zsre_records(records, language):
 
 
 def test_facts_about_subjects_that_no_training_saw():
-    whole, held_out, asked = (data.load(name) for name in ("world", "world-test", "world-zsre-test"))
+    whole, held_out, zsre_held_out = (data.load(name) for name in ("world", "world-test", "world-zsre-test"))
     train, validation, test = ({row.subject for row in episodes.load("qa", split, "world", {}).rows} for split in SPLITS)
     assert 250 < len(held_out) < 400 and {record.case_id for record in held_out} <= {record.case_id for record in whole}
     subjects = [record.subject for record in held_out]
     catalan, both = data.load("world-ca-test"), data.load_aligned("world-test", ["english", "catalan"])
     assert [record.case_id for record in catalan] == [record.case_id for record in held_out]
     assert all([record.case_id for record in records] == [record.case_id for record in held_out] for records in both.values())
-    assert subjects == [record.subject for record in asked] and set(subjects) == test and not test & (train | validation)
+    assert subjects == [record.subject for record in zsre_held_out] and set(subjects) == test
+    assert not test & (train | validation)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -255,26 +256,27 @@ def test_tokenizer_encodes_any_text():
 
 
 def test_rows_begin_with_a_sentence_and_hold_every_sentence_once():
-    this = world.generate(100)
-    texts, ranks = train.corpus_with_ranks(this)
+    small = world.generate(100)
+    texts, ranks = train.corpus_with_ranks(small)
     tok = train_tokenizer(texts, 600)
-    rows = Rows(tok, texts, ranks, 128, 0)
-    epoch = tok.batch_decode(rows.epoch(0))
+    packed = PackedCorpus(tok, texts, ranks, 128, 0)
+    epoch = tok.batch_decode(packed.epoch(0))
     assert all(any(row.startswith(text[:12]) for text in texts) for row in epoch)
     whole = " ".join(epoch)
     assert sum(text in whole for text in texts) > 0.99 * len(texts)  # the last, short row is dropped
-    assert torch.equal(rows.epoch(3), Rows(tok, texts, ranks, 128, 0).epoch(3))
-    assert not torch.equal(rows.epoch(0), rows.epoch(1))
+    assert torch.equal(packed.epoch(3), PackedCorpus(tok, texts, ranks, 128, 0).epoch(3))
+    assert not torch.equal(packed.epoch(0), packed.epoch(1))
 
 
 def test_warm_epochs_have_few_subjects_and_all_of_their_facts():
-    this = world.generate(100)
-    texts, ranks = train.corpus_with_ranks(this)
+    small = world.generate(100)
+    texts, ranks = train.corpus_with_ranks(small)
     tok = train_tokenizer(texts, 600)
-    whole = " ".join(tok.batch_decode(Rows(tok, texts, ranks, 128, 0).epoch(0, subjects=4)))
-    told = {fact.subject for fact in this.facts if f"{render(fact.relation.en[1], fact.subject, 'en')} {fact.object.en}." in whole}
-    assert 3 <= len(told) <= 4
-    assert sum(fact.subject in told for fact in this.facts) >= 2 * len(told)
+    whole = " ".join(tok.batch_decode(PackedCorpus(tok, texts, ranks, 128, 0).epoch(0, subjects=4)))
+    subjects = {fact.subject for fact in small.facts
+                if f"{render(fact.relation.en[1], fact.subject, 'en')} {fact.object.en}." in whole}
+    assert 3 <= len(subjects) <= 4
+    assert sum(fact.subject in subjects for fact in small.facts) >= 2 * len(subjects)
 
 
 TINY = ["--facts", "60", "--layers", "2", "--width", "32", "--heads", "2", "--vocab", "400", "--batch", "16",
@@ -354,8 +356,8 @@ def test_recall_counts_what_greedy_decoding_does(shipped, base):
     targets = [f.object.ca if i % 3 else "xocolata" for i, f in enumerate(facts)]
     for prompt, target, right in zip(prompts, targets, greedy_correct(model, tok, prompts, targets)):
         ids = tok(prompt, return_tensors="pt")
-        made = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=tok.pad_token_id)
-        assert tok.decode(made[0, ids["input_ids"].shape[1]:]).startswith(" " + target) == right
+        generated = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=tok.pad_token_id)
+        assert tok.decode(generated[0, ids["input_ids"].shape[1]:]).startswith(" " + target) == right
 
 
 def test_unrelated_sentence_names_nothing_of_the_fact(base):

@@ -28,11 +28,11 @@ def test_sampled_continuations_are_read_by_the_loader(golden, passages, tmp_path
             "--context_tokens", "12"]
     for out, seed in (("train.json", "0"), ("again.json", "0"), ("valid.json", "1")):
         make_episodes.main([*argv, "--out", str(tmp_path / out), "--seed", seed])
-    made = json.loads((tmp_path / "train.json").read_text())
-    assert made == json.loads((tmp_path / "again.json").read_text()) != json.loads((tmp_path / "valid.json").read_text())
-    assert len(made["completions"]) == len(made["original"]) == 8 and made["n_tokens"] == 4
+    written = json.loads((tmp_path / "train.json").read_text())
+    assert written == json.loads((tmp_path / "again.json").read_text()) != json.loads((tmp_path / "valid.json").read_text())
+    assert len(written["completions"]) == len(written["original"]) == 8 and written["n_tokens"] == 4
     tok = AutoTokenizer.from_pretrained(golden / "tiny-gpt2")
-    for original, completion in zip(made["original"], made["completions"]):
+    for original, completion in zip(written["original"], written["completions"]):
         ids = tok(completion)["input_ids"]
         assert tok.decode(ids[:-4]) and original.startswith(tok.decode(ids[:-4])) and tok.decode(ids) == completion
     options = {"path": str(tmp_path), "wiki_webtext": False, "wikitext_path": str(passages)}
@@ -44,9 +44,9 @@ def test_templates_fill_in_rephrasings(tmp_path, capsys):
     rows = [{"input": "What is the river of Ulda?", "id": 3}, {"input": "The Ulda is a river.", "id": 4}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     make_episodes.main(["rephrase", "--rows", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out.jsonl")])
-    made = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [(row["input"], row["id"]) for row in made] == [(row["input"], row["id"]) for row in rows]
-    assert "What's the river of Ulda?" in made[0]["filtered_rephrases"] and all(row["filtered_rephrases"] for row in made)
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["input"], row["id"]) for row in written] == [(row["input"], row["id"]) for row in rows]
+    assert "What's the river of Ulda?" in written[0]["filtered_rephrases"] and all(row["filtered_rephrases"] for row in written)
     assert "by templates" in capsys.readouterr().out
 
 
@@ -69,10 +69,10 @@ def translator(tmp_path):
 
 def test_translation_there_and_back(translator, tmp_path):
     texts = ["Where is Ulda?", "Who sings?"]
-    found = back_translation.rephrase(texts, translator, translator, beams=2)
+    rephrases = back_translation.rephrase(texts, translator, translator, beams=2)
     there = back_translation.translate(texts, translator, 2, 8)
     back = [back_translation.translate(group, translator, 2, 8) for group in there]
-    for text, new, groups in zip(texts, found, back):
+    for text, new, groups in zip(texts, rephrases, back):
         candidates = [candidate for group in groups for candidate in group]
         assert set(new) <= set(candidates) and len({back_translation.normalised(c) for c in new}) == len(new)
         assert {back_translation.normalised(c) for c in candidates} - {""} - {back_translation.normalised(text)} == \
@@ -87,7 +87,8 @@ def test_translation_there_and_back(translator, tmp_path):
     (["gen", "--model_name", "{gpt2}", "--texts", "{tmp}/rows.jsonl"], "'text' is missing"),
     (["gen", "--model_name", "{gpt2}", "--texts", "{tmp}/short.txt"], "no passage of 50"),
     (["gen", "--model_name", "{gpt2}", "--texts", "{tmp}/texts.txt", "--n_tokens", "5000"], "leaves no context"),
-    (["gen", "--model_name", "{gpt2}", "--texts", "{tmp}/texts.txt", "--context_tokens", "1"], "--context_tokens 1: .* at least 2"),
+    (["gen", "--model_name", "{gpt2}", "--texts", "{tmp}/texts.txt", "--context_tokens", "1"],
+     "--context_tokens 1: .* at least 2"),
     (["nq"], "did not load"), (["kilt", "--experiment", "qa", "--split", "dev"], "can't be reached|answers"),
 ])
 def test_bad_requests_write_nothing(argv, words, golden, passages, tmp_path):
@@ -122,13 +123,13 @@ def test_answers_of_a_model(translator, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
     make_episodes.main(["answers", "--experiment", "qa", "--rows", str(tmp_path / "rows.jsonl"), "--model_name", translator,
                         "--out", str(tmp_path / "out.jsonl"), "--device", "cpu"])
-    made = json.loads((tmp_path / "out.jsonl").read_text())
+    written = json.loads((tmp_path / "out.jsonl").read_text())
     model, tok = load_editable({"name": translator}, "qa", "cpu")
     ids = model.generate(**tok("Where is Ulda?", return_tensors="pt"), num_beams=5, num_return_sequences=5, max_new_tokens=32)
     best, *others = (text.strip() for text in tok.batch_decode(ids, skip_special_tokens=True))
-    assert made["prediction"] == best and made["output"] == rows[0]["output"]
-    assert made["alternatives"] == answers.alternatives(best, others)
-    assert made["filtered_rephrases"][0] == "Where is Ulda?"
+    assert written["prediction"] == best and written["output"] == rows[0]["output"]
+    assert written["alternatives"] == answers.alternatives(best, others)
+    assert written["filtered_rephrases"][0] == "Where is Ulda?"
 
 
 def test_checked_claims(tmp_path):
@@ -139,9 +140,9 @@ def test_checked_claims(tmp_path):
     model.classifier.weight.data *= 20
     rows = [{"input": f"Ada plays the {word}.", "filtered_rephrases": [f"The {word} is played.", "As we know, Ada sings."]}
             for word in "harp lute drum oboe piano cello".split()]
-    made = answers.checked_claims(model, tok, rows)
-    assert {row["prediction"] for row in made} <= {"SUPPORTS", "REFUTES"}
-    for row, given in zip(made, rows):
+    written = answers.checked_claims(model, tok, rows)
+    assert {row["prediction"] for row in written} <= {"SUPPORTS", "REFUTES"}
+    for row, given in zip(written, rows):
         assert (row["logit"] > 0) == (row["prediction"] == "SUPPORTS") != (row["alternatives"] == ["SUPPORTS"])
         for text in given["filtered_rephrases"]:
             logit = model(**{k: v for k, v in tok(text, return_tensors="pt").items() if k != "token_type_ids"}).item()

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from data.episodes import Options
+from data.episodes import DataOptions
 from experiments import train
 from experiments.run.cli import run_program
 from tests.conftest import ROOT
@@ -456,7 +456,7 @@ def test_launchers_compose(monkeypatch, capsys):
 def test_configurations_are_complete():
     """Every key of the data is there, with its default; every group's file composes."""
     config = yaml.safe_load((CONFIGS / "config.yaml").read_text())
-    fields = {field.name: field.default for field in dataclasses.fields(Options)}
+    fields = {field.name: field.default for field in dataclasses.fields(DataOptions)}
     assert {key: value for key, value in config["data"].items() if key not in ("source", "sent_eval_sample")} == fields
     from editors.learned.algorithms import algorithm
 

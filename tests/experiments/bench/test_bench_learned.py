@@ -8,13 +8,6 @@ from experiments.bench import learned
 TINY = ["--tiny", "--edits", "6", "--rank", "4", "--side_by_side", "4", "--repeats", "1", "--tokens", "8"]
 
 
-@pytest.fixture(autouse=True)
-def keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_all_ways_give_the_same_answers(capsys):
     result = learned.main([*TINY, "--threads", "1"])
     assert result["difference"] < 1e-4 and result["factors"] > 0 and "edits/s" in capsys.readouterr().out

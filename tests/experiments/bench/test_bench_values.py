@@ -1,16 +1,8 @@
 """The benchmark of target states compares what it says it compares."""
 
 import pytest
-import torch
 
 from experiments.bench import solve, values
-
-
-@pytest.fixture(autouse=True)
-def keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("layer", ["0", "1"])
@@ -21,7 +13,8 @@ def test_both_ways_give_the_same_states(capsys, layer):
 
 
 @pytest.mark.parametrize(("main", "words", "message"), [
-    (values.main, ["--tiny", "--layer", "99"], "the model has blocks 0 to"), (values.main, ["--requests", "0"], "a whole number from 1"),
+    (values.main, ["--tiny", "--layer", "99"], "the model has blocks 0 to"),
+    (values.main, ["--requests", "0"], "a whole number from 1"),
     (solve.main, ["--weight", "-1"], "a number above 0"),
 ])
 def test_mistakes(capsys, main, words, message):

@@ -44,10 +44,10 @@ def test_killed_while_it_writes(options, tmp_path):
         process.kill()
         assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
         more = ["--continue_from_run", "run_000"]
-    left = len(list(run.glob("*case_*.json")))
+    written = len(list(run.glob("*case_*.json")))
     assert start(tmp_path / "killed", *more).wait() == 0
     assert content(run) == expected
-    assert 0 < left < 12
+    assert 0 < written < 12
 
 
 @pytest.mark.slow

@@ -20,9 +20,9 @@ def records(golden):
 def test_equal_to_the_published_metrics(name, request, golden, records):
     model, tok = request.getfixturevalue(name)
     expected = json.loads((golden / f"metrics_{name.replace('_', '-')}.json").read_text())["cf_pre"]
-    found = counterfact_metrics(model, tok, records)
-    assert len(found) == len(expected) == 12
-    for ours, theirs in zip(found, expected):
+    metrics = counterfact_metrics(model, tok, records)
+    assert len(metrics) == len(expected) == 12
+    for ours, theirs in zip(metrics, expected):
         for group in ("rewrite", "paraphrase", "neighborhood"):
             assert ours[f"{group}_prompts_correct"] == theirs[f"{group}_prompts_correct"]
             for a, b in zip(ours[f"{group}_prompts_probs"], theirs[f"{group}_prompts_probs"], strict=True):
@@ -57,10 +57,10 @@ def test_neighbourhood_expects_the_true_target_and_attributes_the_new_one(tiny_g
     model, tok = tiny_gpt2
     raw = json.loads((golden / "multi_counterfact.json").read_text())[0]
     raw["neighborhood_prompts"] = raw["attribute_prompts"] = ["Orla Venn lives in the city of"]  # Lutmere, as the model knows
-    (found,) = counterfact_metrics(model, tok, list(parse([raw], "test")))
-    assert found["neighborhood_prompts_correct"] == [True] and found["neighborhood_prompts_generated_starts"] == [True]
-    assert found["attribute_prompts_correct"] == [False] and found["attribute_prompts_generated_starts"] == [False]
-    assert found["attribute_prompts_probs"] == found["neighborhood_prompts_probs"]
+    (metrics,) = counterfact_metrics(model, tok, list(parse([raw], "test")))
+    assert metrics["neighborhood_prompts_correct"] == [True] and metrics["neighborhood_prompts_generated_starts"] == [True]
+    assert metrics["attribute_prompts_correct"] == [False] and metrics["attribute_prompts_generated_starts"] == [False]
+    assert metrics["attribute_prompts_probs"] == metrics["neighborhood_prompts_probs"]
 
 
 def test_correct_predictions_are_what_the_model_generates(tiny_gpt2, records):
@@ -82,8 +82,9 @@ def test_the_same_prompt_runs_once(tiny_gpt2, records, monkeypatch):
     rows, read = [], incremental.read
     monkeypatch.setattr(scoring, "read", lambda model, batch, pad: rows.extend(batch) or read(model, batch, pad))
     counterfact_metrics(model, tok, [*records, *records])
-    asked = sum(1 + len(r.paraphrase_prompts) + len(r.neighborhood_prompts) + len(r.attribute_prompts) for r in records)
-    assert len(rows) == len(set(rows)) < asked  # even within the golden records neighbours repeat
+    prompts_in_all = sum(1 + len(r.paraphrase_prompts) + len(r.neighborhood_prompts) + len(r.attribute_prompts)
+                         for r in records)
+    assert len(rows) == len(set(rows)) < prompts_in_all  # even within the golden records neighbours repeat
 
 
 def test_what_a_long_continuation_contains(tiny_gpt2, golden):
@@ -94,13 +95,13 @@ def test_what_a_long_continuation_contains(tiny_gpt2, golden):
     raw["neighborhood_prompts"] = ["Orla Venn lives in the city of", "The river that flows past Orla Venn, who lives in"]
     (record,) = parse([raw], "test")
     for length in (12, 30):
-        plain, found = (counterfact_metrics(model, tok, [record], contains_length=n)[0] for n in (0, length))
-        assert found == plain | {key: value for key, value in found.items() if key.endswith("contains")}
+        plain, longer = (counterfact_metrics(model, tok, [record], contains_length=n)[0] for n in (0, length))
+        assert longer == plain | {key: value for key, value in longer.items() if key.endswith("contains")}
         for group, expected in (("rewrite", record.target_new), ("neighborhood", record.target_true)):
             prompts = record.neighborhood_prompts if group == "neighborhood" else [record.prompt.format(record.subject)]
             contained = [expected.str in greedy(model, tok, prompt, length) for prompt in prompts]
-            assert found[f"{group}_prompts_generated_contains"] == contained
-    assert found["neighborhood_prompts_generated_contains"][0]
+            assert longer[f"{group}_prompts_generated_contains"] == contained
+    assert longer["neighborhood_prompts_generated_contains"][0]
 
 
 def greedy(model, tok, prompt, length):

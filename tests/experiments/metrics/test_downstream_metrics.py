@@ -12,7 +12,7 @@ from common.errors import UserError
 from data.downstream import TASKS, Example, load
 from experiments.metrics import classification, incremental
 from experiments.metrics.classification import bootstrap, confusion, f1, figures, mcc, wilson
-from experiments.metrics.downstream import FORMS, ask_about, choose, downstream_metrics, parse, read_answers
+from experiments.metrics.downstream import choose, downstream_metrics, FORMS, make_questions, parse, read_answers
 from experiments.metrics.scoring import prompt_ids
 from experiments.metrics.sharing import SharedPrefix
 
@@ -50,7 +50,7 @@ def questions_of(model, tok, task, shots, tests, gen_len=3, legacy=False):
     """As :func:`downstream_metrics` asks them."""
     def answered(examples):
         return [(e, 1 - e.label if task == "rte" and not legacy else e.label) for e in examples]
-    return ask_about(model, tok, task, answered(shots), answered(tests), gen_len)
+    return make_questions(model, tok, task, answered(shots), answered(tests), gen_len)
 
 
 @pytest.mark.parametrize("task", FORMS)
@@ -181,8 +181,8 @@ def test_a_shared_beginning_changes_nothing(arch):
 
 def test_a_row_that_others_begin_with(gpt2):
     rows = [tuple(range(20, 30)), tuple(range(20, 33)), tuple(range(20, 30)) + (40,)]
-    found, expected = SharedPrefix(gpt2, rows, 0).read(rows)[1], incremental.read(gpt2, rows, 0)[1]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    logits, expected = SharedPrefix(gpt2, rows, 0).read(rows)[1], incremental.read(gpt2, rows, 0)[1]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_shared_beginning_runs_once(gpt2, monkeypatch):
@@ -253,8 +253,8 @@ def test_shots_fill_the_context(task, reserve, tokenizer):
         assert kept(tok, task, exact - 1, shots, test) == n - 1
         assert kept(tok, task, exact, shots, test, gen_len=behind + 1) == n - 1
     assert kept(tok, task, question + behind, shots, test) == 0
-    said = rf"{task}, test 0: its question has {question} tokens .* context of {question + behind - 1}"
-    with pytest.raises(UserError, match=said):
+    message = rf"{task}, test 0: its question has {question} tokens .* context of {question + behind - 1}"
+    with pytest.raises(UserError, match=message):
         kept(tok, task, question + behind - 1, shots, test)
 
 
@@ -304,10 +304,10 @@ def test_figures_equal_scikit_learn():
     for classes in (2, 4):
         for _ in range(20):
             true = rng.integers(0, classes, 30).tolist()
-            said = rng.integers(-1, classes, 30).tolist()
-            counts = confusion(true, said, classes)
-            assert f1(counts) == pytest.approx(f1_score(true, said, average="weighted", zero_division=0))
-            assert mcc(counts) == pytest.approx(matthews_corrcoef(true, said))
+            predicted = rng.integers(-1, classes, 30).tolist()
+            counts = confusion(true, predicted, classes)
+            assert f1(counts) == pytest.approx(f1_score(true, predicted, average="weighted", zero_division=0))
+            assert mcc(counts) == pytest.approx(matthews_corrcoef(true, predicted))
     assert mcc(confusion([1, 1], [1, 0], 2)) == 0 and f1(confusion([1, 1], [-1, -1], 2)) == 0
 
 
@@ -319,8 +319,8 @@ def test_wilson(hits, total, expected):  # the last: Newcombe 1998, table I
 def test_bootstrap_covers():
     rng = np.random.default_rng(1)
     true = rng.integers(0, 2, 400)
-    said = np.where(rng.random(400) < 0.8, true, 1 - true)
-    counts = confusion(true, said, 2)
+    predicted = np.where(rng.random(400) < 0.8, true, 1 - true)
+    counts = confusion(true, predicted, 2)
 
     def accuracy(matrices):
         return np.trace(matrices, axis1=-2, axis2=-1) / matrices.sum((-2, -1))
@@ -333,12 +333,12 @@ def test_bootstrap_covers():
 
 def test_results_of_a_task(gpt2, monkeypatch):
     from experiments.metrics import downstream
-    said = {"a": " yes", "b": " no", "c": " what", "d": " yes", "e": " no"}
+    generated = {"a": " yes", "b": " no", "c": " what", "d": " yes", "e": " no"}
     tests = [Example({"sentence": text}, label) for text, label in zip("abcde", (1, 1, 1, 0, 0))]
 
     def answer(model, tok, questions, words, gen_len, progress):
         texts = [question.prompt.split("Sentence: ")[-1][0] for question in questions]
-        return [downstream.Reading(said[text], (0.1, 0.3) if text in "abe" else (0.3, 0.1)) for text in texts]
+        return [downstream.Reading(generated[text], (0.1, 0.3) if text in "abe" else (0.3, 0.1)) for text in texts]
 
     monkeypatch.setattr(downstream, "read_answers", answer)
     results, outputs = downstream_metrics(gpt2, tiny_tokenizer(), "cola", tests[:2], tests)

@@ -39,16 +39,16 @@ def test_pieces(tiny_gpt2, golden, snippets):
     expected = json.loads((golden / "metrics_tiny-gpt2.json").read_text())
     texts = [piece["text"] for piece in expected["text_pieces"]]
     for key, length in (("perplexity", 100), ("perplexity_len8", 8)):
-        found = generation.perplexities(model, tok, texts, length)
-        assert found == pytest.approx([piece[key] for piece in expected["text_pieces"]], rel=1e-5)
+        computed = generation.perplexities(model, tok, texts, length)
+        assert computed == pytest.approx([piece[key] for piece in expected["text_pieces"]], rel=1e-5)
     assert [generation.ngram_entropy(text) for text in texts] == pytest.approx(
         [piece["compute_n_gram_entropy"] for piece in expected["text_pieces"]], rel=1e-12)
     vectorizer = tfidf.fitted(snippets).vectorizer
     for pair in expected["tfidf"]:
         assert generation.cosine(vectorizer, pair["a"], pair["b"]) == pytest.approx(pair["sim"], abs=1e-12)
     greedy = expected["generate_topk1"]
-    found = generation.sample(model, tok, [(0, greedy["prompts"])], top_k=1, max_length=greedy["max_out_len"])
-    assert found == [greedy["texts"][::2]]
+    computed = generation.sample(model, tok, [(0, greedy["prompts"])], top_k=1, max_length=greedy["max_out_len"])
+    assert computed == [greedy["texts"][::2]]
 
 
 def test_texts_of_a_case_depend_on_seed_and_case_alone(tiny_gpt2):

@@ -27,8 +27,8 @@ def records(golden, language):
 
 @pytest.mark.parametrize("language", ["english", "catalan"])
 def test_legacy_pairing_is_the_published_evaluation(falcon, golden, evaluation, language):
-    found = counterfact_metrics(*falcon, records(golden, language), generated=False, pairing="legacy")
-    for ours, theirs in zip(found, evaluation[f"clean/{language}/published"], strict=True):
+    metrics = counterfact_metrics(*falcon, records(golden, language), generated=False, pairing="legacy")
+    for ours, theirs in zip(metrics, evaluation[f"clean/{language}/published"], strict=True):
         for group in GROUPS:
             assert ours[f"{group}_prompts_correct"] == theirs[f"{group}_prompts_correct"]
             for a, b in zip(ours[f"{group}_prompts_probs"], theirs[f"{group}_prompts_probs"], strict=True):
@@ -37,9 +37,9 @@ def test_legacy_pairing_is_the_published_evaluation(falcon, golden, evaluation, 
 
 @pytest.mark.parametrize("language", ["english", "catalan"])
 def test_matched_pairing_asks_each_object_in_its_own_wording(falcon, golden, evaluation, language):
-    found = counterfact_metrics(*falcon, records(golden, language))
+    metrics = counterfact_metrics(*falcon, records(golden, language))
     prefixes = ("", "") if language == "english" else ("new_variant_", "true_variant_")
-    for ours, table in zip(found, evaluation[f"clean/{language}/full_table"], strict=True):
+    for ours, table in zip(metrics, evaluation[f"clean/{language}/full_table"], strict=True):
         for group in GROUPS:
             for_new, for_true = (table[prefix + group] for prefix in prefixes)
             for j, probs in enumerate(ours[f"{group}_prompts_probs"]):
@@ -53,7 +53,8 @@ def test_matched_pairing_asks_each_object_in_its_own_wording(falcon, golden, eva
 def test_the_two_pairings_differ_where_the_wording_does(falcon, golden):
     some = [record for record in records(golden, "catalan") if record.prompt != record.true_variant.prompt]
     assert some
-    matched, legacy = (counterfact_metrics(*falcon, some, generated=False, pairing=pairing) for pairing in ("matched", "legacy"))
+    matched, legacy = (counterfact_metrics(*falcon, some, generated=False, pairing=pairing)
+                       for pairing in ("matched", "legacy"))
     for a, b in zip(matched, legacy):
         assert a["rewrite_prompts_probs"] != b["rewrite_prompts_probs"]
         assert [len(a[f"{group}_prompts_correct"]) for group in GROUPS] == [1, 2, 10] == [

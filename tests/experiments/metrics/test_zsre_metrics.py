@@ -20,9 +20,10 @@ def test_equal_to_the_published_metrics(name, request, golden):
 
 def test_generated_is_one_a_question(tiny_gpt2, golden):
     model, tok = tiny_gpt2
-    for record, found in zip(records := data.load(golden / "zsre_mend_eval.json", tok=tok), zsre_metrics(model, tok, records)):
-        assert len(found["neighborhood_prompts_generated"]) == len(found["neighborhood_prompts_generated_exact"]) == 1
-        assert len(found["neighborhood_prompts_correct"]) == len(record.neighborhood_prompts) >= 1
+    records = data.load(golden / "zsre_mend_eval.json", tok=tok)
+    for record, metrics in zip(records, zsre_metrics(model, tok, records)):
+        assert len(metrics["neighborhood_prompts_generated"]) == len(metrics["neighborhood_prompts_generated_exact"]) == 1
+        assert len(metrics["neighborhood_prompts_correct"]) == len(record.neighborhood_prompts) >= 1
 
 
 def test_half_a_character_is_read_as_text(tiny_gpt2, golden, monkeypatch):
@@ -44,11 +45,11 @@ def test_equal_to_one_prompt_at_a_time(tiny_gpt2, realdata):
     model, tok = tiny_gpt2
     records = data.load(realdata / "zsre_1000.json", limit=8, tok=tok)
     records = [record for record in records if len(tok(record.extra["loc"])["input_ids"]) < 100]
-    for record, found in zip(records, zsre_metrics(model, tok, records)):
+    for record, metrics in zip(records, zsre_metrics(model, tok, records)):
         ids = tok(" " + record.target_new.str)["input_ids"]
         questions = [record.prompt.replace("{}", record.subject), *record.paraphrase_prompts]
         steps = [(q + tok.decode(ids[:i]), tok.decode(ids[i])) for q in questions for i in range(len(ids))]
         steps += [(p.prompt, p.target) for p in record.neighborhood_prompts]
         literal = [model(**tok(text, return_tensors="pt")).logits[0, -1].argmax().item() == tok(token)["input_ids"][0]
                    for text, token in steps]
-        assert sum((found[f"{group}_prompts_correct"] for group in ("rewrite", "paraphrase", "neighborhood")), []) == literal
+        assert sum((metrics[f"{group}_prompts_correct"] for group in ("rewrite", "paraphrase", "neighborhood")), []) == literal

@@ -34,20 +34,21 @@ def test_scores_equal_published(golden_model, name, case):
     arrays = np.load(GOLDEN / f"trace_{name}.npz", allow_pickle=False)
     model, tok = golden_model(name)
     assert relative(embedding_std(model, tok, about["subjects_for_std"]), arrays["embedding_std"]) < 1e-6
-    told = about["cases"][case]
-    prompts = trace_prompts(tok, [KnownFact(0, told["subject"], told["answer"].strip(), told["prompt"])], None)
+    published = about["cases"][case]
+    prompts = trace_prompts(tok, [KnownFact(0, published["subject"], published["answer"].strip(), published["prompt"])], None)
     assert prompts[0].ids == arrays[f"{case}/input_ids"].tolist()
-    assert [prompts[0].start, prompts[0].end] == told["subject_range"]
-    noise = Noise("uniform" if told["uniform_noise"] else "gaussian", about["noise_factor"] * float(arrays["embedding_std"]))
-    kind, sites = told["kind"] or "state", find_sites(model)
-    (traced,) = trace(Decoder(model, tok, sites), prompts, noise, told["replace"], [kind], told["window"])
-    assert traced.correct and tok.decode([traced.answer]) == told["answer"]
+    assert [prompts[0].start, prompts[0].end] == published["subject_range"]
+    scale = about["noise_factor"] * float(arrays["embedding_std"])
+    noise = Noise("uniform" if published["uniform_noise"] else "gaussian", scale)
+    kind, sites = published["kind"] or "state", find_sites(model)
+    (traced,) = trace(Decoder(model, tok, sites), prompts, noise, published["replace"], [kind], published["window"])
+    assert traced.correct and tok.decode([traced.answer]) == published["answer"]
     assert relative(traced.scores[kind], arrays[f"{case}/scores"]) < 1e-5
-    assert relative(traced.high, told["high_score"]) < 1e-5
+    assert relative(traced.high, published["high_score"]) < 1e-5
     with torch.no_grad():  # published: noise is added in the run that restores nothing, also where it replaces elsewhere
         low = float(Passes(Decoder(model, tok, sites), prompts, noise, False).low[0])
-    assert relative(low, told["low_score"]) < 1e-5
-    assert relative(traced.low, low) < 1e-6 or told["replace"]
+    assert relative(low, published["low_score"]) < 1e-5
+    assert relative(traced.low, low) < 1e-6 or published["replace"]
 
 
 def test_another_answer_is_not_traced(tiny_gpt2):
@@ -68,28 +69,31 @@ def test_batched_equals_a_run_a_cell(arch):
     sites, noise = find_sites(model), Noise("gaussian", 0.5, samples=3)
     prompts = trace_prompts(tok, FACTS, None)
     traced = trace(Decoder(model, tok, sites), prompts, noise, kinds=(*KINDS, *SEVERED), size=2, known_only=False)
-    for found in traced:
-        for kind, scores in found.scores.items():
-            last = found.prompt.end - 1
-            assert scores.shape == (len(found.prompt.ids), sites.layers)
+    for fact in traced:
+        for kind, scores in fact.scores.items():
+            last = fact.prompt.end - 1
+            assert scores.shape == (len(fact.prompt.ids), sites.layers)
             assert np.isnan(scores).any(1).tolist() == [kind in SEVERED and token != last for token in range(len(scores))]
-            for token in {last} if kind in SEVERED else {0, found.prompt.start, last, len(scores) - 1}:
+            for token in {last} if kind in SEVERED else {0, fact.prompt.start, last, len(scores) - 1}:
                 for layer in range(sites.layers):
                     low, high = window(layer, 2, sites.layers) if kind in ("mlp", "attn") else (layer, layer + 1)
-                    plain = bench.plain_score(Decoder(model, tok, sites), found.prompt, noise, found.answer, kind, token, low, high)
+                    cell = bench.Restored(kind, token, low, high)
+                    plain = bench.plain_score(Decoder(model, tok, sites), fact.prompt, noise, fact.answer, cell)
                     assert scores[token, layer] == pytest.approx(plain, rel=2e-5), (kind, token, layer)
-        plain = bench.plain_score(Decoder(model, tok, sites), found.prompt, noise, found.answer, None, 0, 0, 0)
-        assert found.low == pytest.approx(plain, rel=1e-5)
+        plain = bench.plain_score(Decoder(model, tok, sites), fact.prompt, noise, fact.answer, None)
+        assert fact.low == pytest.approx(plain, rel=1e-5)
 
 
 def test_noise_that_replaces(tiny_gpt2):
     model, tok = tiny_gpt2
     sites, noise = find_sites(model), Noise("gaussian", 0.4)
-    (traced,) = trace(Decoder(model, tok, sites), trace_prompts(tok, FACTS[:1], None), noise, replace_embedding=True, known_only=False)
+    prompts = trace_prompts(tok, FACTS[:1], None)
+    (traced,) = trace(Decoder(model, tok, sites), prompts, noise, replace_embedding=True, known_only=False)
     place = traced.prompt.end - 1
-    plain = bench.plain_score(Decoder(model, tok, sites), traced.prompt, noise, traced.answer, "mlp", place, 0, 1, replace=True)
+    cell = bench.Restored("mlp", place, 0, 1)
+    plain = bench.plain_score(Decoder(model, tok, sites), traced.prompt, noise, traced.answer, cell, replace=True)
     assert traced.scores["mlp"][place, 0] == pytest.approx(plain, rel=1e-5)
-    plain = bench.plain_score(Decoder(model, tok, sites), traced.prompt, noise, traced.answer, None, 0, 0, 0, replace=True)
+    plain = bench.plain_score(Decoder(model, tok, sites), traced.prompt, noise, traced.answer, None, replace=True)
     assert traced.low == pytest.approx(plain, rel=1e-5)
 
 
@@ -98,9 +102,9 @@ def test_one_token_alone(tiny_gpt2):
     sites, noise, prompts = find_sites(model), Noise("gaussian", 0.4), trace_prompts(tok, FACTS, None)
     every = trace(Decoder(model, tok, sites), prompts, noise, known_only=False)
     alone = trace(Decoder(model, tok, sites), prompts, noise, kinds=("mlp", "state"), known_only=False, subject_last=True)
-    for one, all_tokens in zip(alone, every):
-        last = one.prompt.end - 1
-        for kind, scores in one.scores.items():
+    for single, all_tokens in zip(alone, every):
+        last = single.prompt.end - 1
+        for kind, scores in single.scores.items():
             assert np.allclose(scores[last], all_tokens.scores[kind][last], rtol=1e-5)
             assert np.isnan(np.delete(scores, last, 0)).all()
 
@@ -144,19 +148,20 @@ def test_moments_of_embeddings(tiny_gpt2):
 @pytest.mark.parametrize("level", ["m", "t5", "u0.5", "0.5", "s2"])
 def test_noise_has_the_moments_it_should(tiny_gpt2, golden, level):
     model, tok = tiny_gpt2
-    noise, told = calibrate(level, model, tok, ["Orla Venn", "Tamsin Brackholt"], str(golden / "corpus.jsonl"), samples=20000)
+    subjects, corpus = ["Orla Venn", "Tamsin Brackholt"], str(golden / "corpus.jsonl")
+    noise, measured = calibrate(level, model, tok, subjects, corpus, samples=20000)
     drawn = noise.draw(1, 64)[:, 0]
     assert torch.equal(drawn, noise.draw(1, 64)[:, 0])
     if level in "mt5":
         texts = [json.loads(line)["text"] for line in (golden / "corpus.jsonl").read_text().splitlines()]
         mean, covariance, tokens = embedding_moments(model, (tok(text).input_ids[:128] for text in texts if text.strip()))
-        assert told["tokens"] == tokens
+        assert measured["tokens"] == tokens
         assert torch.allclose(drawn.mean(0), mean, atol=0.02)
         assert relative(drawn.T.cov(), covariance) < 0.15
         kurtosis = float(((drawn - mean) ** 4).mean() / ((drawn - mean) ** 2).mean() ** 2)
         assert kurtosis > 4 if level == "t5" else kurtosis < 4
     else:
-        std = {"u0.5": 0.5 / 3**0.5, "0.5": 0.5}.get(level, 2 * told.get("embedding_std", 0))
+        std = {"u0.5": 0.5 / 3**0.5, "0.5": 0.5}.get(level, 2 * measured.get("embedding_std", 0))
         assert float(drawn.std()) == pytest.approx(std, rel=0.01)
         assert level != "u0.5" or float(drawn.abs().max()) <= 0.5
 
@@ -182,12 +187,12 @@ def test_tokens_are_of_one_class():
 def test_averages_and_their_bands():
     rng = np.random.default_rng(0)
     facts = [FactScores((1, 3), 0.9, 0.1 * i, {"mlp": rng.random((5, 4))}) for i in range(6)]
-    found = averages(facts)
+    averaged = averages(facts)
     effects = np.array([fact.scores["mlp"][2] - fact.low for fact in facts])
-    assert found["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT] == pytest.approx(effects.mean(0))
-    assert found["indirect_effect"]["mlp"]["band"][LAST_SUBJECT] == pytest.approx(1.96 * effects.std(0, ddof=1) / 6**0.5)
-    assert found["total_effect"]["mean"] == pytest.approx(0.65) and found["facts"] == 6
-    assert found["facts_of_class"] == [6, 0, 6, 6, 0, 6] and found["indirect_effect"]["mlp"]["mean"][1] is None
+    assert averaged["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT] == pytest.approx(effects.mean(0))
+    assert averaged["indirect_effect"]["mlp"]["band"][LAST_SUBJECT] == pytest.approx(1.96 * effects.std(0, ddof=1) / 6**0.5)
+    assert averaged["total_effect"]["mean"] == pytest.approx(0.65) and averaged["facts"] == 6
+    assert averaged["facts_of_class"] == [6, 0, 6, 6, 0, 6] and averaged["indirect_effect"]["mlp"]["mean"][1] is None
     assert averages(facts[:1])["total_effect"]["band"] is None
     with pytest.raises(UserError, match="knows none of the facts"):
         averages([])
