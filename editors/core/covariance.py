@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from . import moment_store, ranks
-from .budget import total_bytes
+from .budget import allowance, statistics_tokens
 from .corpus import Corpus, document_order, find_corpus
 from .decoder import Decoder
 from .files import check_writable
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 from .kept import kept
-from .key_sums import Batch, KeySums, add_batch, batches, fitting_tokens
+from .key_sums import Batch, KeySums, add_batch, batches
 from .moment import Moment, spectrum
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
@@ -124,7 +124,7 @@ def collect_now(decoder: Decoder, layers: Sequence[int], spec: MomentSpec, progr
 
 
 def pin(model: nn.Module) -> None:
-    """Statistics that are asked for from now on belong to the model as it is now, or as it was when they were first asked for."""
+    """Let statistics that are asked for from now on belong to the model as it is now, or as it was when they first were."""
     _fingerprint(model)
 
 
@@ -183,8 +183,8 @@ def _from_disk(folder: Path, identity: Mapping[str, Any], d_in: int) -> Moment |
 
 
 def _collect_missing(
-    decoder: Decoder, corpus: Corpus, folder: Path | None, missing: Mapping[int, Mapping[str, Any]], resume: bool, progress: bool,
-    pack_tokens: int | None,
+    decoder: Decoder, corpus: Corpus, folder: Path | None, missing: Mapping[int, Mapping[str, Any]], resume: bool,
+    progress: bool, pack_tokens: int | None,
 ) -> dict[int, Moment]:
     """Collect the layers of `missing` (layer -> identity asked for) in as few passes as the memory allows, and save them.
 
@@ -219,7 +219,7 @@ def _collect_missing(
             if identity["max_keys"] is not None:  # few keys: say what they span
                 identity |= spectrum(moment.matrix)
                 log.info("block %d: second moment of %d keys from %d documents in %.1f s, rank %d of %d, condition %.3g", layer,
-                         *(identity[field] for field in ("count", "texts", "seconds", "rank")), len(moment.matrix), identity["condition"])
+                         *(identity[field] for field in ("count", "texts", "seconds", "rank")), moment.d_in, identity["condition"])
             if folder:
                 moment_store.save(path, tensors, identity)
             return moment
@@ -249,7 +249,8 @@ class _Pass:
         digest = hashlib.sha256(json.dumps(list(identities.values())).encode()).hexdigest()[:16]
         self.snapshot = folder and folder / f"unfinished-{digest}.safetensors"
         if pack_tokens is None:
-            pack_tokens = fitting_tokens(decoder, max(weight.d_in for weight in weights.values()), self.identity["max_length"])
+            widest = max(weight.d_in for weight in weights.values())
+            pack_tokens = statistics_tokens(decoder, widest, self.identity["max_length"])
         # Where the next batch stands; and the packing, which a continued pass keeps, so that its sums round alike.
         self.state = {"window": 0, "index": 0, "tokens_before": 0, "count": 0, "texts": 0, "pack_tokens": pack_tokens}
 
@@ -321,10 +322,10 @@ def _segments(stream: Iterator[Batch]) -> Iterator[list[Batch]]:
 
 
 def _passes(decoder: Decoder, layers: Sequence[int], dtype: str) -> list[Sequence[int]]:
-    """`layers` (ascending) in groups whose sums (twice) fit into half the memory together; usually all at once."""
+    """`layers` (ascending) in groups whose sums, twice, fit into the memory's part for them; usually all at once."""
     size = torch.promote_types(DTYPES[dtype], torch.float32).itemsize
     width = max(decoder.weight(layer).d_in for layer in layers)
-    together = max(1, total_bytes(decoder.weight(layers[0]).parameter.device) // 4 // (width * width * size))
+    together = max(1, allowance(decoder.weight(layers[0]).parameter.device, "moments") // (width * width * size))
     return [layers[start : start + together] for start in range(0, len(layers), together)]
 
 

@@ -52,7 +52,11 @@ def text_config(model: nn.Module):
 
 
 def longest_context(model: nn.Module) -> int | None:
-    """Positions that the model was made for; None if its configuration names no limit (ALiBi)."""
+    """Tokens of a row that edits, metrics, statistics and tracing let the model read at most: those that it was made for.
+
+    With ALiBi, MPT fails beyond `max_seq_len`, and BLOOM goes on beyond `seq_length`, for which it was not trained.
+    None if the configuration names no limit.
+    """
     config = text_config(model) if hasattr(model, "config") else None
     names = ("n_positions", "max_position_embeddings", "max_seq_len", "seq_length")
     return next((value for name in names if (value := getattr(config, name, None))), None)

@@ -17,10 +17,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editors.core import ranks
+from editors.core.budget import logit_rows
+from editors.core.modules import longest_context
 from editors.core.prompts import pad_id
 
 from experiments.metrics.incremental import (
-    batches, check_length, continue_rows, extend, logit_rows, longest_row, Prefix, read, shortened,
+    batches, check_length, continue_rows, extend, Prefix, read, shortened,
 )
 
 Ids = tuple[int, ...]
@@ -175,7 +177,7 @@ def _generate(
     if len(asked) < len(rows):
         prefix, logits = prefix.select(asked), logits[torch.tensor(asked, device=logits.device)]
     prompts = [rows[i] for i in asked]
-    limit = longest_row(model) or float("inf")
+    limit = longest_context(model) or float("inf")
     ends = end_tokens(model, tok)
     # A row's text ends where it has said enough; its long text, if one is asked for, goes on.
     lengths: dict[int, int] = {}
