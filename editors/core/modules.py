@@ -98,7 +98,7 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, no dropout, and GELU's tanh form as one kernel instead of eight elementwise steps; afterwards all is as it was."""
+    """Inside, no dropout, and GELU's tanh form as one kernel, not eight elementwise steps; afterwards all is as it was."""
     modes = {module: module.training for module in model.modules()}
     spelled_out = [m for m in modes if isinstance(m, NewGELUActivation) and "forward" not in vars(m)]
     model.eval()

@@ -32,7 +32,8 @@ class Job:
 
     @staticmethod
     def build(
-        tok, number: int, request: Request, fact_token: str, templates: Sequence[str], kl_prompt: str, target_tokens: str = "ids"
+        tok, number: int, request: Request, fact_token: str, templates: Sequence[str], kl_prompt: str,
+        target_tokens: str = "ids",
     ) -> Job:
         target = encode_target(tok, request.target_new)
         prompts = [fill(t, request.prompt) for t in templates]
