@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,13 +20,15 @@ from common.errors import UserError
 from . import adapter, registry
 from .changes import add_to, Change, Dense, LowRank
 from .core.files import write_tensors
+from .core.kept import kept
 from .core.sites import get_module
 
 FORMAT = 1
 
-# Edits now in a model, oldest first, each with the exact weights it replaced; None: a bias that was not there. Keyed by the
-# model, which it does not keep alive.
-_applied: WeakKeyDictionary[nn.Module, list[tuple["Edit", dict[str, Tensor | None]]]] = WeakKeyDictionary()
+
+def applied_to(model: nn.Module) -> dict[Edit, dict[str, Tensor | None]]:
+    """The edits now in a model, oldest first, each with the exact weights it replaced; None: a bias that was not there."""
+    return kept(model, "edits")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +63,7 @@ class Edit:
         originals_device: where those copies are kept; by default beside the weights ("cpu" spares GPU memory).
         Raises UserError if the edit is in the model already, or does not fit it; the model is then unchanged.
         """
-        stack = _applied.get(model, [])
-        if any(edit is self for edit, _ in stack):
+        if self in applied_to(model):
             raise UserError("this edit is already applied to the model: revert it first")
         parameters, new_biases = self._fitting(model)
         originals = {
@@ -78,7 +78,7 @@ class Edit:
         except BaseException:  # out of memory, or interrupted: all or nothing
             _put_back(model, originals)
             raise
-        _applied.setdefault(model, []).append((self, originals))
+        applied_to(model)[self] = originals
 
     def check(self, model: nn.Module) -> None:
         """Raises UserError if the edit does not fit the model."""
@@ -99,22 +99,19 @@ class Edit:
 
     def revert(self, model: nn.Module) -> None:
         """Put back the exact bits that `apply` replaced. Edits on top of each other are reverted last first."""
-        stack = _applied.get(model, [])
-        position = next((i for i, (edit, _) in enumerate(stack) if edit is self), None)
-        if position is None:
+        edits = list(applied_to(model))
+        if self not in edits:
             raise UserError("this edit is not applied to the model: nothing to revert")
-        if any(set(edit.changes) & set(self.changes) for edit, _ in stack[position + 1 :]):
+        if any(set(later.changes) & set(self.changes) for later in edits[edits.index(self) + 1 :]):
             raise UserError("a later edit changed the same weights: revert the later one first")
-        _, originals = stack[position]
-        _put_back(model, originals)
-        stack.pop(position)
+        _put_back(model, applied_to(model)[self])
+        del applied_to(model)[self]
 
     def keep(self, model: nn.Module) -> None:
         """Make the edit applied last permanent: it can't be reverted any more, and the copies of the originals go."""
-        stack = _applied.get(model, [])
-        if not stack or stack[-1][0] is not self:
+        if [*applied_to(model)][-1:] != [self]:
             raise UserError("this edit is not the last one applied to the model: nothing to keep")
-        stack.pop()
+        del applied_to(model)[self]
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:

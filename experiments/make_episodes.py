@@ -29,6 +29,7 @@ from data import episodes
 from data.episodes import back_translation, export, locality, published, rephrase
 from data.episodes.lines import read_rows
 from data.files import json_lines, write_json, write_text
+from editors.core.modules import longest_context
 from experiments.run.cli import a_seed, at_least_one, HelpFormatter, Parser, run_program
 from experiments.run.config import add_flags, ModelFlags
 from experiments.run.models import load_model
@@ -111,7 +112,7 @@ def sample(model, tok, passages: Sequence[str], args: argparse.Namespace) -> tup
     limit cuts. Passages shorter than ``n_tokens`` + 2 tokens are passed over.
     """
     torch.manual_seed(args.seed)
-    longest = getattr(model.config, "max_position_embeddings", None) or args.context_tokens + args.n_tokens
+    longest = longest_context(model) or args.context_tokens + args.n_tokens
     context_tokens = min(args.context_tokens, longest - args.n_tokens)
     if context_tokens < 2:
         raise UserError("--context_tokens 1: a continuation needs at least 2 tokens before it" if args.context_tokens < 2 else

@@ -55,8 +55,8 @@ class AlphaEdit(SpreadEditor):
     def solver(self, task: Task, decoder: Decoder) -> Solver:
         hp = self.hparams
         if hp.dynamic and task.memory is not None and hp.solve != "published":
-            raise UserError('dynamic: in a sequence AlphaEdit remembers keys as projected with the first statistics; set it false, or '
-                               'solve to "published", which projects anew')
+            raise UserError('dynamic: in a sequence AlphaEdit remembers keys as projected with the first statistics; set it '
+                            'false, or solve to "published", which projects anew')
         moments = second_moments(decoder, hp, task.progress)
         projectors, statistics = {}, described(moments)
         for layer, moment in moments.items():
@@ -68,12 +68,14 @@ class AlphaEdit(SpreadEditor):
                     "artefact: raise dynamic_multiplier or mom2_n_samples", stacklevel=2,
                 )
             if not projectors[layer].rank:
-                warnings.warn(f"block {layer}: no direction is below nullspace_threshold {hp.nullspace_threshold}, so nothing is written there",
-                              stacklevel=2)
+                warnings.warn(
+                    f"block {layer}: no direction is below nullspace_threshold {hp.nullspace_threshold}, so nothing is written "
+                    "there", stacklevel=2,
+                )
         if not any(projector.rank for projector in projectors.values()):
             raise UserError(
-                f"nullspace_threshold {hp.nullspace_threshold}: no direction of any layer is below it, so nothing could be edited; "
-                "raise it, or set nullspace_relative"
+                f"nullspace_threshold {hp.nullspace_threshold}: no direction of any layer is below it, so nothing could be "
+                "edited; raise it, or set nullspace_relative"
             )
 
         published = hp.solve == "published"

@@ -1,8 +1,8 @@
 """The same facts edited in several languages at once.
 
-Two ways: the sum of an edit for each, made on the same unedited model (`Edit.plus`), or one edit that is sought for all (MEMAT):
-one change of the hidden state per fact, added at each language's own subject, and MEMIT's closed form with the means of
-the languages' keys and second moments.
+Two ways: the sum of an edit for each, made on the same unedited model (`Edit.plus`), or one edit that is sought for all
+(MEMAT): one change of the hidden state per fact, added at each language's own subject, and MEMIT's closed form with the means
+of the languages' keys and second moments.
 """
 
 from __future__ import annotations
@@ -38,18 +38,21 @@ def joint_edit(
 ) -> Edit:
     """One edit for all languages; the model is left as it was.
 
-    languages: an editor (its hparams say the language's contexts, KL prompt, looked-up token and corpus; all have the same layers;
-    lambda and step size are the first one's) and the facts, in the same order in each. With a fresh residual what is missing is
-    measured as the mean over the languages; published is a stale one.
-    Raises UserError for different numbers of facts or layers, settings that a joint edit has no use for, and what MEMIT finds wrong.
+    languages: an editor (its hparams say the language's contexts, KL prompt, looked-up token and corpus; all have the same
+    layers; lambda and step size are the first one's) and the facts, in the same order in each. With a fresh residual what is
+    missing is measured as the mean over the languages; published is a stale one.
+    Raises UserError for different numbers of facts or layers, settings that a joint edit has no use for, and what MEMIT finds
+    wrong.
     """
     started = time.perf_counter()
     first = languages[0][0].hparams
     for name in ("rect_share", "edited_key_memory", "prune", "calculate_objective_value"):
         if any(getattr(editor.hparams, name) not in (None, False) for editor, _ in languages):
-            raise UserError(f"{name}: a joint edit of several languages does not have it; leave it out, or take the sum of two edits")
+            raise UserError(f"{name}: a joint edit of several languages does not have it; leave it out, or take the sum of two "
+                            "edits")
     if len({tuple(editor.hparams.layers) for editor, _ in languages}) > 1:
-        raise UserError(f"layers: {' and '.join(str(editor.hparams.layers) for editor, _ in languages)}; a joint edit needs the same")
+        layers = " and ".join(str(editor.hparams.layers) for editor, _ in languages)
+        raise UserError(f"layers: {layers}; a joint edit needs the same")
     if len({len(facts) for _, facts in languages}) > 1:
         counts = ", ".join(str(len(facts)) for _, facts in languages)
         raise UserError(f"the languages have {counts} facts; give the same ones in each")
@@ -61,7 +64,7 @@ def joint_edit(
         moments = [second_moments(decoder, editor.hparams, progress) for editor, _ in languages]
         means = {layer: _mean([by_layer[layer] for by_layer in moments]) for layer in first.layers}
         factors = factorised(means, first, ridge=first.update_norm_lambda / weight)
-        statistics = described(means, factors.helped)
+        statistics = described(means, factors.added)
         for layer, of_layer in statistics.items():
             of_layer["languages"] = [described(by_layer)[layer] for by_layer in moments]
         values = optimise_jointly(
@@ -91,9 +94,10 @@ def joint_edit(
     # One process's, where several work: theirs may differ in the last bits, and the models must not.
     changes = ranks.same({decoder.weight(layer).name: step.update.smaller() for layer, step in steps.items()})
     check_finite(changes)
-    about = {"editor": languages[0][0].name, "languages": len(languages), "hparams": asdict(first), "requests": len(tasks[0].requests),
-             "model": model_fingerprint(model), "statistics": statistics, "seconds": {"total": time.perf_counter() - started}}
-    return Edit(changes, about)
+    info = {"editor": languages[0][0].name, "languages": len(languages), "hparams": asdict(first),
+            "requests": len(tasks[0].requests), "model": model_fingerprint(model), "statistics": statistics,
+            "seconds": {"total": time.perf_counter() - started}}
+    return Edit(changes, info)
 
 
 def _mean(moments: Sequence[Moment]) -> Moment:

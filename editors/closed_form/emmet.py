@@ -39,4 +39,4 @@ class EMMET(SpreadEditor):
         moments = second_moments(decoder, hp, task.progress)
         factors = factorised(moments, hp, ridge=hp.update_norm_lambda / hp.mom2_update_weight)
         return Solver(moments, lambda layer, keys: solve.emmet(factors[layer], hp.mom2_update_weight, keys, hp.emmet_lambda),
-                      statistics=described(moments, factors.helped))
+                      statistics=described(moments, factors.added))

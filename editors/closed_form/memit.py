@@ -68,7 +68,7 @@ class MEMIT(SpreadEditor):
         weight = self.hparams.mom2_update_weight
         moments = second_moments(decoder, self.hparams, task.progress)
         factors = factorised(moments, self.hparams, ridge=self.hparams.update_norm_lambda / weight)
-        statistics = described(moments, factors.helped)
+        statistics = described(moments, factors.added)
         if not self.hparams.edited_key_memory or task.memory is None:
             return Solver(moments, lambda layer, keys: solve.memit(factors[layer], weight, keys), statistics=statistics)
 

@@ -71,7 +71,7 @@ class ROME(WeightEditor):
             moments = second_moments(prepared.decoder, hp, task.progress)
             regular = factorised(moments, hp)
             factors |= regular.by_layer
-            info["statistics"] = described(moments, regular.helped)
+            info["statistics"] = described(moments, regular.added)
         changes: dict[str, LowRank] = {}
         with trial(prepared.decoder) as change:
             for request in task.requests:

@@ -64,18 +64,20 @@ class Step:
 
 def spread(
     decoder: Decoder, layers: Sequence[int], keys: Callable[[int], Float[Tensor, "n d_in"]],
-    missing: Callable[[], Float[Tensor, "n d_model"]], adjust: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]],
+    missing: Callable[[], Float[Tensor, "n d_model"]],
+    adjust: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]],
     change: Callable[[int, LowRank | Dense], None] | None, progress: bool,
 ) -> dict[int, Step]:
     """{layer: its update R A^T and what led there}: A from its keys, R what is missing divided by the number of layers left.
 
-    change: puts an update into the model, so that the next layer's keys and what is missing then are measured with it; None: they
-    are those of the model as it is.
+    change: puts an update into the model, so that the next layer's keys and what is missing then are measured with it; None:
+    they are those of the model as it is.
     """
     steps = {}
-    for done, layer in enumerate(tqdm(layers, desc="layers", unit="layer", leave=False, disable=None if progress else True)):
+    bar = tqdm(layers, desc="layers", unit="layer", leave=False, disable=None if progress else True)
+    for layers_done, layer in enumerate(bar):
         layer_keys, distance = keys(layer).T, missing()
-        adjusted, residual = adjust(layer, layer_keys), distance.T / (len(layers) - done)
+        adjusted, residual = adjust(layer, layer_keys), distance.T / (len(layers) - layers_done)
         update = to_change(decoder.weight(layer), residual.to(adjusted), adjusted)
         steps[layer] = Step(update, layer_keys, distance, residual, adjusted)
         if change is not None:
@@ -113,7 +115,8 @@ class SpreadEditor(WeightEditor):
 
     def prepare(self, task: Task) -> dict[str, Any]:
         prepared = self.contexts(task)
-        return begun_with(prepared, {} if self.hparams.dynamic else second_moments(prepared.decoder, self.hparams, task.progress))
+        fixed = not self.hparams.dynamic
+        return begun_with(prepared, second_moments(prepared.decoder, self.hparams, task.progress) if fixed else {})
 
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
         hp, requests = self.hparams, task.requests

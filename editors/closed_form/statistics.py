@@ -17,7 +17,7 @@ from editors.core.moment import Moment
 from editors.core.solve import Factor
 from editors.hparams import ValueHParams
 
-TOLD = {"count": "keys", "texts": "documents", "rank": "rank", "condition": "condition", "seconds": "seconds"}
+INFO_NAMES = {"count": "keys", "texts": "documents", "rank": "rank", "condition": "condition", "seconds": "seconds"}
 """Of a moment's identity -> names in an Edit's info."""
 
 
@@ -44,7 +44,7 @@ class Factors:
     """Cholesky factors of C + ridge I by layer."""
 
     by_layer: dict[int, Factor]
-    helped: dict[int, float] = field(default_factory=dict)
+    added: dict[int, float] = field(default_factory=dict)
     """{layer: what relative_ridge added to the diagonal of a C without full rank}."""
 
     def __getitem__(self, layer: int) -> Factor:
@@ -52,33 +52,35 @@ class Factors:
 
 
 def factorised(moments: Mapping[int, Moment], hparams: ValueHParams, ridge: float = 0.0) -> Factors:
-    """The factors of C + ridge I. A C without full rank is helped by relative_ridge, if the hparams set it.
+    """The factors of C + ridge I. relative_ridge, if the hparams set it, makes a C without full rank regular.
 
     Raises UserError for one that neither helps.
     """
-    factors, helped = {}, {}
+    factors, added = {}, {}
     for layer, moment in moments.items():
         rank = moment.rank if hparams.relative_ridge else moment.noted_rank
-        of_rank = f"block {layer}: the second moment of {moment.count} keys has rank {rank} of {moment.d_in}"
+        deficiency = f"block {layer}: the second moment of {moment.count} keys has rank {rank} of {moment.d_in}"
         if rank < moment.d_in and hparams.relative_ridge:
-            helped[layer] = hparams.relative_ridge * float(moment.matrix.diagonal().mean())
-            warnings.warn(f"{of_rank}; relative_ridge adds {helped[layer]:.3g} to its diagonal", stacklevel=2)
+            added[layer] = hparams.relative_ridge * float(moment.matrix.diagonal().mean())
+            warnings.warn(f"{deficiency}; relative_ridge adds {added[layer]:.3g} to its diagonal", stacklevel=2)
         elif rank < moment.d_in and not ridge:
-            raise UserError(f"{of_rank}: raise dynamic_multiplier (10 is usual) or mom2_n_samples, or set relative_ridge (1e-3, say)")
+            raise UserError(f"{deficiency}: raise dynamic_multiplier (10 is usual) or mom2_n_samples, or set "
+                            "relative_ridge (1e-3, say)")
         elif rank < moment.d_in:
             warnings.warn(
-                f"{of_rank}; {ridge:.3g} on its diagonal (update_norm_lambda / mom2_update_weight) makes it regular", stacklevel=2
+                f"{deficiency}; {ridge:.3g} on its diagonal (update_norm_lambda / mom2_update_weight) makes it regular",
+                stacklevel=2,
             )
-        factors[layer] = moment.factor(ridge + helped.get(layer, 0.0))
-    return Factors(factors, helped)
+        factors[layer] = moment.factor(ridge + added.get(layer, 0.0))
+    return Factors(factors, added)
 
 
-def described(moments: Mapping[int, Moment], helped: Mapping[int, float] | None = None) -> dict[str, dict[str, Any]]:
-    """What an Edit's info tells of its statistics, by layer. helped: see `Factors`."""
-    told = {
-        str(layer): {name: moment.identity[field] for field, name in TOLD.items() if field in moment.identity}
+def described(moments: Mapping[int, Moment], added: Mapping[int, float] | None = None) -> dict[str, dict[str, Any]]:
+    """What an Edit's info tells of its statistics, by layer. added: see `Factors`."""
+    summaries = {
+        str(layer): {name: moment.identity[field] for field, name in INFO_NAMES.items() if field in moment.identity}
         for layer, moment in moments.items()
     }
-    for layer, ridge in (helped or {}).items():
-        told[str(layer)]["ridge"] = ridge
-    return told
+    for layer, ridge in (added or {}).items():
+        summaries[str(layer)]["ridge"] = ridge
+    return summaries

@@ -34,16 +34,16 @@ def context_templates(
     model: nn.Module, tok, kind: Literal["memit", "rome", "greedy"], length_params: Sequence[Sequence[int]] | None = None,
     seed: int = 0, starts: Sequence[str] | None = None,
 ) -> list[list[str]]:
-    """Groups of templates with one ``{}`` each, sampled from ``model`` (top-k 5) and kept, by tokenizer, for as long as it lives.
+    """Groups of templates with one ``{}`` each, sampled from ``model`` (top-k 5) and kept by tokenizer while it lives.
 
-    * "memit": [["{}"], [5 texts]], one of 10 tokens (start and BOS included) from each of ``starts``, by default The, Therefore,
-      Because, I, You.
+    * "memit": [["{}"], [5 texts]], one of 10 tokens (start and BOS included) from each of ``starts``, by default The,
+      Therefore, Because, I, You.
     * "greedy": [["{}"], [text], [text], ...], each of ``starts`` (by default MEMAT's The, Therefore, Because, She, I love)
       followed by the 10 likeliest tokens: MEMAT's, in the language of the starts.
     * "rome": [["{}" + texts]]: for each [length, n] of ``length_params`` n texts of ``length`` tokens, BOS included
       (default [[5, 10], [10, 10]]: 21 templates).
-    Special tokens are left out, braces become spaces, as does other white space but in "greedy" texts, which MEMAT leaves as they
-    are; ". {}" is appended. The same seed, model and tokenizer give the same texts. Raises UserError for lengths that the
+    Special tokens are left out, braces become spaces, as does other white space but in "greedy" texts, which MEMAT leaves as
+    they are; ". {}" is appended. The same seed, model and tokenizer give the same texts. Raises UserError for lengths that the
     model has no positions for, and for a model whose logits are not finite.
     """
     if kind not in ("memit", "rome", "greedy"):
@@ -65,8 +65,9 @@ def context_templates(
             sampled = [["{}"], _templates(tok, _sample(model, rows, MEMIT_LENGTH, generator))]
         elif kind == "greedy":
             ids = _sample(model, rows, max(map(len, rows)) + GREEDY_NEW_TOKENS, generator, top_k=1)
-            continued = [_until_end(tok, row[: len(start) + GREEDY_NEW_TOKENS], len(start)) for start, row in zip(rows, ids.tolist())]
-            sampled = [["{}"], *([template] for template in _templates(tok, continued, as_it_is=True))]
+            ends = [len(row) + GREEDY_NEW_TOKENS for row in rows]
+            continuations = [_until_end(tok, row[:end], end - GREEDY_NEW_TOKENS) for row, end in zip(ids.tolist(), ends)]
+            sampled = [["{}"], *([template] for template in _templates(tok, continuations, as_it_is=True))]
         else:
             by_length = [_templates(tok, _sample(model, [[start]] * n, length, generator)) for length, n in lengths]
             sampled = [["{}", *(template for templates in by_length for template in templates)]]

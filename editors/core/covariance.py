@@ -1,4 +1,4 @@
-"""Second moments of keys over a corpus: one pass collects all asked layers; cached in memory and on disk, resumable.
+"""Second moments of keys over a corpus: one pass collects several layers; kept in memory and on disk, resumable.
 
 A key is the input of a block's down-projection at one token; the moment is C = (1/N) sum k k^T over N tokens, uncentred: the C
 of ROME (Meng et al. 2022) and the C_0 of MEMIT (Meng et al. 2023), without its weight. Counting is the published code's: the
@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from . import moment_store, ranks
-from .budget import total_bytes
+from .budget import allowance, statistics_tokens
 from .corpus import Corpus, document_order, find_corpus
 from .decoder import Decoder
 from .files import check_writable
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 from .kept import kept
-from .key_sums import Batch, KeySums, add_batch, batches, fitting_tokens
+from .key_sums import Batch, KeySums, add_batch, batches
 from .moment import Moment, spectrum
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
@@ -93,12 +93,12 @@ def collect(
     model, corpus = decoder.model, find_corpus(spec.dataset)
     if force:
         kept(model, FIRST_ASKED).clear()
-    wanted = identities(decoder, layers, spec, corpus)
+    identity_of = identities(decoder, layers, spec, corpus)
     folder = folder_of(model, corpus, stats_dir)
     moments = kept(model, "moments")
-    keys = {layer: json.dumps([str(folder), identity]) for layer, identity in wanted.items()}
+    keys = {layer: json.dumps([str(folder), identity]) for layer, identity in identity_of.items()}
     missing = {}
-    for layer, identity in wanted.items():
+    for layer, identity in identity_of.items():
         if force or keys[layer] not in moments:
             moment = None if force else ranks.from_first(lambda: _from_disk(folder, identity, decoder.weight(layer).d_in))
             if moment is None:
@@ -113,18 +113,19 @@ def collect(
             )
         collected = _collect_missing(decoder, corpus, folder, missing, resume, progress, pack_tokens)
         moments.update((keys[layer], moment) for layer, moment in collected.items())
-    return {layer: moments[keys[layer]] for layer in wanted}
+    return {layer: moments[keys[layer]] for layer in identity_of}
 
 
 def collect_now(decoder: Decoder, layers: Sequence[int], spec: MomentSpec, progress: bool = True) -> dict[int, Moment]:
     """{layer: Moment} of the model as it is now, edited or not, by a pass over the corpus; kept nowhere."""
     corpus, weights = find_corpus(spec.dataset), model_fingerprint(decoder.model)
-    wanted = {layer: {**identity, "weights": weights} for layer, identity in identities(decoder, layers, spec, corpus).items()}
-    return _collect_missing(decoder, corpus, None, wanted, False, progress, None)
+    as_first_asked = identities(decoder, layers, spec, corpus)
+    identity_of = {layer: {**identity, "weights": weights} for layer, identity in as_first_asked.items()}
+    return _collect_missing(decoder, corpus, None, identity_of, False, progress, None)
 
 
 def pin(model: nn.Module) -> None:
-    """Statistics that are asked for from now on belong to the model as it is now, or as it was when they were first asked for."""
+    """Let statistics that are asked for from now on belong to the model as it is now, or as it was when they first were."""
     _fingerprint(model)
 
 
@@ -183,8 +184,8 @@ def _from_disk(folder: Path, identity: Mapping[str, Any], d_in: int) -> Moment |
 
 
 def _collect_missing(
-    decoder: Decoder, corpus: Corpus, folder: Path | None, missing: Mapping[int, Mapping[str, Any]], resume: bool, progress: bool,
-    pack_tokens: int | None,
+    decoder: Decoder, corpus: Corpus, folder: Path | None, missing: Mapping[int, Mapping[str, Any]], resume: bool,
+    progress: bool, pack_tokens: int | None,
 ) -> dict[int, Moment]:
     """Collect the layers of `missing` (layer -> identity asked for) in as few passes as the memory allows, and save them.
 
@@ -197,8 +198,8 @@ def _collect_missing(
     except UserError as error:
         if folder is None:
             raise
-        place = moment_store.file_of(folder, next(iter(missing.values())))
-        raise UserError(f"{error}; or put statistics that were collected elsewhere at {place}") from error
+        path = moment_store.file_of(folder, next(iter(missing.values())))
+        raise UserError(f"{error}; or put statistics that were collected elsewhere at {path}") from error
     collected = {}
     for layers in _passes(decoder, sorted(missing), next(iter(missing.values()))["dtype"]):
         run = _Pass(decoder, texts, folder, {layer: missing[layer] for layer in layers}, pack_tokens)
@@ -206,20 +207,21 @@ def _collect_missing(
             run.restore()
         started = time.monotonic()
         run.run(progress)
-        about = {
+        provenance = {
             "count": run.state["count"], "texts": run.state["texts"], "seconds": round(time.monotonic() - started, 3),
             "torch": torch.__version__,
         }
 
         def finished(layer: int) -> Moment:
             tensors = run.sums.pop(layer).tensors()
-            identity = {**missing[layer], **about}
+            identity = {**missing[layer], **provenance}
             path = moment_store.file_of(folder or Path(), identity)
             moment = moment_store.from_sums(**tensors, identity=identity, where=path, d_in=decoder.weight(layer).d_in)
             if identity["max_keys"] is not None:  # few keys: say what they span
                 identity |= spectrum(moment.matrix)
-                log.info("block %d: second moment of %d keys from %d documents in %.1f s, rank %d of %d, condition %.3g", layer,
-                         *(identity[field] for field in ("count", "texts", "seconds", "rank")), len(moment.matrix), identity["condition"])
+                log.info("block %d: second moment of %d keys from %d documents in %.1f s, rank %d of %d, condition %.3g",
+                         layer, *(identity[field] for field in ("count", "texts", "seconds", "rank")), moment.d_in,
+                         identity["condition"])
             if folder:
                 moment_store.save(path, tensors, identity)
             return moment
@@ -249,7 +251,8 @@ class _Pass:
         digest = hashlib.sha256(json.dumps(list(identities.values())).encode()).hexdigest()[:16]
         self.snapshot = folder and folder / f"unfinished-{digest}.safetensors"
         if pack_tokens is None:
-            pack_tokens = fitting_tokens(decoder, max(weight.d_in for weight in weights.values()), self.identity["max_length"])
+            widest = max(weight.d_in for weight in weights.values())
+            pack_tokens = statistics_tokens(decoder, widest, self.identity["max_length"])
         # Where the next batch stands; and the packing, which a continued pass keeps, so that its sums round alike.
         self.state = {"window": 0, "index": 0, "tokens_before": 0, "count": 0, "texts": 0, "pack_tokens": pack_tokens}
 
@@ -269,13 +272,13 @@ class _Pass:
             self.decoder.tok, self.texts, order, self.identity["max_length"], state["pack_tokens"], max_keys,
             state["window"], state["tokens_before"],
         )
-        done = (state["window"], state["index"])
+        next_batch = (state["window"], state["index"])
         bar = tqdm(total=None if max_keys else len(order), initial=state["texts"], unit="text",
                    desc=f"second moments, layers {','.join(map(str, self.sums))}", disable=None if progress else True)
-        start, seen, due = time.monotonic(), state["count"], time.monotonic() + SNAPSHOT_SECONDS
-        left = itertools.dropwhile(lambda batch: (batch.window, batch.index) < done, stream)
+        start, count_before, due = time.monotonic(), state["count"], time.monotonic() + SNAPSHOT_SECONDS
+        batches_left = itertools.dropwhile(lambda batch: (batch.window, batch.index) < next_batch, stream)
         with bar:
-            while segments := list(itertools.islice(_segments(left), ranks.world_size())):
+            while segments := list(itertools.islice(_segments(batches_left), ranks.world_size())):
                 for batch in segments[ranks.rank()] if ranks.rank() < len(segments) else ():
                     self._add(batch.rows)
                 for layer, total in self.sums.items():
@@ -287,7 +290,7 @@ class _Pass:
                 texts_done = sum(len(batch.rows) for batch in batches_done)
                 state["texts"] += texts_done
                 bar.update(texts_done)
-                rate = (state["count"] - seen) / (time.monotonic() - start)
+                rate = (state["count"] - count_before) / (time.monotonic() - start)
                 bar.set_postfix_str(f"{state['count']} tokens, {rate:.0f}/s", refresh=False)
                 if self.snapshot and ranks.rank() == 0 and time.monotonic() >= due:
                     due = self._save_snapshot()
@@ -321,11 +324,11 @@ def _segments(stream: Iterator[Batch]) -> Iterator[list[Batch]]:
 
 
 def _passes(decoder: Decoder, layers: Sequence[int], dtype: str) -> list[Sequence[int]]:
-    """`layers` (ascending) in groups whose sums (twice) fit into half the memory together; usually all at once."""
+    """`layers` (ascending) in groups whose sums, twice, fit into the memory's part for them; usually all at once."""
     size = torch.promote_types(DTYPES[dtype], torch.float32).itemsize
     width = max(decoder.weight(layer).d_in for layer in layers)
-    together = max(1, total_bytes(decoder.weight(layers[0]).parameter.device) // 4 // (width * width * size))
-    return [layers[start : start + together] for start in range(0, len(layers), together)]
+    layers_a_pass = max(1, allowance(decoder.weight(layers[0]).parameter.device, "moments") // (width * width * size))
+    return [layers[start : start + layers_a_pass] for start in range(0, len(layers), layers_a_pass)]
 
 
 def _check_counts(**counts: int | None) -> None:

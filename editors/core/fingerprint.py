@@ -14,7 +14,7 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def model_fingerprint(model: nn.Module, without: Collection[str] = ()) -> str:
-    """16 hex digits of the model's class, shapes and weights: a checksum over all bits and evenly spaced samples of each parameter.
+    """16 hex digits of the model's class, shapes and weights: of each parameter a checksum of all bits, and spaced samples.
 
     without: names of parameters that may have been edited, of which only the shapes count.
     The sum is one of integers, so it is the same on every device and for any number of threads. The name that a model was

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import ranks
-from .budget import total_bytes
 from .decoder import Decoder
 from .modules import LeaveForward, hooked
 from .prompts import pack, pad_batch
@@ -25,8 +24,6 @@ WINDOW = 512
 BLOCKS = 8
 """Column blocks of the symmetric product; n of them compute (n + 1) / 2n of the full one."""
 SMALLEST_BLOCK = 256
-MOST_TOKENS, MOST_TOKENS_CPU = 16384, 512
-"""Largest forward pass. On a CPU smaller ones are faster, because activations stay in its cache."""
 
 
 class KeySums:
@@ -128,18 +125,6 @@ def add_batch(decoder: Decoder, sums: Mapping[int, KeySums], rows: Sequence[Sequ
     device = decoder.device
     with hooked(handles), torch.no_grad(), decoder.evaluating():
         decoder.stack(input_ids=batch["input_ids"].to(device), attention_mask=mask.to(device), use_cache=False)
-
-
-def fitting_tokens(decoder: Decoder, d_in: int, max_length: int) -> int:
-    """Padded tokens of a forward pass that fit into an eighth of the memory, 256 at least."""
-    device, config = decoder.device, decoder.model.config.get_text_config()
-    size = torch.finfo(decoder.model.dtype).bits // 8
-    # What one block holds at a time: a few tensors of each width, and attention scores where they are written out.
-    per_token = size * (4 * d_in + 16 * decoder.sites.d_model) + 8 * d_in
-    if getattr(config, "_attn_implementation", "eager") == "eager":
-        per_token += 3 * 4 * config.num_attention_heads * max_length
-    most = MOST_TOKENS_CPU if device.type == "cpu" else MOST_TOKENS
-    return min(most, max(256, total_bytes(device) // 8 // per_token))
 
 
 def _tokenise(tok, texts: Sequence[str], max_length: int) -> list[list[int]]:

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from . import budget, ranks
+from . import ranks
+from .budget import forward_tokens
 from .decoder import Decoder
 from .modules import LeaveForward, by_row, first, hooked
 from .prompts import Located, Request, fill, locate_all, pack, pad_batch
@@ -75,7 +76,7 @@ def _read(
     uses: dict[tuple[int, ...], list[tuple[int, float]]] = defaultdict(list)
     for token, share in zip(located, shares):
         uses[tuple(token.ids[: token.index + 1])].append(share)
-    most_tokens = batch_tokens or budget.batch_tokens(decoder.model, decoder.sites.d_model)
+    most_tokens = batch_tokens or forward_tokens(decoder)
     results = max((i for i, _ in shares), default=-1) + 1
     sums: dict[_Place, Tensor] = {}
     bar = tqdm(total=len(uses), desc="keys", unit="prompt", disable=None if progress else True)

@@ -52,7 +52,11 @@ def text_config(model: nn.Module):
 
 
 def longest_context(model: nn.Module) -> int | None:
-    """Positions that the model was made for; None if its configuration names no limit (ALiBi)."""
+    """Tokens of a row that edits, metrics, statistics and tracing let the model read at most: those that it was made for.
+
+    With ALiBi, MPT fails beyond `max_seq_len`, and BLOOM goes on beyond `seq_length`, for which it was not trained.
+    None if the configuration names no limit.
+    """
     config = text_config(model) if hasattr(model, "config") else None
     names = ("n_positions", "max_position_embeddings", "max_seq_len", "seq_length")
     return next((value for name in names if (value := getattr(config, name, None))), None)
@@ -94,7 +98,7 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, no dropout, and GELU's tanh form as one kernel instead of eight elementwise steps; afterwards all is as it was."""
+    """Inside, no dropout, and GELU's tanh form as one kernel, not eight elementwise steps; afterwards all is as it was."""
     modes = {module: module.training for module in model.modules()}
     spelled_out = [m for m in modes if isinstance(m, NewGELUActivation) and "forward" not in vars(m)]
     model.eval()

@@ -68,7 +68,7 @@ class Moment:
         return self.noted_rank
 
     def factor(self, ridge: float = 0.0) -> solve.Factor:
-        """Cholesky factor of C + ridge I. Raises UserError, naming layer, keys and remedy, where that is not positive definite."""
+        """Cholesky factor of C + ridge I. Raises UserError, with layer, keys and remedy, if that is not positive definite."""
         if ridge not in self._factors:
             self._factors[ridge] = solve.factorise(self.matrix, ridge, where=f"block {self.layer}", count=self.count)
         return self._factors[ridge]
@@ -91,7 +91,7 @@ class Moment:
 def spectrum(moment: Float[Tensor, "d_in d_in"]) -> dict[str, float]:
     """Rank and condition number, as far as the precision of `moment` tells."""
     values = torch.linalg.eigvalsh(moment.double())
-    # What rounding does to the eigenvalues: about this much if that of each element is independent, and more where some come out
-    # below 0. Bounds for any rounding (numpy's d_in * eps) would call most of what float32 sums do resolve noise.
+    # What rounding does to the eigenvalues: about this much if that of each element is independent, and more where some come
+    # out below 0. Bounds for any rounding (numpy's d_in * eps) would call most of what float32 sums do resolve noise.
     noise = torch.maximum(torch.finfo(moment.dtype).eps * values[-1] / len(values) ** 0.5, -2 * values[0])
     return {"rank": int((values > noise).sum()), "condition": float(values[-1] / values[0].clamp_min(noise))}

@@ -48,27 +48,27 @@ def published_files(folder: Path, identity: Mapping[str, Any]) -> list[Path]:
     return [folder / f"{start}_{kind}{crop}_{identity['n_samples']}.npz" for kind in _PUBLISHED_KINDS]
 
 
-def load(path: Path, asked: Mapping[str, Any], d_in: int) -> Moment:
+def load(path: Path, expected: Mapping[str, Any], d_in: int) -> Moment:
     """The statistics in `path`, a file that `save` wrote.
 
-    asked: the identity they must have; the first field of `IDENTITY` that differs is named in the UserError.
+    expected: the identity they must have; the first field of `IDENTITY` that differs is named in the UserError.
     Raises UserError for a truncated or foreign file too.
     """
     header, tensors = read(path, "statistics")
-    found = header.get("identity", {})
+    stored = header.get("identity", {})
     for field, kind in IDENTITY.items():
-        if found.get(field) != asked[field]:
+        if stored.get(field) != expected[field]:
             raise UserError(
-                f"{path}: statistics of another {kind} ({field} is {found.get(field)!r}, wanted {asked[field]!r}): "
+                f"{path}: statistics of another {kind} ({field} is {stored.get(field)!r}, wanted {expected[field]!r}): "
                 "move the file away, choose another statistics folder, or force a new collection"
             )
     try:
-        return from_sums(tensors["mom2"], tensors["key_sum"], tensors["norm_sum"], found, where=path, d_in=d_in)
+        return from_sums(tensors["mom2"], tensors["key_sum"], tensors["norm_sum"], stored, where=path, d_in=d_in)
     except KeyError as error:
         raise UserError(f"{path}: not a statistics file (no {error}): delete it and collect again") from None
 
 
-def load_published(path: Path, asked: Mapping[str, Any], d_in: int) -> Moment:
+def load_published(path: Path, expected: Mapping[str, Any], d_in: int) -> Moment:
     """Statistics from an .npz in the published format (arrays `mom2.mom2`, the sum of k k^T, and `mom2.count`).
 
     Such a file does not tell its model, corpus or tokenizer, so they can't be checked: a warning says so.
@@ -77,16 +77,16 @@ def load_published(path: Path, asked: Mapping[str, Any], d_in: int) -> Moment:
     try:
         with np.load(path, allow_pickle=False) as file:
             total, count = torch.from_numpy(file["mom2.mom2"]), int(file["mom2.count"])
-            size = str(file["sample_size"].item()) if "sample_size" in file else str(asked["n_samples"])
+            size = str(file["sample_size"].item()) if "sample_size" in file else str(expected["n_samples"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not readable as published statistics ({error}): delete it, or copy it again") from None
-    if size != str(asked["n_samples"]):
+    if size != str(expected["n_samples"]):
         raise UserError(
-            f"{path}: statistics of {size} documents, wanted {asked['n_samples']}: move the file away, or ask for {size}"
+            f"{path}: statistics of {size} documents, wanted {expected['n_samples']}: move the file away, or ask for {size}"
         )
     warnings.warn(f"{path}: published statistics; which model and corpus they are of can't be checked", stacklevel=2)
     unknown = {field: "unknown" for field in ("weights", "model_dtype", "tokenizer", "corpus", "max_length")}
-    identity = {**asked, **unknown, "format": "published", "count": count, "file": str(path)}
+    identity = {**expected, **unknown, "format": "published", "count": count, "file": str(path)}
     total = total.to(torch.promote_types(total.dtype, torch.float32))
     return from_sums(total, None, None, identity, where=path, d_in=d_in)
 

@@ -84,8 +84,8 @@ def locate(tok, template: str, subject: str, fact_token: str) -> Located:
       (published: the subject is looked up together with that space).
     * "subject_first_after_last": the token behind subject_last; subject_last itself if the prompt ends with the subject.
     * "last": the prompt's last token.
-    * "subject_last_separate": as published, where subject_last would be if the text before the subject and the subject were tokenised
-      by themselves. Off by some tokens where they are not ("d'{}").
+    * "subject_last_separate": as published, where subject_last would be if the text before the subject and the subject were
+      tokenised by themselves. Off by some tokens where they are not ("d'{}").
     Raises UserError for an unknown fact_token, a slow tokenizer, or a subject that no token covers.
     """
     return locate_all(tok, [(template, subject)], fact_token)[0]
@@ -122,20 +122,20 @@ def _located_separately(tok, prompts: Sequence[tuple[str, str]]) -> list[Located
         before.append(start.removesuffix(" "))
         subjects.append(" " + subject.strip() if start else subject)
     lengths = [len(ids) for ids, _ in tokenize(tok, before)]
-    own = [len(ids) for ids, _ in tokenize(tok, subjects, add_special_tokens=False)]
-    return [Located(ids, min(a + b, len(ids)) - 1) for (ids, _), a, b in zip(tokenize(tok, whole), lengths, own)]
+    subject_lengths = [len(ids) for ids, _ in tokenize(tok, subjects, add_special_tokens=False)]
+    return [Located(ids, min(a + b, len(ids)) - 1) for (ids, _), a, b in zip(tokenize(tok, whole), lengths, subject_lengths)]
 
 
 def continued(tok, text: str, ids: list[int], target: list[int], target_tokens: str) -> list[int]:
     """What a model is fed for a target behind a text: the text's `ids` and all but the last of the target's tokens.
 
-    target_tokens: "ids" appends them; "text" appends what they decode to and tokenises all anew, as published. That differs where
-    a token ends within a character.
+    target_tokens: "ids" appends them; "text" appends what they decode to and tokenises all anew, as published. That differs
+    where a token ends within a character.
     """
     if target_tokens == "ids" or len(target) == 1:
         return ids + target[:-1]
-    (again, _), = tokenize(tok, [text + tok.decode(target[:-1])])
-    return again
+    (retokenised, _), = tokenize(tok, [text + tok.decode(target[:-1])])
+    return retokenised
 
 
 def split_template(template: str) -> tuple[str, str]:

@@ -55,20 +55,20 @@ def world_size() -> int:
 
 def process() -> int:
     """Number of this process, also where it works alone, as torchrun tells it; 0 without torchrun."""
-    return _told("RANK", 0)
+    return _from_environment("RANK", 0)
 
 
 def processes() -> int:
     """How many torchrun has started; 1 without it."""
-    return _told("WORLD_SIZE", 1)
+    return _from_environment("WORLD_SIZE", 1)
 
 
 def local_process() -> int:
     """Number of this process on its machine."""
-    return _told("LOCAL_RANK", 0)
+    return _from_environment("LOCAL_RANK", 0)
 
 
-def _told(name: str, usual: int) -> int:
+def _from_environment(name: str, usual: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else usual
 
@@ -80,8 +80,8 @@ def check_environment() -> None:
     wrong = [name for name in ("WORLD_SIZE", "RANK", "MASTER_PORT") if not os.environ.get(name, "").isdecimal()]
     wrong += ["MASTER_ADDR"] * (not os.environ.get("MASTER_ADDR"))
     if wrong:
-        raise UserError(f"WORLD_SIZE is in the environment, and {wrong[0]} is {os.environ.get(wrong[0]) or 'not set'}: start several "
-                           "processes with torchrun, and one with WORLD_SIZE unset")
+        raise UserError(f"WORLD_SIZE is in the environment, and {wrong[0]} is {os.environ.get(wrong[0]) or 'not set'}: start "
+                        "several processes with torchrun, and one with WORLD_SIZE unset")
 
 
 @contextmanager
@@ -97,8 +97,8 @@ def started() -> Iterator[None]:
         if torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1)) and dist.is_nccl_available():
             backend, _on_devices = "cpu:gloo,cuda:nccl", True  # nccl refuses two processes on one device
     dist.init_process_group(backend, timeout=PATIENCE)
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    _store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=30))
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    _store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=30))
     before = signal.signal(signal.SIGTERM, _told_to_end)
     _together = True
     try:
@@ -128,17 +128,17 @@ def each(function: Callable[[Unit], T], units: Sequence[Unit]) -> list[T]:
     """
     if world_size() == 1:
         return [function(unit) for unit in units]
-    mine, error, of = [], None, world_size()
-    share = units[rank()::of]
+    own_results, error, count = [], None, world_size()
+    own_units = units[rank()::count]
     with alone():
         try:
-            mine = [function(unit) for unit in share]
+            own_results = [function(unit) for unit in own_units]
         except Exception as caught:
             error = caught
-    parts = _exchanged((len(units), _on_cpu(mine)), error)
-    if len({count for count, _ in parts}) > 1:
+    answers = _exchanged((len(units), _on_cpu(own_results)), error)
+    if len({number for number, _ in answers}) > 1:
         raise UserError("the processes of this run see different work: give all of them the same machine, data and flags")
-    return [parts[i % of][1][i // of] for i in range(len(units))]
+    return [answers[i % count][1][i // count] for i in range(len(units))]
 
 
 def from_first(function: Callable[[], T]) -> T:
@@ -215,13 +215,13 @@ def first_to_say() -> bool:
 
 def _exchanged(value: T, error: Exception | None) -> list[T]:
     """The values of all processes; if any has an error, all raise the first one (each its own, if it has one)."""
-    found: list[Any] = [None] * world_size()
+    answers: list[Any] = [None] * world_size()
     with _connected():
-        dist.all_gather_object(found, (value, _portable(error)))
-    first = next((other for _, other in found if other is not None), None)
+        dist.all_gather_object(answers, (value, _portable(error)))
+    first = next((other for _, other in answers if other is not None), None)
     if first is not None:
         raise _marked(first if error is None or isinstance(error, UserError) else error)
-    return [value for value, _ in found]
+    return [value for value, _ in answers]
 
 
 def _on_cpu(value: Any) -> Any:

@@ -94,7 +94,7 @@ class Replay:
         mask = torch.cat([batch["attention_mask"][stem_of], rest["attention_mask"]], 1)
         if mask.shape[1] > cache.get_seq_length():  # some row has a token of its own before the looked-up one
             self._fill(cache, rest["input_ids"], mask, positions)
-        # [padding, beginning, rest, padding] of each row moves to the right, so that what it is followed by stands in one column.
+        # [padding, beginning, rest, padding] of each row moves to the right, so that what follows it stands in one column.
         width = mask.shape[1]
         ends = torch.tensor([[max(map(len, rests)) - len(rest)] for rest in rests], device=device)
         source = (torch.arange(width - self.lookup, width, device=device) - ends).clamp_min(0)[:, None, :, None]
@@ -170,7 +170,7 @@ class Replay:
 
 @contextmanager
 def only_at(module: nn.Module, places: Int[Tensor, " places"]) -> Iterator[None]:
-    """Inside, `module`, which treats each position by itself, runs at these positions of the flattened rows; elsewhere it puts out 0."""
+    """Inside, `module`, which treats each position by itself, runs at these of the flattened rows; elsewhere it puts out 0."""
     shapes = []
 
     def gather(module, args):

@@ -54,19 +54,19 @@ def search(model: nn.Module, chosen: Mapping[str, str]) -> dict:
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     with evaluating(model), torch.no_grad():
         trace = _run_probe(model, lists)
-        found = dict(chosen)
-        if "block" not in found:
-            found["block"] = _block_template(model, lists, layers, trace)
-        found["decoder"] = found["block"].partition(".{}")[0].rpartition(".")[0]
-        found["embed"] = _name_of(model, model.get_input_embeddings(), "embed")
-        found["lm_head"] = _head_name(model, found.get("lm_head"))
-        _find_projections(model, found, trace, d_model)
-        if "final_norm" not in found:
-            found["final_norm"] = _final_norm(model, found, trace, layers)
-        _verify_layers(model, found, trace, layers, d_model)
-        _verify_projections(model, found, trace)
-        _verify_head(model, found, trace, layers)
-    return {"layers": layers, "d_model": d_model, **found}
+        sites = dict(chosen)
+        if "block" not in sites:
+            sites["block"] = _block_template(model, lists, layers, trace)
+        sites["decoder"] = sites["block"].partition(".{}")[0].rpartition(".")[0]
+        sites["embed"] = _name_of(model, model.get_input_embeddings(), "embed")
+        sites["lm_head"] = _head_name(model, sites.get("lm_head"))
+        _find_projections(model, sites, trace, d_model)
+        if "final_norm" not in sites:
+            sites["final_norm"] = _final_norm(model, sites, trace, layers)
+        _verify_layers(model, sites, trace, layers, d_model)
+        _verify_projections(model, sites, trace)
+        _verify_head(model, sites, trace, layers)
+    return {"layers": layers, "d_model": d_model, **sites}
 
 
 def _check_overrides(model: nn.Module, chosen: Mapping[str, str], layers: int) -> None:
@@ -116,21 +116,21 @@ def _block_template(model: nn.Module, lists: Mapping[str, nn.ModuleList], layers
     return fitting[0] + ".{}"
 
 
-def _head_name(model: nn.Module, asked: str | None) -> str:
+def _head_name(model: nn.Module, override: str | None) -> str:
     """Module name of the head. A tied head may be asked for by its embedding's name, as published files do."""
     head = model.get_output_embeddings()
     name = _name_of(model, head, "lm_head")
-    if asked is None or asked == _OLD_HEAD or getattr(get_module(model, asked), "weight", None) is head.weight:
+    if override is None or override == _OLD_HEAD or getattr(get_module(model, override), "weight", None) is head.weight:
         return name
-    raise UserError(f"lm_head_module {asked!r} is not the head of {type(model).__name__}, which is {name!r}")
+    raise UserError(f"lm_head_module {override!r} is not the head of {type(model).__name__}, which is {name!r}")
 
 
-def _find_projections(model: nn.Module, found: dict, trace: _Trace, d_model: int) -> None:
+def _find_projections(model: nn.Module, sites: dict, trace: _Trace, d_model: int) -> None:
     """Fill in attn, attn_out, down_proj and mlp: of the linear maps of block 0, the last to run that maps to d_model."""
-    root = found["block"].format(0)
+    root = sites["block"].format(0)
     linears = [name for name in trace.inside(root) if is_linear(get_module(model, name))]
     linears = [name for name in linears if not any(name.startswith(f"{other}.") for other in linears)]
-    if "attn" not in found:
+    if "attn" not in sites:
         children = [
             child for child, module in get_module(model, root).named_children()
             if any(name.startswith(f"{root}.{child}.") for name in linears)
@@ -138,39 +138,39 @@ def _find_projections(model: nn.Module, found: dict, trace: _Trace, d_model: int
         ]
         if len(children) != 1:
             raise _failure(model, "attn", f"children of {root} named so with linear maps: {children or 'none'}")
-        found["attn"] = f"{found['block']}.{children[0]}"
-    inner = f"{found['attn'].format(0)}."
+        sites["attn"] = f"{sites['block']}.{children[0]}"
+    inner = f"{sites['attn'].format(0)}."
     for site in ("attn_out", "down_proj"):
-        if site in found:
+        if site in sites:
             continue
         tried = {n: trace.shapes[n] for n in linears if n.startswith(inner) == (site == "attn_out")}
         fitting = [name for name, shape in tried.items() if _fits(shape, d_model)]
         if not fitting:
             seen = ", ".join(f"{n.removeprefix(root + '.')} -> {list(shape)}" for n, shape in tried.items()) or "none"
             raise _failure(model, site, f"wanted a linear map of every token to width {d_model}; linear maps: {seen}")
-        found[site] = found["block"] + fitting[-1].removeprefix(root)
-    if "mlp" not in found:
+        sites[site] = sites["block"] + fitting[-1].removeprefix(root)
+    if "mlp" not in sites:
         # The block's child that holds the projection; in OPT that child is the projection itself.
-        child = found["down_proj"].removeprefix(found["block"] + ".").partition(".")[0]
-        found["mlp"] = f"{found['block']}.{child}"
+        child = sites["down_proj"].removeprefix(sites["block"] + ".").partition(".")[0]
+        sites["mlp"] = f"{sites['block']}.{child}"
 
 
-def _final_norm(model: nn.Module, found: dict, trace: _Trace, layers: int) -> str:
-    last = found["block"].format(layers - 1)
+def _final_norm(model: nn.Module, sites: dict, trace: _Trace, layers: int) -> str:
+    last = sites["block"].format(layers - 1)
     names = list(trace.shapes)
-    after = [n for n in names[names.index(last) + 1:] if n.startswith(f"{found['decoder']}.") and n in trace.inputs]
+    after = [n for n in names[names.index(last) + 1:] if n.startswith(f"{sites['decoder']}.") and n in trace.inputs]
     for name in after:
         args, kwargs = trace.inputs[name]
-        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-        if given is not None and _close(given, trace.outputs[last]) and trace.shapes[name] == trace.shapes[last]:
+        entering = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        if entering is not None and _close(entering, trace.outputs[last]) and trace.shapes[name] == trace.shapes[last]:
             return name
     raise _failure(model, "final_norm", f"what runs behind {last}: {', '.join(after) or 'nothing'}")
 
 
-def _verify_layers(model: nn.Module, found: dict, trace: _Trace, layers: int, d_model: int) -> None:
+def _verify_layers(model: nn.Module, sites: dict, trace: _Trace, layers: int, d_model: int) -> None:
     for site in _LAYERED:
         for layer in range(layers):
-            name = found[site].format(layer)
+            name = sites[site].format(layer)
             shape = trace.shapes.get(name)
             if shape is None or not _fits(shape, d_model) or (site == "block" and len(shape) != 3):
                 what = "did not run or does not exist" if shape is None else f"returns {list(shape)}"
@@ -180,9 +180,9 @@ def _verify_layers(model: nn.Module, found: dict, trace: _Trace, layers: int, d_
                 raise _failure(model, site, f"{name} is a {type(module).__name__}; wanted a linear map (Linear or Conv1D)")
 
 
-def _verify_projections(model: nn.Module, found: dict, trace: _Trace) -> None:
+def _verify_projections(model: nn.Module, sites: dict, trace: _Trace) -> None:
     """Run block 0 again with one token of a projection's output changed: the block's output there must change."""
-    name = found["block"].format(0)
+    name = sites["block"].format(0)
     args, kwargs = trace.inputs[name]
     block, clean = get_module(model, name), trace.outputs[name]
 
@@ -194,17 +194,17 @@ def _verify_projections(model: nn.Module, found: dict, trace: _Trace) -> None:
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
     for site in ("down_proj", "attn_out"):
-        with hooked([get_module(model, found[site].format(0)).register_forward_hook(disturb)]):
+        with hooked([get_module(model, sites[site].format(0)).register_forward_hook(disturb)]):
             changed = first(block(*args, **kwargs))
         if torch.equal(changed[:, -1], clean[:, -1]) or not _close(changed[:, :-1], clean[:, :-1]):
-            raise _failure(model, site, f"changing {found[site].format(0)} at a token does not change {name} there alone")
+            raise _failure(model, site, f"changing {sites[site].format(0)} at a token does not change {name} there alone")
 
 
-def _verify_head(model: nn.Module, found: dict, trace: _Trace, layers: int) -> None:
-    norm, head = found["final_norm"], found["lm_head"]
-    normed = get_module(model, norm)(trace.outputs[found["block"].format(layers - 1)])
-    if not _close(normed, trace.outputs[found["decoder"]]):
-        raise _failure(model, "final_norm", f"{norm}(last block) is not the output of {found['decoder']}")
+def _verify_head(model: nn.Module, sites: dict, trace: _Trace, layers: int) -> None:
+    norm, head = sites["final_norm"], sites["lm_head"]
+    normed = get_module(model, norm)(trace.outputs[sites["block"].format(layers - 1)])
+    if not _close(normed, trace.outputs[sites["decoder"]]):
+        raise _failure(model, "final_norm", f"{norm}(last block) is not the output of {sites['decoder']}")
     if not _close(logits_of(model, head, normed), trace.logits):
         raise _failure(
             model, "lm_head", f"{head}({norm}(last block)) is not the model's logits, with logit_scale, logits_scaling and "

@@ -39,7 +39,8 @@ class Factor:
         width = max(n, 128)
         for start in range(0, d_in, width):
             stop = min(start + width, d_in)
-            rotation, upper = torch.linalg.qr(torch.cat([lower[start:stop, start:stop], keys[start:stop]], 1).T, mode="complete")
+            block = torch.cat([lower[start:stop, start:stop], keys[start:stop]], 1)
+            rotation, upper = torch.linalg.qr(block.T, mode="complete")
             lower[start:stop, start:stop] = upper[: stop - start].T
             below = torch.cat([lower[stop:, start:stop], keys[stop:]], 1) @ rotation
             lower[stop:, start:stop], keys[stop:] = below[:, : stop - start], below[:, stop - start :]
@@ -114,8 +115,8 @@ def emmet(factor: Factor, weight: float, keys: Float[Tensor, "d_in n"], slack: f
     lower, failed = torch.linalg.cholesky_ex(gram)
     if failed or (lower.diagonal().square() <= DEPENDENT * gram.diagonal()).any():  # rounding may leave a small pivot
         raise UserError(
-            f"the keys of the {keys.shape[1]} requests are linearly dependent (two requests about one subject?), so their equality "
-            "constraints cannot all hold: set emmet_lambda above 0, or remove the doubles"
+            f"the keys of the {keys.shape[1]} requests are linearly dependent (two requests about one subject?), so their "
+            "equality constraints cannot all hold: set emmet_lambda above 0, or remove the doubles"
         )
     return torch.cholesky_solve(scaled.T, lower).T
 
@@ -155,7 +156,7 @@ class Projector:
 
 
 def null_space(moment: Float[Tensor, "d_in d_in"], threshold: float) -> Projector:
-    """The directions in which preserved keys are small: eigenvalues of their second moment below `threshold` (AlphaEdit eq. 8)."""
+    """The directions in which preserved keys are small: eigenvalues of their C below `threshold` (AlphaEdit eq. 8)."""
     values, vectors = torch.linalg.eigh(moment.to("cpu", torch.float64))
     kept = int((values < threshold).sum())  # ascending
     complement = kept > len(values) // 2
@@ -192,7 +193,7 @@ def rect(
 
 
 def prune(change: Float[Tensor, "rows columns"], original: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """The change with each singular value s above the original weight's largest, m, made ln(s) - ln(m) + m (PRUNE, Ma et al. 2024)."""
+    """The change with singular values s above the original weight's largest, m, made ln(s) - ln(m) + m (PRUNE, Ma et al. 2024)."""
     left, values, right = torch.linalg.svd(double(change), full_matrices=False)
     most = torch.linalg.matrix_norm(double(original), 2)
     return (left * torch.where(values > most, (values / most).log() + most, values)) @ right

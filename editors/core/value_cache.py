@@ -40,8 +40,8 @@ def cached_optimise(
     """`values.optimise`, with each request's result kept in `folder` (None: no cache).
 
     The key holds the model's weights, the tokenizer, the settings, the templates and the request, so an edited model or
-    another learning rate never meets an old vector (one that was found in a batch of another size may differ in the last digits). Raises UserError for a file that cannot be read, and before the work
-    for a folder that cannot be written.
+    another learning rate never meets an old vector (one that was found in a batch of another size may differ in the last
+    digits). Raises UserError for a file that cannot be read, and before the work for a folder that cannot be written.
     """
     arguments = dict(layer=layer, settings=settings, templates=templates, site=site, progress=progress)
     if folder is None:
@@ -55,8 +55,8 @@ def cached_optimise(
     }
     paths = [Path(folder) / f"{_key(common, request)}.safetensors" for request in requests]
     if ranks.from_first(lambda: all(path.exists() for path in paths)):
-        found = [_read(path) for path in paths]
-        return Values(*(torch.stack([file[part] for file in found]) for part in ("initial", "delta")))
+        states = [_read(path) for path in paths]
+        return Values(*(torch.stack([tensors[name] for tensors in states]) for name in ("initial", "delta")))
     check_writable(Path(folder), "target states")
     # All of them, also those that are there: which requests run together decides the last digits, so a killed and continued
     # run must find the same together again.

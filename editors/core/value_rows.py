@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .budget import total_bytes
+from .budget import allowance, consecutive
 from .decoder import Decoder
 from .modules import get_module
 from .prompts import Request, continued, encode_target, fill, locate
@@ -32,7 +32,8 @@ class Job:
 
     @staticmethod
     def build(
-        tok, number: int, request: Request, fact_token: str, templates: Sequence[str], kl_prompt: str, target_tokens: str = "ids"
+        tok, number: int, request: Request, fact_token: str, templates: Sequence[str], kl_prompt: str,
+        target_tokens: str = "ids",
     ) -> Job:
         target = encode_target(tok, request.target_new)
         prompts = [fill(t, request.prompt) for t in templates]
@@ -109,24 +110,19 @@ class Rows:
 
 
 def chunks(jobs: list[Job], decoder: Decoder) -> Iterator[list[Job]]:
-    """Consecutive jobs, not too many, that fit into an eighth of the memory together.
+    """Consecutive jobs, not too many, that fit into the memory together.
 
     Counted: some 40 floats a block, replayed token and channel, a quarter of that for a cached token, and the targets' logits.
     """
-    vocabulary, sites = decoder.model.config.get_text_config().vocab_size, decoder.sites
-    device = get_module(decoder.model, sites.lm_head).weight.device
-    budget, most = total_bytes(device) / 8, MOST_CPU if device.type == "cpu" else MOST
-    chunk, spent = [], 0.0
-    for job in jobs:
-        floats_a_row = 40 * sites.layers * sites.d_model * (job.columns + job.width / 4) + 4 * len(job.target) * vocabulary
-        cost = 4 * len(job.rows) * floats_a_row
-        if chunk and (spent + cost > budget or len(chunk) == most):
-            yield chunk
-            chunk, spent = [], 0.0
-        chunk.append(job)
-        spent += cost
-    if chunk:
-        yield chunk
+    vocabulary = decoder.model.config.get_text_config().vocab_size
+    channels = decoder.sites.layers * decoder.sites.d_model
+    device = get_module(decoder.model, decoder.sites.lm_head).weight.device
+
+    def needed_bytes(chunk: list[Job]) -> int:
+        return 4 * sum(len(job.rows) * (channels * (40 * job.columns + 10 * job.width) + 4 * len(job.target) * vocabulary)
+                       for job in chunk)
+
+    return consecutive(jobs, needed_bytes, allowance(device, "values"), MOST_CPU if device.type == "cpu" else MOST)
 
 
 def alike(jobs: list[Job], device: torch.device) -> list[list[Job]]:

@@ -95,25 +95,28 @@ def optimise_jointly(
     watch: Watcher | None = None,
     progress: bool = True,
 ) -> list[Values]:
-    """One delta for each fact that is told in several ways (languages): `requests` has a list for each, the same facts in the same
-    order, with settings and templates of their own. The loss is the mean of theirs, and delta is clamped by the smallest |z_0|.
+    """The Values in each language of facts that are stated in several: one delta for each fact.
 
-    Step size, number of steps and clamp are those of the first settings. Gives the Values of each way; for the rest see `optimise`.
+    requests: a list for each language, the same facts in the same order, with settings and templates of their own. The loss is
+    the mean of theirs, and delta is clamped by the smallest |z_0|. Step size, number of steps and clamp are those of the first
+    settings. For the rest see `optimise`.
     """
-    ways = [
+    jobs_by_language = [
         [
-            Job.build(decoder.tok, number, request, own.fact_token, contexts, own.kl_prompt, own.target_tokens)
+            Job.build(decoder.tok, number, request, language.fact_token, contexts, language.kl_prompt, language.target_tokens)
             for number, request in enumerate(facts)
         ]
-        for facts, own, contexts in zip(requests, settings, templates, strict=True)
+        for facts, language, contexts in zip(requests, settings, templates, strict=True)
     ]
-    order = sorted(ways[0], key=lambda job: (job.columns, job.width))  # alike rows together: little padding
-    done: dict[int, tuple[list[Tensor], Tensor]] = {}
-    bar = tqdm(total=len(order), desc=f"values at block {layer}", unit="request", leave=False, disable=None if progress else True)
+    order = sorted(jobs_by_language[0], key=lambda job: (job.columns, job.width))  # alike rows together: little padding
+    states: dict[int, tuple[list[Tensor], Tensor]] = {}
+    desc = f"values at block {layer}"
+    bar = tqdm(total=len(order), desc=desc, unit="request", leave=False, disable=None if progress else True)
 
-    def found(chunk: list[Job]) -> list[tuple[int, list[Tensor], Tensor]]:
+    def optimised(chunk: list[Job]) -> list[tuple[int, list[Tensor], Tensor]]:
         parts = [
-            _Objective(decoder, [jobs[job.number] for job in chunk], layer, own, site) for jobs, own in zip(ways, settings)
+            _Objective(decoder, [jobs[job.number] for job in chunk], layer, language, site)
+            for jobs, language in zip(jobs_by_language, settings)
         ]
         rows = []
         for number, initials, delta in _descend(parts, watch):
@@ -122,21 +125,23 @@ def optimise_jointly(
         return rows
 
     with bar, frozen(decoder.model), decoder.evaluating():  # only delta moves
-        for rows in ranks.each(found, list(chunks(order, decoder))):
-            done |= {number: (initials, delta) for number, initials, delta in rows}
-    delta = torch.stack([done[i][1] for i in range(len(order))])
-    values_of = [Values(torch.stack([done[i][0][way] for i in range(len(order))]), delta) for way in range(len(ways))]
-    for values, facts in zip(values_of, requests):
+        for rows in ranks.each(optimised, list(chunks(order, decoder))):
+            states |= {number: (initials, delta) for number, initials, delta in rows}
+    delta = torch.stack([states[i][1] for i in range(len(order))])
+    initials_by_language = zip(*(states[i][0] for i in range(len(order))), strict=True)
+    values_by_language = [Values(torch.stack(initials), delta) for initials in initials_by_language]
+    for values, facts in zip(values_by_language, requests):
         for request, row in zip(facts, values.target):
             if not torch.isfinite(row).all():
                 raise UserError(
-                    f"the target state of {request.subject!r} ({request.prompt!r}) is not finite: load the model in a wider dtype"
+                    f"the target state of {request.subject!r} ({request.prompt!r}) is not finite: load the model in a wider "
+                    "dtype"
                 )
-    return values_of
+    return values_by_language
 
 
 def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tuple[int, list[Tensor], Tensor]]:
-    """Adam on the mean of the objectives; yields (number, initial state for each objective, delta) of each request as it is done."""
+    """Adam on the mean of the objectives; yields (number, initial states, delta) of each request as it is done."""
     first_part, settings = parts[0], parts[0].settings
     decoder, device = first_part.decoder, first_part.decoder.device_of("block", first_part.layer)
     delta = torch.zeros(len(first_part.numbers), decoder.sites.d_model, device=device, dtype=decoder.state_dtype)
@@ -147,7 +152,7 @@ def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tup
         for step in range(settings.v_num_grad_steps):
             delta.requires_grad_(True)
             terms = [part.losses(delta) for part in parts]
-            loss = sum(sum(own.values()) for own in terms) / len(parts)
+            loss = sum(sum(by_name.values()) for by_name in terms) / len(parts)
             if watch:
                 watch(step, list(first_part.numbers), delta.detach().clone(), {k: v.detach() for k, v in terms[0].items()})
             finished = (loss.detach() < LOSS_GOAL) | (step == settings.v_num_grad_steps - 1)

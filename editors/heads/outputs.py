@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
-from editors.core.budget import batch_tokens
+from editors.core.budget import forward_tokens
 from editors.core.decoder import Decoder
 from editors.core.modules import by_row, hooked, LeaveForward, text_config
 from editors.core.prompts import pack, pad_batch
@@ -72,10 +72,9 @@ def head_outputs(
         places.setdefault(tuple(row), []).append(i)
     dtype = decoder.state_dtype
     outputs = torch.empty(len(rows), decoder.sites.layers, count, size, dtype=dtype)
-    budget = batch_tokens(decoder.model, decoder.sites.d_model)
     bar = tqdm(total=len(places), desc="heads", unit="text", leave=False, disable=None if progress else True)
     with bar, torch.no_grad(), decoder.evaluating():
-        for batch in pack(list(places), budget):
+        for batch in pack(list(places), forward_tokens(decoder)):
             last_outputs = _last_inputs(decoder, batch).to("cpu", dtype).unflatten(-1, (count, size))
             for row, output in zip(batch, last_outputs):
                 outputs[places[row]] = output

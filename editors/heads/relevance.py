@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from common.errors import UserError
-from editors.core.budget import batch_tokens
+from editors.core.budget import forward_tokens
 from editors.core.decoder import Decoder
 from editors.core.prompts import encode_target, fill, pack, pad_batch, Request, tokenize
 from . import probes
@@ -81,12 +81,11 @@ def says_targets(decoder: Decoder, requests: Sequence[Request]) -> Bool[Tensor, 
     prompts = [ids for ids, _ in tokenize(tok, [fill(request.prompt, request.subject) for request in requests])]
     rows = {i: (*ids, *target[:-1]) for i, (ids, target) in enumerate(zip(prompts, targets))}
     right = torch.zeros(len(requests), dtype=torch.bool)
-    budget = batch_tokens(decoder.model, decoder.sites.d_model)
     by_row: dict[tuple[int, ...], list[int]] = {}
     for i, row in rows.items():
         by_row.setdefault(row, []).append(i)
     with torch.no_grad(), decoder.evaluating():
-        for batch in pack(list(by_row), budget):
+        for batch in pack(list(by_row), forward_tokens(decoder)):
             inputs = pad_batch(batch, decoder.pad_id, decoder.device)
             hidden = decoder.stack(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False

@@ -16,7 +16,7 @@ All heads learn together, from batch after batch of requests, one Adam step a ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from editors.core.budget import total_bytes
+from editors.core.budget import allowance, consecutive
 from editors.core.decoder import Decoder
 from editors.core.modules import frozen
 from editors.core.prompts import continued, encode_target, fill, locate, pad_batch, Request, tokenize
@@ -109,7 +109,7 @@ def train(
         for step, batch in enumerate(bar):
             share = 1 / (settings.batch if settings.divide_by_full_batch else len(batch))
             gradient, terms = torch.zeros_like(vectors), []
-            for part in _fitting(decoder, batch):
+            for part in _parts(decoder, batch):
                 losses = _losses(decoder, part, heads, vectors, settings)
                 losses["wd"] = (settings.weight_decay * (vectors.norm(dim=1) / norms**2).mean()).expand(len(part))
                 gradient += torch.autograd.grad(share * sum(losses.values()).sum(), vectors)[0]
@@ -244,16 +244,7 @@ def _own_pad(decoder: Decoder) -> int:
     return pad_token if usable else decoder.pad_id
 
 
-def _fitting(decoder: Decoder, facts: Sequence[_FactRows]) -> list[list[_FactRows]]:
-    """Consecutive facts whose passes fit into an eighth of the memory: some 40 floats a block, token and channel."""
-    budget = max(1, total_bytes(decoder.device) // 8 // (4 * 40 * decoder.sites.layers * decoder.sites.d_model))
-    parts: list[list[_FactRows]] = [[]]
-    tokens = 0
-    for fact in facts:
-        cost = fact.width * (len(fact.rows) + 1)
-        if parts[-1] and tokens + cost > budget:
-            parts.append([])
-            tokens = 0
-        parts[-1].append(fact)
-        tokens += cost
-    return parts
+def _parts(decoder: Decoder, facts: Sequence[_FactRows]) -> Iterator[list[_FactRows]]:
+    """Consecutive facts whose passes fit into the memory: some 40 floats a block, token and channel."""
+    tokens = max(1, allowance(decoder.device, "corrections") // (4 * 40 * decoder.sites.layers * decoder.sites.d_model))
+    return consecutive(facts, lambda part: sum(fact.width * (len(fact.rows) + 1) for fact in part), tokens)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from editors.core.budget import statistics_tokens
 from editors.core.decoder import Decoder
-from editors.core.key_sums import KeySums, add_batch, batches, fitting_tokens
+from editors.core.key_sums import KeySums, add_batch, batches
 from experiments.bench.inputs import random_gpt2, SMALL, TINY, word_tokenizer
 from experiments.bench.options import options, parse
 from experiments.bench.race import race, require_equal
@@ -70,7 +71,7 @@ def _one_pass(decoder: Decoder, texts: Sequence[str], layers: Sequence[int]) -> 
     longest, d_in = model.config.n_positions, 4 * model.config.n_embd
     sums = {layer: KeySums(d_in, torch.float32, model.device) for layer in layers}
     count = 0
-    for batch in batches(tok, texts, range(len(texts)), longest, fitting_tokens(decoder, d_in, longest)):
+    for batch in batches(tok, texts, range(len(texts)), longest, statistics_tokens(decoder, d_in, longest)):
         add_batch(decoder, sums, batch.rows)
         count += sum(map(len, batch.rows))
     return {layer: part.tensors()["mom2"] / count for layer, part in sums.items()}

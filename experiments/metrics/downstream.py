@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.downstream import Example
+from editors.core.modules import longest_context
 from editors.core.prompts import encode_target, pad_id
 from editors.core.sites import evaluating
 
 from experiments.metrics.classification import figures, wilson
-from experiments.metrics.incremental import check_length, continue_rows, longest_row
+from experiments.metrics.incremental import check_length, continue_rows
 from experiments.metrics.scoring import end_tokens, Ids, prompt_ids, score_targets
 from experiments.metrics.sharing import SharedPrefix
 
@@ -136,7 +137,7 @@ def make_questions(
     Shots are put in, in their order, as long as their tokens (each with the BOS that a tokenizer adds) leave room for the
     question, ``gen_len`` tokens (or the longest answer's, if that has more) and the form's reserve in the model's context.
     """
-    form, context = FORMS[task], longest_row(model) or math.inf
+    form, context = FORMS[task], longest_context(model) or math.inf
     gen_len = max(gen_len, *(len(encode_target(tok, f" {word}")) for word in form.words))
     texts = [form.shot.format(answer=form.words[answer], **example.fields) for example, answer in shots]
     lengths = [len(prompt_ids(tok, text)) for text in texts]

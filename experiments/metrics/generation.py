@@ -19,9 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.records import Record
 from data.snippets import Snippets
 from editors.core import ranks
+from editors.core.budget import token_budget
+from editors.core.modules import longest_context
 from editors.core.prompts import pad_id
 
-from experiments.metrics.incremental import check_length, continue_rows, longest_row, read, shortened, token_budget
+from experiments.metrics.incremental import check_length, continue_rows, read, shortened
 from experiments.metrics.scoring import ask, Plan, prompt_ids
 
 TOP_K = 5
@@ -92,7 +94,7 @@ def sample(
     Seed and case id alone decide a case's random numbers, so its texts do not depend on which other cases run. As
     published, the end-of-text token does not end a text, and is left out of it.
     """
-    max_length = min(max_length, longest_row(model) or max_length)
+    max_length = min(max_length, longest_context(model) or max_length)
     rows, draws = [], []
     for case_id, prompts in cases:
         generator = torch.Generator().manual_seed(_seed_of(seed, case_id))
@@ -141,7 +143,7 @@ def perplexities(
 
     The sum has N - 1 terms, since nothing predicts the first token; dividing by N is the published definition, and is kept.
     """
-    limit = min(max_length, longest_row(model) or max_length)
+    limit = min(max_length, longest_context(model) or max_length)
     rows = [prompt_ids(tok, text)[:limit] for text in texts]
     plan = Plan()
     for row in rows:

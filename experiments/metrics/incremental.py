@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from common.errors import UserError
-from editors.core.budget import total_bytes
+from editors.core.budget import logit_rows, token_budget
+from editors.core.modules import longest_context
 from editors.core.prompts import pad_batch
 from editors.core.sites import input_device
 
@@ -111,29 +112,6 @@ def batches(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[list[
     return groups
 
 
-def token_budget(model: PreTrainedModel, most: int | None = None) -> int:
-    """Tokens to hold at once: what fits in an eighth of the device's memory, and at most ``most`` (default: what helps speed).
-
-    Total memory, not free memory: batches, and with them the last digits of the results, must not depend on what else runs.
-    """
-    config, device = model.config.get_text_config(), input_device(model)
-    total = total_bytes(device)
-    # Keys and values of every block, and the widest activations of one.
-    numbers_a_token = (2 * config.num_hidden_layers + 16) * config.hidden_size
-    most = most or (2048 if device.type == "cpu" else 16384)
-    return max(128, min(most, total // 8 // (numbers_a_token * model.dtype.itemsize)))
-
-
-def logit_rows(model: PreTrainedModel) -> int:
-    """Rows of logits to hold at once: a quarter of a gigabyte of float32."""
-    return max(1, 2**26 // model.config.get_text_config().vocab_size)
-
-
-def longest_row(model: PreTrainedModel) -> int | None:
-    """Tokens that the model has positions for; None where there is no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def shortened(text: str) -> str:
     """``text`` as a message quotes it: on one line, and never a whole page."""
     return repr(text if len(text) <= 80 else text[:77] + "...")
@@ -141,7 +119,7 @@ def shortened(text: str) -> str:
 
 def check_length(model: PreTrainedModel, row: Sequence[int], what: str) -> None:
     """Raises UserError for a row that is empty or longer than the model's positions."""
-    limit = longest_row(model)
+    limit = longest_context(model)
     if not row:
         raise UserError(f"{what} tokenises to nothing; remove it from the data")
     if limit and len(row) > limit:

@@ -17,10 +17,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editors.core import ranks
+from editors.core.budget import logit_rows
+from editors.core.modules import longest_context
 from editors.core.prompts import pad_id
 
 from experiments.metrics.incremental import (
-    batches, check_length, continue_rows, extend, logit_rows, longest_row, Prefix, read, shortened,
+    batches, check_length, continue_rows, extend, Prefix, read, shortened,
 )
 
 Ids = tuple[int, ...]
@@ -179,7 +181,7 @@ def _generate(
     if len(continued_rows) < len(rows):
         prefix, logits = prefix.select(continued_rows), logits[torch.tensor(continued_rows, device=logits.device)]
     prompts = [rows[i] for i in continued_rows]
-    limit = longest_row(model) or float("inf")
+    limit = longest_context(model) or float("inf")
     ends = end_tokens(model, tok)
     # A row's text ends where it has said enough; its long text, if one is asked for, goes on.
     lengths: dict[int, int] = {}

@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from editors.core.budget import token_budget
 from editors.memory.routing import is_routed
 
 from experiments.metrics import incremental
-from experiments.metrics.incremental import extend, Prefix, token_budget
+from experiments.metrics.incremental import extend, Prefix
 
 MIN_SHARED = 8
 """Tokens in common from which on an extra pass pays."""

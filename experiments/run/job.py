@@ -21,8 +21,9 @@ from editors.base import Editor
 from editors.core.contexts import as_groups
 from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
+from editors.core.modules import longest_context
 from editors.core.prompts import encode_target, fill, parse_requests
-from experiments.metrics.incremental import check_length, longest_row, shortened
+from experiments.metrics.incremental import check_length, shortened
 from experiments.metrics.scoring import prompt_ids
 from experiments.run import auto_hparams, head_files, tasks
 from experiments.run.config import ALWAYS, IF_SET, OR_NULL, RunConfig, WITH_TASKS
@@ -192,7 +193,7 @@ def _contexts(config: RunConfig) -> list[list[str]] | None:
 
 def check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> None:
     """Raises UserError for the first case with a prompt that, with its target, is longer than the model's positions."""
-    limit = longest_row(model)
+    limit = longest_context(model)
     for record in records if limit else ():
         targets = [" " + target.str for target in (record.target_new, record.target_true) if target]
         prompts = [(p.prompt, [p.target]) if isinstance(p, Prompt) else (p, targets) for p in

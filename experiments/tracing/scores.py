@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from common.errors import UserError
-from editors.core.budget import total_bytes
+from editors.core.budget import allowance, consecutive
 from editors.core.decoder import Decoder
 
 from experiments.tracing.noise import Noise
@@ -81,18 +81,13 @@ def trace(
 
 
 def blocks(prompts: Sequence[TracePrompt], decoder: Decoder, samples: int) -> Iterator[list[TracePrompt]]:
-    """The prompts in consecutive groups whose runs fit into a sixteenth of the memory: 6 numbers a block, token and channel."""
-    budget, sites, itemsize = total_bytes(decoder.device) / 16, decoder.sites, decoder.model.dtype.itemsize
-    block: list[TracePrompt] = []
-    for prompt in prompts:
-        longest = max(len(p.ids) for p in (*block, prompt))
-        cost = (len(block) + 1) * (samples + 1) * longest * 6 * sites.layers * sites.d_model * itemsize
-        if block and (cost > budget or len(block) == MAX_PROMPTS):
-            yield block
-            block = []
-        block.append(prompt)
-    if block:
-        yield block
+    """Consecutive prompts whose runs fit into the memory: some 6 numbers a block, token and channel."""
+    bytes_a_token = 6 * decoder.sites.layers * decoder.sites.d_model * decoder.model.dtype.itemsize
+
+    def needed_bytes(block: list[TracePrompt]) -> int:
+        return len(block) * (samples + 1) * max(len(prompt.ids) for prompt in block) * bytes_a_token
+
+    return consecutive(prompts, needed_bytes, allowance(decoder.device, "trace"), MAX_PROMPTS)
 
 
 def _scores(
@@ -138,7 +133,7 @@ def _batches(passes: Passes, cells: Sequence[Cell]) -> Iterator[list[Cell]]:
     decoder = passes.decoder
     tokens = TOKENS.get(decoder.device.type, 32768)
     vocabulary = decoder.model.config.get_text_config().vocab_size
-    memory = total_bytes(decoder.device) / 32
+    memory = allowance(decoder.device, "restored")
     for (start, columns), group in groups.items():
         group.sort(key=lambda cell: cell.token)  # prefixes of like length
         blocks_run = decoder.sites.layers - start

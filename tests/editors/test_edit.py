@@ -71,11 +71,11 @@ def test_applied_reverts_after_an_error(model):
 
 def test_only_edited_weights_are_kept(model):
     """No second copy of the model: an applied edit holds the originals of its own parameters alone."""
-    from editors.edit import _applied
+    from editors.edit import applied_to
 
     edit = low_rank(model)
     with edit.applied(model):
-        (_, originals), = _applied[model]
+        originals, = applied_to(model).values()
         assert list(originals) == [NAME]
 
 

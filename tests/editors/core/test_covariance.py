@@ -228,7 +228,7 @@ def test_layers_that_do_not_fit_into_memory_together_take_several_passes(gpt2, t
     passes = []
     run = covariance._Pass.run
     monkeypatch.setattr(covariance._Pass, "run", lambda self, progress: (passes.append(list(self.sums)), run(self, progress)))
-    monkeypatch.setattr(covariance, "total_bytes", lambda device: 9 * 256 * 256 * 4)
+    monkeypatch.setattr("editors.core.budget.total_bytes", lambda device: 9 * 256 * 256 * 4)
     apart = collect(model, tok, [2, 1, 0], CORPUS, 30, stats_dir=tmp_path / "b", pack_tokens=500, progress=False)
     assert passes == [[0, 1], [2]]
     assert all(torch.equal(together[layer].matrix, apart[layer].matrix) for layer in range(3))

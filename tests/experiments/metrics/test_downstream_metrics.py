@@ -199,7 +199,7 @@ def test_a_shared_beginning_runs_once(gpt2, monkeypatch):
 
 def test_memory_bounds_the_rows_that_share(gpt2, monkeypatch):
     rows = [tuple(range(20, 60)) + (i,) for i in range(100, 300)]
-    monkeypatch.setattr(incremental, "total_bytes", lambda device: 8 * 4100 * 4 * (2 * 4 + 16) * 32)
+    monkeypatch.setattr("editors.core.budget.total_bytes", lambda device: 8 * 4100 * 4 * (2 * 4 + 16) * 32)
     assert [len(group) for group in SharedPrefix(gpt2, rows, 0).batches()] == [100, 100]
 
 

@@ -130,7 +130,7 @@ def test_blocks_do_not_depend_on_what_is_left(tiny_gpt2, monkeypatch):
     prompts = trace_prompts(tok, FACTS * 30, None)
     whole = list(blocks(prompts, Decoder.of(model, None), 10))
     assert [len(block) for block in whole] == [64, 26] and sum(whole, []) == prompts
-    monkeypatch.setattr("experiments.tracing.scores.total_bytes", lambda device: 1)
+    monkeypatch.setattr("editors.core.budget.total_bytes", lambda device: 1)
     assert all(len(block) == 1 for block in blocks(prompts, Decoder.of(model, None), 10))
 
 
