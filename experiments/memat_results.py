@@ -21,23 +21,21 @@ import numpy as np
 from jaxtyping import Float
 
 from common.errors import UserError
-from experiments.results import memat_published, run_folder, tables
-from experiments.results import summary
+from data.files import write_text
+from experiments.results import memat_published, run_folder, summary
+from experiments.results.harmonic_score import harmonic_mean
+from experiments.results.names import PUBLISHED
+from experiments.results.runs import runs_below
+from experiments.results.tables import Cell, Table
 from experiments.run.cli import Parser, run_program
 
 COLUMNS = memat_published.COLUMNS
-_GROUPS = {"E": "rewrite", "P": "paraphrase", "N": "neighborhood"}
-_MEASURES = {"S": "success", "A": "acc", "M": "diff"}
-METRICS = {g + m: f"post_{group}_{measure}" for g, group in _GROUPS.items() for m, measure in _MEASURES.items()}
-"""The papers' names -> keys of :func:`summary.case_values`."""
 NAMES = {"memit": "MEMIT", "memat": "MEMAT", "ported": "MEMAT, given heads", "iti": "ITI"}
 """Of methods; "ported": heads and corrections come from a file (--head_ind)."""
 
 Key = tuple[str, str, str, str, int, float]
 """(profile, pair, measured in, method, heads, alpha); pair: first letters of the language of the edits and that of the heads,
 "C+E" for the sum of edits in two, "(C+E)" for a joint one."""
-Value = tuple[float, float | None]
-"""(mean over chunks, its standard error; None for a single chunk)."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +62,18 @@ class Stage:
     def values(self) -> Float[np.ndarray, "chunks metrics"]:
         return np.array([[self.chunks[chunk][metric] for metric in COLUMNS] for chunk in sorted(self.chunks)])
 
-    def value(self, metric: str) -> Value:
+    def value(self, metric: str) -> Cell:
+        """Mean over chunks."""
         return _mean(self.values[:, COLUMNS.index(metric)])
 
-    def gain(self, base: Stage, metric: str) -> Value:
-        """Over ``base``, which has the same chunks (:func:`base_of` sees to it)."""
+    def gain(self, base: Stage, metric: str) -> Cell:
+        """Mean difference over chunks from ``base``, which has the same chunks (:func:`base_of` sees to it)."""
         return _mean((self.values - base.values)[:, COLUMNS.index(metric)])
 
 
-def _mean(values: Float[np.ndarray, " chunks"]) -> Value:
+def _mean(values: Float[np.ndarray, " chunks"]) -> Cell:
     n = len(values)
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+    return Cell(float(values.mean()), float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None)
 
 
 def read(folders: Sequence[str | Path], held_out: bool = False) -> dict[Key, Stage]:
@@ -83,7 +82,7 @@ def read(folders: Sequence[str | Path], held_out: bool = False) -> dict[Key, Sta
     Raises UserError for none, for two of a kind, for unfinished ones, and for one without the facts asked for.
     """
     stages: dict[Key, Stage] = {}
-    for path in sorted(file.parent for folder in folders for file in Path(folder).rglob(run_folder.RUN)):
+    for path in runs_below(folders):
         about = run_folder.read_about(path)
         if "stage" not in about:
             continue
@@ -93,35 +92,37 @@ def read(folders: Sequence[str | Path], held_out: bool = False) -> dict[Key, Sta
         stages[stage.key] = stage
     if not stages:
         raise UserError(f"no stages of runs in two languages in {', '.join(map(str, folders))}")
-    return dict(sorted(stages.items(), key=lambda item: (*item[0][:3], *item[0][4:])))  # MEMIT alone, 0 heads, before the others
+    # MEMIT alone, 0 heads, stands before the others.
+    return dict(sorted(stages.items(), key=lambda item: (*item[0][:3], *item[0][4:])))
 
 
 def _read_stage(path: Path, about: Mapping[str, Any], held_out: bool) -> Stage:
-    of = about["stage"]
+    settings = about["stage"]
     chunks: dict[tuple[int, ...], list[Mapping[str, float]]] = {}
     files = run_folder.case_files(path)
     for case_id, file in files:
         case = run_folder.read_json(file)
         chunk = tuple(case["grouped_case_ids"])
-        of_chunk = chunks.setdefault(chunk, [])
-        if not held_out or case_id in chunk[len(chunk) - int(len(chunk) * of.get("held_out", 0.0)) :]:
-            of_chunk.append(summary.case_values(case))
+        cases = chunks.setdefault(chunk, [])
+        if not held_out or case_id in chunk[len(chunk) - int(len(chunk) * settings.get("held_out", 0.0)) :]:
+            cases.append(summary.case_values(case))
     if len(files) < about["cases"]:
         raise UserError(f"{path} has {len(files)} of {about['cases']} cases; finish its run with --continue_from_run")
     if not all(chunks.values()):
-        raise UserError(f"{path}: a chunk has no facts held out; --held_out is for runs with the hyper-parameter held_out above 0")
-    first, second = of["language"][0].upper(), of["language_eval"][0].upper()
-    pair = {"sum": f"{first}+{second}", "joint": f"({first}+{second})"}.get(of.get("bilingual"), first + second)
-    method = "ported" if of["name"] == "memat" and about["flags"].get("head_ind") else of["name"]
-    key = (of["profile"] or "default", pair, of["measured"], method, of["heads"], of["alpha"] or 0.0)
-    return Stage(path, Path(about["flags"]["model_name"]).name, key, {chunk: _percent(cases) for chunk, cases in chunks.items()},
-                 sum(map(len, chunks.values())))
+        raise UserError(f"{path}: a chunk has no facts held out; --held_out is for runs with the hyper-parameter held_out "
+                        "above 0")
+    first, second = settings["language"][0].upper(), settings["language_eval"][0].upper()
+    pair = {"sum": f"{first}+{second}", "joint": f"({first}+{second})"}.get(settings.get("bilingual"), first + second)
+    method = "ported" if settings["name"] == "memat" and about["flags"].get("head_ind") else settings["name"]
+    key = (settings["profile"] or "default", pair, settings["measured"], method, settings["heads"], settings["alpha"] or 0.0)
+    metrics = {chunk: _percent(cases) for chunk, cases in chunks.items()}
+    return Stage(path, Path(about["flags"]["model_name"]).name, key, metrics, sum(map(len, chunks.values())))
 
 
 def _percent(cases: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    values = {metric: 100 * float(np.mean([case[key] for case in cases])) for metric, key in METRICS.items()}
-    successes = [values[metric] for metric in ("ES", "PS", "NS")]
-    return values | {"Score": 0.0 if min(successes) <= 0 else 3 / sum(1 / value for value in successes)}
+    """Each metric of COLUMNS over the cases of a chunk."""
+    values = {metric: 100 * float(np.mean([case[f"post_{key}"] for case in cases])) for metric, key in PUBLISHED.items()}
+    return values | {"Score": harmonic_mean([values[metric] for metric in ("ES", "PS", "NS")])}
 
 
 def base_of(stages: Mapping[Key, Stage], stage: Stage) -> Stage:
@@ -135,14 +136,15 @@ def base_of(stages: Mapping[Key, Stage], stage: Stage) -> Stage:
 
 
 def name(key: Key) -> str:
+    """Of a stage, for messages."""
     profile, pair, measured, method, heads, alpha = key
-    what = NAMES[method] + (f", {heads} heads" if heads else "") + (f", alpha {alpha:g}" if method == "iti" else "")
-    return f"{what} ({pair}, measured in {measured}, profile {profile})"
+    method = NAMES[method] + (f", {heads} heads" if heads else "") + (f", alpha {alpha:g}" if method == "iti" else "")
+    return f"{method} ({pair}, measured in {measured}, profile {profile})"
 
 
 def rows(stages: Mapping[Key, Stage]) -> list[dict[str, Any]]:
-    """A row a stage: each metric with standard error, gain over MEMIT alone with its standard error, and the published value."""
-    found = []
+    """A row a stage: each metric, its gain over MEMIT alone, both with standard errors, and the published value."""
+    records = []
     for (profile, pair, measured, method, heads, alpha), stage in stages.items():
         row: dict[str, Any] = {"model": stage.model, "profile": profile, "pair": pair, "measured": measured,
                                "method": NAMES[method], "heads": heads, "alpha": alpha or None,
@@ -150,63 +152,59 @@ def rows(stages: Mapping[Key, Stage]) -> list[dict[str, Any]]:
         published = memat_published.values(method, measured, pair, heads, alpha)
         for metric in COLUMNS:
             row[metric], row[f"{metric}_se"] = stage.value(metric)
-            if method != "memit":
-                row[f"{metric}_gain"], row[f"{metric}_gain_se"] = stage.gain(base_of(stages, stage), metric)
-            else:
-                row[f"{metric}_gain"] = row[f"{metric}_gain_se"] = None
+            gain = (None, None) if method == "memit" else stage.gain(base_of(stages, stage), metric)
+            row[f"{metric}_gain"], row[f"{metric}_gain_se"] = gain
             row[f"{metric}_published"] = published and published.get(metric)
-        found.append(row)
-    return found
+        records.append(row)
+    return records
 
 
-def text_of(found: Sequence[Mapping[str, Any]]) -> str:
+def text_of(records: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of :func:`rows`: a table of values for each profile, with the published rows, and one of the gains."""
     text = []
-    for profile in dict.fromkeys(row["profile"] for row in found):
-        of = [row for row in found if row["profile"] == profile]
-        counts = sorted({(row["chunks"], row["cases"] // row["chunks"]) for row in of})
+    for profile in dict.fromkeys(row["profile"] for row in records):
+        rows_of_profile = [row for row in records if row["profile"] == profile]
+        counts = sorted({(row["chunks"], row["cases"] // row["chunks"]) for row in rows_of_profile})
         sizes = "; ".join(f"{chunks} chunks of {size} facts" for chunks, size in counts)
         head = ["edits, heads", "measured in", "method", *COLUMNS]
         values, gains = [], []
-        for row in of:
+        for row in rows_of_profile:
             label = [row["pair"], row["measured"], method_name(row)]
-            values.append([*label, *(_cell(row[metric], row[f"{metric}_se"]) for metric in COLUMNS)])
+            values.append([*label, *(Cell(row[metric], row[f"{metric}_se"]) for metric in COLUMNS)])
             if row["ES_published"] is not None:
-                values.append(["", "", "*published*", *(_published(row[f"{metric}_published"]) for metric in COLUMNS)])
+                published = (row[f"{metric}_published"] for metric in COLUMNS)
+                values.append(["", "", "*published*", *("" if value is None else f"*{value:.1f}*" for value in published)])
             if row["ES_gain"] is not None:
-                gains.append([*label, *(_cell(row[f"{metric}_gain"], row[f"{metric}_gain_se"], "+") for metric in COLUMNS)])
-        text += [f"Profile {profile}, {of[0]['model']}, {sizes}: mean ± standard error over chunks, %. *published*: Aguila-7b, "
-                 "chunks of 1,000 facts.", "", *tables.markdown(head, values, labels=3), ""]
+                differences = (Cell(row[f"{metric}_gain"], row[f"{metric}_gain_se"]) for metric in COLUMNS)
+                gains.append([*label, *(f"{difference:+.1f}" for difference in differences)])
+        text += [f"Profile {profile}, {rows_of_profile[0]['model']}, {sizes}: mean ± standard error over chunks, %. "
+                 "*published*: Aguila-7b, chunks of 1,000 facts.", "", Table(head, values, words=3).markdown(), ""]
         if gains:
             text += [f"Profile {profile}: gain over MEMIT alone on the same chunks, points.", "",
-                     *tables.markdown(head, gains, labels=3), ""]
+                     Table(head, gains, words=3).markdown(), ""]
     return "\n".join(text)
 
 
-def _published(value: float | None) -> str:
-    return "" if value is None else f"*{value:.1f}*"
-
-
 def method_name(row: Mapping[str, Any]) -> str:
+    """Of a row of :func:`rows`, with its heads and alpha."""
     heads = f" K={row['heads']}" if row["heads"] else ""
     return row["method"] + heads + (f" α={row['alpha']:g}" if row["alpha"] else "")
 
 
-def _cell(value: float, error: float | None, sign: str = "") -> str:
-    return f"{value:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
-
-
 def main(folders: Sequence[str | Path], out: str | Path, held_out: bool = False) -> list[Path]:
     """Writes <out>.md and <out>.csv of the runs in these folders; returns the files written."""
-    found = rows(read(folders, held_out))
-    return tables.write(out, text_of(found), found)
+    records = rows(read(folders, held_out))
+    text = text_of(records)
+    write_text(f"{out}.md", text)
+    return [Path(f"{out}.md"), Table.of_records(records).save(f"{out}.csv")]
 
 
 def command() -> None:
     parser = Parser(prog="python -m experiments.memat_results", description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", nargs="+", help="run folders, or folders with runs somewhere in them")
     parser.add_argument("--out", default="results/memat_table", help="path of the files without ending (default: %(default)s)")
-    parser.add_argument("--held_out", action="store_true", help="of each chunk only the facts held out from choosing and training heads")
+    parser.add_argument("--held_out", action="store_true",
+                        help="of each chunk only the facts held out from choosing and training heads")
     args = parser.parse_args()
     files = main(args.folders, args.out, args.held_out)
     print(files[0].read_text())

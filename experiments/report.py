@@ -18,14 +18,14 @@ from typing import Any
 
 from common.errors import UserError
 from data.files import write_atomically
-from experiments.results import html, old_folders, run_folder, sequences
-from experiments.results import summary
+from experiments.results import html, old_folders, run_folder, sequences, summary
+from experiments.results.names import SCORED
 from experiments.results.retention import retention_curve
+from experiments.results.runs import describe, read_case, runs_with_cases
+from experiments.results.tables import Table
 from experiments.run.cli import at_least_one, HelpFormatter, Parser, run_program
-from experiments.summarize import Statistics, describe, read_case, runs_with_cases, table
 
 PANELS = {"success": "success (%)", "acc": "accuracy, teacher-forced (%)", "generated": "generated exactly (%)"}
-GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
 
 
 def main(runs: Sequence[str | Path], out: str | Path = "results/report.html", figures: Sequence[str | Path] = (),
@@ -34,38 +34,38 @@ def main(runs: Sequence[str | Path], out: str | Path = "results/report.html", fi
 
     Raises UserError for folders without runs or cases, and for pictures that are not there.
     """
-    found = [(run, about, summary.statistics(lists)) for run, about, lists in runs_with_cases(runs, "report")]
-    labels = [f"[{number}] {describe(about)}" for number, (_, about, _) in enumerate(found, 1)]
-    notes = [f"{label}; {about['note']}" if "note" in about else label for label, (_, about, _) in zip(labels, found)]
-    rows = table([(about, numbers) for _, about, numbers in found])
+    folders, known, lists = zip(*runs_with_cases(runs, "report"))
+    labels = [f"[{number}] {describe(about)}" for number, about in enumerate(known, 1)]
+    notes = [f"{label}; {about['note']}" if "note" in about else label for label, about in zip(labels, known)]
+    statistics = list(map(summary.statistics, lists))
     pictures = "".join(html.picture(Path(name)) for name in figures)
     body = "\n".join([
-        html.key(notes), _bars(labels, [numbers for _, _, numbers in found]),
+        html.key(notes), _bars(labels, statistics),
         '<p class="faint">Mean over cases after the edit; whiskers: standard error; dashed ticks: before the edit.</p>',
-        "<h2>Numbers</h2>", html.table(rows[0], rows[1:]),
+        "<h2>Numbers</h2>", summary.comparison(statistics).html(),
         '<p class="faint">Mean ± standard error over cases, in %, but for times, perplexities and essence scores; '
         "entropy in bits times 100.</p>",
-        _sequences(labels, [run for run, _, _ in found]),
+        _sequences(labels, folders),
         "<h2>Figures</h2>" + pictures if pictures else "",
-        "<h2>Runs</h2>", *(_run(label, run, cases) for label, (run, _, _) in zip(labels, found)),
+        "<h2>Runs</h2>", *(_run(label, run, cases) for label, run in zip(labels, folders)),
     ])
     text = html.page(title, body).encode("utf-8", "replace")
     write_atomically(out, lambda file: file.write(text))
     return Path(out)
 
 
-def _bars(labels: Sequence[str], runs: Sequence[Statistics]) -> str:
+def _bars(labels: Sequence[str], runs: Sequence[summary.Statistics]) -> str:
     """A chart for each of success, accuracy and generated exactness that any run has."""
-    def bar(numbers: Statistics, group: str, measure: str) -> html.Bar | None:
-        value = next((v for p in ("post", "retention") if (v := numbers.get(f"{p}_{group}_{measure}"))), None)
-        before = numbers.get(f"pre_{group}_{measure}")
+    def bar(statistics: summary.Statistics, group: str, measure: str) -> html.Bar | None:
+        value = statistics.get(f"post_{group}_{measure}") or statistics.get(f"retention_{group}_{measure}")
+        before = statistics.get(f"pre_{group}_{measure}")
         return value and html.Bar(value["mean"], value["se"], before and before["mean"])
 
     charts = []
     for measure, title in PANELS.items():
-        series = [(label, [bar(numbers, group, measure) for group in GROUPS]) for label, numbers in zip(labels, runs)]
+        series = [(label, [bar(statistics, group, measure) for group in SCORED]) for label, statistics in zip(labels, runs)]
         if any(value for _, values in series for value in values):
-            charts.append(html.bars(title, list(GROUPS.values()), series))
+            charts.append(html.bars(title, list(SCORED.values()), series))
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
@@ -90,12 +90,13 @@ def _sequences(labels: Sequence[str], runs: Sequence[Path]) -> str:
         return series
 
     def distance(batch: Mapping[str, Any]) -> float | None:
-        found = [weight["relative_distance"] for weight in batch.get("weights", {}).values() if "relative_distance" in weight]
-        return fmean(found) if found else None
+        weights = batch.get("weights", {}).values()
+        distances = [weight["relative_distance"] for weight in weights if "relative_distance" in weight]
+        return fmean(distances) if distances else None
 
     x = "edits in the model"
     charts = [html.lines(f"{name} of all edits so far (%)", x, of_history(f"{group}_success"))
-              for group, name in GROUPS.items()]
+              for group, name in SCORED.items()]
     charts.append(html.lines("distance of the weights, |W - W0| / |W0|", x, of_batches(distance)))
     charts.append(html.lines("perplexity", x, of_batches(lambda batch: batch.get("perplexity"))))
     charts.append(html.lines("seconds a batch", x, of_batches(lambda batch: batch.get("seconds"))))
@@ -114,11 +115,11 @@ def _run(label: str, run: Path, cases: int) -> str:
     parts += [html.picture(path) for path in pictures]
     shown = _cases(run, cases)
     title = f"cases ({len(shown)} of {len(run_folder.case_files(run))})"
-    parts.append(html.folded(title, html.table(_CASE_HEAD, shown, text=True)))
+    parts.append(html.folded(title, Table(_CASE_HEAD, shown, words=len(_CASE_HEAD)).html()))
     for name, title in ((run_folder.PARAMS, "hyper-parameters"), (run_folder.RUN, "settings, flags, versions")):
         if (run / name).is_file():
             content = run_folder.read_json(run / name)
-            parts.append(html.folded(title, html.table(["", ""], list(_flat(content)), text=True)))
+            parts.append(html.folded(title, Table(["", ""], _flat(content), words=2).html()))
     return "\n".join(parts)
 
 
@@ -127,7 +128,7 @@ _CASE_HEAD = ["case", "prompt", "new target", "true target", "-log p(new), befor
 
 
 def _cases(run: Path, most: int) -> list[list[str]]:
-    """The first ``most`` cases, a row each, of those that :func:`summarize.read_run` has not left out."""
+    """The first ``most`` cases, a row each, of those that :func:`runs.read_run` has not left out."""
     rows: list[list[str]] = []
     for case_id, path in run_folder.case_files(run):
         if len(rows) == most:
@@ -145,21 +146,21 @@ def _cases(run: Path, most: int) -> list[list[str]]:
 
 def _case(case: Mapping[str, Any]) -> list[str]:
     """What a row of the cases shows, behind the number."""
-    wanted = case.get("requested_rewrite", {})
-    values = [_first_probability(case, target) for target in ("target_new", "target_true")]
-    said = case.get("post", {}).get("text") or [""]
-    return [wanted.get("prompt", "").replace("{}", wanted.get("subject", ""), 1),
-            *((wanted.get(target) or {}).get("str", "") for target in ("target_new", "target_true")), *values, said[0]]
+    rewrite, targets = case.get("requested_rewrite", {}), ("target_new", "target_true")
+    texts = case.get("post", {}).get("text") or [""]
+    return [rewrite.get("prompt", "").replace("{}", rewrite.get("subject", ""), 1),
+            *((rewrite.get(target) or {}).get("str", "") for target in targets),
+            *(_first_probability(case, target) for target in targets), texts[0]]
 
 
 def _first_probability(case: Mapping[str, Any], target: str) -> str:
     """The target's mean negative log-probability behind the edited prompt, before and after."""
-    found = [(case.get(prefix, {}).get("rewrite_prompts_probs") or [{}])[0].get(target) for prefix in ("pre", "post")]
-    return " → ".join("" if value is None else f"{value:.2f}" for value in found) if any(v is not None for v in found) else ""
+    values = [(case.get(prefix, {}).get("rewrite_prompts_probs") or [{}])[0].get(target) for prefix in ("pre", "post")]
+    return "" if values == [None, None] else " → ".join("" if value is None else f"{value:.2f}" for value in values)
 
 
 def _flat(content: Any, prefix: str = "") -> list[list[str]]:
-    """(path, value) of every leaf of a JSON object."""
+    """[path, value] of every leaf of a JSON object."""
     if not isinstance(content, Mapping):
         return [[prefix, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)]]
     return [row for key, value in content.items() for row in _flat(value, f"{prefix}.{key}" if prefix else key)]

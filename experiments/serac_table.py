@@ -7,16 +7,14 @@ FOLDER/table.json and table.csv. Drawdown is the share of unrelated questions wh
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.files import read_json, write_atomically
-from experiments.results import run_folder
+from data.files import read_json
+from experiments.results.tables import Table
 from experiments.run.cli import Parser, run_program
 
 NAMES = {"rep": "SERAC", "gtn": "MEND", "mend": "MEND", "enn": "ENN", "lu": "LU", "ft": "FT", "efk": "KE"}
@@ -24,7 +22,7 @@ NAMES = {"rep": "SERAC", "gtn": "MEND", "mend": "MEND", "enn": "ENN", "lu": "LU"
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """One for each result: alg, edits, success and drawdown in percent. Raises UserError where there is none."""
-    found = []
+    records = []
     for path in folder.glob("*/edits_*/results.json"):
         number = re.fullmatch(r"edits_(\d+)", path.parent.name)
         content = read_json(path)
@@ -32,23 +30,21 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         if not isinstance(stats, dict):
             raise UserError(f"{path}: not the results of experiments.train; delete the file to have them made again")
         if number and {"edit_success", "drawdown_retain"} <= stats.keys():
-            found.append({"alg": path.parent.parent.name, "edits": int(number[1]), "success": 100 * stats["edit_success"],
-                          "drawdown": 100 * stats["drawdown_retain"]})
-    if not found:
+            records.append({"alg": path.parent.parent.name, "edits": int(number[1]), "success": 100 * stats["edit_success"],
+                            "drawdown": 100 * stats["drawdown_retain"]})
+    if not records:
         raise UserError(f"{folder}: no results (<ALG>/edits_<N>/results.json); bash scripts/serac_table.sh makes them")
     order = {alg: place for place, alg in enumerate(NAMES)}
-    return sorted(found, key=lambda row: (order.get(row["alg"], len(order)), row["alg"], row["edits"]))
+    return sorted(records, key=lambda row: (order.get(row["alg"], len(order)), row["alg"], row["edits"]))
 
 
-def markdown(found: Sequence[dict[str, Any]]) -> str:
-    """success / drawdown, an algorithm a line, a number of edits a column; "-" where there is no result."""
-    columns = sorted({row["edits"] for row in found})
-    cells = {(row["alg"], row["edits"]): f"{row['success']:.1f} / {row['drawdown']:.1f}" for row in found}
-    head = ["success / drawdown (%)", *(f"{n:,} edit{'s' * (n > 1)}" for n in columns)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for alg in dict.fromkeys(row["alg"] for row in found):
-        lines.append(f"| {NAMES.get(alg, alg)} | " + " | ".join(cells.get((alg, n), "-") for n in columns) + " |")
-    return "\n".join(lines)
+def by_edits(records: Sequence[dict[str, Any]]) -> Table:
+    """success / drawdown, an algorithm a row, a number of edits a column; "-" where there is no result."""
+    numbers = sorted({row["edits"] for row in records})
+    cells = {(row["alg"], row["edits"]): f"{row['success']:.1f} / {row['drawdown']:.1f}" for row in records}
+    algorithms = dict.fromkeys(row["alg"] for row in records)
+    return Table(["success / drawdown (%)", *(f"{n:,} edit{'s' * (n > 1)}" for n in numbers)],
+                 [[NAMES.get(alg, alg), *(cells.get((alg, n), "-") for n in numbers)] for alg in algorithms])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,14 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(argv).folder
-    found = rows(folder)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(found[0]))
-    writer.writeheader()
-    writer.writerows(found)
-    run_folder.write_json(folder / "table.json", found)
-    write_atomically(folder / "table.csv", lambda file: file.write(text.getvalue().encode()))
-    print(markdown(found))
+    records = rows(folder)
+    for name in ("table.json", "table.csv"):
+        Table.of_records(records).save(folder / name)
+    print(by_edits(records).markdown())
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from common.errors import UserError
-from experiments.run.cli import Parser, run_program
+from experiments.run.cli import run_program
 from experiments.tracing.averages import LAST_SUBJECT
 from experiments.tracing.files import case_path, read_averages, read_case
 from experiments.tracing.scores import KINDS
 from figures import lines
+from figures.program import figure_parser
 
 TITLES = {"state": "hidden state", "mlp": "MLP", "attn": "attention"}
 SEVERED_TITLES = {"state": "hidden state", "no_mlp": "without the MLPs of later blocks",
@@ -110,8 +111,9 @@ def _fact(folder: Path, known_id: int) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _traced(folder: Path) -> list[int]:
-    found = (re.fullmatch(r"knowledge_(\d+)(_\w+)?", path.stem) for path in folder.glob("cases/knowledge_*.npz"))
-    return sorted({int(match[1]) for match in found if match})
+    """Numbers of the facts whose files are there."""
+    matches = (re.fullmatch(r"knowledge_(\d+)(_\w+)?", path.stem) for path in folder.glob("cases/knowledge_*.npz"))
+    return sorted({int(match[1]) for match in matches if match})
 
 
 def _first_known(folder: Path) -> int:
@@ -156,9 +158,8 @@ def _numbers(text: str) -> list[int] | str:
 
 
 def command(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m figures.causal_trace", description=__doc__.split("\n\n")[0])
+    parser = figure_parser("causal_trace", __doc__, None, "path of the files without ending; by default average in the folder")
     parser.add_argument("folder", help="of a finished trace")
-    parser.add_argument("--out", help="path of the files without ending; by default average in the folder")
     parser.add_argument("--known_ids", type=_numbers, default=[],
                         help="comma list of facts to draw one by one; first: the first that the model knows")
     args = parser.parse_args(argv)

@@ -19,16 +19,16 @@ import numpy as np
 from jaxtyping import Float
 
 from common.errors import UserError
-from experiments.results import run_folder
-from experiments.results import summary
-from experiments.run.cli import Parser, run_program
-from experiments.summarize import read_run
+from experiments.results import run_folder, summary
+from experiments.results.names import HEADLINES
+from experiments.results.runs import read_run
+from experiments.run.cli import run_program
 from experiments.tracing.averages import LAST_SUBJECT
 from experiments.tracing.files import AVERAGES, read_averages
 from figures import lines
+from figures.program import figure_parser
 
-PANELS = {"score": "score", "efficacy": "rewrite_success", "paraphrase": "paraphrase_success",
-          "neighbourhood": "neighborhood_success"}
+PANELS = {name: key for key, name in HEADLINES["counterfact"].items()}
 USUAL_TOKEN = "subject_last"
 
 Swept = Mapping[str, Mapping[int, Mapping[str, float]]]
@@ -54,11 +54,11 @@ def read(folder: Path) -> tuple[dict[str, Any], Swept]:
         if model != average["settings"]["model"]:
             raise UserError(f"{run} is of the model {model}, the trace of {average['settings']['model']}")
         statistics = summary.statistics(lists)
-        of_block = swept.setdefault(label, {})
-        if layers[0] in of_block:
+        blocks = swept.setdefault(label, {})
+        if layers[0] in blocks:
             raise UserError(f"{run}: a second run of {label} at block {layers[0]}; give only one of them")
         try:
-            of_block[layers[0]] = {name: statistics[f"post_{key}"]["mean"] for name, key in PANELS.items()}
+            blocks[layers[0]] = {name: statistics[f"post_{key}"]["mean"] for name, key in PANELS.items()}
         except KeyError as error:
             raise UserError(f"{run}: its cases have no {error}; finish it with --continue_from_run") from None
     if not swept:
@@ -94,7 +94,7 @@ def draw(average: Mapping[str, Any], swept: Swept) -> plt.Figure:
 def agreement(average: Mapping[str, Any], swept: Swept) -> list[str]:
     """For each editor a line: the best block, the proposed one, and the rank correlation of the two curves."""
     curve = np.array(average["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT])
-    peak, told = average["proposal"]["peak"], []
+    peak, report = average["proposal"]["peak"], []
     for editor, blocks in swept.items():
         x = sorted(blocks)
         scores = np.array([blocks[block]["score"] for block in x])
@@ -104,9 +104,9 @@ def agreement(average: Mapping[str, Any], swept: Swept) -> list[str]:
             correlation = np.corrcoef(_ranks(curve[x]), _ranks(scores))[0, 1]
             rank = f"; rank correlation of effect and score {correlation:.2f}"
         at_peak = f"{blocks[peak]['score']:.1f}" if peak in blocks else "not run"
-        told.append(f"{editor}: best at block {best} (score {scores.max():.1f}); "
-                    f"the trace proposes block {peak} ({at_peak}){rank}")
-    return told
+        report.append(f"{editor}: best at block {best} (score {scores.max():.1f}); "
+                      f"the trace proposes block {peak} ({at_peak}){rank}")
+    return report
 
 
 def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -123,9 +123,8 @@ def main(folder: str | Path, out: str | Path) -> list[Path]:
 
 
 def command(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m figures.edit_layers", description=__doc__.split("\n\n")[0])
+    parser = figure_parser("edit_layers", __doc__, "results/edit_layers")
     parser.add_argument("folder", help="holds a trace and runs of single-block edits")
-    parser.add_argument("--out", default="results/edit_layers", help="path of the files without ending (default: %(default)s)")
     args = parser.parse_args(argv)
     print("written:", *main(args.folder, args.out))
 

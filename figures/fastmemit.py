@@ -20,13 +20,17 @@ import numpy as np
 from jaxtyping import Float
 
 from common.errors import UserError
-from experiments.results import run_folder, tables
-from experiments.run.cli import Parser, run_program
-from experiments.summarize import read_run
+from data.files import write_text
+from experiments.results import run_folder
+from experiments.results.harmonic_score import jackknife_error, means_without_one
+from experiments.results.names import SCORED
+from experiments.results.runs import read_run, runs_below
+from experiments.results.tables import Cell, Table
+from experiments.run.cli import run_program
 from figures import lines
+from figures.program import figure_parser
 
-GROUPS = {"efficacy": "rewrite", "paraphrase": "paraphrase", "neighbourhood": "neighborhood"}
-METRICS = {"score": tuple(GROUPS), **{name: (name,) for name in GROUPS}}
+METRICS = {"score": tuple(SCORED.values()), **{name: (name,) for name in SCORED.values()}}
 """{metric: the success rates whose harmonic mean it is}."""
 FULL = math.inf
 """m of the full statistics."""
@@ -44,9 +48,9 @@ class Point:
     path: Path
     cases: list[int]
     rates: Mapping[str, Float[np.ndarray, " cases"]]
-    """Success from 0 to 1, by name in GROUPS."""
+    """Success from 0 to 1 of efficacy, paraphrase and neighbourhood."""
     statistics: Mapping[str, float]
-    """Of the layer with the worst: keys, documents, seconds of the pass; of few keys also rank, condition and the ridge added."""
+    """The worst of the layers: keys, documents, seconds of the pass; of few keys also rank, condition and the ridge added."""
 
     def means(self, metric: str) -> Float[np.ndarray, "parts cases"]:
         return np.array([self.rates[name] for name in METRICS[metric]])
@@ -55,7 +59,7 @@ class Point:
 def read(folders: Sequence[str | Path]) -> dict[Key, Point]:
     """All runs in these folders, however deep. Raises UserError for runs that cannot be compared."""
     points: dict[Key, Point] = {}
-    for run in sorted(path.parent for folder in folders for path in Path(folder).rglob(run_folder.RUN)):
+    for run in runs_below(folders):
         key, point = _read_run(run)
         if key in points:
             raise UserError(f"{run} and {points[key].path} are both of {_name(key)}: give only one of them")
@@ -74,7 +78,7 @@ def read(folders: Sequence[str | Path]) -> dict[Key, Point]:
 def _read_run(run: Path) -> tuple[Key, Point]:
     about, lists = read_run(run)
     try:
-        rates = {name: np.array(lists[f"post_{group}_success"]) for name, group in GROUPS.items()}
+        rates = {name: np.array(lists[f"post_{group}_success"]) for group, name in SCORED.items()}
     except KeyError as error:
         raise UserError(f"{run}: its cases have no {error}; only data with a true answer (CounterFact's schema) has") from None
     if not (run / run_folder.STATISTICS).is_file():
@@ -88,14 +92,13 @@ def _read_run(run: Path) -> tuple[Key, Point]:
         run, [case for case, _ in run_folder.case_files(run)], rates, statistics)
 
 
-def percent(fast: Float[np.ndarray, "parts cases"], full: Float[np.ndarray, "parts cases"]) -> tuple[float, float]:
-    """(harmonic mean of the parts' means of `fast` in percent of that of `full`, its jackknife standard error over the cases,
-    which both share); NaN where `full` has 0, and for the error of a single case."""
-    n = full.shape[1]
-    if n == 1:
-        return float(_ratio(fast.mean(1), full.mean(1))), math.nan
-    left_out = _ratio(*((values.sum(1, keepdims=True) - values) / (n - 1) for values in (fast, full)))
-    return float(_ratio(fast.mean(1), full.mean(1))), float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
+def percent(fast: Float[np.ndarray, "parts cases"], full: Float[np.ndarray, "parts cases"]) -> Cell:
+    """Harmonic mean of the parts' means of ``fast`` in percent of that of ``full``, and its jackknife standard error over the
+    cases, which both share; NaN where ``full`` has 0, and for the error of a single case."""
+    ratio = float(_ratio(fast.mean(1), full.mean(1)))
+    if full.shape[1] == 1:
+        return Cell(ratio, math.nan)
+    return Cell(ratio, jackknife_error(_ratio(means_without_one(fast), means_without_one(full))))
 
 
 def _ratio(fast: np.ndarray, full: np.ndarray) -> np.ndarray:
@@ -104,6 +107,7 @@ def _ratio(fast: np.ndarray, full: np.ndarray) -> np.ndarray:
 
 
 def _harmonic(means: Float[np.ndarray, "parts ..."]) -> np.ndarray:
+    """Harmonic mean over the parts; 0 if any is 0."""
     with np.errstate(divide="ignore"):
         return 1 / (1 / means).mean(0)
 
@@ -115,15 +119,15 @@ def draw(points: Mapping[Key, Point]) -> plt.Figure:
     for row, editor in zip(axes, editors):
         for ax, metric in zip(row, METRICS):
             ax.axhline(100, color="0.8", linewidth=0.8, zorder=0)
-            ax.axhline(GOAL, color="black", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+            ax.axhline(GOAL, **lines.DOTTED, zorder=0)
             for number, batch in enumerate(batches):
-                here = [(place, *percent(points[key].means(metric), points[editor, batch, FULL].means(metric)))
-                        for place, m in enumerate(ms) if (key := (editor, batch, m)) in points]
-                if not here:
+                drawn = [(place, *percent(points[key].means(metric), points[editor, batch, FULL].means(metric)))
+                         for place, m in enumerate(ms) if (key := (editor, batch, m)) in points]
+                if not drawn:
                     continue
-                places, values, errors = zip(*here)
+                places, values, errors = zip(*drawn)
                 x = np.array(places) + 0.09 * (number - (len(batches) - 1) / 2)  # bars beside each other
-                ax.errorbar(x, values, errors, fmt="none", ecolor="0.4", elinewidth=0.8)
+                lines.errors(ax, x, values, errors)
                 lines.plot(ax, number, x, values)
             lines.label_axes(ax, x="keys / their width (m)" if editor == editors[-1] else "",
                              y=f"{editor}\n(% of full statistics)" if metric == "score" else "",
@@ -136,8 +140,8 @@ def draw(points: Mapping[Key, Point]) -> plt.Figure:
 
 
 def rows(points: Mapping[Key, Point]) -> list[dict[str, Any]]:
-    """A row a run: its statistics, and each metric in percent, with its percentage of the full statistics' and standard error."""
-    found = []
+    """A row a run: its statistics, each metric in percent, and its percentage of the full statistics' with standard error."""
+    records = []
     for (editor, batch, m), point in points.items():
         full = points[editor, batch, FULL]
         row = {"editor": editor, "m": "full" if m == FULL else f"{m:g}", "num_edits": batch, "cases": len(point.cases)}
@@ -146,26 +150,26 @@ def rows(points: Mapping[Key, Point]) -> list[dict[str, Any]]:
         for metric in METRICS:
             row[metric] = 100 * float(_harmonic(point.means(metric).mean(1)))
             row[f"{metric}_percent"], row[f"{metric}_percent_se"] = percent(point.means(metric), full.means(metric))
-        found.append(row)
-    return found
+        records.append(row)
+    return records
 
 
-def text_of(found: Sequence[Mapping[str, Any]]) -> str:
-    """Two Markdown tables of :func:`rows`: what the statistics are made of, and the scores in percent of the full statistics'."""
+def text_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """Two Markdown tables of :func:`rows`: what the statistics are made of, and scores in percent of the full statistics'."""
     of_statistics: dict[tuple, list[str]] = {}
-    for row in found:
+    for row in records:
         of_statistics.setdefault((row["editor"], row["m"]), [_number(row[name]) for name in STATISTICS])
-    ms = list(dict.fromkeys(row["m"] for row in found))
-    of_scores: dict[tuple, dict[Any, str]] = {}
-    for row in found:
-        cell = f"{row['score']:.1f}" if row["m"] == "full" else f"{row['score_percent']:.1f} ± {row['score_percent_se']:.1f}"
-        of_scores.setdefault((row["editor"], str(row["num_edits"]), str(row["cases"])), {})[row["m"]] = cell
+    ms = list(dict.fromkeys(row["m"] for row in records))
+    of_scores: dict[tuple, dict[Any, Cell]] = {}
+    for row in records:
+        cell = Cell(row["score"]) if row["m"] == "full" else Cell(row["score_percent"], row["score_percent_se"])
+        of_scores.setdefault((row["editor"], row["num_edits"], row["cases"]), {})[row["m"]] = cell
     heads = ["keys", "% of all", "documents", "rank (least of the layers)", "condition (largest)", "ridge (largest)", "seconds"]
     return "\n".join([
-        *tables.markdown(["editor", "m", *heads], [[*key, *cells] for key, cells in of_statistics.items()]),
+        Table(["editor", "m", *heads], [[*key, *cells] for key, cells in of_statistics.items()]).markdown(),
         "", "Score in percent of that with the full statistics; \"full\": the score itself.", "",
-        *tables.markdown(["editor", "edits in a batch", "cases", *(m if m == "full" else f"m = {m}" for m in ms)],
-                   [[*key, *(cells.get(m, "") for m in ms)] for key, cells in of_scores.items()]), ""])
+        Table(["editor", "edits in a batch", "cases", *(m if m == "full" else f"m = {m}" for m in ms)],
+              [[*key, *map(cells.get, ms)] for key, cells in of_scores.items()]).markdown(), ""])
 
 
 def _number(value: float | None) -> str:
@@ -182,15 +186,16 @@ def _name(key: Key) -> str:
 def main(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
     """Draws the figure of the runs in these folders and writes the tables; returns the files written."""
     points = read(folders)
-    found = rows(points)
-    written = lines.save(draw(points), out)
-    return [*written, *tables.write(out, text_of(found), found)]
+    records = rows(points)
+    text = text_of(records)
+    files = lines.save(draw(points), out)
+    write_text(f"{out}.md", text)
+    return [*files, Path(f"{out}.md"), Table.of_records(records).save(f"{out}.csv")]
 
 
 def command() -> None:
-    parser = Parser(prog="python -m figures.fastmemit", description=__doc__.split("\n\n")[0])
+    parser = figure_parser("fastmemit", __doc__, "results/fastmemit")
     parser.add_argument("folders", nargs="+", help="run folders, or folders with runs somewhere in them")
-    parser.add_argument("--out", default="results/fastmemit", help="path of the files without ending (default: %(default)s)")
     args = parser.parse_args()
     files = main(args.folders, args.out)
     print(files[2].read_text())

@@ -22,8 +22,9 @@ from matplotlib.ticker import MaxNLocator
 
 from common.errors import UserError
 from experiments.results import run_folder
-from experiments.run.cli import at_least_one, Parser, run_program
+from experiments.run.cli import at_least_one, run_program
 from figures import lines
+from figures.program import figure_parser
 
 FOLDER = "relevance"
 CHANCE = 50
@@ -33,7 +34,7 @@ RANGE = (45, 70)
 
 @dataclass(frozen=True)
 class Relevance:
-    """What a run's chunks found out about the heads."""
+    """How well a run's heads tell facts apart."""
 
     label: str
     accuracy: Float[np.ndarray, "layers heads"]
@@ -45,48 +46,50 @@ class Relevance:
 
 def read(run: Path, heads: int | None = None) -> Relevance:
     """The relevance files of a run; heads: how many count as chosen, by default all that were. UserError without files."""
-    found = [run_folder.read_json(path) for path in sorted((run / FOLDER).glob("*.json"))]
-    found = [chunk for chunk in found if chunk["accuracy"] is not None]  # too few edits took there to probe
-    if not found:
+    chunks = [run_folder.read_json(path) for path in sorted((run / FOLDER).glob("*.json"))]
+    chunks = [chunk for chunk in chunks if chunk["accuracy"] is not None]  # too few edits took there to probe
+    if not chunks:
         raise UserError(f"{run}: no {FOLDER} of heads; MEMAT and ITI write it where they choose heads")
-    accuracy = np.array([chunk["accuracy"] for chunk in found])
+    accuracy = np.array([chunk["accuracy"] for chunk in chunks])
     chosen = np.zeros(accuracy.shape[1:])
-    for chunk in found:
+    for chunk in chunks:
         for layer, head in chunk["heads"][:heads]:
-            chosen[layer, head] += 1 / len(found)
-    first = found[0]
+            chosen[layer, head] += 1 / len(chunks)
+    first = chunks[0]
     pair = f"{first['language'][0]}{first['language_eval'][0]}".upper()
     return Relevance(f"{pair}: edits in {first['language'].capitalize()}, heads in {first['language_eval'].capitalize()}",
-                     100 * accuracy.mean(0), chosen, len(found))
+                     100 * accuracy.mean(0), chosen, len(chunks))
 
 
-def draw(found: Sequence[Relevance], by_head: bool = False) -> plt.Figure:
+def draw(columns: Sequence[Relevance], by_head: bool = False) -> plt.Figure:
     """A column for each run."""
-    figure, axes = lines.panels(2, len(found), width=2.7, height=2.5, legend=3, sharex="row", sharey="row")
-    low = min(RANGE[0], *(r.accuracy.min() for r in found))
-    high = max(RANGE[1], *(r.accuracy.max() for r in found))
-    for (above, below), relevance in zip(axes.T, found):
+    figure, axes = lines.panels(2, len(columns), width=2.7, height=2.5, legend=3, sharex="row", sharey="row")
+    low = min(RANGE[0], *(relevance.accuracy.min() for relevance in columns))
+    high = max(RANGE[1], *(relevance.accuracy.max() for relevance in columns))
+    for (above, below), relevance in zip(axes.T, columns):
         accuracy = relevance.accuracy if by_head else np.sort(relevance.accuracy)[:, ::-1]
-        image = above.imshow(accuracy, cmap="Greys", vmin=low, vmax=high, origin="lower", aspect="auto", interpolation="nearest")
+        image = above.imshow(accuracy, cmap="Greys", vmin=low, vmax=high, origin="lower", aspect="auto",
+                             interpolation="nearest")
         if by_head:
             layers, heads = np.nonzero(relevance.chosen >= 0.5)
             grey = (accuracy[layers, heads] - low) / (high - low)
             above.scatter(heads, layers, s=14, facecolors="none", edgecolors=np.where(grey > 0.5, "white", "black"))
+        chunks = f"{relevance.chunks} chunk{'s' * (relevance.chunks > 1)}"
         lines.label_axes(above, x="head" if by_head else "heads of the layer, best first",
-                         y="layer" if above is axes[0, 0] else "", title=relevance.label.replace(", ", "\n") + f" ({relevance.chunks} chunk{'s' * (relevance.chunks > 1)})")
+                         y="layer" if above is axes[0, 0] else "", title=f"{relevance.label} ({chunks})".replace(", ", "\n"))
         above.yaxis.set_major_locator(MaxNLocator(7, integer=True))
         _by_layer(below, relevance, axes[1, 0])
     bar = figure.colorbar(image, ax=list(axes[0]), shrink=0.9, pad=0.02)
     bar.set_label("validation accuracy (%)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    chance = Line2D([], [], color="black", linewidth=0.8, linestyle=(0, (1, 2)), label="chance")
+    chance = Line2D([], [], label="chance", **lines.DOTTED)
     lines.legend(figure, ["best head of the layer", "mean over the layer's heads"], None, chance)
     return figure
 
 
 def _by_layer(ax: Axes, relevance: Relevance, first: Axes) -> None:
     layers = range(len(relevance.accuracy))
-    ax.axhline(CHANCE, color="black", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+    ax.axhline(CHANCE, **lines.DOTTED, zorder=0)
     lines.plot(ax, 0, layers, relevance.accuracy.max(1))
     lines.plot(ax, 1, layers, relevance.accuracy.mean(1))
     lines.label_axes(ax, x="layer", y="validation accuracy (%)" if ax is first else "")
@@ -101,11 +104,10 @@ def main(runs: Sequence[str | Path], out: str | Path, by_head: bool = False, hea
 
 
 def command() -> None:
-    parser = Parser(prog="python -m figures.head_relevance", description=__doc__.split("\n\n")[0])
+    parser = figure_parser("head_relevance", __doc__, "results/head_relevance")
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument("--by_head", action="store_true", help="each head in its place, the chosen ones circled")
     parser.add_argument("--top_num_heads", type=at_least_one, help="circle so many; by default all that were chosen")
-    parser.add_argument("--out", default="results/head_relevance", help="path of the files without ending (default: %(default)s)")
     args = parser.parse_args()
     print("written:", *main(args.runs, args.out, args.by_head, args.top_num_heads))
 

@@ -41,8 +41,8 @@ def read_log(run: Path) -> list[dict[str, float]]:
 
 def curve(log: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
     """(iterations, values) of what the log has of a quantity."""
-    found = [(line["step"], line[key]) for line in log if key in line]
-    return [step for step, _ in found], [value for _, value in found]
+    points = [(line["step"], line[key]) for line in log if key in line]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def draw(logs: Sequence[Sequence[dict[str, float]]], labels: Sequence[str]) -> plt.Figure:

@@ -23,6 +23,8 @@ from data.files import write_atomically
 GREYS = ["0.55", "0.0", "0.3"]
 DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))]
 MARKERS = ["o", "s", "^", "D", "v", "X", "*"]
+DOTTED = {"color": "black", "linewidth": 0.8, "linestyle": (0, (1, 2))}
+"""A line to compare with: chance, the unedited model, a goal."""
 MARKS = 10
 """Markers on a line, about."""
 WIDE = 50
@@ -30,7 +32,7 @@ WIDE = 50
 
 
 def style(number: int) -> dict[str, Any]:
-    """Of a run's lines, and of its entry in the legend."""
+    """The options of a run's lines, and of its entry in the legend."""
     grey = GREYS[number % len(GREYS)]
     return {"color": grey, "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)],
             "linewidth": max(1.0, 2.2 - 0.3 * number), "markersize": max(3.5, 6.5 - 0.7 * number), "markerfacecolor": "white",
@@ -41,6 +43,11 @@ def plot(ax: Axes, number: int, x: Sequence[float], y: Sequence[float]) -> None:
     """A run's line. Markers of different runs stand at different places, so that lines upon each other can be told apart."""
     step = max(1, round(len(x) / MARKS))
     ax.plot(x, y, markevery=(number * max(1, step // 4) % step, step), **style(number))
+
+
+def errors(ax: Axes, x: Sequence[float], y: Sequence[float], standard_errors: Sequence[float | None]) -> None:
+    """Bars of standard errors; None has none."""
+    ax.errorbar(x, y, [error or 0 for error in standard_errors], fmt="none", ecolor="0.4", elinewidth=0.8)
 
 
 def faint(ax: Axes, number: int, x: Sequence[float], y: Sequence[float]) -> None:
@@ -56,7 +63,7 @@ def panels(rows: int, columns: int, width: float = 2.9, height: float = 2.1, leg
 
 
 def label_axes(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
-    """Small, without a frame; edits, on the x axis, are whole numbers."""
+    """Names the axes of a panel, small, and takes its frame away; edits, on the x axis, are whole numbers."""
     ax.set_xlabel(x, fontsize=8)
     ax.set_ylabel(y, fontsize=8)
     ax.set_title(title, fontsize=9)

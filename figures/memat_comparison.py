@@ -2,8 +2,8 @@
 
     python -m figures.memat_comparison results/MEMAT --out results/memat_comparison
 
-A figure for each profile and language of measurement, <out>_<profile>_<language>: marks are means over chunks with their standard
-errors, by pair of languages; MEMIT alone, then MEMAT with few to many heads, on the same facts.
+A figure for each profile and language of measurement, <out>_<profile>_<language>: marks are means over chunks with their
+standard errors, by pair of languages; MEMIT alone, then MEMAT with few to many heads, on the same facts.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from experiments.memat_results import Stage, read
-from experiments.run.cli import Parser, run_program
+from experiments.run.cli import run_program
 from figures import lines
-from figures.memat_sweep import ROWS, TITLES, over_heads, pair_name
+from figures.memat_sweep import MEASURES, ROWS, over_heads, pair_name
+from figures.program import figure_parser
 
 WIDTH = 0.6
 """Of the marks of a pair; pairs are 1 apart."""
@@ -25,15 +26,15 @@ WIDTH = 0.6
 def draw(by_pair: dict[str, list[Stage]]) -> plt.Figure:
     """3 x 3 panels, a group of marks for each pair."""
     counts = sorted({stage.heads for stages in by_pair.values() for stage in stages})
-    figure, axes = lines.panels(len(ROWS), len(TITLES), legend=len(counts) + len(by_pair), sharex=True)
+    figure, axes = lines.panels(len(ROWS), len(MEASURES), legend=len(counts) + len(by_pair), sharex=True)
     for row, (group, group_name) in zip(axes, ROWS.items()):
-        for ax, (measure, title) in zip(row, TITLES.items()):
+        for ax, (measure, title) in zip(row, MEASURES.items()):
             for place, stages in enumerate(by_pair.values()):
                 for stage in stages:
                     number = counts.index(stage.heads)
                     x = place + WIDTH * ((number + 0.5) / len(counts) - 0.5)
                     mean, error = stage.value(group + measure)
-                    ax.errorbar(x, mean, error or 0, fmt="none", ecolor="0.4", elinewidth=0.8)
+                    lines.errors(ax, [x], [mean], [error])
                     ax.plot(x, mean, **{**lines.style(number), "linestyle": "none", "markersize": 5})
             lines.label_axes(ax, y=f"{group}{measure} (%)", title=f"{group_name} {title}",
                              x="language of the edits, of the heads" if group == list(ROWS)[-1] else "")
@@ -53,15 +54,14 @@ def main(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
     """Draws the figures of the runs in these folders; returns the files written."""
     stages, written = read(folders), []
     for profile, measured in dict.fromkeys((key[0], key[2]) for key in stages):
-        of = [stage for key, stage in stages.items() if (key[0], key[2]) == (profile, measured)]
-        written += lines.save(draw(over_heads(of)), f"{out}_{profile}_{measured}")
+        drawn = [stage for key, stage in stages.items() if (key[0], key[2]) == (profile, measured)]
+        written += lines.save(draw(over_heads(drawn)), f"{out}_{profile}_{measured}")
     return written
 
 
 def command() -> None:
-    parser = Parser(prog="python -m figures.memat_comparison", description=__doc__.split("\n\n")[0])
+    parser = figure_parser("memat_comparison", __doc__, "results/memat_comparison", "beginning of the files' names")
     parser.add_argument("folders", nargs="+", help="run folders, or folders with runs somewhere in them")
-    parser.add_argument("--out", default="results/memat_comparison", help="beginning of the files' names (default: %(default)s)")
     args = parser.parse_args()
     print("written:", *main(args.folders, args.out))
 

@@ -3,10 +3,10 @@
     python -m figures.memat_sweep results/MEMAT --out results/memat_heads
     python -m figures.memat_sweep results/MEMIT_ITI --over alpha --out results/iti
 
-Over heads (figure 9 of MEMAT) there is a figure for each profile and language of measurement, <out>_<profile>_<language>, with a
-line for each pair of languages, and <out>_<profile>_scores; 0 heads is MEMIT alone, on the same facts. Over alpha each pair has a
-figure, with a line for each number of heads and MEMIT alone as a dashed one. Bars are standard errors over chunks; --published
-adds the published values, on another model and other data, as small filled marks.
+Over heads (figure 9 of MEMAT) there is a figure for each profile and language of measurement, <out>_<profile>_<language>, with
+a line for each pair of languages, and <out>_<profile>_scores; 0 heads is MEMIT alone, on the same facts. Over alpha each pair
+has a figure, with a line for each number of heads and MEMIT alone as a dashed one. Bars are standard errors over chunks;
+--published adds the published values, on another model and other data, as small filled marks.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from common.errors import UserError
 from data import languages
 from experiments.memat_results import COLUMNS, Key, Stage, base_of, read
 from experiments.results import memat_published
-from experiments.run.cli import Parser, run_program
+from experiments.results.names import SCORED
+from experiments.run.cli import run_program
 from figures import lines
+from figures.program import figure_parser
 
-ROWS = {"E": "efficacy", "P": "paraphrase", "N": "neighbourhood"}
-TITLES = {"S": "success", "A": "accuracy (teacher-forced)", "M": "magnitude"}
+ROWS = {name[0].upper(): name for name in SCORED.values()}
+MEASURES = {"S": "success", "A": "accuracy (teacher-forced)", "M": "magnitude"}
+"""Second letters of :data:`names.PUBLISHED`; ROWS are the first."""
 PUBLISHED = {"linestyle": "none", "markersize": 3.5, "markerfacecolor": "0.6", "markeredgecolor": "0.6", "zorder": 1}
 BASE = {"color": "black", "linewidth": 1.0, "linestyle": (0, (4, 2)), "zorder": 1}
 
@@ -36,8 +39,8 @@ Published = Callable[[str, float], dict[str, float] | None]
 
 def pair_name(pair: str) -> str:
     """"CE" -> "CE: edits in Catalan, heads in English"."""
-    of = {language[0].upper(): language.capitalize() for language in languages.names()}
-    first, second = (of.get(letter, letter) for letter in pair.strip("()").replace("+", ""))
+    by_letter = {language[0].upper(): language.capitalize() for language in languages.names()}
+    first, second = (by_letter.get(letter, letter) for letter in pair.strip("()").replace("+", ""))
     if "+" in pair:
         return f"{pair}: {'joint edits' if '(' in pair else 'edits'} and heads in {first} and {second}"
     return f"{pair}: edits in {first}, heads in {second}"
@@ -45,27 +48,27 @@ def pair_name(pair: str) -> str:
 
 def over_heads(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
     """{pair: its stages by number of heads, MEMIT alone first}."""
-    found: dict[str, list[Stage]] = {}
+    by_pair: dict[str, list[Stage]] = {}
     for stage in sorted(stages, key=lambda stage: stage.heads):
         if stage.key[3] != "iti":
-            found.setdefault(stage.key[1], []).append(stage)
-    return dict(sorted(found.items()))
+            by_pair.setdefault(stage.key[1], []).append(stage)
+    return dict(sorted(by_pair.items()))
 
 
 def grid(curves: Mapping[str, Sequence[Stage]], x_of: Callable[[Stage], float], x_label: str, labels: Sequence[str],
          published: Published | None = None, bases: Sequence[Stage] = ()) -> plt.Figure:
     """3 x 3 panels, a line for each of the curves; bases: stages that are drawn as horizontal lines."""
     extra = _extra(published, bases)
-    figure, axes = lines.panels(len(ROWS), len(TITLES), legend=len(labels) + len(extra), sharex=True)
+    figure, axes = lines.panels(len(ROWS), len(MEASURES), legend=len(labels) + len(extra), sharex=True)
     for row, (group, group_name) in zip(axes, ROWS.items()):
-        for ax, (measure, title) in zip(row, TITLES.items()):
+        for ax, (measure, title) in zip(row, MEASURES.items()):
             metric = group + measure
             for base in bases:
                 ax.axhline(base.value(metric)[0], **BASE)
             draw_lines(ax, curves, x_of, metric, published)
             lines.label_axes(ax, x=x_label if group == list(ROWS)[-1] else "", y=f"{metric} (%)",
                              title=f"{group_name} {title}")
-            ax.set_xticks(sorted({x_of(stage) for of in curves.values() for stage in of}))
+            ax.set_xticks(sorted({x_of(stage) for curve in curves.values() for stage in curve}))
     lines.legend(figure, labels, None, *extra)
     return figure
 
@@ -76,11 +79,11 @@ def draw_lines(ax: Axes, curves: Mapping[str, Sequence[Stage]], x_of: Callable[[
     for number, (name, stages) in enumerate(curves.items()):
         x = [x_of(stage) for stage in stages]
         means, errors = zip(*(stage.value(metric) for stage in stages))
-        ax.errorbar(x, means, [error or 0 for error in errors], fmt="none", ecolor="0.4", elinewidth=0.8)
+        lines.errors(ax, x, means, errors)
         lines.plot(ax, number, x, means)
-        known = [(at, values[metric]) for at in x if published and (values := published(name, at)) and metric in values]
-        if known:
-            ax.plot(*zip(*known), marker=lines.style(number)["marker"], **PUBLISHED)
+        marks = [(at, values[metric]) for at in x if published and (values := published(name, at)) and metric in values]
+        if marks:
+            ax.plot(*zip(*marks), marker=lines.style(number)["marker"], **PUBLISHED)
 
 
 def _extra(published: Published | None, bases: Sequence[Stage]) -> list[Line2D]:
@@ -96,7 +99,7 @@ def scores(by_language: Mapping[str, Mapping[str, Sequence[Stage]]], published: 
     for ax, (measured, curves) in zip(axes[0], by_language.items()):
         draw_lines(ax, curves, lambda stage: stage.heads, COLUMNS[-1], published_in(measured) if published else None)
         lines.label_axes(ax, x="heads", y="score (%)" if ax is axes[0, 0] else "", title=f"measured in {measured.capitalize()}")
-        ax.set_xticks(sorted({stage.heads for of in curves.values() for stage in of}))
+        ax.set_xticks(sorted({stage.heads for curve in curves.values() for stage in curve}))
     lines.legend(figure, list(map(pair_name, pairs)), None, *extra)
     return figure
 
@@ -131,24 +134,25 @@ def _head_figures(stages: Mapping[Key, Stage], out: str | Path, published: bool)
 
 def _alpha_figures(stages: Mapping[Key, Stage], out: str | Path, published: bool) -> list[Path]:
     written = []
-    found = [stage for key, stage in stages.items() if key[3] == "iti"]
-    if not found:
+    iti = sorted((stage for key, stage in stages.items() if key[3] == "iti"), key=lambda stage: (stage.heads, stage.alpha))
+    if not iti:
         raise UserError("none of these runs has ITI's stages; use --over heads")
-    for profile, pair, measured in dict.fromkeys(stage.key[:3] for stage in found):
-        of = sorted((stage for stage in found if stage.key[:3] == (profile, pair, measured)), key=lambda s: (s.heads, s.alpha))
-        curves = {str(heads): [stage for stage in of if stage.heads == heads] for heads in dict.fromkeys(s.heads for s in of)}
+    for profile, pair, measured in sorted({stage.key[:3] for stage in iti}):
+        curves: dict[str, list[Stage]] = {}
+        for stage in iti:
+            if stage.key[:3] == (profile, pair, measured):
+                curves.setdefault(str(stage.heads), []).append(stage)
         figure = grid(curves, lambda stage: stage.alpha, "alpha", [f"{heads} head{'s' * (heads != '1')}" for heads in curves],
-                      _iti_in(measured, pair) if published else None, [base_of(stages, of[0])])
+                      _iti_in(measured, pair) if published else None, [base_of(stages, next(iter(curves.values()))[0])])
         written += lines.save(figure, f"{out}_{profile}_{pair}_{measured}")
     return written
 
 
 def command() -> None:
-    parser = Parser(prog="python -m figures.memat_sweep", description=__doc__.split("\n\n")[0])
+    parser = figure_parser("memat_sweep", __doc__, "results/memat_sweep", "beginning of the files' names")
     parser.add_argument("folders", nargs="+", help="run folders, or folders with runs somewhere in them")
     parser.add_argument("--over", choices=("heads", "alpha"), default="heads", help="the x axis (default: %(default)s)")
     parser.add_argument("--published", action="store_true", help="add the published values, of another model and other data")
-    parser.add_argument("--out", default="results/memat_sweep", help="beginning of the files' names (default: %(default)s)")
     args = parser.parse_args()
     print("written:", *main(args.folders, args.out, args.over, args.published))
 

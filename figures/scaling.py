@@ -12,31 +12,24 @@ little. Also written: <out>.csv.
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from common.errors import UserError
-from data.files import write_atomically
-from experiments.results import run_folder
 from experiments.results import summary
-from experiments.run.cli import Parser, run_program
-from experiments.summarize import read_run
+from experiments.results.names import HEADLINES
+from experiments.results.runs import read_run, runs_below
+from experiments.results.summary import Statistics
+from experiments.results.tables import Table
+from experiments.run.cli import run_program
 from figures import lines
+from figures.program import figure_parser
 
-PANELS = {
-    "counterfact": {"score": "score", "efficacy": "rewrite_success", "paraphrase": "paraphrase_success",
-                    "neighbourhood": "neighborhood_success"},
-    "zsre": {"score of accuracies": "score_acc", "efficacy": "rewrite_acc", "paraphrase": "paraphrase_acc",
-             "specificity": "neighborhood_acc"},
-}
 KNOWN = 70
 """% of the neighbourhood prompts that a model gets right if it knows the facts; one that knows none gets about 50."""
 PUBLISHED_NAME = "published for Llama-2 7B on CounterFact (FastMEMIT, tables 26 and 31)"
@@ -49,53 +42,52 @@ PUBLISHED = {  # {editor: {edits in a batch: efficacy, paraphrase, neighbourhood
 MARK = {"linestyle": "none", "markersize": 4, "color": "black"}
 CROSS = {"marker": "x", "linestyle": "none", "markersize": 10, "markeredgewidth": 1.2, "color": "black"}
 
-Statistics = Mapping[str, Mapping[str, float | None]]
 Points = Mapping[str, Mapping[int, Statistics]]
 """{editor: {edits in a batch: the run's statistics}}"""
 
 
 def read(folders: Sequence[str | Path]) -> tuple[str, Points]:
-    """(schema of the data, the runs); those without cases as yet are left out. Raises UserError for runs that don't go together."""
+    """(schema of the data, the runs that have cases). Raises UserError for runs that don't go together."""
     points: dict[str, dict[int, Statistics]] = {}
     models, schemas = {}, {}
-    for run in sorted(path.parent for folder in folders for path in Path(folder).rglob(run_folder.RUN)):
+    for run in runs_below(folders):
         about, lists = read_run(run)
         if not lists:
             print(f"left out: {run}, it has no cases yet", file=sys.stderr)
             continue
         statistics = summary.statistics(lists)
         schema = "counterfact" if "post_score" in statistics else "zsre"
-        if f"post_{'score' if schema == 'counterfact' else 'score_acc'}" not in statistics:
+        if f"post_{next(iter(HEADLINES[schema]))}" not in statistics:
             raise UserError(f"{run}: its cases have neither success nor accuracy at all prompts; "
-                               "finish it with --continue_from_run")
+                            "finish it with --continue_from_run")
         models[about["model_name"]], schemas[schema] = run, run
-        of_editor = points.setdefault(about["alg_name"], {})
-        if about["num_edits"] in of_editor:
+        runs = points.setdefault(about["alg_name"], {})
+        if about["num_edits"] in runs:
             raise UserError(f"{run}: a second run of {about['alg_name']} with {about['num_edits']} edits; "
-                               "give only one of them")
-        of_editor[about["num_edits"]] = statistics
+                            "give only one of them")
+        runs[about["num_edits"]] = statistics
     if not points:
         raise UserError(f"no runs with cases in {', '.join(map(str, folders))}")
-    for what, found in (("models", models), ("schemas", schemas)):
-        if len(found) > 1:
-            raise UserError(f"runs of different {what}: " + ", ".join(f"{name} ({run})" for name, run in found.items()))
+    for kind, examples in (("models", models), ("schemas", schemas)):
+        if len(examples) > 1:
+            raise UserError(f"runs of different {kind}: " + ", ".join(f"{name} ({run})" for name, run in examples.items()))
     return next(iter(schemas)), {editor: dict(sorted(runs.items())) for editor, runs in sorted(points.items())}
 
 
 def draw(schema: str, points: Points, published: bool = True) -> plt.Figure:
     """A panel for each metric, a line for each editor over the number of edits."""
-    panels = PANELS[schema]
+    panels = HEADLINES[schema]
     shown = [editor for editor in points if editor in PUBLISHED] if published and schema == "counterfact" else []
     figure, axes = lines.panels(1, len(panels), width=2.6, height=2.2, legend=len(points) + len(shown) + 2, sharey=True)
     smallest = min(((min(runs), editor) for editor, runs in points.items()), default=None)
     first = points[smallest[1]][smallest[0]]
-    for ax, (title, key) in zip(axes[0], panels.items()):
+    for ax, (key, title) in zip(axes[0], panels.items()):
         if f"pre_{key}" in first:
-            ax.axhline(first[f"pre_{key}"]["mean"], color="black", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+            ax.axhline(first[f"pre_{key}"]["mean"], **lines.DOTTED, zorder=0)
         for number, (editor, runs) in enumerate(points.items()):
             x, values = list(runs), [runs[edits][f"post_{key}"] for edits in runs]
-            means, errors = [v["mean"] for v in values], [v["se"] or 0 for v in values]
-            ax.errorbar(x, means, errors, fmt="none", ecolor="0.5", elinewidth=0.8)
+            means = [value["mean"] for value in values]
+            lines.errors(ax, x, means, [value["se"] for value in values])
             lines.plot(ax, number, x, means)
             if title in ("score", "neighbourhood"):
                 unknown = [edits for edits in x if not _knows(runs[edits])]
@@ -104,11 +96,11 @@ def draw(schema: str, points: Points, published: bool = True) -> plt.Figure:
                 place = ("efficacy", "paraphrase", "neighbourhood", "score").index(title)
                 ax.plot(list(PUBLISHED[editor]), [values[place] for values in PUBLISHED[editor].values()], zorder=4,
                         marker=lines.style(number)["marker"], **MARK)
-        lines.label_axes(ax, x="edits at once", y="% (mean over cases)" if title == next(iter(panels)) else "", title=title)
+        lines.label_axes(ax, x="edits at once", y="% (mean over cases)" if ax is axes[0, 0] else "", title=title)
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_ylim(0, 105)
-    more = [Line2D([], [], color="black", linewidth=0.8, linestyle=(0, (1, 2)), label="unedited model")]
+    more = [Line2D([], [], label="unedited model", **lines.DOTTED)]
     if shown:
         shapes = {editor: lines.style(number)["marker"] for number, editor in enumerate(points)}
         more += [Line2D([], [], label=f"{editor}, {PUBLISHED_NAME}", marker=shapes[editor], **MARK) for editor in shown]
@@ -118,41 +110,33 @@ def draw(schema: str, points: Points, published: bool = True) -> plt.Figure:
     return figure
 
 
-def table(schema: str, points: Points) -> str:
-    """CSV: editor, edits, cases, mean and standard error of each metric after and before."""
-    out = io.StringIO()
-    keys = [f"{prefix}_{key}" for prefix in ("post", "pre") for key in PANELS[schema].values()]
-    writer = csv.writer(out, lineterminator="\n")
-    titles = [f"{key}{part}" for key in keys for part in ("", "_se")]
-    writer.writerow(["editor", "num_edits", "cases", "knows_neighbours", *titles])
+def table(schema: str, points: Points) -> Table:
+    """Editor, edits, cases, mean and standard error of each metric after and before."""
+    keys = [f"{prefix}_{key}" for prefix in ("post", "pre") for key in HEADLINES[schema]]
+    rows = []
     for editor, runs in points.items():
         for edits, statistics in runs.items():
             values = [statistics.get(key, {}).get(part) for key in keys for part in ("mean", "se")]
-            cases = statistics[keys[1]]["n"]
-            numbers = ("" if value is None else f"{value:.2f}" for value in values)
-            writer.writerow([editor, edits, cases, _knows(statistics), *numbers])
-    return out.getvalue()
+            numbers = (None if value is None else f"{value:.2f}" for value in values)
+            rows.append([editor, edits, statistics[keys[1]]["n"], _knows(statistics), *numbers])
+    titles = [f"{key}{part}" for key in keys for part in ("", "_se")]
+    return Table(["editor", "num_edits", "cases", "knows_neighbours", *titles], rows)
 
 
 def _knows(statistics: Statistics) -> bool:
     """Whether the unedited model knows the neighbours; of a run without pre that cannot be told, and yes is assumed."""
-    before: Mapping[str, Any] = statistics.get("pre_neighborhood_success", {})
-    return before.get("mean", 100) >= KNOWN
+    return statistics.get("pre_neighborhood_success", {"mean": 100})["mean"] >= KNOWN
 
 
 def main(folders: Sequence[str | Path], out: str | Path, published: bool = True) -> list[Path]:
     """Draws the figure and writes the table; returns the files."""
     schema, points = read(folders)
-    files = lines.save(draw(schema, points, published), out)
-    path = Path(f"{out}.csv")
-    write_atomically(path, lambda file: file.write(table(schema, points).encode()))
-    return [*files, path]
+    return [*lines.save(draw(schema, points, published), out), table(schema, points).save(f"{out}.csv")]
 
 
 def command(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m figures.scaling", description=__doc__.split("\n\n")[0])
+    parser = figure_parser("scaling", __doc__, "results/scaling")
     parser.add_argument("folders", nargs="+", help="folders of runs, searched however deep")
-    parser.add_argument("--out", default="results/scaling", help="path of the files without ending (default: %(default)s)")
     parser.add_argument("--no_published", action="store_true", help="draw no published results")
     args = parser.parse_args(argv)
     print("written:", *main(args.folders, args.out, not args.no_published))

@@ -25,16 +25,16 @@ Runs = Sequence[tuple[str, SequenceResults]]
 
 def draw_norms(runs: Runs) -> plt.Figure | None:
     """Edited weights: a column for each, a row for each measure (Frobenius norms)."""
-    found = [_weights(run) for _, run in runs]
-    names = sorted({name for weights in found for name in weights}, key=_natural)
-    measures = [measure for measure in NORMS if any(measure in point for weights in found for points in weights.values()
-                                                    for _, point in points)]
+    weights_of_runs = [_weights(run) for _, run in runs]
+    names = sorted({name for weights in weights_of_runs for name in weights}, key=_natural)
+    measures = [measure for measure in NORMS if any(measure in point for weights in weights_of_runs
+                                                    for points in weights.values() for _, point in points)]
     if not measures:
         return None
     figure, axes = lines.panels(len(measures), len(names), width=2.4, legend=len(runs), sharex=True, sharey="row")
     for row, measure in zip(axes, measures):
         for ax, name in zip(row, names):
-            for number, weights in enumerate(found):
+            for number, weights in enumerate(weights_of_runs):
                 points = [(edits, point[measure]) for edits, point in weights.get(name, ()) if measure in point]
                 if points:
                     lines.plot(ax, number, *zip(*points))
@@ -47,15 +47,15 @@ def draw_norms(runs: Runs) -> plt.Figure | None:
 
 def _weights(run: SequenceResults) -> dict[str, list[tuple[int, dict[str, float]]]]:
     """{name: [(edits, measures)]} of the edited weights; "layer 5", "layer 5, bias" where only one is edited in each layer."""
-    found: dict[str, list] = {}
+    weights: dict[str, list] = {}
     for batch in run.batches:
         for name, point in batch.get("weights", {}).items():
-            found.setdefault(name, []).append((batch["edits"], point))
-    numbers = {name: re.search(r"(?:^|\.)(\d+)(?:\.|$)", name) for name in found}
+            weights.setdefault(name, []).append((batch["edits"], point))
+    numbers = {name: re.search(r"(?:^|\.)(\d+)(?:\.|$)", name) for name in weights}
     layers = {name: f"layer {match[1]}" + ", bias" * name.endswith(".bias") for name, match in numbers.items() if match}
-    if len(set(layers.values())) < len(found):
-        return found
-    return {layers[name]: points for name, points in found.items()}
+    if len(set(layers.values())) < len(weights):
+        return weights
+    return {layers[name]: points for name, points in weights.items()}
 
 
 def _natural(name: str) -> list[Any]:
@@ -64,6 +64,7 @@ def _natural(name: str) -> list[Any]:
 
 
 def draw_perplexity(runs: Runs) -> plt.Figure | None:
+    """A line for each run."""
     curves = [_series(run, "perplexity") for _, run in runs]
     if not any(curves):
         return None
@@ -102,23 +103,23 @@ def draw_cost(runs: Runs) -> plt.Figure | None:
 
 def draw_downstream(runs: Runs) -> plt.Figure | None:
     """A column for each task, a row for each measure."""
-    found = [{task: [(batch["edits"], batch["downstream"][task]) for batch in run.batches if task in batch.get("downstream", {})]
-              for task in TASKS} for _, run in runs]
-    tasks = [task for task in TASKS if any(series[task] for series in found)]
+    curves = [{task: [(batch["edits"], batch["downstream"][task]) for batch in run.batches
+                      if task in batch.get("downstream", {})] for task in TASKS} for _, run in runs]
+    tasks = [task for task in TASKS if any(series[task] for series in curves)]
     if not tasks:
         return None
     figure, axes = lines.panels(len(DOWNSTREAM), len(tasks), width=2.1, height=1.8, legend=len(runs) + 1,
                                 sharex=True, sharey=True)
     for row, (measure, title) in zip(axes, DOWNSTREAM.items()):
         for ax, task in zip(row, tasks):
-            for number, series in enumerate(found):
+            for number, series in enumerate(curves):
                 points = [(edits, 100 * figures[measure]) for edits, figures in series[task] if measure in figures]
                 if points:
                     lines.plot(ax, number, *zip(*points))
-            majority = [figures["majority"] for series in found for _, figures in series[task] if "majority" in figures]
+            majority = [figures["majority"] for series in curves for _, figures in series[task] if "majority" in figures]
             if majority and measure != "f1":
                 ax.axhline(100 * majority[0], color="0.6", linewidth=0.8, zorder=1)
-            tests = max(figures["total"] for series in found for _, figures in series[task])
+            tests = max(figures["total"] for series in curves for _, figures in series[task])
             lines.label_axes(ax, EDITS if measure == list(DOWNSTREAM)[-1] else "", title if task == tasks[0] else "",
                              f"{task} ({tests} tests)" if measure == list(DOWNSTREAM)[0] else "")
             ax.set_ylim(-3, 103)

@@ -8,7 +8,7 @@ what a sequence has left at its end. Runs differ in grey value and hatching, so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from experiments.results import summary
-from experiments.run.cli import Parser, run_program
-from experiments.summarize import describe, runs_with_cases
+from experiments.results.names import MEASURES, SCORED
+from experiments.results.runs import describe, runs_with_cases
+from experiments.results.summary import Statistics
+from experiments.run.cli import run_program
 from figures.lines import save
+from figures.program import figure_parser
 
-PANELS = {"success": "success", "acc": "accuracy (teacher-forced)", "generated": "generated exactly"}
-GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood"}
+PANELS = ("success", "acc", "generated")
 # Neighbours differ in both; five and six have no common factor, so only the 31st run looks like the first.
 GREYS = ["0.9", "0.55", "0.75", "0.3", "1.0"]
 HATCHES = ["", "//", "xx", "..", "\\\\", "++"]
 BEFORE = {"color": "black", "linewidth": 2, "linestyle": (0, (1, 0.6))}
-LEFT = {"color": "black", "marker": "D", "markersize": 5, "markerfacecolor": "white", "linestyle": "none"}
-
-Statistics = Mapping[str, Mapping[str, float]]
+RETAINED = {"color": "black", "marker": "D", "markersize": 5, "markerfacecolor": "white", "linestyle": "none"}
 
 
 def draw(runs: Sequence[tuple[str, Statistics]]) -> plt.Figure:
@@ -47,7 +47,7 @@ def draw(runs: Sequence[tuple[str, Statistics]]) -> plt.Figure:
     if any(key.startswith("pre_") for _, statistics in runs for key in statistics):
         handles.append(Line2D([], [], label="before the edit", **BEFORE))
     if any(key.startswith("retention_") for _, statistics in runs for key in statistics):
-        handles.append(Line2D([], [], label="left at the end of the sequence", **LEFT))
+        handles.append(Line2D([], [], label="left at the end of the sequence", **RETAINED))
     figure.legend(handles=handles, loc="lower center", ncols=1, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, legend_height / figure.get_figheight(), 1, 1))
     return figure
@@ -56,7 +56,7 @@ def draw(runs: Sequence[tuple[str, Statistics]]) -> plt.Figure:
 def _panel(ax: Axes, measure: str, runs: Sequence[tuple[str, Statistics]]) -> None:
     width = 0.8 / len(runs)
     for number, (_, statistics) in enumerate(runs):
-        for place, group in enumerate(GROUPS):
+        for place, group in enumerate(SCORED):
             x = place + (number - (len(runs) - 1) / 2) * width
             value = statistics.get(f"post_{group}_{measure}")
             if value is not None:
@@ -64,12 +64,12 @@ def _panel(ax: Axes, measure: str, runs: Sequence[tuple[str, Statistics]]) -> No
             before = statistics.get(f"pre_{group}_{measure}")
             if before is not None:
                 ax.hlines(before["mean"], x - width / 2, x + width / 2, zorder=3, **BEFORE)
-            left = statistics.get(f"retention_{group}_{measure}")
-            if left is not None:
-                ax.plot(x, left["mean"], zorder=4, clip_on=False, **LEFT)
-    ax.set_title(PANELS[measure], fontsize=10)
-    ax.set_xticks(range(len(GROUPS)), GROUPS.values(), fontsize=8)
-    ax.set_xlim(-0.5, len(GROUPS) - 0.5)
+            retained = statistics.get(f"retention_{group}_{measure}")
+            if retained is not None:
+                ax.plot(x, retained["mean"], zorder=4, clip_on=False, **RETAINED)
+    ax.set_title(MEASURES[measure], fontsize=10)
+    ax.set_xticks(range(len(SCORED)), SCORED.values(), fontsize=8)
+    ax.set_xlim(-0.5, len(SCORED) - 0.5)
     ax.set_ylim(0, 105)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -82,14 +82,12 @@ def _style(number: int) -> dict[str, Any]:
 
 def main(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     """Draws the figure of the runs; returns the files written (``out`` with .pdf and .png). UserError without cases."""
-    found = [(describe(about), summary.statistics(lists)) for _, about, lists in runs_with_cases(runs, "draw")]
-    return save(draw(found), out)
+    return save(draw([(describe(about), summary.statistics(lists)) for _, about, lists in runs_with_cases(runs, "draw")]), out)
 
 
 def command() -> None:
-    parser = Parser(prog="python -m figures.summary", description=__doc__.split("\n\n")[0])
+    parser = figure_parser("summary", __doc__, "results/summary")
     parser.add_argument("runs", nargs="+", help="run folders, or folders of runs")
-    parser.add_argument("--out", default="results/summary", help="path of the files without ending (default: %(default)s)")
     args = parser.parse_args()
     print("written:", *main(args.runs, args.out))
 

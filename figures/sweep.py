@@ -18,9 +18,10 @@ from matplotlib.ticker import AutoLocator, NullLocator
 
 from common.errors import UserError
 from experiments.results import run_folder
-from experiments.run.cli import Parser, run_program
 from experiments.results.sweep_table import METRICS, TABLE
+from experiments.run.cli import run_program
 from figures import lines
+from figures.program import figure_parser
 
 SUCCESSES, ACCURACIES = list(METRICS)[:4], list(METRICS)[4:]
 
@@ -63,10 +64,11 @@ def draw(x_name: str, points: Points) -> plt.Figure:
     for ax, key in zip(axes[0], keys):
         for number, runs in enumerate(points.values()):
             in_order = sorted(runs.items(), key=lambda item: places[item[0]])
-            found = [(places[x], *_mean(jobs, f"post_{key}")) for x, jobs in in_order if any(f"post_{key}" in job for job in jobs)]
-            if found:
-                x, means, errors = zip(*found)
-                ax.errorbar(x, means, errors, fmt="none", ecolor="0.5", elinewidth=0.8)
+            drawn = [(places[x], *_mean(jobs, f"post_{key}")) for x, jobs in in_order
+                     if any(f"post_{key}" in job for job in jobs)]
+            if drawn:
+                x, means, errors = zip(*drawn)
+                lines.errors(ax, x, means, errors)
                 lines.plot(ax, number, x, means)
         lines.label_axes(ax, _short(x_name), "% (mean over cases)" if key == keys[0] else "", METRICS[key])
         ax.set_ylim(0, 105)
@@ -107,9 +109,8 @@ def main(folder: str | Path, out: str | Path | None = None) -> list[Path]:
 
 
 def command(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m figures.sweep", description=__doc__.split("\n\n")[0])
+    parser = figure_parser("sweep", __doc__, None, "path of the files without ending; by default sweep in the folder")
     parser.add_argument("folder", help="folder of the sweep")
-    parser.add_argument("--out", help="path of the files without ending; by default sweep in the folder")
     print("written:", *main(**vars(parser.parse_args(argv))))
 
 

@@ -2,9 +2,9 @@
 
     python -m figures.tokenisation --model_name projecte-aina/aguila-7b --ds_name english_CF.json --out results/tokenisation
 
-Histograms of the Jaccard similarity of the token sets of subject, relation and new object (MEMAT, Tamayo et al. 2024), in tenths
-from 0 to 1. --write_subsets DIR also writes the records whose subjects have different (below 0.5) or the same tokens (1) in both
-languages, as data_<eng|cat>_<dif|eq>_subj.json.
+Histograms of the Jaccard similarity of the token sets of subject, relation and new object (MEMAT, Tamayo et al. 2024), in
+tenths from 0 to 1. --write_subsets DIR also writes the records whose subjects have different (below 0.5) or the same tokens (1)
+in both languages, as data_<eng|cat>_<dif|eq>_subj.json.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-import data
 from data import bilingual, languages, similarity
-from data.files import write_atomically
-from experiments.run.cli import Parser, run_program
+import data
+from data.files import write_text
+from experiments.results.tables import Table
+from experiments.run.cli import run_program
 from experiments.run.models import load_tokenizer
 from figures import lines
+from figures.program import figure_parser
 
 BINS = np.linspace(0, 1, 11)
 SUBSETS = {"different": "dif", "same": "eq"}
@@ -33,15 +35,15 @@ def counts(values: Sequence[float]) -> list[int]:
     return np.histogram(np.round(values, 9), np.round(BINS, 9))[0].tolist()
 
 
-def draw(found: Mapping[str, Sequence[float]], names: tuple[str, str]) -> plt.Figure:
+def draw(similarities: Mapping[str, Sequence[float]], names: tuple[str, str]) -> plt.Figure:
     """A panel for each part; names: of the languages."""
-    figure, axes = lines.panels(1, len(found), width=2.6, height=2.4, sharey=True)
-    for ax, (part, values) in zip(axes[0], found.items()):
+    figure, axes = lines.panels(1, len(similarities), width=2.6, height=2.4, sharey=True)
+    for ax, (part, values) in zip(axes[0], similarities.items()):
         heights = counts(values)
         ax.bar(BINS[:-1] + 0.05, heights, width=0.1, color="0.75", edgecolor="black", linewidth=0.7)
-        for left, height in zip(BINS, heights):
+        for start, height in zip(BINS, heights):
             if height:
-                ax.annotate(f"{height:,}", (left + 0.05, height), xytext=(0, 1), textcoords="offset points", fontsize=6,
+                ax.annotate(f"{height:,}", (start + 0.05, height), xytext=(0, 1), textcoords="offset points", fontsize=6,
                             ha="center", va="bottom")
         ax.grid(axis="y", linestyle=(0, (4, 2)), color="0.8", linewidth=0.6)
         ax.set_axisbelow(True)
@@ -59,8 +61,7 @@ def write_subsets(folder: str | Path, raw: Mapping[str, Sequence[dict]], positio
         for language, records in raw.items():
             if chosen:
                 written.append(Path(folder) / f"data_{languages.spec(language).tag}_{SUBSETS[subset]}_subj.json")
-                text = json.dumps([records[i] for i in chosen], ensure_ascii=False, indent=4)
-                write_atomically(written[-1], lambda file, text=text: file.write(text.encode()))
+                write_text(written[-1], json.dumps([records[i] for i in chosen], ensure_ascii=False, indent=4))
     return written
 
 
@@ -70,12 +71,11 @@ def main(model_name: str, ds_name: str, out: str | Path, pair: tuple[str, str] =
     tok = load_tokenizer(model_name)
     records = data.load_aligned(ds_name, pair, data_dir)
     aligned = [records[language] for language in pair]
-    found = similarity.similarities(tok, *aligned)
-    written = lines.save(draw(found, pair), out)
-    table = ["part,from,to,facts"] + [f"{part},{low:.1f},{high:.1f},{count}" for part, values in found.items()
-                                      for low, high, count in zip(BINS, BINS[1:], counts(values))]
-    written.append(Path(f"{out}.csv"))
-    write_atomically(written[-1], lambda file: file.write("\n".join([*table, ""]).encode()))
+    similarities = similarity.similarities(tok, *aligned)
+    written = lines.save(draw(similarities, pair), out)
+    rows = [[part, f"{low:.1f}", f"{high:.1f}", count] for part, values in similarities.items()
+            for low, high, count in zip(BINS, BINS[1:], counts(values))]
+    written.append(Table(["part", "from", "to", "facts"], rows).save(f"{out}.csv"))
     if subsets is not None:
         raw = {}
         for language in pair:
@@ -87,17 +87,17 @@ def main(model_name: str, ds_name: str, out: str | Path, pair: tuple[str, str] =
 
 
 def command() -> None:
-    parser = Parser(prog="python -m figures.tokenisation", description=__doc__.split("\n\n")[0])
+    parser = figure_parser("tokenisation", __doc__, "results/tokenisation")
     parser.add_argument("--model_name", default="world", help="whose tokenizer (default: %(default)s)")
     parser.add_argument("--ds_name", default="world", help="world, or the first language's file (default: %(default)s)")
     parser.add_argument("--language", default="english", help="of the data set (default: %(default)s)")
     parser.add_argument("--language_eval", default="catalan", help="to compare with (default: %(default)s)")
     parser.add_argument("--data_dir", help="where data files are looked for that are not here")
-    parser.add_argument("--write_subsets", metavar="DIR", help="write the records of differently and equally tokenised subjects")
-    parser.add_argument("--out", default="results/tokenisation", help="path of the files without ending (default: %(default)s)")
+    parser.add_argument("--write_subsets", metavar="DIR",
+                        help="write the records of differently and equally tokenised subjects")
     args = parser.parse_args()
-    files = main(args.model_name, args.ds_name, args.out, (args.language, args.language_eval), args.data_dir, args.write_subsets)
-    print("written:", *files)
+    pair = (args.language, args.language_eval)
+    print("written:", *main(args.model_name, args.ds_name, args.out, pair, args.data_dir, args.write_subsets))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,9 @@ from common.errors import UserError
 from editors.closed_form import memit, spread
 from editors.core import solve
 from experiments import evaluate
-from experiments.results import run_folder
-from experiments.results import summary
+from experiments.results import run_folder, summary
+from experiments.results.runs import read_run
 from experiments.run import batches
-from experiments.summarize import read_run
 
 from experiments.bench.options import options, parse
 

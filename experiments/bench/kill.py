@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from experiments.results import run_folder
-from experiments.results import summary
+from experiments.results import run_folder, summary
+from experiments.results.runs import read_run
 from experiments.run.cli import at_least_one, Parser, run_program
 from experiments.run.sequences import CHECKPOINT
-from experiments.summarize import read_run
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Pieces of a self-contained HTML page: tables, charts as inline SVG, pictures as data URIs. Nothing is loaded from anywhere.
+"""Pieces of a self-contained HTML page: charts as inline SVG, pictures as data URIs. Nothing is loaded from anywhere.
 
 All text is escaped here. Colours are CSS variables, so that page and charts follow the reader's light or dark theme; lines
 differ in marks and dashes, too, and what a bar stands for is said when the pointer is on it.
@@ -67,16 +67,6 @@ def page(title: str, body: str) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
             f"<style>{_STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n{_PATTERNS}</body></html>\n")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], text: bool = False) -> str:
-    """text: all cells are words; else all but the first are numbers."""
-    def row(cells: Sequence[str], kind: str) -> str:
-        return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>"
-
-    kind = ' class="text"' if text else ""
-    return (f'<div class="wide"><table{kind}><thead>{row(head, "th")}</thead>'
-            f"<tbody>{''.join(row(cells, 'td') for cells in rows)}</tbody></table></div>")
 
 
 def folded(title: str, body: str) -> str:

@@ -1,8 +1,8 @@
 """Result folders of the unified-editing code (Gupta et al. 2024) and of AlphaEdit's, in the form that this toolkit writes.
 
-The unified-editing code names a case's file ``<num_edits>_<batch>_edits-case_<id>.json``, stores what it measured before the edit
-under "post" and what it measured after it beside that, with "post_" before the names. Its ``*_prompts_correct`` is, but for
-zsRE, whether the target occurs anywhere in a greedily generated text; its "probs" are mean negative log-probabilities.
+The unified-editing code names a case's file ``<num_edits>_<batch>_edits-case_<id>.json``, stores what it measured before the
+edit under "post" and what it measured after it beside that, with "post_" before the names. Its ``*_prompts_correct`` is, but
+for zsRE, whether the target occurs anywhere in a greedily generated text; its "probs" are mean negative log-probabilities.
 AlphaEdit's code writes MEMIT's files, but measures every case after the last batch. Both put what they measure of the whole
 model into ``glue_eval``.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from common.errors import UserError
 from data.downstream import TASKS
 from experiments.results import run_folder
-from experiments.results.summary import GENERATION, GROUPS
+from experiments.results.names import GENERATION, GROUPS
 
 GLUE = "glue_eval"
 RENAMED_TASKS = {"mmmlu": "mmlu"}
@@ -52,6 +52,7 @@ def convert_case(case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(stored: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What the case's file stores with this prefix, under this toolkit's names."""
     metrics = {name: stored[prefix + name] for name in GENERATION if prefix + name in stored}
     for group in GROUPS:
         probs, flags = stored.get(f"{group}_prompts_probs"), f"{group}_prompts_correct"
@@ -86,7 +87,7 @@ def flags(run: Path) -> dict[str, Any]:
 
 
 def read_batches(run: Path) -> list[dict[str, Any]]:
-    """What ``glue_eval`` holds of the model, as ``batches/<edits>.json`` (:mod:`experiments.run.sequences`) would: 0 edits first.
+    """What ``glue_eval`` holds of the model, as ``batches/<edits>.json`` of this toolkit would: 0 edits first.
 
     ``weights`` has layer numbers for names. UserError for a damaged file.
     """

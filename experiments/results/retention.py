@@ -13,33 +13,36 @@ from typing import Any
 import numpy as np
 
 from experiments.results import summary
+from experiments.results.names import GROUPS
 
 BUCKET, WINDOW = 5, 10
 """Edits that a point of a current-edit curve is the mean of, and points that its trailing average takes."""
 
+History = Mapping[int, Mapping[int, Mapping[str, float]]]
+"""{edits in the model: {edit: its :func:`measures` then}}."""
+
 
 def measures(measured: Mapping[str, Any], last_token: bool = False) -> dict[str, float]:
-    """``<group>_<measure>`` of one case at one time, see :func:`summary.case_values`, and ``right``: 1 if every token of the new
-    target is predicted (teacher-forced), else 0. What the case lacks is left out.
+    """``<group>_<measure>`` of one case at one time, see :func:`summary.case_values`, and ``right``: 1 if every token of the
+    new target is predicted (teacher-forced), else 0. What the case lacks is left out.
 
     last_token: as published, only the last token of zsRE's answers counts, but for neighborhood.
     """
     values = {}
-    for group in summary.GROUPS:
-        seen = measured
+    for group in GROUPS:
+        counted = measured
         if last_token and group != "neighborhood" and f"{group}_prompts_probs" not in measured:
             key = f"{group}_prompts_correct"
-            seen = {key: measured[key][-1:]} if key in measured else {}
-        found = summary.group_values(seen, group)
-        values |= {f"{group}_{name}": value for name, value in found.items()}
+            counted = {key: measured[key][-1:]} if key in measured else {}
+        values |= {f"{group}_{name}": value for name, value in summary.group_values(counted, group).items()}
     if "rewrite_acc" in values:
         values["right"] = float(values["rewrite_acc"] == 1)
     return values
 
 
 def bucket_means(values: Sequence[float | None], size: int = BUCKET) -> tuple[np.ndarray, np.ndarray]:
-    """(edits, means): the mean of every ``size`` values, over those that are there (NaN for none), and the number of edits up to
-    its end. A last bucket that is not full is left out."""
+    """(edits, means): the mean of every ``size`` values, over those that are no None (NaN if all are), and the number of edits
+    up to its end. A last bucket that is not full is left out."""
     ends = range(size, len(values) + 1, size)
     return np.array(ends, dtype=int), np.array([_mean(values[end - size:end]) for end in ends])
 
@@ -50,22 +53,21 @@ def moving_average(values: Sequence[float], window: int = WINDOW) -> np.ndarray:
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    there = [value for value in values if value is not None and not np.isnan(value)]
-    return sum(there) / len(there) if there else np.nan
+    numbers = [value for value in values if value is not None and not np.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else np.nan
 
 
-def retention_curve(history: Mapping[int, Mapping[int, Mapping[str, float]]], key: str) -> list[tuple[int, float, float | None]]:
+def retention_curve(history: History, key: str) -> list[tuple[int, float, float | None]]:
     """(edits in the model, mean, its standard error) in percent of a measure over the earlier edits, wherever it was taken.
 
-    history: {edits in the model: {edit: its measures then}}. key: ``<group>_<measure>``, or "score", the harmonic mean of the
-    successes of rewrite, paraphrase and neighborhood.
+    key: ``<group>_<measure>``, or "score", the harmonic mean of the successes of rewrite, paraphrase and neighborhood.
     """
     curve = []
     for edits, cases in sorted(history.items()):
         lists = summary.collect([{f"retention_{name}": value for name, value in case.items()} for case in cases.values()])
-        found = summary.statistics(lists).get(f"retention_{key}")
-        if found is not None:
-            curve.append((edits, found["mean"], found["se"]))
+        statistic = summary.statistics(lists).get(f"retention_{key}")
+        if statistic is not None:
+            curve.append((edits, statistic["mean"], statistic["se"]))
     return curve
 
 
@@ -86,18 +88,18 @@ class Forgetting:
     def share(self, edits: int) -> tuple[float, float]:
         """Facts forgotten up to a number of edits, in percent of these edits, and of those among them that were learnt (0 where
         none was)."""
-        gone = int((self.forgotten[:, 1] <= edits).sum())
+        forgotten = int((self.forgotten[:, 1] <= edits).sum())
         learnt = int((self.learnt <= edits).sum())
-        return 100 * gone / edits, 100 * gone / learnt if learnt else 0.0
+        return 100 * forgotten / edits, 100 * forgotten / learnt if learnt else 0.0
 
 
-def forgetting(cases: Sequence[Mapping[str, float]], history: Mapping[int, Mapping[int, Mapping[str, float]]]) -> Forgetting:
-    """cases: the measures of edit 1, 2, ... right after its batch; history: as for :func:`retention_curve`."""
+def forgetting(cases: Sequence[Mapping[str, float]], history: History) -> Forgetting:
+    """What was learnt, and what of it is forgotten later. cases: the measures of edit 1, 2, ... right after its batch."""
     learnt = [edit for edit, case in enumerate(cases, 1) if case.get("right")]
-    found: dict[int, int] = {}
-    for edits, again in sorted(history.items()):
+    forgotten: dict[int, int] = {}
+    for edits, measured in sorted(history.items()):
         for edit in learnt:
-            if edit not in found and again.get(edit, {}).get("right") == 0:
-                found[edit] = edits
-    pairs = sorted(found.items(), key=lambda pair: pair[::-1])
+            if edit not in forgotten and measured.get(edit, {}).get("right") == 0:
+                forgotten[edit] = edits
+    pairs = sorted(forgotten.items(), key=lambda pair: pair[::-1])
     return Forgetting(np.array(learnt, dtype=int), np.array(pairs, dtype=int).reshape(-1, 2))

@@ -105,10 +105,10 @@ def write_cases(
 
 
 def about_edit(seconds: float, info: Mapping[str, Any]) -> dict[str, float]:
-    """``time``: the seconds of an edit; ``rounding``, of weights in 16 bits: the largest share of a weight's change that rounding
-    took. info: the Edit's."""
-    lost = info.get("rounding", {}).values()
-    return {"time": seconds, **({"rounding": max(lost)} if lost else {})}
+    """``time``: the seconds of an edit; ``rounding``, of weights in 16 bits: the largest share of a weight's change that
+    rounding took. info: the Edit's."""
+    shares = info.get("rounding", {}).values()
+    return {"time": seconds, **({"rounding": max(shares)} if shares else {})}
 
 
 def replace_folder(part: Path, folder: Path) -> None:
@@ -121,23 +121,23 @@ def replace_folder(part: Path, folder: Path) -> None:
 def case_files(run: Path) -> list[tuple[int, Path]]:
     """(case id, path) of every case file of a run, by id; also those of the ROME repository (``case_<id>.json``) and
     of the unified-editing one (``<num_edits>_<batch>_edits-case_<id>.json``)."""
-    found = ((match, path) for path in run.iterdir() if (match := _CASE_NAME.fullmatch(path.name)))
-    return sorted((int(match[1]), path) for match, path in found)
+    matches = ((_CASE_NAME.fullmatch(path.name), path) for path in run.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
     """The run folders in ``folder``, or the folder itself if it is one, by name; of a run in several languages
-    (:mod:`experiments.languages`) its stages. Where there are none, those one folder further down, as a sweep's are."""
+    (:mod:`experiments.run.languages`) its stages. Where there are none, those one folder further down, as a sweep's are."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of results")
     if case_files(folder) or (folder / RUN).exists():
         yield from _parts(folder)
     else:
         for level in ("*", "*/*"):
-            found = sorted(path for path in folder.glob(level) if path.is_dir() and _RUN_NAME.fullmatch(path.name))
-            for path in found:
+            runs = sorted(path for path in folder.glob(level) if path.is_dir() and _RUN_NAME.fullmatch(path.name))
+            for path in runs:
                 yield from _parts(path)
-            if found:
+            if runs:
                 return
 
 
@@ -169,7 +169,7 @@ def has_form(content: Any, form: Any) -> bool:
     """Whether JSON is of a type (or one of several), or an object with at least the keys of ``form``, each of its form."""
     if not isinstance(form, Mapping):
         return isinstance(content, form)
-    return isinstance(content, Mapping) and all(key in content and has_form(content[key], of) for key, of in form.items())
+    return isinstance(content, Mapping) and all(key in content and has_form(content[key], part) for key, part in form.items())
 
 
 def read_about(run: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading sequential runs (:mod:`experiments.run.sequences`, or the unified-editing code's): cases, history, model over batches."""
+"""Sequential runs, of :mod:`experiments.run.sequences` or of the unified-editing code: cases, history, model over batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiments.results.run_folder import FLAGS
 
 Measures = Mapping[str, float]
 """What :func:`retention.measures` gives for one case."""
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SequenceResults:
     cases: list[Measures]
     """Right after its own batch: edit 1, 2, ...; empty where there is no file."""
     history: dict[int, dict[int, Measures]]
-    """{edits in the model: {edit: what is left of it}}."""
+    """{edits in the model: {edit: what is retained of it}}."""
     batches: list[dict[str, Any]]
     """What was measured of the whole model, as in ``batches/<edits>.json``, by edits."""
 
@@ -38,12 +38,12 @@ def read_sequence(run: Path, last_token: bool = False) -> SequenceResults:
     if not flags.get("sequential", (run / old_folders.GLUE).is_dir()):
         raise UserError(f"{run}: not a sequential run (experiments.evaluate --sequential)")
     batches = read_batches(run)
-    known = dict(_cases(run, batches, last_token))
+    by_edit = dict(_cases(run, batches, last_token))
     order = {case_id: edit for batch in batches for edit, case_id in _places(batch)}
-    history = {edits: {order[case_id]: found for case_id, found in read_history(path, lambda post: measures(post, last_token))
+    history = {edits: {order[case_id]: values for case_id, values in read_history(path, lambda post: measures(post, last_token))
                        if case_id in order}
                for edits, path in history_files(run)}
-    cases = [known.get(edit, {}) for edit in range(1, max(known, default=0) + 1)]
+    cases = [by_edit.get(edit, {}) for edit in range(1, max(by_edit, default=0) + 1)]
     return SequenceResults({"run_dir": str(run), **{key: flags[key] for key in FLAGS if key in flags}}, cases, history, batches)
 
 
@@ -67,7 +67,7 @@ def _is_batch(content: Any) -> bool:
     if not run_folder.has_form(content, {"edits": int}) or not isinstance(content.get("case_ids", []), list):
         return False
     figures = [content.get(key, {}) for key in ("weights", "downstream")]
-    return all(isinstance(of, dict) and all(isinstance(value, dict) for value in of.values()) for of in figures)
+    return all(isinstance(part, dict) and all(isinstance(value, dict) for value in part.values()) for part in figures)
 
 
 def history_files(run: Path) -> list[tuple[int, Path]]:
@@ -75,16 +75,16 @@ def history_files(run: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.stem), path) for path in (run / "history").glob("*.jsonl") if path.stem.isdecimal())
 
 
-def read_history(path: Path, of: Callable[[Mapping[str, Any]], Found]) -> Iterator[tuple[int, Found]]:
-    """(case id, ``of`` its metrics) for each line of a history file. UserError for a damaged line."""
+def read_history(path: Path, convert: Callable[[Mapping[str, Any]], Value]) -> Iterator[tuple[int, Value]]:
+    """(case id, what ``convert`` makes of its metrics) for each line of a history file. UserError for a damaged line."""
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 entry = json.loads(line)
-                case_id, found = int(entry["case_id"]), of(entry["post"])
+                case_id, value = int(entry["case_id"]), convert(entry["post"])
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path}: line {number} can't be read ({error!r}); delete the file") from error
-            yield case_id, found
+            yield case_id, value
 
 
 def _places(batch: Mapping[str, Any]) -> Iterator[tuple[int, int]]:

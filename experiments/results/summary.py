@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 
-PREFIXES = ("pre", "post", "retention")
-"""Before the edit, right after it, and after later edits went into the same model."""
-GROUPS = ("rewrite", "paraphrase", "neighborhood", "attribute")
-SCORED = GROUPS[:3]
-"""Groups that the harmonic score is made of."""
-GENERATION = ("ngram_entropy", "reference_score", "essence_score")
-UNSCALED = ("time", "essence_score", "perplexity")
-"""Metrics that are not given times 100."""
+from experiments.results.harmonic_score import harmonic_mean, harmonic_score
+from experiments.results.names import GENERATION, GROUPS, LABELS, OF_EDITS, PREFIXES, SCORED, UNSCALED
+from experiments.results.tables import Cell, Table
+
+Statistics = dict[str, dict[str, float | None]]
+"""{key: {"mean", "se", "n"}}, what :func:`statistics` returns."""
 
 
 def case_values(case: Mapping[str, Any]) -> dict[str, float]:
-    """One number a metric for one case (rates from 0 to 1), from the content of its file. For each of :data:`PREFIXES`:
+    """One number a metric for one case (rates from 0 to 1), from the content of its file. For each of :data:`names.PREFIXES`:
 
     * ``<p>_<group>_success``: share of prompts where the wanted target (new; for neighborhood the true one) is likelier than
       the other; ``_diff``: mean of its probability minus the other's, each the geometric mean over the target's tokens.
@@ -29,8 +27,8 @@ def case_values(case: Mapping[str, Any]) -> dict[str, float]:
       ``_generated_contains`` (--contains_length, and old folders): the target is anywhere in a long greedy continuation.
     * ``<p>_ngram_entropy`` (bits), ``_reference_score``, ``_essence_score``.
 
-    ``time``: seconds that the edit of the case's whole batch took. ``rounding``: share of the weights' change that rounding to 16
-    bits took. What a case lacks is left out.
+    ``time``: seconds that the edit of the case's whole batch took. ``rounding``: share of the weights' change that rounding to
+    16 bits took. What a case lacks is left out.
     """
     values = {key: case[key] for key in ("time", "rounding") if key in case}
     for prefix in PREFIXES:
@@ -48,9 +46,9 @@ def group_values(measured: Mapping[str, Any], group: str) -> dict[str, float]:
     probs = measured.get(f"{group}_prompts_probs")
     if probs:
         new, true = (np.array([p[target] for p in probs]) for target in ("target_new", "target_true"))
-        wanted, other = (true, new) if group == "neighborhood" else (new, true)
-        values["success"] = float(np.mean(wanted < other))
-        values["diff"] = float(np.mean(np.exp(-wanted) - np.exp(-other)))
+        right, other = (true, new) if group == "neighborhood" else (new, true)
+        values["success"] = float(np.mean(right < other))
+        values["diff"] = float(np.mean(np.exp(-right) - np.exp(-other)))
     for name, key in (("acc", "correct"), ("generated", "generated_exact"), ("generated_starts", "generated_starts"),
                       ("generated_contains", "generated_contains")):
         flags = measured.get(f"{group}_prompts_{key}")
@@ -84,12 +82,12 @@ def published(lists: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, fl
     for prefix in PREFIXES:
         successes = [summary.get(f"{prefix}_{group}_success") for group in SCORED]
         if all(successes):
-            summary[f"{prefix}_score"] = (_harmonic([mean for mean, _ in successes]), math.nan)
+            summary[f"{prefix}_score"] = (harmonic_mean([mean for mean, _ in successes]), math.nan)
     return summary
 
 
-def statistics(lists: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float | None]]:
-    """{key: {"mean", "se", "n"}} of every metric, in the units of :func:`published`, not rounded.
+def statistics(lists: Mapping[str, Sequence[float]]) -> Statistics:
+    """Mean, standard error and number of cases of every metric, in the units of :func:`published`, not rounded.
 
     se: standard error of the mean over cases (None for one case). Cases of one batch share their edit, so for large batches
     it speaks of other cases under the same edit, not of other edits. ``<p>_score`` is the harmonic mean of the three success
@@ -105,21 +103,30 @@ def statistics(lists: Mapping[str, Sequence[float]]) -> dict[str, dict[str, floa
         for name, measure in (("score", "success"), ("score_acc", "acc")):
             parts = [lists.get(f"{prefix}_{group}_{measure}") for group in SCORED]
             if all(parts):
-                result[f"{prefix}_{name}"] = _score(parts)
+                result[f"{prefix}_{name}"] = harmonic_score(parts)
     return result
 
 
-def _score(parts: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    """Harmonic mean of the parts' means, times 100, and its jackknife standard error (None where a part lacks cases)."""
-    n = min(map(len, parts))
-    score = 100 * _harmonic([np.mean(part) for part in parts])
-    if n == 1 or n < max(map(len, parts)):
-        return {"mean": score, "se": None, "n": n}
-    values = np.array(parts)
-    left_out = np.array([100 * _harmonic(means) for means in ((values.sum(1, keepdims=True) - values) / (n - 1)).T])
-    return {"mean": score, "se": float(math.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())), "n": n}
+def comparison(runs: Sequence[Statistics]) -> Table:
+    """Runs side by side: a metric a row, with mean and standard error of each run before the edit, after it, and later."""
+    columns = [(number, prefix, statistics) for number, statistics in enumerate(runs, 1) for prefix in PREFIXES]
+    rows: list[list[Cell | str | None]] = [["cases"] + [str(_cases(prefix, run) or "") for _, prefix, run in columns]]
+    for key, label in LABELS.items():
+        rows.append([label, *(Cell.of(run.get(f"{prefix}_{key}")) for _, prefix, run in columns)])
+    for key, label in OF_EDITS.items():
+        rows.append([label, *(Cell.of(run.get(key)) if prefix == _edited(run) else None for _, prefix, run in columns)])
+    rows = [row for row in rows if any(row[1:]) or row[0] in ("cases", OF_EDITS["time"])]
+    head = ["", *(f"[{number}] {prefix}" for number, prefix, _ in columns)]
+    # Folders of the original code have nothing from before the edit.
+    filled = [place for place in range(len(head)) if any(row[place] for row in rows)]
+    return Table([head[place] for place in filled], [[row[place] for place in filled] for row in rows])
 
 
-def _harmonic(values: Sequence[float]) -> float:
-    """0 if any value is 0, the limit."""
-    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
+def _cases(prefix: str, statistics: Statistics) -> int:
+    """How many were measured at this time."""
+    return max((value["n"] for key, value in statistics.items() if key.startswith(f"{prefix}_rewrite")), default=0)
+
+
+def _edited(statistics: Statistics) -> str:
+    """When edited models were first measured."""
+    return "post" if _cases("post", statistics) else "retention"

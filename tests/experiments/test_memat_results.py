@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -75,24 +76,27 @@ def test_table_has_gains_and_marks_published_values(stage, tmp_path, capsys):
 
 
 def test_published_values():
-    found = memat_published.values
-    assert len(memat_published.K_SWEEP) == 42 and len(memat_published.ITI) == 20 and len(memat_published.PORTABILITY) == 8
-    assert found("memit", "english", "EC", 0, 0) == found("memit", "english", "EE", 0, 0)
-    assert found("memat", "catalan", "CE", 16, 0)["EM"] == 73.40 != found("ported", "catalan", "CE", 16, 0)["EM"]
-    assert found("iti", "english", "CE", 10, 15.0)["EA"] == 37.10 and found("memit", "english", "(C+E)", 0, 0)["ES"] == 93.4
+    published = memat_published.values
+    assert Counter(key[0] for key in memat_published.VALUES) == {"memit": 8, "memat": 34, "iti": 20, "ported": 8}
+    assert published("memit", "english", "EC", 0, 0) == published("memit", "english", "EE", 0, 0)
+    assert published("memat", "catalan", "CE", 16, 0)["EM"] == 73.40 != published("ported", "catalan", "CE", 16, 0)["EM"]
+    assert published("iti", "english", "CE", 10, 15.0)["EA"] == 37.10
+    assert published("memit", "english", "(C+E)", 0, 0)["ES"] == 93.4
     for nothing in (("memat", "english", "EE", 24, 0), ("iti", "catalan", "CE", 10, 15.0), ("ported", "english", "EE", 8, 0)):
-        assert found(*nothing) is None
-    for values in memat_published.K_SWEEP.values():  # the score is the harmonic mean of the successes
+        assert published(*nothing) is None
+    for values in memat_published.VALUES.values():  # the score is the harmonic mean of the successes
         if "Score" in values:
             assert 3 / sum(1 / values[key] for key in ("ES", "PS", "NS")) == pytest.approx(values["Score"], abs=0.25)
 
 
 def test_bilingual_and_ported_stages_are_of_their_own_kind(stage, tmp_path):
-    for name, of, flags in (("a", {"bilingual": "sum"}, {}), ("b", {"bilingual": "joint"}, {}), ("c", {"profile": None}, {}),
-                            ("d", {"name": "memat", "heads": 16}, {"head_ind": "heads.npy"})):
+    for name, settings, flags in (
+        ("a", {"bilingual": "sum"}, {}), ("b", {"bilingual": "joint"}, {}), ("c", {"profile": None}, {}),
+        ("d", {"name": "memat", "heads": 16}, {"head_ind": "heads.npy"}),
+    ):
         folder = stage("CE", profile=name)
         about = json.loads((folder / "run.json").read_text())
-        about["stage"] |= {"profile": "default", **of}
+        about["stage"] |= {"profile": "default", **settings}
         about["flags"] |= flags
         (folder / "run.json").write_text(json.dumps(about))
     keys = [key[1:5] for key in memat_results.read([tmp_path])]
@@ -174,10 +178,10 @@ def test_head_relevance(tmp_path):
         (run / "relevance" / f"{chunk:06d}.json").write_text(json.dumps({
             "chunk": chunk, "language": "catalan", "language_eval": "english", "accuracy": accuracy.tolist(),
             "heads": [[1, 2], [0, chunk]]}))
-    found = head_relevance.read(run)
-    assert found.label.startswith("CE: edits in Catalan, heads in English") and found.chunks == 2
-    assert found.accuracy[1, 2] == pytest.approx(80) and found.accuracy.max() == found.accuracy[1, 2]
-    assert found.chosen[1, 2] == 1 and found.chosen[0, :2].tolist() == [0.5, 0.5]
+    relevance = head_relevance.read(run)
+    assert relevance.label.startswith("CE: edits in Catalan, heads in English") and relevance.chunks == 2
+    assert relevance.accuracy[1, 2] == pytest.approx(80) and relevance.accuracy.max() == relevance.accuracy[1, 2]
+    assert relevance.chosen[1, 2] == 1 and relevance.chosen[0, :2].tolist() == [0.5, 0.5]
     assert head_relevance.read(run, heads=1).chosen.sum() == 1
     assert drawn(head_relevance.main([run, run], tmp_path / "map.pdf")) == ["map"]
     assert drawn(head_relevance.main([run], tmp_path / "by_head", by_head=True)) == ["by_head"]

@@ -9,10 +9,9 @@ import pytest
 
 from common.errors import UserError
 from experiments import report
-from experiments.results import html
-from experiments.results import summary
+from experiments.results import html, summary
+from experiments.results.runs import read_run
 from experiments.run.cli import run_program
-from experiments.summarize import read_run, table
 
 
 class Page(HTMLParser):
@@ -54,8 +53,8 @@ def read(path) -> Page:
 def test_two_runs(run, tmp_path):
     folders = [run("FT", num_edits=2, dataset_size_limit=4), run("FT", num_edits=1, dataset_size_limit=3)]
     page = read(report.main(folders, tmp_path / "report.html"))
-    rows = table([(about, summary.statistics(lists)) for about, lists in map(read_run, folders)])
-    for cell in {cell for row in rows for cell in row if cell}:  # every number of the summary is there
+    table = summary.comparison([summary.statistics(lists) for _, lists in map(read_run, folders)])
+    for cell in {cell for row in table.texts() for cell in row if cell}:  # every number of the summary is there
         assert cell in page.text
     assert "[1] FT/run_000: FT" in page.text and "[2] FT/run_001: FT" in page.text
     assert page.tags.count("svg") > 2 and page.tags.count("details") == 6

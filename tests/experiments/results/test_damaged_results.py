@@ -6,9 +6,8 @@ import pytest
 
 from common.errors import UserError
 from experiments import report
-from experiments.results import run_folder
-from experiments.results import summary
-from experiments.summarize import read_run
+from experiments.results import run_folder, summary
+from experiments.results.runs import read_run
 from figures import scaling, sweep
 
 PROBS = {f"{group}_prompts_probs": [{"target_new": 0.5, "target_true": 1.0}] for group in summary.SCORED}

@@ -10,7 +10,7 @@ import torch
 from experiments import evaluate, export
 from experiments.bench.kill import content
 from experiments.results import summary
-from experiments.summarize import read_run, table
+from experiments.results.runs import read_run
 from tests.conftest import load_tiny
 
 
@@ -48,7 +48,8 @@ def test_what_16_bits_take_is_in_the_results(run, tiny_gpt2, sequential):
     cases = [json.loads(path.read_text()) for path in folder.glob("*case*.json")]
     assert len({case["rounding"] for case in cases}) == 1 and 1e-3 < cases[0]["rounding"] < 1
     about, lists = read_run(folder)
-    row, = [row for row in table([(about, summary.statistics(lists))]) if row[0] == "change lost to rounding (16 bits)"]
+    table = summary.comparison([summary.statistics(lists)])
+    row, = [row for row in table.texts() if row[0] == "change lost to rounding (16 bits)"]
     assert row[-1] == f"{100 * cases[0]['rounding']:.1f} ± 0.0"
     if sequential:
         assert max(json.loads((folder / "batches" / "000002.json").read_text())["rounding"].values()) == cases[0]["rounding"]
