@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import UserError
 from data.episodes.lines import numbered_lines
 from editors.core.prompts import fill, parse_requests
-from editors.memory.store import EditMemory
+from editors.memory.store import EditStore
 from experiments.run.cli import at_least_one, Parser, run_program
 from experiments.run.config import add_flags, FolderFlags, ModelFlags, RunConfig
 
@@ -46,7 +46,7 @@ def create(args: argparse.Namespace) -> None:
         given += [f"--{name}" for name in ("dtype", "device") if getattr(args, name) != "auto"]
         if given:
             raise UserError(f"{given[0]} has no effect without --alg_name")
-        EditMemory(labelled=not args.statements).save(args.file)
+        EditStore(labelled=not args.statements).save(args.file)
     else:
         _new_edit(args).save(args.file)
     print(f"{args.file}: an empty memory" + (f" of {args.alg_name}" if args.alg_name else ""))
@@ -65,11 +65,11 @@ def _new_edit(args: argparse.Namespace) -> RoutedEdit:
                                    data_dir=args.data_dir))[1]
     if not isinstance(editor, MemoryEditor):
         raise UserError(f"--alg_name {args.alg_name}: keeps no memory of edits; SERAC and LU do")
-    return editor.of_memory(*load_model(args.model_name, args.dtype, args.device), EditMemory())
+    return editor.of_memory(*load_model(args.model_name, args.dtype, args.device), EditStore())
 
 
 def show(args: argparse.Namespace) -> None:
-    memory, about = EditMemory.load(args.file)
+    memory, about = EditStore.load(args.file)
     if args.json:
         for entry in memory:
             print(json.dumps({"id": entry.id, "input": entry.input, "label": entry.label}, ensure_ascii=False))
@@ -84,7 +84,7 @@ def show(args: argparse.Namespace) -> None:
 
 
 def add(args: argparse.Namespace) -> None:
-    memory, about = EditMemory.load(args.file)
+    memory, about = EditStore.load(args.file)
     if (args.input is None) == (args.source is None):
         raise UserError("give one edit (INPUT and LABEL), or a file of edits with --from")
     before = {entry.id: entry for entry in memory}
@@ -97,7 +97,7 @@ def add(args: argparse.Namespace) -> None:
 
 
 def remove(args: argparse.Namespace) -> None:
-    memory, about = EditMemory.load(args.file)
+    memory, about = EditStore.load(args.file)
     gone = [memory.remove(id) for id in args.ids]
     memory.save(args.file, about)
     for entry in gone:
@@ -107,18 +107,18 @@ def remove(args: argparse.Namespace) -> None:
 def update(args: argparse.Namespace) -> None:
     if args.input is None and args.label is None:
         raise UserError("nothing to change: give --input, --label or both")
-    memory, about = EditMemory.load(args.file)
+    memory, about = EditStore.load(args.file)
     entry = memory.update(args.id, args.input, args.label)
     memory.save(args.file, about)
     print(f"{entry.id}: {entry.input}" + (f"  ->  {entry.label}" if entry.label else ""))
 
 
 def answer(args: argparse.Namespace) -> None:
-    memory, about = EditMemory.load(args.file)
+    memory, about = EditStore.load(args.file)
     if args.run_folder is None and "editor" not in about.get("info", {}):
         raise UserError(f"{args.file}: tells no editor that answers by it: name a trained SERAC with --run, or create it with "
                            "--alg_name")
-    from editors.memory.asking import ask, ask_edit, with_memory
+    from editors.memory.queries import ask, ask_edit, with_memory
 
     if args.run_folder is not None:
         from experiments.scope import load_run
@@ -142,7 +142,7 @@ def answer(args: argparse.Namespace) -> None:
               + (f"  ->  {found.edit.label}" if found.edit.label else ""))
 
 
-def add_from(memory: EditMemory, path: Path) -> list[int]:
+def add_from(memory: EditStore, path: Path) -> list[int]:
     """Writes the edits of a file; returns their ids. Each line is {"input", "label"}, or a request as editors take it.
 
     Raises UserError naming the line.

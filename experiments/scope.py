@@ -26,8 +26,8 @@ from common.errors import UserError
 from data.files import read_json
 from editors.learned.algorithms import algorithm
 from editors.memory.serac import SERAC
-from editors.memory.serac_parts import check_place, save_parts
-from editors.memory.supervision import with_texts
+from editors.memory.parts import check_place, save_parts
+from editors.memory.texts import with_texts
 from experiments.results import run_folder
 from experiments.run.cli import at_least_one, Parser, run_program
 from experiments.train import CONFIG, CONFIGS

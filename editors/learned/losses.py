@@ -14,6 +14,12 @@ IGNORED = -100
 """A label that is not scored."""
 
 
+def first_scored(labels: Int[Tensor, " pos"]) -> int:
+    """The position of the first label that is scored, at least 1; all of them if none is."""
+    places = (labels != IGNORED).nonzero()
+    return max(1, int(places[0])) if len(places) else len(labels)
+
+
 @dataclass(frozen=True)
 class Scores:
     """How well logits agree with labels; all scalars, differentiable where the logits are."""

@@ -16,10 +16,9 @@ from editors.configuration import Bound
 from editors.learned.editable import Editable, forward
 from editors.learned.episode import Batch
 from editors.learned.kinds import ModelKind
-from editors.learned.losses import IGNORED, wide
+from editors.learned.losses import first_scored, IGNORED, wide
 from editors.learned.options import Options
 from .scope import nearest
-from .serac import first_scored
 
 Distance = Annotated[float, Bound(lambda distance: distance >= 0, "must not be below 0")]
 

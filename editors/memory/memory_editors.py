@@ -23,17 +23,18 @@ from editors.core.modules import input_device, text_config
 from editors.core.prompts import fill
 from editors.learned.kinds import ModelKind
 from editors.learned.options import Options
-from .answers import LookupAnswerer, SeracAnswerer
+from .answerers import LookupAnswerer, SeracAnswerer
+from .form import Form
 from .lookup import Lookup, LookupOptions
 from .networks import load_classifier, load_decoder
+from .parts import check_pair, COUNTERFACTUAL, KERNEL, SCOPE
 from .routed import RoutedEdit
 from .routing import Answerer
-from .serac import scope_of, SERAC, SERACOptions
-from .serac_parts import check_pair, COUNTERFACTUAL, KERNEL, SCOPE
-from .serac_text import Form
-from .store import EditMemory
+from .serac import SERAC
+from .serac_options import SERACOptions
+from .store import EditStore
 
-AnswererOf = Callable[[nn.Module, EditMemory], Answerer]
+AnswererOf = Callable[[nn.Module, EditStore], Answerer]
 
 
 class MemoryEditor(Editor):
@@ -42,12 +43,12 @@ class MemoryEditor(Editor):
     def _edit(self, task: Task) -> RoutedEdit:
         """The edit that answers prompts in the requests' scope with their targets. Of two requests with the same prompt the later
         one holds; contexts, caches and memories of keys mean nothing here."""
-        edits = EditMemory()
+        edits = EditStore()
         for request in task.requests:
             edits.add(fill(request.prompt, request.subject), request.target_new.strip())
         return self.of_memory(task.model, task.tok, edits, {"requests": len(task.requests)}, task.started)
 
-    def of_memory(self, model: nn.Module, tok, edits: EditMemory, about: Mapping[str, Any] | None = None,
+    def of_memory(self, model: nn.Module, tok, edits: EditStore, about: Mapping[str, Any] | None = None,
                   started: float | None = None) -> RoutedEdit:
         """The edit that answers by a memory, which may be empty as yet. about: more for its info; started: when the work began.
 
@@ -70,7 +71,7 @@ class MemoryEditor(Editor):
 
     def answerer_of(self, info: Mapping[str, Any]) -> AnswererOf:
         """The same for a saved edit, whose tokenizer is loaded from where it came."""
-        def make(model: nn.Module, memory: EditMemory) -> Answerer:
+        def make(model: nn.Module, memory: EditStore) -> Answerer:
             if info.get("model") not in (None, model_fingerprint(model)):
                 warnings.warn("the edit was made on another model, or on other weights of it (their fingerprints differ)", stacklevel=4)
             now = self.networks()
@@ -92,7 +93,7 @@ class MemoryEditor(Editor):
 @dataclass(frozen=True, kw_only=True)
 class SERACHParams(Options):
     system: str | None = None
-    """Folder of a trained SERAC (`serac_parts`), with `scope` and `counterfactual` in it."""
+    """Folder of a trained SERAC, with `scope` and `counterfactual` in it."""
     scope: str | None = None
     """Scope classifier by itself: a sentence encoder of the hub or a folder."""
     counterfactual: str | None = None
@@ -163,9 +164,9 @@ class SERACEditor(MemoryEditor):
     def answerer(self, tok: Any) -> AnswererOf:
         (options, _, encoder_tok), form = self._classifier, Form(ModelKind.DECODER)
 
-        def make(model: nn.Module, memory: EditMemory) -> Answerer:
+        def make(model: nn.Module, memory: EditStore) -> Answerer:
             encoder, decoder, decoder_tok = self._beside(model)
-            classifier = scope_of(options, encoder, encoder_tok, form)
+            classifier = options.scope_classifier(encoder, encoder_tok, form)
             answering, own_tok = (model, tok) if decoder is None else (decoder, decoder_tok)
             return SeracAnswerer(memory.to(input_device(model)), classifier, options.threshold, answering, tok, own_tok, form,
                                  text_config(model).vocab_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -13,9 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from common.errors import UserError
 from editors.core.modules import input_device
 from editors.learned.classifier import BertClassifier
-
-if TYPE_CHECKING:
-    from .serac import SERACOptions
+from .serac_options import SERACOptions
 
 
 def load_classifier(options: SERACOptions, trained: bool = False, **loading) -> tuple[nn.Module, Any]:

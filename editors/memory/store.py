@@ -31,7 +31,7 @@ class Entry:
     label: str
 
 
-class EditMemory:
+class EditStore:
     """Edits in the order of their first writing.
 
     The rule for duplicates and conflicts: two edits whose inputs are equal, whatever their case and spacing, are about the same
@@ -63,9 +63,9 @@ class EditMemory:
                                                                 ", it has never had any"))
         return self._entries[id]
 
-    def copy(self) -> EditMemory:
+    def copy(self) -> EditStore:
         """Another memory with the same edits, ids and vectors."""
-        other = EditMemory(self, self.next_id, self.labelled)
+        other = EditStore(self, self.next_id, self.labelled)
         other._rows, other._vectors, other._vectors_of = dict(self._rows), self._vectors, self._vectors_of
         return other
 
@@ -152,7 +152,7 @@ class EditMemory:
         write_tensors(path, tensors, {"header": json.dumps(header)})
 
     @staticmethod
-    def load(path: Path) -> tuple[EditMemory, dict[str, Any]]:
+    def load(path: Path) -> tuple[EditStore, dict[str, Any]]:
         """(what `save` wrote, its `about`). Raises UserError for a file that is missing, damaged, foreign or of another
         version."""
         if not path.is_file():
@@ -173,7 +173,7 @@ class EditMemory:
         texts, vectors = tensors["edits"].numpy().tobytes(), tensors.get("vectors")
         if hashlib.sha256(texts).hexdigest() != header["sha256"]:
             raise UserError(f"{path}: damaged, its edits are not those that were written: use a copy")
-        memory = EditMemory((Entry(*entry) for entry in json.loads(texts)), header["next_id"], header["labelled"])
+        memory = EditStore((Entry(*entry) for entry in json.loads(texts)), header["next_id"], header["labelled"])
         if vectors is not None and "vectors_sha256" in header:  # without, they are computed again
             if _checksum(vectors, header.get("vectors_of")) != header["vectors_sha256"]:
                 raise UserError(f"{path}: damaged, its vectors are not those that were written: use a copy")
@@ -181,7 +181,7 @@ class EditMemory:
             memory._rows = {entry.id: i for i, entry in enumerate(memory)}
         return memory, header["about"]
 
-    def to(self, device: torch.device) -> EditMemory:
+    def to(self, device: torch.device) -> EditStore:
         """This memory, with its vectors on that device."""
         if self._vectors is not None:
             self._vectors = self._vectors.to(device)

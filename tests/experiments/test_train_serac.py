@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 from common.errors import UserError
-from editors.memory import serac_parts
+from editors.memory import parts
 from experiments import memory, scope, train
 from experiments.training.setup import prepare
 from tests.editors.learned.conftest import LEARNED
@@ -116,7 +116,7 @@ def test_scope_program_and_figure(folders, tmp_path, capsys):
     assert recalls == sorted(recalls, reverse=True) and recalls[-1] == 0 == content["sweep"][-1]["false_positives"]
     saved = AutoConfig.from_pretrained(tmp_path / "system" / "scope").serac
     assert saved["threshold"] == content["calibrated"]["threshold"] and saved["model_kind"] == "t5"
-    assert serac_parts.check_pair(str(tmp_path / "system" / "scope"), str(tmp_path / "system" / "counterfactual"))["run"]
+    assert parts.check_pair(str(tmp_path / "system" / "scope"), str(tmp_path / "system" / "counterfactual"))["run"]
     best = load_file(tmp_path / "run" / "best.safetensors")
     exported = AutoModel.from_pretrained(tmp_path / "system" / "scope").state_dict()
     assert torch.equal(exported["embeddings.word_embeddings.weight"], best["net/classifier.embeddings.word_embeddings.weight"])

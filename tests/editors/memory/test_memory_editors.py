@@ -9,11 +9,11 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import editors
+from editors.memory.parts import save_parts
 from editors.memory.routed import RoutedEdit
 from editors.memory.routing import is_routed
 from editors.memory.serac import SERAC
-from editors.memory.serac_parts import save_parts
-from editors.memory.store import EditMemory
+from editors.memory.store import EditStore
 from tests.editors.learned.conftest import LEARNED
 from tests.editors.test_contract import REQUESTS
 
@@ -136,7 +136,7 @@ def test_lookup_answers_its_own_prompt(tiny_gpt2, tmp_path):
 
 
 def test_a_memory_without_an_editor(tmp_path):
-    memory = EditMemory()
+    memory = EditStore()
     memory.add("a", "b")
     memory.save(tmp_path / "m.safetensors")
     with pytest.raises(editors.EditingError, match="no editor wrote"):

@@ -13,9 +13,10 @@ from editors.learned.episode import Collator
 from editors.learned.kinds import ModelKind
 from editors.learned.losses import wide
 from editors.learned.trainer import TrainConfig
-from editors.memory.scope import encode
 from editors.memory.serac import SERAC
-from editors.memory.supervision import SupervisedTrainer, with_texts
+from editors.memory.supervision import SupervisedTrainer
+from editors.memory.texts import with_texts
+from editors.memory.tokens import encode
 from tests.editors.learned.conftest import arrays, batch, LEARNED, learned_model
 
 

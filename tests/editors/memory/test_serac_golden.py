@@ -12,9 +12,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from editors.learned.kinds import ModelKind
 from editors.learned.trainer import TrainConfig
+from editors.memory.form import Form
 from editors.memory.scope import log_similarity, nearest
 from editors.memory.serac import SERAC
-from editors.memory.serac_text import Form
 from editors.memory.store import Entry
 from editors.memory.supervision import SupervisedTrainer
 from tests.conftest import relative

@@ -12,11 +12,10 @@ from common.errors import UserError
 from editors.core.modules import input_device
 from editors.core.prompts import pad_batch, pad_id
 from editors.learned.kinds import ModelKind
-from .answers import without_end
 from .routed import RoutedEdit
-from .scope import encode, window
 from .serac import SERAC
-from .store import EditMemory, Entry
+from .store import EditStore, Entry
+from .tokens import encode, window, without_end
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Answer:
     """Whether the query is in its scope."""
 
 
-def with_memory(alg: SERAC, memory: EditMemory) -> SERAC:
+def with_memory(alg: SERAC, memory: EditStore) -> SERAC:
     """A copy of a trained SERAC that goes by this memory. Raises UserError for edits that are not of its kind, or none."""
     if not len(memory):
         raise UserError("the memory is empty: there is no edit that a query could fall under")

@@ -16,10 +16,11 @@ from common.errors import UserError
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from editors.core.modules import input_device
 from editors.core.prompts import encode_target, pad_batch, pad_id
+from .form import Form
 from .routing import unrouted
-from .scope import TOKENS, Scope, encode, nearest, window
-from .serac_text import Form
-from .store import EditMemory, Entry
+from .scope import nearest, ScopeClassifier
+from .store import EditStore, Entry
+from .tokens import encode, first_piece, TOKENS, window, without_end
 
 LOGITS = 2**26
 """Numbers in the logits of rows that run together."""
@@ -31,7 +32,7 @@ class MemoryAnswerer(ABC):
     measure: str
     """What `find` tells."""
 
-    def __init__(self, memory: EditMemory, tok: Any):
+    def __init__(self, memory: EditStore, tok: Any):
         self.memory, self.tok = memory, tok
 
     def text(self, ids: Sequence[int]) -> str:
@@ -58,7 +59,7 @@ class SeracAnswerer(MemoryAnswerer):
 
     measure = "probability of scope"
 
-    def __init__(self, memory: EditMemory, scope: Scope, threshold: float, decoder: nn.Module, tok: Any, decoder_tok: Any,
+    def __init__(self, memory: EditStore, scope: ScopeClassifier, threshold: float, decoder: nn.Module, tok: Any, decoder_tok: Any,
                  form: Form, vocabulary: int):
         """tok, decoder_tok: of the edited model and of the counterfactual decoder, which may be the model itself. vocabulary:
         how many logits the edited model has."""
@@ -142,7 +143,7 @@ class LookupAnswerer(MemoryAnswerer):
 
     measure = "distance"
 
-    def __init__(self, memory: EditMemory, threshold: float, onehot_logit: float, model: nn.Module, tok: Any):
+    def __init__(self, memory: EditStore, threshold: float, onehot_logit: float, model: nn.Module, tok: Any):
         super().__init__(memory.copy(), tok)
         self.threshold, self.onehot_logit, self.model = threshold, onehot_logit, model
         # What ends the label goes on for ever.
@@ -181,16 +182,3 @@ class LookupAnswerer(MemoryAnswerer):
                 said = len(more) - back
                 new[row, last - 1 - back, self._labels[edit][min(said, len(self._labels[edit]) - 1)]] = self.onehot_logit
         return new
-
-
-def without_end(tok: Any, row: Sequence[int]) -> list[int]:
-    """The tokens without the end of text that some tokenizers put behind a text."""
-    return list(row[:-1] if len(row) > 1 and row[-1] == tok.eos_token_id else row)
-
-
-def first_piece(tok: Any, text: str) -> int:
-    """The token that `text` begins with where it continues another one."""
-    try:
-        return encode_target(tok, text)[0]
-    except UserError:
-        return pad_id(tok)
