@@ -46,7 +46,7 @@ def nearest(
     """(log p of the nearest edit, which one it is): `log_similarity(...).max(1)`, in matrix products of blocks of edits."""
     q = _by_head(queries, heads, bound)
     best = torch.full((len(q), heads), float("inf"), device=q.device)
-    found = torch.zeros((len(q), heads), dtype=torch.long, device=q.device)
+    places_by_head = torch.zeros((len(q), heads), dtype=torch.long, device=q.device)
     for start in range(0, len(edits), BLOCK):
         block = _by_head(edits[start:start + BLOCK], heads, bound)
         for head in range(heads):
@@ -56,12 +56,12 @@ def nearest(
             values, places = (-dots / lengths if cos else lengths.square() - 2 * dots).min(-1)
             closer = values < best[:, head]
             best[:, head] = torch.where(closer, values, best[:, head])
-            found[:, head] = torch.where(closer, places + start, found[:, head])
+            places_by_head[:, head] = torch.where(closer, places + start, places_by_head[:, head])
     # Again, without the cancellation of the shorter formula.
-    chosen = _by_head(edits[found.flatten()], heads, bound).view(len(q), heads, heads, -1)
-    own = chosen[:, torch.arange(heads), torch.arange(heads)]
-    distance, head = _distance(q, own, square, cos).min(-1)
-    return -distance, found.gather(1, head[:, None])[:, 0]
+    chosen = _by_head(edits[places_by_head.flatten()], heads, bound).view(len(q), heads, heads, -1)
+    edits_by_head = chosen[:, torch.arange(heads), torch.arange(heads)]
+    distance, head = _distance(q, edits_by_head, square, cos).min(-1)
+    return -distance, places_by_head.gather(1, head[:, None])[:, 0]
 
 
 def _by_head(x: Tensor, heads: int, bound: bool) -> Float[Tensor, "rows heads part"]:
@@ -101,6 +101,7 @@ class ScopeClassifier(ABC):
         """Whatever `best` needs of a memory and can know beforehand."""
 
     def contexts(self, entries: Sequence[Entry]) -> list[str]:
+        """What the classifier reads of each edit."""
         return [self.form.context(entry, self.tok.sep_token) for entry in entries]
 
     @property

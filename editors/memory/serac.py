@@ -16,8 +16,8 @@ from common.errors import UserError
 from editors.core.prompts import pad_batch, pad_id
 from editors.learned.editable import Editable, forward
 from editors.learned.episode import Batch
-from editors.learned.kinds import model_kind, ModelKind
 from editors.learned.losses import first_scored, IGNORED, wide
+from editors.learned.model_kind import model_kind, ModelKind
 from .form import Form
 from .networks import load_classifier, load_like
 from .serac_options import SERACOptions
@@ -58,10 +58,10 @@ class SERAC(Editable):
         self.kind, self.tok, self.overrides = model_kind(model), tok, {}
         if (counterfactual is None) != self.options.freeze_cntr:
             raise UserError("SERAC needs a counterfactual model, or freeze_cntr" if counterfactual is None else
-                               "freeze_cntr: the model itself answers, so there is no counterfactual model")
+                            "freeze_cntr: the model itself answers, so there is no counterfactual model")
         if counterfactual is not None and model_kind(counterfactual) is not self.kind:
             raise UserError(f"the counterfactual model is a {model_kind(counterfactual).value} model, the edited one a "
-                               f"{self.kind.value} model; both must be of one kind")
+                            f"{self.kind.value} model; both must be of one kind")
         self.form = Form(self.kind)
         self.scope = self.options.scope_classifier(classifier, classifier_tok, self.form)
         self.net = nn.Module()
@@ -169,6 +169,7 @@ class SERAC(Editable):
         return Route(score, edit, score > self.options.threshold)
 
     def log_similarities(self, queries: Sequence[str]) -> Float[Tensor, "queries edits"]:
+        """log p of each query under each edit of the memory."""
         return self.scope.log_similarities(queries, list(self.memory))
 
     def _mixture(self, base: Tensor, batch: Batch, queries: Sequence[str]) -> Tensor:
@@ -198,8 +199,8 @@ class SERAC(Editable):
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         if self.kind.is_seq2seq:
             # The target as the counterfactual model's own kind reads it, whatever the edited model was given (see Collator).
-            own = ("labels", "decoder_input_ids", "decoder_attention_mask") if self.kind is ModelKind.BART else ("labels",)
-            inputs |= {name: batch[name] for name in own if name in batch}
+            decoder_inputs = ("decoder_input_ids", "decoder_attention_mask") if self.kind is ModelKind.BART else ()
+            inputs |= {name: batch[name] for name in ("labels", *decoder_inputs) if name in batch}
         return wide(forward(model, {}, inputs))
 
     def _targets(self, batch: Batch) -> list[list[int]]:

@@ -45,11 +45,11 @@ class SERACOptions(Options):
     other_edits_negative: bool = False
     """Inputs in the scope of one edit are negatives of the batch's others, too. Not published."""
     nearest_negatives: bool = False
-    """Negatives are each input's nearest edit alone, which is what routing goes by: of unrelated inputs any, of others the nearest
-    that is not their own. Not published."""
+    """Negatives are each input's nearest edit alone, which is what routing goes by: of unrelated inputs any, of others the
+    nearest that is not their own. Not published."""
     pairs: int | None = None
-    """With `cross_attend`, in training: so many edits of the batch that each input is read with, its own among them; None: all. With
-    batches of n edits that is `pairs` readings an input instead of n. Not published."""
+    """With `cross_attend`, in training: so many edits of the batch that each input is read with, its own among them; None: all.
+    With batches of n edits that is `pairs` readings an input instead of n. Not published."""
     freeze_cntr: bool = False
     """The model itself answers in scope, with the edit in its prompt; no counterfactual model is trained."""
     soft_weighting: bool = False
@@ -68,10 +68,13 @@ class SERACOptions(Options):
             raise UserError("nearest_negatives goes with neither use_all_negatives nor other_edits_negative")
         usable = self.cross_attend and self.supervised and not self.use_all_negatives and not self.other_edits_negative
         if self.pairs is not None and (self.pairs < 2 or not usable):
-            raise UserError("pairs: at least 2, with cross_attend and supervised, without use_all_negatives and other_edits_negative")
+            raise UserError("pairs: at least 2, with cross_attend and supervised, without use_all_negatives and "
+                            "other_edits_negative")
 
     def scope_classifier(self, encoder: nn.Module, tok: Any, form: Form) -> ScopeClassifier:
         """The scope classifier that these options describe."""
         if self.cross_attend:
             return CrossScopeClassifier(encoder, tok, form)
-        return EmbeddingScopeClassifier(encoder, tok, form, self.dist_heads, self.square, self.cos, self.bound_embeds, self.pooling)
+        return EmbeddingScopeClassifier(
+            encoder, tok, form, self.dist_heads, self.square, self.cos, self.bound_embeds, self.pooling
+        )

@@ -60,7 +60,7 @@ class EditStore:
         """Raises UserError for an id that no edit has."""
         if id not in self._entries:
             raise UserError(f"the memory has no edit {id}" + (f"; its ids go up to {self.next_id - 1}" if self.next_id else
-                                                                ", it has never had any"))
+                            ", it has never had any"))
         return self._entries[id]
 
     def copy(self) -> EditStore:
@@ -89,15 +89,16 @@ class EditStore:
 
     def update(self, id: int, input: str | None = None, label: str | None = None) -> Entry:
         """Changes what is given. Raises UserError if there is no such edit, or another one has the new input."""
-        old = self[id]
-        new = Entry(id, *self._checked(old.input if input is None else input, old.label if label is None else label))
-        other = self._id_of.get(_key(new.input), id)
-        if other != id:
-            raise UserError(f"edit {other} has the input {new.input[:60]!r} already: update or remove that one")
-        if new != old:
-            del self._id_of[_key(old.input)]
-            self._put(new)
-        return new
+        previous = self[id]
+        input, label = previous.input if input is None else input, previous.label if label is None else label
+        entry = Entry(id, *self._checked(input, label))
+        owner = self._id_of.get(_key(entry.input), id)
+        if owner != id:
+            raise UserError(f"edit {owner} has the input {entry.input[:60]!r} already: update or remove that one")
+        if entry != previous:
+            del self._id_of[_key(previous.input)]
+            self._put(entry)
+        return entry
 
     def _checked(self, input: str, label: str) -> tuple[str, str]:
         if not input.strip():
@@ -122,9 +123,9 @@ class EditStore:
             self._rows, self._vectors, self._vectors_of = {}, None, whose
         missing = [entry for entry in self if entry.id not in self._rows]
         if missing:
-            new = embed(missing)
+            computed = embed(missing)
             start = 0 if self._vectors is None else len(self._vectors)
-            self._vectors = new if self._vectors is None else torch.cat([self._vectors, new])
+            self._vectors = computed if self._vectors is None else torch.cat([self._vectors, computed])
             self._rows |= {entry.id: start + i for i, entry in enumerate(missing)}
         if len(self._vectors) != len(self) or missing:
             order = [self._rows[entry.id] for entry in self]

@@ -31,8 +31,8 @@ class SupervisedTrainer(Trainer):
             stats, loss = self._supervised(episode)
         if training:
             self.safe_backward(loss)
-        found = {name: value.item() for name, value in stats.items()}
-        return found if training else super().step(episode, False) | found
+        values = {name: value.item() for name, value in stats.items()}
+        return values if training else super().step(episode, False) | values
 
     def _supervised(self, episode: Episode) -> tuple[dict[str, Tensor], Tensor]:
         edited, _ = self.alg.edit(episode.edit_inner)
@@ -84,8 +84,8 @@ class SupervisedTrainer(Trainer):
         return "loss/total_supervised_val" if self.alg.options.supervised and usual == "loss/total_edit_val" else usual
 
 
-def _similar(sims: Tensor, of: str) -> dict[str, Tensor]:
+def _similar(sims: Tensor, kind: str) -> dict[str, Tensor]:
     """What the nearest edit's probability is like, over a batch."""
     nearest = sims.max(1).values.exp()
-    return {f"sims/mean_{of}": nearest.mean(), f"sims/pos_{of}": (nearest >= 0.5).float().mean(),
-            f"sims/neg_{of}": (nearest < 0.5).float().mean()}
+    return {f"sims/mean_{kind}": nearest.mean(), f"sims/pos_{kind}": (nearest >= 0.5).float().mean(),
+            f"sims/neg_{kind}": (nearest < 0.5).float().mean()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from editors.learned.episode import Batch, Episode
+from editors.learned.episode import Batch, Episode, Example
 
 
 class Texts(dict):
@@ -26,11 +26,11 @@ def with_texts(episode: Episode) -> Episode:
     if items is None or items[0].drop is not None or any(e.scored is not None for e in (*examples, *(i.edit for i in items))):
         return episode
 
-    def texts(batch: Batch | None, of) -> Batch | None:
+    def texts(batch: Batch | None, sources: Sequence[Example]) -> Batch | None:
         if batch is None:
             return None
-        of = of[: len(batch["input_ids"])]
-        return Texts(batch, [e.input for e in of], [e.target or "" for e in of])
+        sources = sources[: len(batch["input_ids"])]
+        return Texts(batch, [e.input for e in sources], [e.target or "" for e in sources])
 
     return replace(episode, edit_inner=texts(episode.edit_inner, [item.edit for item in items]),
                    edit_outer=texts(episode.edit_outer, examples), loc=texts(episode.loc, list(local)))

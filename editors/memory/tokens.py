@@ -16,6 +16,7 @@ from editors.core.prompts import encode_target, pad_id
 TOKENS = 16384
 """Tokens, padding included, that go through an encoder together."""
 
+
 def window(model: nn.Module, tok: Any) -> int:
     """Tokens that an encoder can read."""
     limits = [longest_context(model), getattr(tok, "model_max_length", None)]
@@ -38,7 +39,8 @@ def encode(
         rows[i] = _cut(tok, fixed[i], texts[i], rows[i], limits[i])
     if cut:
         room = f"the {longest} tokens that can be read" if isinstance(longest, int) else "there is room for"
-        warnings.warn(f"{len(cut)} of {len(texts)} inputs are longer than {room}, and are read without their beginning", stacklevel=2)
+        warnings.warn(f"{len(cut)} of {len(texts)} inputs are longer than {room}, and are read without their beginning",
+                      stacklevel=2)
     return rows
 
 
@@ -47,7 +49,7 @@ def _cut(tok: Any, fixed: str, text: str, row: list[int], longest: int) -> list[
     while len(row) > longest:
         if not text:
             raise UserError(f"the edit {fixed[:60]!r} alone takes {len(row)} tokens, more than the {longest} that can be read: "
-                               "shorten it")
+                            "shorten it")
         starts = _starts(tok, text)
         over = min(len(row) - longest, len(starts))
         text = text[starts[over]:].lstrip() if over < len(starts) else ""
@@ -58,7 +60,8 @@ def _cut(tok: Any, fixed: str, text: str, row: list[int], longest: int) -> list[
 def _starts(tok: Any, text: str) -> list[int]:
     """Where the text goes on when so many tokens are dropped; a tokenizer that tells no places loses whole words."""
     if tok.is_fast:
-        return [start for start, _ in tok(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False).offset_mapping]
+        encoding = tok(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
+        return [start for start, _ in encoding.offset_mapping]
     words = list(re.finditer(r"\S+", text))
     ends = [word.start() for word in words[1:]] + [len(text)]
     counts = [len(tok(word[0], add_special_tokens=False).input_ids) for word in words]

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 import editors
 from editors.core.prompts import pad_batch
-from editors.learned.kinds import ModelKind
+from editors.learned.model_kind import ModelKind
 from editors.memory.answerers import LookupAnswerer, SeracAnswerer
 from editors.memory.form import Form
 from editors.memory.routed import RoutedEdit
@@ -317,14 +317,16 @@ def test_tuples_are_given_where_they_are_asked_for(parts):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"prefill_chunk_size": 4}, "prefill_chunk_size.*leave it out"), ({"cache_implementation": "static"}, "rows and positions only"),
+    ({"prefill_chunk_size": 4}, "prefill_chunk_size.*leave it out"),
+    ({"cache_implementation": "static"}, "rows and positions only"),
 ])
 def test_prompts_that_are_not_read_whole(parts, options, message):
     model, tok, _, _ = parts
     edit, scope = edit_of(parts)
     batch = pad_batch([prompt_ids(tok, prompt) for prompt in PROMPTS], 0, side="left")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with edit.applied(model), pytest.raises(editors.EditingError, match=message) as error:
-        model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=3, pad_token_id=0, **options)
+        model.generate(**inputs, max_new_tokens=3, pad_token_id=0, **options)
     assert "\n" not in str(error.value) and scope.asked == []
 
 
@@ -335,7 +337,8 @@ def test_generation_up_to_the_last_position(parts):
     prompt = prompt_ids(tok, "The ferry was late. " * 8 + INSIDE[0])
     room = model.config.n_positions - len(prompt)
     with edit.applied(model), pytest.warns(UserWarning, match="without their beginning"):
-        ids = model.generate(torch.tensor([prompt]), max_new_tokens=room, do_sample=False, pad_token_id=0, eos_token_id=None)[0].tolist()
+        rows = model.generate(torch.tensor([prompt]), max_new_tokens=room, do_sample=False, pad_token_id=0, eos_token_id=None)
+    ids = rows[0].tolist()
     assert len(ids) == model.config.n_positions
     answerer = edit._answerer(model, edit.memory)
     with pytest.warns(UserWarning, match="without their beginning"):
