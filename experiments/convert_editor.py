@@ -1,4 +1,4 @@
-"""``python -m experiments.convert_editor``: published networks of MEND and KE, which are pickled, as a trained editor of this program.
+"""``python -m experiments.convert_editor``: published networks of MEND and KE, which are pickled, as a trained editor.
 
     python -m experiments.convert_editor mend-10tok-gpt2-xl.pt --alg MEND --model_name gpt2-xl --out default
     python -m experiments.evaluate --alg_name MEND --model_name gpt2-xl
@@ -27,13 +27,13 @@ from experiments.train import CONFIGS, default_export
 from experiments.training.models import inner_params_of, KINDS, load_editable
 
 
-def main(file: str, alg: str, model_name: str, out: str = "default", option: Sequence[str] = (), inner_params: Sequence[str] = (),
-         experiment: str = "gen", data_dir: str | None = None) -> Path:
+def main(file: str, alg: str, model_name: str, out: str = "default", option: Sequence[str] = (),
+         inner_params: Sequence[str] = (), experiment: str = "gen", data_dir: str | None = None) -> Path:
     """Writes the checkpoint; returns its path. Raises UserError for a file, a model or options that don't fit."""
     kind = algorithm(alg)
     if out != "default" and Path(out).is_dir():
         raise UserError(f"--out {out}: is a folder; name a file")
-    asked = _options(option)
+    option_values = _options(option)
     tensors = read(Path(file))
     settings = {**_settings(model_name), "name": model_name}
     if inner_params:
@@ -47,7 +47,7 @@ def main(file: str, alg: str, model_name: str, out: str = "default", option: Seq
         options, state = kind.read_published(tensors, model.get_input_embeddings().weight.shape[0])
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    editor = kind.build(model, inner_params_of(settings, model), options | asked)
+    editor = kind.build(model, inner_params_of(settings, model), options | option_values)
     editor.load_state(state)
     target = default_export({"alg": alg.lower(), "data_dir": data_dir, "model": {"name": model_name}}, editor.kind)
     target = target if out == "default" else Path(out)
@@ -88,12 +88,12 @@ def _settings(model_name: str) -> dict[str, Any]:
     return {}
 
 
-def _options(given: Sequence[str]) -> dict[str, Any]:
-    wrong = [word for word in given if "=" not in word]
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    wrong = [word for word in words if "=" not in word]
     if wrong:
         raise UserError(f"--option {wrong[0]}: should be KEY=VALUE")
     try:
-        return {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in given)}
+        return {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words)}
     except yaml.YAMLError as error:
         raise UserError(f"--option: {' '.join(str(error).split())[:160]}") from None
 

@@ -39,13 +39,13 @@ def main(experiment: str, model: str, alg: str = "rep", words: Sequence[str] = (
     config = compose_config(experiment, model, alg, words)
     if config["model"]["name"] == "world":
         return _world(config)
-    lacking = []
+    missing = []
     for name in repositories(config):
         try:
             print(f"model {name}: {_fetched(name)}", flush=True)
         except UserError as error:
-            lacking.append(str(error))
-    return lacking + _data(config)
+            missing.append(str(error))
+    return missing + _data(config)
 
 
 def compose_config(experiment: str, model: str, alg: str, words: Sequence[str]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _fetched(name: str) -> str:
         raise UserError(f"model {name}: {' '.join(str(error).split())[:160]}") from None
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"model {name}: its repository has no weights in safetensors; take another model, or the folder of a "
-                           "converted copy (model.name=FOLDER, rep.cls_name=FOLDER)")
+                        "converted copy (model.name=FOLDER, rep.cls_name=FOLDER)")
     return str(folder)
 
 
@@ -90,14 +90,14 @@ def _data(config: Mapping[str, Any]) -> list[str]:
     from experiments.training.setup import recipe_of  # torch is slow to import, and --help needs none of it
 
     recipe = recipe_of(config, episodes.experiment_name(config["task"]))
-    lacking = []
+    missing = []
     for split in episodes.SPLITS:
         try:
             rows = episodes.load(config["task"], split, "files", options, config["seed"], config["data_dir"], recipe)
             print(f"data {config['task']}, {split}: {len(rows)} rows of {rows.about['source']}", flush=True)
         except UserError as error:
-            lacking.append(str(error))
-    return lacking
+            missing.append(str(error))
+    return missing
 
 
 def _world(config: Mapping[str, Any]) -> list[str]:
@@ -120,9 +120,9 @@ def command(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--alg", default="rep", help="of hparams/train/alg (default: %(default)s)")
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="of the configuration")
     args = parser.parse_intermixed_args(argv)
-    lacking = main(args.experiment, args.model, args.alg, args.words)
-    if lacking:
-        raise UserError(f"{len(lacking)} things are lacking: " + "; ".join(lacking))
+    missing = main(args.experiment, args.model, args.alg, args.words)
+    if missing:
+        raise UserError(f"{len(missing)} things are lacking: " + "; ".join(missing))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """``python -m experiments.memory create|list|add|remove|update|ask FILE``: the edits in a SERAC's memory; nothing is trained.
 
-    python -m experiments.memory create edits.memory --alg_name SERAC       # an edit of the built-in world's decoder, still empty
+    python -m experiments.memory create edits.memory --alg_name SERAC     # an edit of the built-in world's decoder, still empty
     python -m experiments.memory add edits.memory "Where was Ann Keller born?" "Paris"
     python -m experiments.memory add edits.memory --from edits.jsonl        # {"input", "label"} or requests, one a line
     python -m experiments.memory update edits.memory 0 --label Rome
@@ -9,9 +9,10 @@
     python -m experiments.memory ask edits.memory "The birthplace of Ann Keller is"
     python -m experiments.memory ask edits.memory --run outputs/<run> "In which city was Ann Keller born?"
 
-FILE is also what a SERAC edit's ``save`` writes, and, where an editor was named, what ``Edit.load`` reads. ``ask`` prints what is
-answered, which edit is the nearest, and how near. With ``--run`` a trained SERAC of any kind (experiments.train +alg=rep) answers, of
-questions, claims (``create --statements``), opinions or continuations; else the decoder that the memory was created for.
+FILE is also what a SERAC edit's ``save`` writes, and, where an editor was named, what ``Edit.load`` reads. ``ask`` prints what
+is answered, which edit is the nearest, and how near. With ``--run`` a trained SERAC of any kind (experiments.train +alg=rep)
+answers, of questions, claims (``create --statements``), opinions or continuations; else the decoder that the memory was created
+for.
 
 Two edits whose inputs are equal, whatever their case and spacing, are about the same thing: the newer one takes the older one's
 place and id. Ids are never given twice.
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import UserError
 from data.episodes.lines import numbered_lines
 from editors.core.prompts import fill, parse_requests
-from editors.memory.store import EditMemory
+from editors.memory.store import EditStore
 from experiments.run.cli import at_least_one, Parser, run_program
 from experiments.run.config import add_flags, FolderFlags, ModelFlags, RunConfig
 
@@ -42,11 +43,11 @@ def create(args: argparse.Namespace) -> None:
     if args.file.exists():
         raise UserError(f"{args.file}: is there already")
     if args.alg_name is None:
-        given = [f"--{name}" for name in ("hparams_fname", "model_name", "data_dir") if getattr(args, name) is not None]
-        given += [f"--{name}" for name in ("dtype", "device") if getattr(args, name) != "auto"]
-        if given:
-            raise UserError(f"{given[0]} has no effect without --alg_name")
-        EditMemory(labelled=not args.statements).save(args.file)
+        flags = [f"--{name}" for name in ("hparams_fname", "model_name", "data_dir") if getattr(args, name) is not None]
+        flags += [f"--{name}" for name in ("dtype", "device") if getattr(args, name) != "auto"]
+        if flags:
+            raise UserError(f"{flags[0]} has no effect without --alg_name")
+        EditStore(labelled=not args.statements).save(args.file)
     else:
         _new_edit(args).save(args.file)
     print(f"{args.file}: an empty memory" + (f" of {args.alg_name}" if args.alg_name else ""))
@@ -65,11 +66,11 @@ def _new_edit(args: argparse.Namespace) -> RoutedEdit:
                                    data_dir=args.data_dir))[1]
     if not isinstance(editor, MemoryEditor):
         raise UserError(f"--alg_name {args.alg_name}: keeps no memory of edits; SERAC and LU do")
-    return editor.of_memory(*load_model(args.model_name, args.dtype, args.device), EditMemory())
+    return editor.of_memory(*load_model(args.model_name, args.dtype, args.device), EditStore())
 
 
 def show(args: argparse.Namespace) -> None:
-    memory, about = EditMemory.load(args.file)
+    memory, about = EditStore.load(args.file)
     if args.json:
         for entry in memory:
             print(json.dumps({"id": entry.id, "input": entry.input, "label": entry.label}, ensure_ascii=False))
@@ -84,41 +85,41 @@ def show(args: argparse.Namespace) -> None:
 
 
 def add(args: argparse.Namespace) -> None:
-    memory, about = EditMemory.load(args.file)
+    memory, about = EditStore.load(args.file)
     if (args.input is None) == (args.source is None):
         raise UserError("give one edit (INPUT and LABEL), or a file of edits with --from")
-    before = {entry.id: entry for entry in memory}
+    entries_before = {entry.id: entry for entry in memory}
     ids = add_from(memory, args.source) if args.source else [memory.add(args.input, args.label or "")]
     memory.save(args.file, about)
-    new = sum(id not in before for id in set(ids))
-    changed = sum(id in before and before[id] != memory[id] for id in set(ids))
-    print(f"{args.file}: {new} edits added, {changed} replaced, {len(ids) - new - changed} there already; "
+    n_added = sum(id not in entries_before for id in set(ids))
+    n_replaced = sum(id in entries_before and entries_before[id] != memory[id] for id in set(ids))
+    print(f"{args.file}: {n_added} edits added, {n_replaced} replaced, {len(ids) - n_added - n_replaced} there already; "
           f"{len(memory)} in all" + (f"; id {ids[0]}" if len(ids) == 1 else ""))
 
 
 def remove(args: argparse.Namespace) -> None:
-    memory, about = EditMemory.load(args.file)
-    gone = [memory.remove(id) for id in args.ids]
+    memory, about = EditStore.load(args.file)
+    removed = [memory.remove(id) for id in args.ids]
     memory.save(args.file, about)
-    for entry in gone:
+    for entry in removed:
         print(f"removed {entry.id}: {entry.input}")
 
 
 def update(args: argparse.Namespace) -> None:
     if args.input is None and args.label is None:
         raise UserError("nothing to change: give --input, --label or both")
-    memory, about = EditMemory.load(args.file)
+    memory, about = EditStore.load(args.file)
     entry = memory.update(args.id, args.input, args.label)
     memory.save(args.file, about)
     print(f"{entry.id}: {entry.input}" + (f"  ->  {entry.label}" if entry.label else ""))
 
 
 def answer(args: argparse.Namespace) -> None:
-    memory, about = EditMemory.load(args.file)
+    memory, about = EditStore.load(args.file)
     if args.run_folder is None and "editor" not in about.get("info", {}):
         raise UserError(f"{args.file}: tells no editor that answers by it: name a trained SERAC with --run, or create it with "
-                           "--alg_name")
-    from editors.memory.asking import ask, ask_edit, with_memory
+                        "--alg_name")
+    from editors.memory.queries import ask, ask_edit, with_memory
 
     if args.run_folder is not None:
         from experiments.scope import load_run
@@ -127,7 +128,6 @@ def answer(args: argparse.Namespace) -> None:
             raise UserError("--model_name, --dtype: have no effect with --run, whose model answers")
         device = {} if args.device == "auto" else {"device": args.device}
         answers = ask(with_memory(load_run(args.run_folder, **device).trainer.alg, memory), args.queries, args.tokens)
-        measure = "probability of scope"
     else:
         from editors.edit import Edit
         from experiments.run.models import load_model
@@ -135,14 +135,13 @@ def answer(args: argparse.Namespace) -> None:
         edit = Edit.load(args.file)
         model, tok = load_model(args.model_name or edit.info["tokenizer"]["name"], args.dtype, args.device)
         answers = ask_edit(edit, model, tok, args.queries, args.tokens)
-        measure = "distance" if edit.info["editor"] == "LU" else "probability of scope"
-    for query, found in zip(args.queries, answers):
-        by = f"edit {found.edit.id}" if found.inside else f"the model; nearest is edit {found.edit.id}"
-        print(f"{query}  ->  {found.text}\n    by {by} ({measure} {found.value:.3f}): {found.edit.input}"
-              + (f"  ->  {found.edit.label}" if found.edit.label else ""))
+    for query, reply in zip(args.queries, answers):
+        by = f"edit {reply.edit.id}" if reply.inside else f"the model; nearest is edit {reply.edit.id}"
+        print(f"{query}  ->  {reply.text}\n    by {by} ({reply.measure} {reply.value:.3f}): {reply.edit.input}"
+              + (f"  ->  {reply.edit.label}" if reply.edit.label else ""))
 
 
-def add_from(memory: EditMemory, path: Path) -> list[int]:
+def add_from(memory: EditStore, path: Path) -> list[int]:
     """Writes the edits of a file; returns their ids. Each line is {"input", "label"}, or a request as editors take it.
 
     Raises UserError naming the line.

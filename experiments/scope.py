@@ -25,9 +25,9 @@ from tqdm import tqdm
 from common.errors import UserError
 from data.files import read_json
 from editors.learned.algorithms import algorithm
+from editors.memory.parts import check_place, save_parts
 from editors.memory.serac import SERAC
-from editors.memory.serac_parts import check_place, save_parts
-from editors.memory.supervision import with_texts
+from editors.memory.texts import with_texts
 from experiments.results import run_folder
 from experiments.run.cli import at_least_one, Parser, run_program
 from experiments.train import CONFIG, CONFIGS
@@ -77,9 +77,9 @@ class Scores:
 def scores(alg: SERAC, source: Episodes, edits: int) -> Scores:
     """Over the first episodes that hold so many edits."""
     alg.eval()
-    inside, right, outside, seen, number = [], [], [], 0, 0
+    inside, right, outside, edits_seen, number = [], [], [], 0, 0
     bar = tqdm(desc="scope", unit="edit", leave=False, disable=None)
-    while number < len(source) and seen < edits:
+    while number < len(source) and edits_seen < edits:
         episode = with_texts(source.episode(number))
         edited, _ = alg.edit(episode.edit_inner)
         if episode.edit_outer is not None:
@@ -89,7 +89,7 @@ def scores(alg: SERAC, source: Episodes, edits: int) -> Scores:
             right += [place == owner for place, owner in zip(route.edit.tolist(), owners)]
         outside += edited.route(edited.queries(episode.loc)).score.tolist()
         edited_now = len(episode.edit_inner["input_ids"])
-        seen, number = seen + edited_now, number + 1
+        edits_seen, number = edits_seen + edited_now, number + 1
         bar.update(edited_now)
     bar.close()
     if not inside or not outside:
@@ -98,29 +98,28 @@ def scores(alg: SERAC, source: Episodes, edits: int) -> Scores:
 
 
 def load_run(run: Path, edits: int = 1, most: int = 1000, **changed: Any) -> Setup:
-    """A trained SERAC with the data of its run, in batches of `edits`; of the validation split the first `most` edits. changed: keys of
-    the configuration that are others now.
+    """A trained SERAC with the data of its run, in batches of `edits`; of the validation split the first `most` edits.
 
-    Raises UserError for another folder.
+    changed: keys of the configuration with their new values. Raises UserError for another folder.
     """
     from experiments.training.setup import prepare
 
     if not (run / CONFIG).is_file():
         raise UserError(f"{run}: not the folder of a run of experiments.train (no {CONFIG})")
     config = read_json(run / CONFIG)
-    lacking = [key for key in ("alg", "task", "model", "data") if not isinstance(config, dict) or key not in config]
-    if lacking:
-        raise UserError(f"{run / CONFIG}: not the configuration of a run, there is no {lacking[0]}")
-    usual = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
-    usual = {key: value for key, value in usual.items() if key not in ("hydra", "defaults")}
-    flat = [key for key, value in usual.items() if isinstance(value, dict) and not isinstance(config.get(key, {}), dict)]
-    if flat:
-        raise UserError(f"{run / CONFIG}: not the configuration of a run, {flat[0]} is {config[flat[0]]!r} and no object")
-    config = OmegaConf.to_container(OmegaConf.merge(usual, config))  # keys that an older run did not know
+    missing = [key for key in ("alg", "task", "model", "data") if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise UserError(f"{run / CONFIG}: not the configuration of a run, there is no {missing[0]}")
+    defaults = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
+    defaults = {key: value for key, value in defaults.items() if key not in ("hydra", "defaults")}
+    for key, value in defaults.items():
+        if isinstance(value, dict) and not isinstance(config.get(key, {}), dict):
+            raise UserError(f"{run / CONFIG}: not the configuration of a run, {key} is {config[key]!r} and no object")
+    config = OmegaConf.to_container(OmegaConf.merge(defaults, config))  # keys that an older run did not know
     if algorithm(str(config["alg"])) is not SERAC:
         raise UserError(f"{run}: a run of {config['alg']}; only SERAC has a scope classifier and a memory")
-    return prepare({**config, "archive": str(run), "eval_only": True, "silent": True, "val_batch_size": edits, "val_steps": most,
-                    "export": None, "eval": {**config["eval"], "split": "test"}, **changed}, run)
+    return prepare({**config, "archive": str(run), "eval_only": True, "silent": True, "val_batch_size": edits,
+                    "val_steps": most, "export": None, "eval": {**config["eval"], "split": "test"}, **changed}, run)
 
 
 def main(

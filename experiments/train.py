@@ -36,7 +36,7 @@ from experiments.results import run_folder
 from experiments.run.cli import run_program
 
 if TYPE_CHECKING:
-    from editors.learned.kinds import ModelKind
+    from editors.learned.model_kind import ModelKind
     from editors.learned.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hparams" / "train"
@@ -100,8 +100,8 @@ def table(stats: Mapping[str, float], suffix: str) -> str:
     """The most telling numbers, a line each."""
     names = ("edit_success", "drawdown_acc", "drawdown_retain", "drawdown_perplexity")
     shown = {name: stats[name] for name in names if name in stats}
-    shown |= {name: stats[f"{name}{suffix}"] for name in ("edit/acc_flip", "edit/acc_hard", "kl/edit", "acc/pre", "acc/post", "time/edit")
-              if f"{name}{suffix}" in stats}
+    names = ("edit/acc_flip", "edit/acc_hard", "kl/edit", "acc/pre", "acc/post", "time/edit")
+    shown |= {name: stats[name + suffix] for name in names if name + suffix in stats}
     return "\n".join(f"{name:22s} {value:.4f}" for name, value in shown.items() if math.isfinite(value))
 
 
@@ -111,21 +111,21 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         key = str(error).split(":")[-1].strip().splitlines()[0]
         group = "alg" if key == "alg" else "experiment"
-        there = ", ".join(sorted(p.stem for p in (CONFIGS / group).glob("*.yaml")))
-        raise UserError(f"choose +{group}=NAME (there is {there})") from None
+        choices = ", ".join(sorted(p.stem for p in (CONFIGS / group).glob("*.yaml")))
+        raise UserError(f"choose +{group}=NAME (there is {choices})") from None
 
 
 def _check_keys(config: Mapping[str, Any]) -> None:
     """Raises UserError for keys that neither config.yaml nor the algorithm's file has, which nothing would read."""
     alg = config["alg"]
-    own = CONFIGS / "alg" / f"{ALIASES.get(alg, alg)}.yaml"
-    known = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
-    known |= OmegaConf.to_container(OmegaConf.load(own)) if own.is_file() else {}
-    known["model"] = dict.fromkeys(key for path in (CONFIGS / "model").glob("*.yaml") for key in OmegaConf.load(path))
-    unknown = [key for key in config if key not in known]
-    unknown += [f"{part}.{key}" for part in ("eval", "legacy", "model") for key in config[part] if key not in known[part]]
+    file = CONFIGS / "alg" / f"{ALIASES.get(alg, alg)}.yaml"
+    keys = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
+    keys |= OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    keys["model"] = dict.fromkeys(key for path in (CONFIGS / "model").glob("*.yaml") for key in OmegaConf.load(path))
+    unknown = [key for key in config if key not in keys]
+    unknown += [f"{part}.{key}" for part in ("eval", "legacy", "model") for key in config[part] if key not in keys[part]]
     if unknown:
-        dotted = [*known, *(f"{part}.{key}" for part in ("eval", "legacy", "model") for key in known[part])]
+        dotted = [*keys, *(f"{part}.{key}" for part in ("eval", "legacy", "model") for key in keys[part])]
         near = difflib.get_close_matches(unknown[0], dotted, n=1, cutoff=0.7)
         raise UserError(f"{unknown[0]}: no key of a training with alg={alg}; " + (
             f"did you mean {near[0]}?" if near else "a preset or option of another algorithm has no effect"))
@@ -143,7 +143,8 @@ def default_export(config: Mapping[str, Any], kind: ModelKind) -> Path:
     from editors.learned.algorithms import algorithm
     from editors.learned.weight_editors import checkpoint_name
 
-    return data_folder(config["data_dir"]) / "learned" / algorithm(config["alg"]).title / checkpoint_name(config["model"]["name"], kind)
+    folder = data_folder(config["data_dir"]) / "learned" / algorithm(config["alg"]).title
+    return folder / checkpoint_name(config["model"]["name"], kind)
 
 
 def _export(config: Mapping[str, Any], trainer: Trainer) -> None:
@@ -165,13 +166,13 @@ def _arguments(words: list[str]) -> list[str]:
 
 def check_finished(folder: Path, words: Sequence[str]) -> None:
     """Raises UserError unless the run in the folder was started with these words, in whatever order."""
-    def asked(given: Sequence[str]) -> set[str]:
-        return {word for word in _arguments(list(given)) if not word.startswith(("archive=", "hydra.run.dir="))}
+    def run_words(command_line: Sequence[str]) -> set[str]:
+        return {word for word in _arguments(list(command_line)) if not word.startswith(("archive=", "hydra.run.dir="))}
 
-    was, now = asked(read_json(folder / run_folder.RUN)["command"]), asked(words)
-    if was != now:
-        raise UserError(f"{folder}: a finished run with other words ({', '.join(sorted(was ^ now))}); "
-                           "choose another folder, or delete it")
+    first_words, words_now = run_words(read_json(folder / run_folder.RUN)["command"]), run_words(words)
+    if first_words != words_now:
+        raise UserError(f"{folder}: a finished run with other words ({', '.join(sorted(first_words ^ words_now))}); "
+                        "choose another folder, or delete it")
 
 
 def command() -> None:
@@ -183,13 +184,13 @@ def command() -> None:
     def main(cfg: DictConfig) -> float | None:
         settings = HydraConfig.get()
         try:
-            found = run(cfg, Path(settings.runtime.output_dir))
+            summary = run(cfg, Path(settings.runtime.output_dir))
         except (ValueError, OSError) as error:
             if settings.mode is RunMode.MULTIRUN:
                 raise
             failures.append(error)
             return None
-        return found.get("edit_success")
+        return summary.get("edit_success")
 
     try:
         main()

@@ -7,7 +7,6 @@ from functools import cache
 
 from common.errors import UserError
 from editors import registry
-
 from .editable import Editable
 from .finetune import FineTune
 
@@ -16,11 +15,12 @@ from .finetune import FineTune
 def algorithms() -> dict[str, type[Editable]]:
     """{name: algorithm}, by the names in configurations and checkpoints."""
     editors = map(registry.editor_class, registry.names())
-    return {cls.config_key(): cls for cls in (FineTune, *(editor.algorithm for editor in editors if hasattr(editor, "algorithm")))}
+    trainable = (editor.algorithm for editor in editors if hasattr(editor, "algorithm"))
+    return {cls.config_key(): cls for cls in (FineTune, *trainable)}
 
 
 def algorithm(name: str) -> type[Editable]:
-    """The algorithm of this name, its own or a published one, in any case. Raises UserError with the nearest if there is none."""
+    """The algorithm of this name, its own or a published one, in any case. Raises UserError with the nearest name if none."""
     by_name = {alias: cls for cls in algorithms().values() for alias in (cls.name, cls.config_key(), *cls.recipes)}
     if name.lower() not in by_name:
         near = difflib.get_close_matches(name.lower(), by_name, n=1)

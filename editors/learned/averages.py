@@ -12,14 +12,17 @@ from common.errors import UserError
 
 @dataclass
 class Averages:
-    """Means over episodes. `nll/x` is weighted by `n_tokens/x` and gives `perplexity/x` too, `edit/x` by the number of rows, or by
-    `n_rows/edit/x` where it is of some of them."""
+    """Means over episodes. `nll/x` is weighted by `n_tokens/x` and gives `perplexity/x` too, `edit/x` by the number of rows, or
+    by `n_rows/edit/x` where it is of some of them."""
 
     sums: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
     def add(self, stats: Mapping[str, float], rows: int = 1, episodes: int = 1) -> None:
-        """An episode, or the means of several and the numbers of their tokens; success was measured on so many inputs in all."""
+        """An episode, or the means of several and the numbers of their tokens.
+
+        rows: inputs on which success was measured, in all.
+        """
         for key, value in stats.items():
             weight = episodes
             if key.startswith("n_rows/"):
@@ -63,6 +66,7 @@ class EarlyStop:
         return is_best
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, JSON-ready."""
         return {
             "best": None if math.isinf(self.best) else self.best,
             "best_iteration": self.best_iteration,
@@ -70,6 +74,7 @@ class EarlyStop:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state` gave. Raises UserError for anything else."""
         if not {"best", "best_iteration", "stopped"} <= state.keys():
             raise UserError("the checkpoint tells nothing of early stopping")
         self.best = math.inf if state["best"] is None else state["best"]

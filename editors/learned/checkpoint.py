@@ -45,34 +45,37 @@ def load(path: Path, alg: Editable, any_model: bool = False) -> tuple[dict[str, 
     configuration, and names what differs.
     """
     header, tensors = read(path)
-    found, wanted = header["about"], json.loads(json.dumps(alg.about()))
-    for key, what in (
+    saved, current = header["about"], json.loads(json.dumps(alg.about()))
+    for key, words in (
         ("algorithm", "algorithm"),
         ("model_type", "kind of model"),
         ("inner_params", "choice of edited weights"),
         ("options", "configuration"),
     ):
-        if found.get(key) != wanted[key]:
-            was, now = found.get(key), wanted[key]
-            if isinstance(was, dict):
-                differing = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
-                was, now = ({k: side.get(k) for k in differing} for side in (was, now))
-            raise UserError(f"{path}: a checkpoint of another {what}: {_short(was)}, here {_short(now)}")
-    if not any_model and not same_model(found, wanted):
+        if saved.get(key) != current[key]:
+            saved_value, current_value = saved.get(key), current[key]
+            if isinstance(saved_value, dict):
+                keys = sorted(saved_value.keys() | current_value.keys())
+                keys = [k for k in keys if saved_value.get(k) != current_value.get(k)]
+                saved_value, current_value = ({k: options.get(k) for k in keys} for options in (saved_value, current_value))
+            raise UserError(f"{path}: a checkpoint of another {words}: {_short(saved_value)}, here {_short(current_value)}")
+    if not any_model and not same_model(saved, current):
         raise UserError(
-            f"{path}: a checkpoint of another model: its weights have the fingerprint {found.get('model')}, "
-            f"here {wanted['model']}"
+            f"{path}: a checkpoint of another model: its weights have the fingerprint {saved.get('model')}, "
+            f"here {current['model']}"
         )
     alg.load_state({name.removeprefix(NET): tensor for name, tensor in tensors.items() if name.startswith(NET)})
     return header["info"], {name: tensor for name, tensor in tensors.items() if not name.startswith(NET)}
 
 
-def same_model(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def same_model(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
     """Whether two identities are of one model, in the same precision (all bits count) or another (lengths do, to 1 %)."""
-    if found.get("dtype") == wanted["dtype"]:
-        return found.get("model") == wanted["model"]
-    was, now = found.get("norms", {}), wanted["norms"]
-    return was.keys() == now.keys() and all(math.isclose(was[k], now[k], rel_tol=1e-2, abs_tol=1e-6) for k in was)
+    if saved.get("dtype") == current["dtype"]:
+        return saved.get("model") == current["model"]
+    saved_norms, norms = saved.get("norms", {}), current["norms"]
+    return saved_norms.keys() == norms.keys() and all(
+        math.isclose(saved_norms[name], norms[name], rel_tol=1e-2, abs_tol=1e-6) for name in norms
+    )
 
 
 def _short(value: Any) -> str:

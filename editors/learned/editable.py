@@ -16,8 +16,8 @@ from typing_extensions import Self
 from common.errors import UserError
 from editors.core.fingerprint import model_fingerprint
 from .episode import Batch
-from .kinds import ModelKind, model_kind
 from .losses import IGNORED, Scores, score
+from .model_kind import ModelKind, model_kind
 from .options import Options
 
 _INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
@@ -49,8 +49,8 @@ class Editable(ABC):
     edited, info = alg.edit(episode.edit_inner)          # alg and the model are what they were
     edited(episode.edit_outer)                           # logits
 
-    The edits of an edited one are added to those it has. A subclass gives `name`, `new_weights` and its networks in `net`, and says
-    of itself what its training needs.
+    The edits of an edited one are added to those it has. A subclass gives `name`, `new_weights` and its networks in `net`, and
+    says of itself what its training needs.
     """
 
     name: ClassVar[str]
@@ -65,10 +65,14 @@ class Editable(ABC):
     options_class: ClassVar[type[Options]] = Options
     trained: ClassVar[bool] = True
     """Whether there is anything to learn before the first edit."""
+    parallel: ClassVar[bool] = False
+    """Whether it makes the edits of several episodes side by side (`segments` of `LowRankEditable.edit`)."""
     trainer: ClassVar[str] = "editors.learned.trainer:Trainer"
     """What trains it, by name, since trainers know their algorithms."""
     ended: ClassVar[bool] = False
     """Whether its targets end with the end of the text."""
+    draws_local: ClassVar[bool] = False
+    """Whether its edits draw unrelated inputs of the training data (see FineTune)."""
     encoder_option: ClassVar[str | None] = None
     """The option that names a text encoder, which is loaded beside the model."""
     agreed: ClassVar[tuple[str, ...]] = ()
@@ -89,7 +93,10 @@ class Editable(ABC):
     def build(
         cls, model: nn.Module, inner_params: Sequence[str], options: Options | Mapping[str, Any] | None = None, **parts
     ) -> Self:
-        """An untrained one. parts: what some are made of besides (see SERAC). Raises UserError for what does not fit the model."""
+        """An untrained one. parts: what some are made of besides (see SERAC).
+
+        Raises UserError for what does not fit the model.
+        """
         return cls(model, inner_params, options)
 
     @classmethod
@@ -117,6 +124,7 @@ class Editable(ABC):
         return forward(self.model, self.overrides, batch)
 
     def score(self, logits: Tensor, batch: Batch) -> Scores:
+        """How well logits agree with the labels of their batch."""
         return score(logits, batch["labels"], self.kind.shift, self.geometric)
 
     def edit(self, batch: Batch, condition: Batch | None = None, detach_history: bool = False) -> tuple[Self, dict[str, Any]]:
@@ -125,9 +133,9 @@ class Editable(ABC):
         The copy's weights depend differentiably on the outer parameters, through all edits so far; with detach_history they are
         plain numbers. condition: see KE.
         """
-        changed, info = self.new_weights(batch, condition)
+        weights, info = self.new_weights(batch, condition)
         edited = copy.copy(self)
-        edited.overrides = self.overrides | ({name: w.detach() for name, w in changed.items()} if detach_history else changed)
+        edited.overrides = self.overrides | ({name: w.detach() for name, w in weights.items()} if detach_history else weights)
         return edited, info
 
     @abstractmethod
@@ -154,6 +162,7 @@ class Editable(ABC):
         return self
 
     def eval(self) -> Self:
+        """`train(False)`."""
         return self.train(False)
 
     def state(self) -> dict[str, Tensor]:
@@ -189,24 +198,24 @@ def identity_of(model: nn.Module, without: Collection[str]) -> dict[str, Any]:
     }
 
 
-def norms(model: nn.Module, without: Collection[str], most: int = 32) -> dict[str, float]:
+def norms(model: nn.Module, without: Collection[str], count: int = 32) -> dict[str, float]:
     """Lengths of parameters, evenly spaced among all: what tells models apart that were loaded in different precisions."""
     names = [name for name, _ in model.named_parameters() if name not in without]
-    return {name: float(model.get_parameter(name).detach().double().norm()) for name in names[:: -(-len(names) // most)]}
+    return {name: float(model.get_parameter(name).detach().double().norm()) for name in names[:: -(-len(names) // count)]}
 
 
 def check_parameters(model: nn.Module, names: Sequence[str]) -> None:
     """Raises UserError unless these are different weight matrices of the model."""
-    known = dict(model.named_parameters())
-    missing = [name for name in names if name not in known]
+    parameters = dict(model.named_parameters())
+    missing = [name for name in names if name not in parameters]
     if missing:
-        near = difflib.get_close_matches(missing[0], known, n=1)
+        near = difflib.get_close_matches(missing[0], parameters, n=1)
         raise UserError(
             f"the model has no parameter{'s' * (len(missing) > 1)} {', '.join(missing)}"
             + (f"; the nearest is {near[0]}" if near else "")
         )
     if not names or len(set(names)) < len(names):
         raise UserError("inner_params: give at least one weight, and each once")
-    flat = [name for name in names if known[name].dim() != 2]
-    if flat:
-        raise UserError(f"inner_params: {flat[0]} is no matrix")
+    vectors = [name for name in names if parameters[name].dim() != 2]
+    if vectors:
+        raise UserError(f"inner_params: {vectors[0]} is no matrix")

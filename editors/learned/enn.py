@@ -108,7 +108,7 @@ def _upper_parameters(model: nn.Module, first_block: int | None) -> set[str]:
     if first_block is None:
         return names
     stacks = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    outermost = [path for path, _ in stacks if not any(path.startswith(other + ".") for other, _ in stacks)]
+    outermost = [path for path, _ in stacks if not any(path.startswith(outer_path + ".") for outer_path, _ in stacks)]
     upper = {
         name
         for path in outermost
@@ -130,26 +130,26 @@ class ENNEditor(LearnedEditor):
 
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
         alg, info = self.editable(task.model)
-        own, trained = dict(task.model.named_parameters()), dict(alg.model.named_parameters())
-        is_trained = all(_close(own[name], trained[name]) for name in own if name not in alg.inner)
+        originals, trained = dict(task.model.named_parameters()), dict(alg.model.named_parameters())
+        is_trained = all(_close(originals[name], trained[name]) for name in originals if name not in alg.inner)
         if not is_trained and not checkpoint.same_model(info["identity"], identity_of(task.model, alg.inner)):
             raise UserError(f"{info['checkpoint']}: a checkpoint of another model")
-        now = copy.copy(alg)
+        current = copy.copy(alg)
         if is_trained:  # a later edit of a sequence: on what the earlier ones left
-            now.overrides = {name: own[name].detach() for name in alg.inner}
+            current.overrides = {name: originals[name].detach() for name in alg.inner}
         batch, condition = self._batches(task.model, task.tok, alg, task.requests)
         with torch.no_grad():
-            edited, _ = now.edit(batch, condition, detach_history=True, chunk=self.hparams.chunk)
+            edited, _ = current.edit(batch, condition, detach_history=True, chunk=self.hparams.chunk)
         changes: dict[str, LowRank | Dense] = {}
         for name in alg.inner:
-            edit = _difference(edited.weight(name), now.weight(name))
+            edit = _difference(edited.weight(name), current.weight(name))
             if is_trained and name in edited.added:
                 changes[name] = self._scaled(edited.added[name].change(alg.in_first[name]))
             else:
-                changes[name] = Dense(self.hparams.lr_scale * edit + _difference(now.weight(name), own[name]))
+                changes[name] = Dense(self.hparams.lr_scale * edit + _difference(current.weight(name), originals[name]))
         if not is_trained:
-            rest = {name: _difference(trained[name], p) for name, p in own.items() if name not in alg.inner}
-            changes |= {name: Dense(delta) for name, delta in rest.items() if delta.any()}
+            unedited = {name: _difference(trained[name], p) for name, p in originals.items() if name not in alg.inner}
+            changes |= {name: Dense(delta) for name, delta in unedited.items() if delta.any()}
         return changes, {key: value for key, value in info.items() if key != "identity"}
 
 

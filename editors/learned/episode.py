@@ -12,8 +12,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from editors.core.prompts import pad_id, tokenize
-from .kinds import ModelKind
 from .losses import IGNORED
+from .model_kind import ModelKind
 
 Batch = dict[str, Tensor]
 """input_ids, attention_mask and labels, and of sequence-to-sequence models decoder_input_ids and decoder_attention_mask."""
@@ -59,6 +59,7 @@ class Episode:
     """So many episodes joined, each with its share of the rows of every batch."""
 
     def to(self, device: torch.device) -> Episode:
+        """The episode with its tensors there."""
         def moved(batch: Batch | None) -> Batch | None:
             return None if batch is None else {name: tensor.to(device) for name, tensor in batch.items()}
 
@@ -139,8 +140,11 @@ class Collator:
         )
 
     def batch(self, examples: Sequence[Example], labelled: bool = True, ended: bool = False) -> Batch:
-        """One batch of these examples. labelled: a classifier's must have a label; one without is not scored. ended: a decoder's
-        targets have the end of text behind them."""
+        """One batch of these examples.
+
+        labelled: a classifier's must have a label; one without is not scored. ended: a decoder's targets have the end of text
+        behind them.
+        """
         for example in examples:
             if not example.input.strip():
                 raise UserError("an example's input is empty")

@@ -23,13 +23,13 @@ def of_segments(alg: Editable, logits: Tensor, batch: Batch, segments: int) -> d
     """Means over segments of what is a mean over tokens, so that episodes count the same whether they are joined or not."""
     parts = zip(logits.chunk(segments), batch["labels"].chunk(segments))
     scores = [alg.score(part, {"labels": labels}) for part, labels in parts if (labels != IGNORED).any()]
-    return {name: torch.stack([getattr(one, name) for one in scores]).mean() for name in ("token_acc", "prob", "log_prob")}
+    return {name: torch.stack([getattr(s, name) for s in scores]).mean() for name in ("token_acc", "prob", "log_prob")}
 
 
 @torch.no_grad()
 def of_equivalents(alg: Editable, episode: Episode, logits: Tensor, scores: Scores, training: bool) -> dict[str, Tensor]:
-    """Success of the edits, of those alone that really change the answer, and on implied and true-or-false questions alone, where the
-    data says which these are. In validation of opinions SERAC's success, too, where both sentiments are there to be told apart."""
+    """Success of the edits, of those alone that really change the answer, and on implied and true-or-false questions alone,
+    where the data says which these are. In validation of opinions SERAC's success, too, where both sentiments are there."""
     means = vars(scores) if episode.segments == 1 else of_segments(alg, logits, episode.edit_outer, episode.segments)
     stats = {"edit/acc": scores.acc, "edit/log_prob": means["log_prob"], "edit/prob": means["prob"]}
     items = episode.extras.get("items", ())
@@ -43,8 +43,8 @@ def of_equivalents(alg: Editable, episode: Episode, logits: Tensor, scores: Scor
     same = same_sentiment(episode)
     if not training and same is not None and same.any() and not same.all():
         before = alg(episode.edit_outer)
-        found = sentiment_scores(before, logits, episode.edit_outer["labels"], same, alg.kind.shift)
-        stats |= {f"edit/{name}": value for name, value in found.items()}
+        sentiments = sentiment_scores(before, logits, episode.edit_outer["labels"], same, alg.kind.shift)
+        stats |= {f"edit/{name}": value for name, value in sentiments.items()}
     return stats
 
 
@@ -85,5 +85,11 @@ def same_sentiment(episode: Episode) -> Bool[Tensor, "outer"] | None:
 
 def summary(stats: Mapping[str, float], suffix: str) -> str:
     """The few numbers of a progress line."""
-    parts = {"edit": "edit/acc", "acc_pre": "token_acc/pre", "acc_post": "token_acc/post", "kl": "kl/edit", "loss": "loss/total_edit"}
-    return " ".join(f"{name}: {stats[key + suffix]:.4g}" for name, key in parts.items() if key + suffix in stats)
+    keys = {
+        "edit": "edit/acc",
+        "acc_pre": "token_acc/pre",
+        "acc_post": "token_acc/post",
+        "kl": "kl/edit",
+        "loss": "loss/total_edit",
+    }
+    return " ".join(f"{name}: {stats[key + suffix]:.4g}" for name, key in keys.items() if key + suffix in stats)

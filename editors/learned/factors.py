@@ -30,6 +30,7 @@ class Factors:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(u, delta, segment)."""
         return self.u, self.delta, self.segment
 
     def kept(self) -> Factors:
@@ -39,7 +40,7 @@ class Factors:
 
 
 def linear_of(model: nn.Module, name: str) -> tuple[nn.Module, bool]:
-    """(module whose weight is called `name`, whether that is [d_in, d_out]). Raises UserError for modules that are not linear."""
+    """(module whose weight is called `name`, whether that is [d_in, d_out]). Raises UserError for one that is not linear."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     if attribute != "weight" or not isinstance(module, (nn.Linear, Conv1D)):
@@ -66,7 +67,7 @@ def gradient_factors(alg, batch: Batch, segments: int = 1, size: int = CHUNK, cr
     Detached, unless create_graph. No parameter needs a gradient, none gets one. Batches of more than `size` rows of one edit go
     through the model in parts, with the result of one pass. Raises UserError if nothing is scored.
     """
-    found: dict[str, list[Factors]] = {name: [] for name in alg.inner}
+    parts_of: dict[str, list[Factors]] = {name: [] for name in alg.inner}
     total = float(scored(alg, batch).sum())
     parts = chunks(batch, size) if segments == 1 else [batch]
     for part in parts:
@@ -74,23 +75,23 @@ def gradient_factors(alg, batch: Batch, segments: int = 1, size: int = CHUNK, cr
             if len(parts) > 1:
                 continue
             raise UserError("an edit in which no label is scored: its target is empty, or all of it is masked")
-        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        activations: dict[str, tuple[Tensor, Tensor]] = {}
         with torch.enable_grad():
-            logits = (alg if create_graph else alg.detached()).run(part, seen)
+            logits = (alg if create_graph else alg.detached()).run(part, activations)
             log_p, n = (x.reshape(segments, -1).sum(-1) for x in row_log_probs(logits, part["labels"], alg.kind.shift))
             loss = -(log_p / n).sum() * (n.sum() / total if segments == 1 else 1)
-        missing = [name for name in alg.inner if name not in seen]
+        missing = [name for name in alg.inner if name not in activations]
         if missing:
             raise UserError(f"inner_params: {missing[0]} takes no part in the model's forward pass")
-        deltas = torch.autograd.grad(loss, [seen[name][1] for name in alg.inner], create_graph=create_graph)
+        deltas = torch.autograd.grad(loss, [activations[name][1] for name in alg.inner], create_graph=create_graph)
         for name, delta in zip(alg.inner, deltas):
-            u = seen[name][0] if create_graph else seen[name][0].detach()
+            u = activations[name][0] if create_graph else activations[name][0].detach()
             u, delta = (wide(x.reshape(-1, x.shape[-1])) for x in (u, delta))
             segment = torch.arange(segments, device=u.device).repeat_interleave(len(u) // segments)
-            found[name].append(Factors(u, delta, segment))
+            parts_of[name].append(Factors(u, delta, segment))
     return {
-        name: Factors(*(torch.cat([getattr(f, field) for f in each]) for field in ("u", "delta", "segment")))
-        for name, each in found.items()
+        name: Factors(*(torch.cat([getattr(f, field) for f in factors]) for field in ("u", "delta", "segment")))
+        for name, factors in parts_of.items()
     }
 
 

@@ -59,6 +59,7 @@ class FineTune(Editable):
     name, title = "ft", "FT"
     options_class = FineTuneOptions
     trained = False
+    draws_local = True
 
     @classmethod
     def options_of(cls, tree: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,5 +134,5 @@ class FineTune(Editable):
 
 def _check(value: Tensor, steps: int) -> None:
     if not torch.isfinite(value).all():
-        what = f"the loss is {value.item()}" if value.dim() == 0 else "weights are not finite"
-        raise UserError(f"fine-tuning: {what} after {steps} step{'s' * (steps != 1)}; lower edit_lr")
+        problem = f"the loss is {value.item()}" if value.dim() == 0 else "weights are not finite"
+        raise UserError(f"fine-tuning: {problem} after {steps} step{'s' * (steps != 1)}; lower edit_lr")

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
-from .kinds import model_kind
+from .model_kind import model_kind
 
 _FEED_FORWARD = re.compile(r"(^|\.)(mlp|fc1|fc2|DenseReluDense|feed_forward|intermediate|(?<!attention\.)output|ffn)(\.|$)")
 
@@ -22,14 +22,14 @@ def default_inner_params(model: nn.Module, blocks: int | None = None) -> list[st
     blocks = blocks or (2 if model_kind(model).is_seq2seq else 3)
     lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     stacks = [(path, module) for path, module in lists if not any(path.startswith(other + ".") for other, _ in lists)]
-    found = []
+    names = []
     for path, stack in stacks:
         for number in range(max(0, len(stack) - blocks), len(stack)):
-            found += [
-                f"{path}.{number}.{name}.weight"
-                for name, module in stack[number].named_modules()
-                if isinstance(module, (nn.Linear, Conv1D)) and _FEED_FORWARD.search(name) and not name.endswith("wi_1")
+            names += [
+                f"{path}.{number}.{inner}.weight"
+                for inner, module in stack[number].named_modules()
+                if isinstance(module, (nn.Linear, Conv1D)) and _FEED_FORWARD.search(inner) and not inner.endswith("wi_1")
             ]
-    if not found:
+    if not names:
         raise UserError("inner_params: no feed-forward weights were found in the model's last blocks; name the weights")
-    return found
+    return names

@@ -14,6 +14,12 @@ IGNORED = -100
 """A label that is not scored."""
 
 
+def first_scored(labels: Int[Tensor, " pos"]) -> int:
+    """The position of the first label that is scored, at least 1; all of them if none is."""
+    places = (labels != IGNORED).nonzero()
+    return max(1, int(places[0])) if len(places) else len(labels)
+
+
 @dataclass(frozen=True)
 class Scores:
     """How well logits agree with labels; all scalars, differentiable where the logits are."""
@@ -76,11 +82,11 @@ def row_log_probs(logits: Tensor, labels: Tensor, shift: bool) -> tuple[Float[Te
 
 def _binary_log_probs(logits: Float[Tensor, "batch 1"], labels: Tensor) -> tuple[Float[Tensor, "batch"], Bool[Tensor, "batch"]]:
     """(log-probability of each label, whether it is scored); 0 where it is not."""
-    flat = labels.reshape(-1)
-    mask = flat != IGNORED
-    if not ((flat == 0) | (flat == 1) | ~mask).all():
+    flat_labels = labels.reshape(-1)
+    mask = flat_labels != IGNORED
+    if not ((flat_labels == 0) | (flat_labels == 1) | ~mask).all():
         raise ValueError("binary labels must be 0 or 1")
-    return logsigmoid(logits.reshape(-1) * (2 * flat - 1)).masked_fill(~mask, 0.0), mask
+    return logsigmoid(logits.reshape(-1) * (2 * flat_labels - 1)).masked_fill(~mask, 0.0), mask
 
 
 def _binary(logits: Float[Tensor, "batch 1"], labels: Tensor) -> Scores:
@@ -105,8 +111,8 @@ def locality_kl(
     if pre.dim() != 3 or mask is None:
         raise NotImplementedError(f"no divergence for logits of shape {tuple(pre.shape)}")
     before, after = pre.log_softmax(-1), post.log_softmax(-1)
-    each = (before.exp() * (before - after)).sum(-1) * mask
-    return (each.reshape(segments, -1).sum(-1) / mask.reshape(segments, -1).sum(-1)).mean()
+    divergences = (before.exp() * (before - after)).sum(-1) * mask
+    return (divergences.reshape(segments, -1).sum(-1) / mask.reshape(segments, -1).sum(-1)).mean()
 
 
 def locality_mask(batch: dict[str, Tensor]) -> Tensor | None:

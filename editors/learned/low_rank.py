@@ -45,8 +45,9 @@ class Rows:
 
         return Rows(pack(u), pack(delta))
 
-    def plus(self, other: Rows) -> Rows:
-        return Rows(torch.cat([self.u, other.u], 1), torch.cat([self.delta, other.delta], 1))
+    def plus(self, later: Rows) -> Rows:
+        """These and later ones, along the rank."""
+        return Rows(torch.cat([self.u, later.u], 1), torch.cat([self.delta, later.delta], 1))
 
     def of(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """What is added at inputs x, whose rows stand in the order of the segments."""
@@ -65,6 +66,8 @@ class LowRankEditable(Editable):
     Several edits can be made side by side, each with the weights of its own (`segments`): that gives the losses and gradients
     of as many episodes in the time of few.
     """
+
+    parallel = True
 
     def __init__(self, model: nn.Module, inner_params: Sequence[str], options: Options | Mapping[str, Any] | None = None):
         super().__init__(model, inner_params, options)
@@ -96,17 +99,17 @@ class LowRankEditable(Editable):
 
         chunk: so many rows go through the model together.
         """
-        now = self.detached() if detach_history else self
+        edited = self.detached() if detach_history else self
         for part, text in self.parts(batch, condition, segments):
-            now = now.with_rows(now.step(part, text, segments, chunk))
+            edited = edited.with_rows(edited.step(part, text, segments, chunk))
             if detach_history:
-                now = now.detached()
-        return now, {}
+                edited = edited.detached()
+        return edited, {}
 
     def step(self, batch: Batch, condition: Batch | None, segments: int, chunk: int) -> dict[str, Rows]:
         """What one step adds to each inner parameter."""
-        found = gradient_factors(self, batch, segments, chunk, self.second_order())
-        factors = {name: each.kept() for name, each in found.items()}
+        gradients = gradient_factors(self, batch, segments, chunk, self.second_order())
+        factors = {name: each.kept() for name, each in gradients.items()}
         context = self.context(condition, factors, segments)
         return {
             name: Rows.packed(*self.transformed(i, each, context), segments) for i, (name, each) in enumerate(factors.items())

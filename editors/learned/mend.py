@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from .editable import Editable
 from editors.configuration import Count, Natural
+from .editable import Editable
 from .factors import Factors, dimensions
 from .low_rank import LowRankEditable
 from .mend_net import FactorEditor
@@ -83,13 +83,13 @@ class MEND(LowRankEditable):
         self.net.to(next(model.parameters()).device)
 
     def context(self, condition: None, factors: Mapping[str, Factors], segments: int) -> dict[str, Factors]:
-        """The factors normalised. In training their rows are counted before, those of one edit after the other: so edits side by
-        side have the moments that they have in turn."""
+        """The factors, normalised. In training their rows are counted before, those of one edit after the other: so edits side
+        by side have the moments that they have in turn."""
         if not self.net.training or segments == 1:
-            return {name: self._normalised(name, each) for name, each in factors.items()}
+            return {name: self._normalised(name, f) for name, f in factors.items()}
         parts = {
-            name: list(zip(*(x.split(torch.bincount(each.segment, minlength=segments).tolist()) for x in each.tensors)))
-            for name, each in factors.items()
+            name: list(zip(*(x.split(torch.bincount(f.segment, minlength=segments).tolist()) for x in f.tensors)))
+            for name, f in factors.items()
         }
         turns = [{name: self._normalised(name, Factors(*part[i])) for name, part in parts.items()} for i in range(segments)]
         return {name: Factors(*map(torch.cat, zip(*(turn[name].tensors for turn in turns)))) for name in factors}

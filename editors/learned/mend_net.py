@@ -114,8 +114,8 @@ class FactorEditor(nn.Module):
     ) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"]]:
         """What normalised factors become."""
         if self.mlp is not None:
-            both = self.mlp(torch.cat([u, delta], -1), mode)
-            return both[:, : self.d_in], both[:, self.d_in :]
+            factors = self.mlp(torch.cat([u, delta], -1), mode)
+            return factors[:, : self.d_in], factors[:, self.d_in :]
         return u if self.mlp1 is None else self.mlp1(u, mode), delta if self.mlp2 is None else self.mlp2(delta, mode)
 
     @torch.no_grad()
@@ -124,17 +124,17 @@ class FactorEditor(nn.Module):
         n = len(u)
         if not n:
             return
-        before = 0.0 if math.isnan(self.k.item()) else self.k.item()
-        total = before + n
+        rows_before = 0.0 if math.isnan(self.k.item()) else self.k.item()
+        rows_in_all = rows_before + n
         for side, rows in (("u", u.double()), ("v", delta.double())):
             mean, s, std = (getattr(self, f"{side}_{moment}") for moment in ("mean", "s", "std"))
             block_mean = rows.mean(0)
             block_s = (rows - block_mean).square().sum(0)
-            if before:
+            if rows_before:
                 away = block_mean - mean.double()
-                block_s = s.double() + block_s + away.square() * (before * n / total)
-                block_mean = mean.double() + away * (n / total)
+                block_s = s.double() + block_s + away.square() * (rows_before * n / rows_in_all)
+                block_mean = mean.double() + away * (n / rows_in_all)
             mean.copy_(block_mean)
             s.copy_(block_s)
-            std.copy_((block_s / (total - 1)).sqrt() if total > 1 else torch.ones_like(block_s))
-        self.k.fill_(total)
+            std.copy_((block_s / (rows_in_all - 1)).sqrt() if rows_in_all > 1 else torch.ones_like(block_s))
+        self.k.fill_(rows_in_all)

@@ -11,33 +11,32 @@ from torch.optim import Optimizer
 
 from common.errors import UserError
 
-
 MUON = "Muon"
 
 
 class MuonAndAdam(Optimizer):
-    """Muon for matrices (Jordan et al. 2024), in steps of Adam's size and with its usual decay of lr * 0.1; Adam for the rest: vectors,
-    and the matrices in `tables` (embeddings), whose rows have little to do with each other."""
+    """Muon for matrices (Jordan et al. 2024), in steps of Adam's size and with its usual decay of lr * 0.1; Adam for the rest:
+    vectors, and the matrices in `tables` (embeddings), whose rows have little to do with each other."""
 
     def __init__(self, params: Iterable, lr: float = 1e-3, tables: Collection[Tensor] = ()):
         super().__init__(params, {"lr": lr})
-        apart = {id(table) for table in tables}
+        table_ids = {id(table) for table in tables}
         self._parts: list[tuple[Optimizer, dict[str, Any]]] = []
         for group in self.param_groups:
-            matrices = [p for p in group["params"] if p.ndim == 2 and min(p.shape) > 1 and id(p) not in apart]
-            taken = {id(p) for p in matrices}
-            rest = [p for p in group["params"] if id(p) not in taken]
+            matrices = [p for p in group["params"] if p.ndim == 2 and min(p.shape) > 1 and id(p) not in table_ids]
+            matrix_ids = {id(p) for p in matrices}
+            others = [p for p in group["params"] if id(p) not in matrix_ids]
             if matrices:
                 self._parts.append((torch.optim.Muon(matrices, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), group))
-            if rest:
-                self._parts.append((torch.optim.Adam(rest), group))
+            if others:
+                self._parts.append((torch.optim.Adam(others), group))
 
     @torch.no_grad()
     def step(self, closure=None):
         for part, group in self._parts:
             part.state = self.state  # by parameter; loading makes a new one
-            for own in part.param_groups:
-                own["lr"] = group["lr"]
+            for part_group in part.param_groups:
+                part_group["lr"] = group["lr"]
             part.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -57,8 +56,10 @@ def build(name: str, groups: Sequence[Mapping[str, Any]], module: nn.Module) -> 
 
 
 def optimiser_class(name: str, key: str, lr: float, shapes: Sequence[Sequence[int]] = ((2,), (2, 2))) -> type[Optimizer]:
-    """The class of that name in torch.optim. shapes: what it must be able to step, as dense parameters. Raises UserError that names
-    `key`."""
+    """The class of that name in torch.optim.
+
+    shapes: what it must be able to step, as dense parameters. Raises UserError that names `key`.
+    """
     kind = getattr(torch.optim, name, None)
     if not isinstance(kind, type):
         raise UserError(f"{key}: torch.optim has no {name!r}")
@@ -68,8 +69,8 @@ def optimiser_class(name: str, key: str, lr: float, shapes: Sequence[Sequence[in
     try:
         kind(params, lr=lr).step()
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{key}: {name} can't take a step from gradients alone, at the rate {lr:g} ({said})") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key}: {name} can't take a step from gradients alone, at the rate {lr:g} ({reason})") from None
     return kind
 
 
@@ -93,12 +94,12 @@ def restore(optimiser: Optimizer, params: Sequence[Tensor], scalars: Mapping[str
     """Takes over what `state_of` gave."""
     state = optimiser.state_dict() | {"state": {}}
     for name, value in (tensors | {f"opt/{name}": value for name, value in scalars.items()}).items():
-        kind, _, rest = name.partition("/")
+        kind, _, place = name.partition("/")
         if kind == "opt":
-            number, _, key = rest.partition("/")
+            number, _, key = place.partition("/")
             state["state"].setdefault(int(number), {})[key] = value
         elif kind == "grad":
-            params[int(rest)].grad = value.to(params[int(rest)].device)
+            params[int(place)].grad = value.to(params[int(place)].device)
     optimiser.load_state_dict(state)
     torch.set_rng_state(tensors["rng/cpu"])
     if "rng/cuda" in tensors and torch.cuda.is_available():

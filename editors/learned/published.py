@@ -20,18 +20,19 @@ def mend_state(tensors: Mapping[str, Tensor], vocabulary: int | None = None) -> 
 
     Not told by shapes: norm, init and descent. Raises UserError if there is no such network.
     """
-    state = {re.sub(r"^gtn\.", "mend.", name): t for name, t in tensors.items() if name.startswith(("mend.", "gtn.", "edit_lrs"))}
-    found = [(match, state[match[0]]) for match in map(_MEND_KEY.fullmatch, state) if match]
-    _check_matrices({match[0]: u for match, u in found})
-    if not found or "edit_lrs" not in state:
+    of_mend = {name: tensor for name, tensor in tensors.items() if name.startswith(("mend.", "gtn.", "edit_lrs"))}
+    state = {re.sub(r"^gtn\.", "mend.", name): tensor for name, tensor in of_mend.items()}
+    networks = [(match, state[match[0]]) for match in map(_MEND_KEY.fullmatch, state) if match]
+    _check_matrices({match[0]: u for match, u in networks})
+    if not networks or "edit_lrs" not in state:
         raise UserError("holds no MEND: no networks mend.* or gtn.* with their edit_lrs")
-    sides = {match[2] for match, _ in found}
-    editors = {match[1]: {other[2] for other, _ in found if other[1] == match[1]} for match, _ in found}
+    sides = {match[2] for match, _ in networks}
+    editors = {match[1]: {other[2] for other, _ in networks if other[1] == match[1]} for match, _ in networks}
     options = {
-        "shared": found[0][0][1].startswith("("),
+        "shared": networks[0][0][1].startswith("("),
         "combine": sides == {"mlp"},
-        "n_hidden": max(int(match[3]) for match, _ in found),
-        "rank": max(u.shape[1] for _, u in found),
+        "n_hidden": max(int(match[3]) for match, _ in networks),
+        "rank": max(u.shape[1] for _, u in networks),
         "x_only": sides == {"mlp1"},
         "delta_only": sides == {"mlp2"},
         "one_sided": len(sides) > 1 and any(len(of_editor) == 1 for of_editor in editors.values()),
@@ -52,12 +53,12 @@ def ke_state(tensors: Mapping[str, Tensor], vocabulary: int) -> tuple[dict[str, 
             for old, new in _KE_NAMES.items():
                 name = name.replace(old, new)
             state[re.sub(r"^conditioners\.(\w+)_conditioner\.conditioners\.", r"conditioners.\1.layers.", name)] = tensor
-    if not {"condition.embedding.weight", "condition.lstm.weight_hh_l0", "condition.linear.weight"} <= state.keys():
+    names = embedding, hidden, linear = "condition.embedding.weight", "condition.lstm.weight_hh_l0", "condition.linear.weight"
+    if not set(names) <= state.keys():
         raise UserError("holds no KE: no network editor.condition")
-    _check_matrices({name: state[name] for name in ("condition.embedding.weight", "condition.lstm.weight_hh_l0", "condition.linear.weight")})
-    state["condition.embedding.weight"] = state["condition.embedding.weight"][:vocabulary]
-    options = {"hidden_dim": state["condition.lstm.weight_hh_l0"].shape[1], "condition_dim": state["condition.linear.weight"].shape[0]}
-    return options, state
+    _check_matrices({name: state[name] for name in names})
+    state[embedding] = state[embedding][:vocabulary]
+    return {"hidden_dim": state[hidden].shape[1], "condition_dim": state[linear].shape[0]}, state
 
 
 def _check_matrices(tensors: Mapping[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,6 @@ from .averages import Averages, EarlyStop
 from .editable import Editable, forward
 from .episode import Episode, joined
 from .losses import Scores, locality_kl, locality_mask, sentiment_nll
-from .low_rank import LowRankEditable
 from .train_config import TrainConfig
 
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -37,7 +36,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def episode(self, number: int) -> Episode: ...
+    def episode(self, number: int) -> Episode:
+        """The episode of that number."""
 
 
 class Trainer:
@@ -56,14 +56,13 @@ class Trainer:
         original: nn.Module | None = None,
         identity: Mapping[str, Any] | None = None,
         progress: bool = True,
-        report: Callable[[str], None] = tqdm.write,
     ):
         """folder: of checkpoints and log. original: the model before any training, for the base loss of `train_base`.
-        identity: what a run that goes on must agree on besides `config` (data, seed)."""
+        identity: what a run that goes on must agree on besides `config` (data, seed). progress: whether there is a bar."""
         self.alg, self.config, self.train, self.validation, self.folder = alg, config, train, validation, folder
         self.original = original if config.train_base else None
         self.identity = _flat(json.loads(json.dumps({**asdict(config), **(identity or {})})))
-        self.progress, self.report = progress, report
+        self.progress = progress
         self.iteration, self.skipped, self.elapsed = 0, 0, 0.0
         self.averages, self.early = Averages(), EarlyStop(config.early_stop_patience)
         self.groups = {name: list(params) for name, params in alg.outer_groups().items()}
@@ -88,7 +87,8 @@ class Trainer:
             seconds = (time.perf_counter() - started) / segments
             after = edited(episode.loc)
             l_loc = locality_kl(before, after, locality_mask(episode.loc), segments)
-            stats = {"kl/edit": l_loc, "loss/loc": l_loc} | episode_stats.of_unrelated(alg, episode.loc, before, after, segments)
+            stats = {"kl/edit": l_loc, "loss/loc": l_loc}
+            stats |= episode_stats.of_unrelated(alg, episode.loc, before, after, segments)
             l_edit = after.new_zeros(())
             if episode.edit_outer is not None:
                 logits = edited(episode.edit_outer)
@@ -134,16 +134,16 @@ class Trainer:
                 g = g * (episodes / self.config.accumulate_bs)
                 p.grad = g if p.grad is None else p.grad + g
 
-    def _diverged(self, what: str) -> UserError:
-        kept = f"; the best networks so far are in {self.folder / BEST}" if self.has_best else ""
-        return UserError(f"{what}, so the run stops; lower lr or edit_lr{kept}")
+    def _diverged(self, problem: str) -> UserError:
+        hint = f"; the best networks so far are in {self.folder / BEST}" if self.has_best else ""
+        return UserError(f"{problem}, so the run stops; lower lr or edit_lr{hint}")
 
     # The loop
 
     def rehearse(self) -> None:
-        """Episodes of training and of validation that leave nothing behind: what is wrong with data or configuration shows at once.
+        """Episodes of training and of validation that leave nothing behind.
 
-        Raises UserError for that.
+        Raises UserError for what is wrong with data or configuration, before the run begins.
         """
         if self.optimiser is None or not self.config.max_iters:
             return
@@ -207,13 +207,13 @@ class Trainer:
     @property
     def side_by_side(self) -> int:
         """Episodes that go through the model together."""
-        return self.config.parallel if isinstance(self.alg, LowRankEditable) else 1
+        return self.config.parallel if self.alg.parallel else 1
 
     def _episodes(self, source: Source, first: int, count: int) -> list[Episode]:
         """The next episodes, as one where they can be joined."""
         episodes = [source.episode(number) for number in range(first, first + count)]
-        one = joined(episodes)
-        return [episode.to(self.device) for episode in (episodes if one is None else [one])]
+        joint_episode = joined(episodes)
+        return [episode.to(self.device) for episode in (episodes if joint_episode is None else [joint_episode])]
 
     def _step_is_due(self) -> bool:
         done, every = self.iteration, self.config.accumulate_bs
@@ -243,24 +243,26 @@ class Trainer:
         if math.isnan(value):
             raise self._diverged(f"{self.early_stop_key} is nan after iteration {self.iteration}")
         self.log(means)
-        self.report(f"{self.iteration}/{self.config.max_iters} {episode_stats.summary(means, '_val')}")
+        tqdm.write(f"{self.iteration}/{self.config.max_iters} {episode_stats.summary(means, '_val')}")
         if self.early.update(self.iteration, value) and self.config.save:
             checkpoint.save(self.folder / BEST, self.alg, {"iteration": self.iteration, "validation": means})
         if self.config.save:
             self.save(self.folder / LAST)
 
-    def _check_early_stop_key(self, found: Collection[str]) -> None:
-        if self.early_stop_key not in found:
+    def _check_early_stop_key(self, reported: Collection[str]) -> None:
+        if self.early_stop_key not in reported:
             raise UserError(
-                f"early_stop_key: a validation reports no {self.early_stop_key!r}; it reports {', '.join(sorted(found))}"
+                f"early_stop_key: a validation reports no {self.early_stop_key!r}; it reports {', '.join(sorted(reported))}"
             )
 
     @property
     def early_stop_key(self) -> str:
+        """The quantity of a validation whose lowest value is the best."""
         return self.config.early_stop_key
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return next(self.alg.model.parameters()).device
 
     def validate(self, source: Source, edits: int | None, suffix: str = "_val") -> dict[str, float]:
@@ -268,11 +270,11 @@ class Trainer:
 
         Raises UserError for a loss that is not finite.
         """
-        averages, started, number, seen = Averages(), time.perf_counter(), 0, 0
-        while number < len(source) and (edits is None or seen < edits):
+        averages, started, number, edits_seen = Averages(), time.perf_counter(), 0, 0
+        while number < len(source) and (edits is None or edits_seen < edits):
             for episode in self._episodes(source, number, min(self.side_by_side, len(source) - number)):
                 averages.add(self.step(episode, training=False), len(episode.pos_pairs), episode.segments)
-                number, seen = number + episode.segments, seen + len(episode.edit_inner["input_ids"])
+                number, edits_seen = number + episode.segments, edits_seen + len(episode.edit_inner["input_ids"])
         if not number:
             raise UserError(
                 "the validation data has no episode: fewer examples than a batch holds; make val_batch_size smaller"
@@ -309,25 +311,19 @@ class Trainer:
         info, tensors = checkpoint.load(path, self.alg)
         if "identity" not in info:
             raise UserError(f"{path}: holds networks, but no state of a training to go on with (that is in {LAST})")
-        was, now = _flat(info["identity"]), self.identity
-        was = {**self._usual(now.keys() - was.keys()), **was}
+        # An older run did without the trainer's keys that it did not know.
+        saved = {field.name: field.default for field in fields(TrainConfig)} | _flat(info["identity"])
         free = FREE - {"max_iters"} if self.config.lr_decay else FREE  # there the rates go by it
-        differing = [key for key in (was.keys() | now.keys()) - free if was.get(key) != now.get(key)]
+        differing = [key for key in (saved.keys() | self.identity.keys()) - free if saved.get(key) != self.identity.get(key)]
         if differing:
-            named = ", ".join(sorted(differing, key=lambda key: (key.count("."), key))[:5])
-            raise UserError(f"{path}: a run with another {named}; use the same, or start a new run")
+            keys = ", ".join(sorted(differing, key=lambda key: (key.count("."), key))[:5])
+            raise UserError(f"{path}: a run with another {keys}; use the same, or start a new run")
         optimisers.restore(self.optimiser, self.alg.outer_parameters(), info["opt"], tensors)
         self.iteration, self.skipped, self.elapsed = info["iteration"], info["skipped"], info["elapsed"]
         self.early.restore(info["early"])
         self.averages = Averages(**info["averages"])
         if self.has_best and not (self.folder / BEST).is_file():
             raise UserError(f"{self.folder / BEST}: no such file; a run goes on from {LAST} with its best networks beside it")
-
-
-    @staticmethod
-    def _usual(lacking: Collection[str]) -> dict[str, Any]:
-        """The trainer's keys that an older run did not know, and did without."""
-        return {field.name: field.default for field in fields(TrainConfig) if field.name in lacking}
 
 
 def _flat(identity: Mapping[str, Any], before: str = "") -> dict[str, Any]:

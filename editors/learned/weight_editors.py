@@ -24,15 +24,15 @@ from .algorithms import algorithm, algorithms
 from .editable import Editable
 from .episode import Batch, Collator
 from .factors import CHUNK
-from .kinds import ModelKind
+from .model_kind import ModelKind
 from .options import Options
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedHParams(Options):
     checkpoint: str | None = None
-    """What experiments.train kept (best.safetensors): a path with a separator, or a name in the folder of trained editors. None:
-    the published name that the keys below make, or else the model's, in that folder."""
+    """What experiments.train kept (best.safetensors): a path with a separator, or a name in the folder of trained editors.
+    None: the published name that the keys below make, or else the model's, in that folder."""
     lr_scale: Positive = 1.0
     """The update is multiplied by this."""
     n_toks: int = 1
@@ -129,16 +129,16 @@ class LearnedEditor(WeightEditor):
         """(the trained editor of this model, what it was trained as). Raises UserError for one of another model."""
         if self._loaded is None or self._loaded[0]() is not model:
             path = self.hparams.file(self.name)
-            header, _ = checkpoint.read(path)
-            about = header["about"]
+            about = checkpoint.read(path)[0]["about"]
             if about["algorithm"] != self.algorithm.config_key():
-                trained_as = algorithms().get(about["algorithm"])
-                raise UserError(f"{path}: a trained {trained_as.title if trained_as else about['algorithm']}, not a {self.name}")
+                trained = algorithms().get(about["algorithm"])
+                raise UserError(f"{path}: a trained {trained.title if trained else about['algorithm']}, not a {self.name}")
             with torch.random.fork_rng(devices=[]):
                 alg = self.algorithm.build(model, about["inner_params"], about["options"] | self.applied)
             checkpoint.load(path, alg, self.any_model)
             alg.net.requires_grad_(False)
-            info = {"checkpoint": path.name, "trained": {key: about[key] for key in ("algorithm", "options", "inner_params")}}
+            trained = {key: about[key] for key in ("algorithm", "options", "inner_params")}
+            info = {"checkpoint": path.name, "trained": trained}
             if self.any_model:
                 info["identity"] = about
             self._prepare(alg)

@@ -15,11 +15,10 @@ from typing_extensions import Self
 from editors.configuration import Bound
 from editors.learned.editable import Editable, forward
 from editors.learned.episode import Batch
-from editors.learned.kinds import ModelKind
-from editors.learned.losses import IGNORED, wide
+from editors.learned.losses import first_scored, IGNORED, wide
+from editors.learned.model_kind import ModelKind
 from editors.learned.options import Options
 from .scope import nearest
-from .serac import first_scored
 
 Distance = Annotated[float, Bound(lambda distance: distance >= 0, "must not be below 0")]
 
@@ -61,6 +60,7 @@ class Lookup(Editable):
 
     @torch.no_grad()
     def key(self, batch: Batch) -> Float[Tensor, "rows width"]:
+        """The mean of each row's last hidden states: of the encoder, of a decoder over the prompt."""
         ids, mask = batch["input_ids"], batch["attention_mask"]
         if self.kind.is_seq2seq:
             body = self.model.get_encoder()
@@ -95,13 +95,13 @@ class Lookup(Editable):
         high = self.options.onehot_logit
         if logits.shape[-1] == 1:
             return high * (2 * label.to(logits.dtype) - 1)
-        new = torch.zeros_like(logits)
+        answered = torch.zeros_like(logits)
         start = first_scored(where) - 1 if self.kind is ModelKind.DECODER else 0
         if self.kind is ModelKind.BART:
             label = label[1:]  # its first label is never scored
-        label = label[: len(new) - start]
-        new[torch.arange(start, start + len(label)), label] = high
-        return new
+        label = label[: len(answered) - start]
+        answered[torch.arange(start, start + len(label)), label] = high
+        return answered
 
 
 def _any_matrix(model: nn.Module) -> str:

@@ -21,33 +21,34 @@ from editors.base import Editor, Task
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from editors.core.modules import input_device, text_config
 from editors.core.prompts import fill
-from editors.learned.kinds import ModelKind
+from editors.learned.model_kind import ModelKind
 from editors.learned.options import Options
-from .answers import LookupAnswerer, SeracAnswerer
+from .answerers import LookupAnswerer, SeracAnswerer
+from .form import Form
 from .lookup import Lookup, LookupOptions
 from .networks import load_classifier, load_decoder
+from .parts import check_pair, COUNTERFACTUAL, KERNEL, SCOPE
 from .routed import RoutedEdit
 from .routing import Answerer
-from .serac import scope_of, SERAC, SERACOptions
-from .serac_parts import check_pair, COUNTERFACTUAL, KERNEL, SCOPE
-from .serac_text import Form
-from .store import EditMemory
+from .serac import SERAC
+from .serac_options import SERACOptions
+from .store import EditStore
 
-AnswererOf = Callable[[nn.Module, EditMemory], Answerer]
+AnswererOf = Callable[[nn.Module, EditStore], Answerer]
 
 
 class MemoryEditor(Editor):
     """An editor whose edits are texts. A subclass says who answers."""
 
     def _edit(self, task: Task) -> RoutedEdit:
-        """The edit that answers prompts in the requests' scope with their targets. Of two requests with the same prompt the later
-        one holds; contexts, caches and memories of keys mean nothing here."""
-        edits = EditMemory()
+        """The edit that answers prompts in the requests' scope with their targets. Of two requests with the same prompt the
+        later one holds; contexts, caches and memories of keys mean nothing here."""
+        edits = EditStore()
         for request in task.requests:
             edits.add(fill(request.prompt, request.subject), request.target_new.strip())
         return self.of_memory(task.model, task.tok, edits, {"requests": len(task.requests)}, task.started)
 
-    def of_memory(self, model: nn.Module, tok, edits: EditMemory, about: Mapping[str, Any] | None = None,
+    def of_memory(self, model: nn.Module, tok, edits: EditStore, about: Mapping[str, Any] | None = None,
                   started: float | None = None) -> RoutedEdit:
         """The edit that answers by a memory, which may be empty as yet. about: more for its info; started: when the work began.
 
@@ -70,20 +71,21 @@ class MemoryEditor(Editor):
 
     def answerer_of(self, info: Mapping[str, Any]) -> AnswererOf:
         """The same for a saved edit, whose tokenizer is loaded from where it came."""
-        def make(model: nn.Module, memory: EditMemory) -> Answerer:
+        def make(model: nn.Module, memory: EditStore) -> Answerer:
             if info.get("model") not in (None, model_fingerprint(model)):
-                warnings.warn("the edit was made on another model, or on other weights of it (their fingerprints differ)", stacklevel=4)
-            now = self.networks()
-            if info.get("networks", now) != now:
-                raise UserError(f"the edit's networks are gone: they were of run {info['networks'].get('run')}, those there now are "
-                                   f"of run {now.get('run')}; put the old ones back, or make the edit again")
-            named = info["tokenizer"]
+                warnings.warn("the edit was made on another model, or on other weights of it (their fingerprints differ)",
+                              stacklevel=4)
+            networks = self.networks()
+            if info.get("networks", networks) != networks:
+                raise UserError(f"the edit's networks are gone: they were of run {info['networks'].get('run')}, those there "
+                                f"now are of run {networks.get('run')}; put the old ones back, or make the edit again")
+            tokenizer = info["tokenizer"]
             try:
-                tok = AutoTokenizer.from_pretrained(named["name"])
+                tok = AutoTokenizer.from_pretrained(tokenizer["name"])
             except (OSError, ValueError):
-                raise UserError(f"the edit's tokenizer {named['name']!r} does not load") from None
-            if tokenizer_fingerprint(tok) != named["fingerprint"]:
-                raise UserError(f"the tokenizer {named['name']!r} is not the one that the edit was made with")
+                raise UserError(f"the edit's tokenizer {tokenizer['name']!r} does not load") from None
+            if tokenizer_fingerprint(tok) != tokenizer["fingerprint"]:
+                raise UserError(f"the tokenizer {tokenizer['name']!r} is not the one that the edit was made with")
             return self.answerer(tok)(model, memory)
 
         return make
@@ -92,7 +94,7 @@ class MemoryEditor(Editor):
 @dataclass(frozen=True, kw_only=True)
 class SERACHParams(Options):
     system: str | None = None
-    """Folder of a trained SERAC (`serac_parts`), with `scope` and `counterfactual` in it."""
+    """Folder of a trained SERAC, with `scope` and `counterfactual` in it."""
     scope: str | None = None
     """Scope classifier by itself: a sentence encoder of the hub or a folder."""
     counterfactual: str | None = None
@@ -134,16 +136,16 @@ class SERACEditor(MemoryEditor):
             folder = Path(self.hparams.system)
             if not (folder / SCOPE).is_dir():
                 raise UserError(f"system: {folder} holds no trained SERAC (no folder {SCOPE}); train one, see "
-                                   "scripts/serac_world.sh")
+                                "scripts/serac_world.sh")
             scope = str(folder / SCOPE)
             decoder = str(folder / COUNTERFACTUAL) if (folder / COUNTERFACTUAL).is_dir() else None
-        told = dict(check_pair(scope, decoder))
-        if self.hparams.system is not None and decoder is None and not told.get("freeze_cntr"):
+        header = dict(check_pair(scope, decoder))
+        if self.hparams.system is not None and decoder is None and not header.get("freeze_cntr"):
             raise UserError(f"system: {self.hparams.system} has no folder {COUNTERFACTUAL}, with which it was trained: export "
-                               "the run again")
-        if told.get("model_kind", ModelKind.DECODER.value) != ModelKind.DECODER.value:
-            raise UserError(f"{scope} was trained for a {told['model_kind']} model, not for a decoder")
-        return scope, decoder, told
+                            "the run again")
+        if header.get("model_kind", ModelKind.DECODER.value) != ModelKind.DECODER.value:
+            raise UserError(f"{scope} was trained for a {header['model_kind']} model, not for a decoder")
+        return scope, decoder, header
 
     def networks(self) -> Mapping[str, Any]:
         return {"run": self._parts[2].get("run")}
@@ -151,29 +153,30 @@ class SERACEditor(MemoryEditor):
     @cached_property
     def _classifier(self) -> tuple[SERACOptions, nn.Module, Any]:
         """(its options, the encoder, the encoder's tokenizer), loaded once."""
-        scope, _, told = self._parts
-        own = {key: value for key, value in asdict(self.hparams).items() if value is not None}
+        scope, _, header = self._parts
+        given = {key: value for key, value in asdict(self.hparams).items() if value is not None}
         for key in KERNEL:
-            if key != "threshold" and own.get(key, told.get(key)) != told.get(key, own.get(key)):
-                raise UserError(f"{key}: {scope} was trained with {told[key]}, not with {own[key]}: leave it out")
-        known = {key: value for key, value in (told | own).items() if key in SERACOptions.__dataclass_fields__}
-        options = SERACOptions(cls_name=scope, **known)
+            if key != "threshold" and given.get(key, header.get(key)) != header.get(key, given.get(key)):
+                raise UserError(f"{key}: {scope} was trained with {header[key]}, not with {given[key]}: leave it out")
+        values = {key: value for key, value in (header | given).items() if key in SERACOptions.__dataclass_fields__}
+        options = SERACOptions(cls_name=scope, **values)
         return options, *load_classifier(options, trained=True)
 
     def answerer(self, tok: Any) -> AnswererOf:
         (options, _, encoder_tok), form = self._classifier, Form(ModelKind.DECODER)
 
-        def make(model: nn.Module, memory: EditMemory) -> Answerer:
+        def make(model: nn.Module, memory: EditStore) -> Answerer:
             encoder, decoder, decoder_tok = self._beside(model)
-            classifier = scope_of(options, encoder, encoder_tok, form)
-            answering, own_tok = (model, tok) if decoder is None else (decoder, decoder_tok)
-            return SeracAnswerer(memory.to(input_device(model)), classifier, options.threshold, answering, tok, own_tok, form,
+            classifier = options.scope_classifier(encoder, encoder_tok, form)
+            if decoder is None:
+                decoder, decoder_tok = model, tok
+            return SeracAnswerer(memory.to(input_device(model)), classifier, options.threshold, decoder, tok, decoder_tok, form,
                                  text_config(model).vocab_size)
 
         return make
 
     def _beside(self, model: nn.Module) -> tuple[nn.Module, nn.Module | None, Any]:
-        """(encoder, counterfactual decoder or None, its tokenizer) where the model is; the last ones are kept, for the next edit."""
+        """(encoder, counterfactual decoder or None, its tokenizer) where the model is; the last are kept, for the next edit."""
         key = (next(model.parameters()).dtype, input_device(model))
         if key not in self._placed:
             source, encoder = self._parts[1], copy.deepcopy(self._classifier[1]).to(key[1]).eval()

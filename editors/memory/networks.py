@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -13,9 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from common.errors import UserError
 from editors.core.modules import input_device
 from editors.learned.classifier import BertClassifier
-
-if TYPE_CHECKING:
-    from .serac import SERACOptions
+from .serac_options import SERACOptions
 
 
 def load_classifier(options: SERACOptions, trained: bool = False, **loading) -> tuple[nn.Module, Any]:
@@ -29,15 +27,17 @@ def load_classifier(options: SERACOptions, trained: bool = False, **loading) -> 
         raise UserError(f"cls_class: transformers has no {name}")
     if not (isinstance(loader, type) and (issubclass(loader, PreTrainedModel) or name.startswith("AutoModel"))):
         raise UserError(f"cls_class: {name} is no class of models")
-    more = {"num_labels": 2} if options.cross_attend else {}
+    head = {"num_labels": 2} if options.cross_attend else {}
     try:
         tok = AutoTokenizer.from_pretrained(options.cls_name, **loading)
-        encoder, told = loader.from_pretrained(options.cls_name, dtype=torch.float32, output_loading_info=True, **more, **loading)
+        encoder, report = loader.from_pretrained(
+            options.cls_name, dtype=torch.float32, output_loading_info=True, **head, **loading
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"cls_name: {options.cls_name!r} does not load ({_short(error)})") from None
     unread = options.pooling != "pooler" and not options.cross_attend
     if trained:
-        check_whole(options.cls_name, [key for key in told["missing_keys"] if not (unread and "pooler." in key)],
+        check_whole(options.cls_name, [key for key in report["missing_keys"] if not (unread and "pooler." in key)],
                     " (cross_attend needs a classifier of pairs)" * options.cross_attend)
     if unread and getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # never read, and at random where the checkpoint has none
@@ -48,10 +48,11 @@ def load_decoder(source: str, model: nn.Module) -> tuple[nn.Module, Any]:
     """(the counterfactual decoder in the edited model's dtype and place, its tokenizer). Raises UserError."""
     try:
         tok = AutoTokenizer.from_pretrained(source)
-        decoder, told = AutoModelForCausalLM.from_pretrained(source, dtype=next(model.parameters()).dtype, output_loading_info=True)
+        dtype = next(model.parameters()).dtype
+        decoder, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(f"counterfactual: {source} does not load ({_short(error)})") from None
-    check_whole(f"counterfactual: {source}", told["missing_keys"])
+    check_whole(f"counterfactual: {source}", report["missing_keys"])
     if not reads_from_left(decoder):
         raise UserError(f"counterfactual: {source} is an encoder ({type(decoder).__name__}), which continues no text")
     return decoder.to(input_device(model)).eval().requires_grad_(False), tok
@@ -72,14 +73,14 @@ def check_whole(source: str, missing: Iterable[str], why: str = "") -> None:
     missing = sorted(missing)
     if missing:
         raise UserError(f"{source}: its checkpoint has no {missing[0]}" + f" and {len(missing) - 1} others" * (len(missing) > 1)
-                           + f", which would be random numbers{why}")
+                        + f", which would be random numbers{why}")
 
 
 def reads_from_left(model: nn.Module) -> bool:
     """Whether what stands behind a token plays no part in its logits."""
     with torch.no_grad():
-        one, other = model(torch.tensor([[0, 0], [0, 1]], device=input_device(model))).logits[:, 0].float()
-    return torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+        first, second = model(torch.tensor([[0, 0], [0, 1]], device=input_device(model))).logits[:, 0].float()
+    return torch.allclose(first, second, rtol=1e-3, atol=1e-3)
 
 
 def _short(error: Exception) -> str:

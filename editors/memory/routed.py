@@ -16,7 +16,7 @@ from editors.core.modules import text_config
 from editors.edit import Edit
 from editors.registry import editor_class
 from . import routing
-from .store import EditMemory
+from .store import EditStore
 
 
 class RoutedEdit(Edit):
@@ -25,8 +25,8 @@ class RoutedEdit(Edit):
     The memory can be changed afterwards: what is applied next answers by it.
     """
 
-    def __init__(self, memory: EditMemory, info: Mapping[str, Any],
-                 answerer: Callable[[nn.Module, EditMemory], routing.Answerer]):
+    def __init__(self, memory: EditStore, info: Mapping[str, Any],
+                 answerer: Callable[[nn.Module, EditStore], routing.Answerer]):
         """answerer: makes who answers for a model by a memory."""
         super().__init__({}, MappingProxyType(dict(info)))
         for name, value in (("memory", memory), ("_answerer", answerer), ("_applied", {})):
@@ -62,13 +62,13 @@ class RoutedEdit(Edit):
         raise UserError(f"an edit of {self.info['editor']} is in no weight, so it can't be made permanent; save it instead")
 
     def save(self, path: str | os.PathLike) -> None:
-        """The memory's file (see `EditMemory.save`), which also tells the editor and where its networks are."""
+        """The memory's file (see `EditStore.save`), which also tells the editor and where its networks are."""
         self.memory.save(Path(path), {"info": dict(self.info)})
 
     @staticmethod
     def load(path: str | os.PathLike) -> RoutedEdit:
         """Read what `save` wrote; networks are loaded when it is applied. Raises UserError for another file."""
-        memory, about = EditMemory.load(Path(path))
+        memory, about = EditStore.load(Path(path))
         info = about.get("info", {})
         if "editor" not in info:
             raise UserError(f"{path}: a memory that no editor wrote: it does not tell which networks go with it")

@@ -73,17 +73,20 @@ class Router:
             model.generate = functools.update_wrapper(functools.partial(self._whole, model.generate), model.generate)
 
     def _call(self, *args, **kwargs):
-        given = self._signature.bind(*args, **kwargs).arguments
+        arguments = self._signature.bind(*args, **kwargs).arguments
         for name in [p.name for p in self._signature.parameters.values() if p.kind is p.VAR_KEYWORD]:
-            given |= given.pop(name, {})
-        as_tuple = not (getattr(self._model.config, "return_dict", True) if given.get("return_dict") is None else given["return_dict"])
-        output = self._forward(given | {"return_dict": True} if as_tuple else given)
+            arguments |= arguments.pop(name, {})
+        return_dict = arguments.get("return_dict")
+        as_tuple = not (getattr(self._model.config, "return_dict", True) if return_dict is None else return_dict)
+        output = self._forward(arguments | {"return_dict": True} if as_tuple else arguments)
         return output.to_tuple() if as_tuple else output
 
     def _whole(self, generate: Callable, *args, **kwargs):
-        config = next((c for c in (*args[1:2], kwargs.get("generation_config")) if c is not None), self._model.generation_config)
+        configs = (*args[1:2], kwargs.get("generation_config"))
+        config = next((config for config in configs if config is not None), self._model.generation_config)
         if kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None):
-            raise UserError("prefill_chunk_size: the prompt decides which edit answers, so it is read in one pass: leave it out")
+            raise UserError("prefill_chunk_size: the prompt decides which edit answers, so it is read in one pass: "
+                            "leave it out")
         self._generating, self._held = True, None
         try:
             return generate(*args, **kwargs)
@@ -100,32 +103,32 @@ class Router:
         """Where each prompt goes: one decision of each answerer, over all prompts that are left to it. No prompt, no edit."""
         routes = [OUTSIDE] * len(prompts)
         for number in reversed(range(len(self.stack))):
-            left = [i for i, route in enumerate(routes) if route == OUTSIDE and len(prompts[i])]
-            if not left:
+            undecided = [i for i, route in enumerate(routes) if route == OUTSIDE and len(prompts[i])]
+            if not undecided:
                 break
-            for i, edit in zip(left, self.stack[number].decide([prompts[i] for i in left])):
+            for i, edit in zip(undecided, self.stack[number].decide([prompts[i] for i in undecided])):
                 if edit is not None:
                     routes[i] = (number, edit)
         return routes
 
-    def _forward(self, given: dict[str, Any]):
-        ids = given.get("input_ids")
+    def _forward(self, arguments: dict[str, Any]):
+        ids = arguments.get("input_ids")
         if ids is None:
             raise UserError("a model under edits that go by the prompt needs token ids (input_ids), not embeddings")
-        cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        cache, mask = arguments.get("past_key_values"), arguments.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             raise UserError("a model under edits that go by the prompt reads attention masks of rows and positions only (which "
-                               "leaves out cache_implementation=static)")
+                            "leaves out cache_implementation=static)")
         past = cache.get_seq_length() if cache is not None else 0
         noted = cache.layers.pop() if past and _is_note(cache.layers[-1]) else None
         if past and noted is None:
             raise UserError("this cache was filled before the edit was applied: run the prompt again")
-        output = self.plain(**given)
+        output = self.plain(**arguments)
         mask = torch.ones_like(ids) if mask is None else mask[:, -ids.shape[1]:]
-        routes, starts = self._routes(ids, mask, given.get("labels"), noted)
+        routes, starts = self._routes(ids, mask, arguments.get("labels"), noted)
         rows = [i for i, route in enumerate(routes) if route != OUTSIDE]
         if rows:
-            self._answer(output, given, ids, mask, routes, rows, starts, noted)
+            self._answer(output, arguments, ids, mask, routes, rows, starts, noted)
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
             _note(cache, noted, routes, ids, mask, starts)
@@ -149,30 +152,30 @@ class Router:
             self._held = _Held(routes, width)
         return routes, starts
 
-    def _answer(self, output, given: Mapping[str, Any], ids: Tensor, mask: Tensor, routes: Sequence[Route], rows: Sequence[int],
-                starts: Sequence[int], noted: DynamicLayer | None) -> None:
+    def _answer(self, output, arguments: Mapping[str, Any], ids: Tensor, mask: Tensor, routes: Sequence[Route],
+                rows: Sequence[int], starts: Sequence[int], noted: DynamicLayer | None) -> None:
         """Puts the answers of these rows in the place of the model's."""
         columns = torch.arange(ids.shape[1], device=ids.device)
-        keep = given.get("logits_to_keep", 0)
-        kept = columns[keep] if isinstance(keep, Tensor) else columns[-keep:] if keep else columns
+        keep = arguments.get("logits_to_keep", 0)
+        kept_columns = columns[keep] if isinstance(keep, Tensor) else columns[-keep:] if keep else columns
         # Which of a row's tokens stands in each kept column, counted from the row's last, which is 1.
-        place = mask.flip(1).cumsum(1).flip(1)[:, kept]
+        distance_to_end = mask.flip(1).cumsum(1).flip(1)[:, kept_columns]
         logits = output.logits.clone()
         for number in {routes[i][0] for i in rows}:
-            own = [i for i in rows if routes[i][0] == number]
+            answered = [i for i in rows if routes[i][0] == number]
             prompts, behind = [], []
-            for i in own:
+            for i in answered:
                 earlier = ([], []) if noted is None else _read(noted, i)
                 prompts.append(earlier[0] + _real(ids[i, :starts[i]], mask[i, :starts[i]]))
                 behind.append(earlier[1] + _real(ids[i, starts[i]:], mask[i, starts[i]:]))
-            last = max(1, int(place[own].max()))
-            new = self.stack[number].logits([routes[i][1] for i in own], prompts, behind, last).to(logits)
-            for at, i in enumerate(own):
-                real = mask[i, kept].bool()
-                logits[i, real] = new[at, last - place[i, real]]
+            last = max(1, int(distance_to_end[answered].max()))
+            answers = self.stack[number].logits([routes[i][1] for i in answered], prompts, behind, last).to(logits)
+            for index, i in enumerate(answered):
+                real = mask[i, kept_columns].bool()
+                logits[i, real] = answers[index, last - distance_to_end[i, real]]
         output.logits = logits
         if output.get("loss") is not None:
-            output.loss = self._model.loss_function(logits=logits, labels=given["labels"], vocab_size=logits.shape[-1])
+            output.loss = self._model.loss_function(logits=logits, labels=arguments["labels"], vocab_size=logits.shape[-1])
 
 
 def _real(ids: Tensor, mask: Tensor) -> list[int]:
@@ -217,7 +220,7 @@ def push(model: nn.Module, answerer: Answerer) -> None:
     router = _router(model)
     if router is None:
         router = vars(model)[_NAME] = Router(model)
-    if any(one is answerer for one in router.stack):
+    if any(present is answerer for present in router.stack):
         raise UserError("this edit is already applied to the model: revert it first")
     router.stack.append(answerer)
 
@@ -225,9 +228,9 @@ def push(model: nn.Module, answerer: Answerer) -> None:
 def remove(model: nn.Module, answerer: Answerer) -> None:
     """Takes an answerer out. Raises UserError if it is not there."""
     router = _router(model)
-    if router is None or not any(one is answerer for one in router.stack):
+    if router is None or not any(present is answerer for present in router.stack):
         raise UserError("this edit is not applied to the model: nothing to revert")
-    router.stack = [one for one in router.stack if one is not answerer]
+    router.stack = [present for present in router.stack if present is not answerer]
     if not router.stack:
         router.remove()
         del vars(model)[_NAME]

@@ -6,8 +6,6 @@ the thousands), or an encoder reads each pair.
 
 from __future__ import annotations
 
-import re
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,13 +17,11 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
-from editors.core.modules import longest_context
 from editors.core.prompts import pad_batch, pad_id
-from .serac_text import Form
-from .store import EditMemory, Entry
+from .form import Form
+from .store import EditStore, Entry
+from .tokens import encode, TOKENS, window
 
-TOKENS = 16384
-"""Tokens, padding included, that go through an encoder together."""
 BLOCK = 65536
 """Edits that are compared with the queries together."""
 POOLINGS = ("cls", "pooler", "mean")
@@ -50,7 +46,7 @@ def nearest(
     """(log p of the nearest edit, which one it is): `log_similarity(...).max(1)`, in matrix products of blocks of edits."""
     q = _by_head(queries, heads, bound)
     best = torch.full((len(q), heads), float("inf"), device=q.device)
-    found = torch.zeros((len(q), heads), dtype=torch.long, device=q.device)
+    places_by_head = torch.zeros((len(q), heads), dtype=torch.long, device=q.device)
     for start in range(0, len(edits), BLOCK):
         block = _by_head(edits[start:start + BLOCK], heads, bound)
         for head in range(heads):
@@ -60,12 +56,12 @@ def nearest(
             values, places = (-dots / lengths if cos else lengths.square() - 2 * dots).min(-1)
             closer = values < best[:, head]
             best[:, head] = torch.where(closer, values, best[:, head])
-            found[:, head] = torch.where(closer, places + start, found[:, head])
+            places_by_head[:, head] = torch.where(closer, places + start, places_by_head[:, head])
     # Again, without the cancellation of the shorter formula.
-    chosen = _by_head(edits[found.flatten()], heads, bound).view(len(q), heads, heads, -1)
-    own = chosen[:, torch.arange(heads), torch.arange(heads)]
-    distance, head = _distance(q, own, square, cos).min(-1)
-    return -distance, found.gather(1, head[:, None])[:, 0]
+    chosen = _by_head(edits[places_by_head.flatten()], heads, bound).view(len(q), heads, heads, -1)
+    edits_by_head = chosen[:, torch.arange(heads), torch.arange(heads)]
+    distance, head = _distance(q, edits_by_head, square, cos).min(-1)
+    return -distance, places_by_head.gather(1, head[:, None])[:, 0]
 
 
 def _by_head(x: Tensor, heads: int, bound: bool) -> Float[Tensor, "rows heads part"]:
@@ -84,7 +80,7 @@ def _distance(q: Tensor, e: Tensor, square: bool, cos: bool) -> Tensor:
     return squared if square else torch.where(squared > 0, squared.clamp(min=1e-30).sqrt(), squared)
 
 
-class Scope(ABC):
+class ScopeClassifier(ABC):
     """Scores texts against a memory. `encoder` is what is trained."""
 
     def __init__(self, encoder: nn.Module, tok: Any, form: Form):
@@ -98,13 +94,14 @@ class Scope(ABC):
         """log p of each text under each edit; differentiable in training mode."""
 
     @abstractmethod
-    def best(self, texts: Sequence[str], memory: EditMemory) -> tuple[Float[Tensor, " texts"], Int[Tensor, " texts"]]:
+    def best(self, texts: Sequence[str], memory: EditStore) -> tuple[Float[Tensor, " texts"], Int[Tensor, " texts"]]:
         """(log p, place in the memory) of the edit under which each text falls most likely. The memory is not empty."""
 
-    def prepare(self, memory: EditMemory) -> None:
+    def prepare(self, memory: EditStore) -> None:
         """Whatever `best` needs of a memory and can know beforehand."""
 
     def contexts(self, entries: Sequence[Entry]) -> list[str]:
+        """What the classifier reads of each edit."""
         return [self.form.context(entry, self.tok.sep_token) for entry in entries]
 
     @property
@@ -131,7 +128,7 @@ class Scope(ABC):
         return nullcontext() if self.encoder.training else torch.no_grad()
 
 
-class EmbeddingScope(Scope):
+class EmbeddingScopeClassifier(ScopeClassifier):
     """Texts and edits are encoded apart."""
 
     def __init__(self, encoder: nn.Module, tok: Any, form: Form, heads: int = 1, square: bool = True, cos: bool = False,
@@ -177,22 +174,22 @@ class EmbeddingScope(Scope):
         with self._grad():
             return log_similarity(self.embed(texts), self.embed(self.contexts(entries)), **self.kernel)
 
-    def prepare(self, memory: EditMemory) -> None:
+    def prepare(self, memory: EditStore) -> None:
         self._vectors(memory)
 
-    def _vectors(self, memory: EditMemory) -> Float[Tensor, "edits width"]:
+    def _vectors(self, memory: EditStore) -> Float[Tensor, "edits width"]:
         """Those that the memory keeps, but in training, where the encoder changes."""
         if self.encoder.training:
             return self.embed(self.contexts(list(memory)))
         return memory.vectors(lambda entries: self.embed(self.contexts(entries)), self.whose)
 
-    def best(self, texts: Sequence[str], memory: EditMemory) -> tuple[Tensor, Tensor]:
+    def best(self, texts: Sequence[str], memory: EditStore) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             vectors = self._vectors(memory)
             return nearest(self.embed(texts), vectors, **self.kernel)
 
 
-class CrossScope(Scope):
+class CrossScopeClassifier(ScopeClassifier):
     """An encoder with two classes reads edit and text together; class 0 means "in scope"."""
 
     def log_similarities(self, texts: Sequence[str], entries: Sequence[Entry]) -> Tensor:
@@ -220,56 +217,7 @@ class CrossScope(Scope):
                 parts.append(self.encoder(**self._encoder_inputs(free, fixed)).logits.float().log_softmax(-1)[:, 0])
         return torch.cat(parts)
 
-    def best(self, texts: Sequence[str], memory: EditMemory) -> tuple[Tensor, Tensor]:
+    def best(self, texts: Sequence[str], memory: EditStore) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             values, places = self.log_similarities(texts, list(memory)).max(1)
         return values, places
-
-
-def window(model: nn.Module, tok: Any) -> int:
-    """Tokens that an encoder can read."""
-    limits = [longest_context(model), getattr(tok, "model_max_length", None)]
-    return min([limit for limit in limits if limit], default=10**9)
-
-
-def encode(
-    tok: Any, texts: Sequence[str], longest: int | Sequence[int], fixed: Sequence[str] | None = None
-) -> list[list[int]]:
-    """Token ids of `fixed[i] + texts[i]`, with a tokenizer's own tokens around them.
-
-    What is longer than `longest` (of all rows, or of each) loses the beginning of its text, with a warning. Raises UserError
-    where what is fixed does not fit by itself.
-    """
-    fixed = [""] * len(texts) if fixed is None else fixed
-    limits = [longest] * len(texts) if isinstance(longest, int) else longest
-    rows = tok([a + b for a, b in zip(fixed, texts)], verbose=False).input_ids
-    cut = [i for i, row in enumerate(rows) if len(row) > limits[i]]
-    for i in cut:
-        rows[i] = _cut(tok, fixed[i], texts[i], rows[i], limits[i])
-    if cut:
-        room = f"the {longest} tokens that can be read" if isinstance(longest, int) else "there is room for"
-        warnings.warn(f"{len(cut)} of {len(texts)} inputs are longer than {room}, and are read without their beginning", stacklevel=2)
-    return rows
-
-
-def _cut(tok: Any, fixed: str, text: str, row: list[int], longest: int) -> list[int]:
-    """Token ids of `fixed` and as much of the end of the text as fits. row: those of all of it."""
-    while len(row) > longest:
-        if not text:
-            raise UserError(f"the edit {fixed[:60]!r} alone takes {len(row)} tokens, more than the {longest} that can be read: "
-                               "shorten it")
-        starts = _starts(tok, text)
-        over = min(len(row) - longest, len(starts))
-        text = text[starts[over]:].lstrip() if over < len(starts) else ""
-        row = tok(fixed + text, verbose=False).input_ids
-    return row
-
-
-def _starts(tok: Any, text: str) -> list[int]:
-    """Where the text goes on when so many tokens are dropped; a tokenizer that tells no places loses whole words."""
-    if tok.is_fast:
-        return [start for start, _ in tok(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False).offset_mapping]
-    words = list(re.finditer(r"\S+", text))
-    ends = [word.start() for word in words[1:]] + [len(text)]
-    counts = [len(tok(word[0], add_special_tokens=False).input_ids) for word in words]
-    return [place for word, end, n in zip(words, ends, counts) for place in [word.start()] + [end] * (n - 1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,74 +13,17 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from common.errors import UserError
-from editors.configuration import Bound, Natural
 from editors.core.prompts import pad_batch, pad_id
 from editors.learned.editable import Editable, forward
 from editors.learned.episode import Batch
-from editors.learned.kinds import model_kind, ModelKind
-from editors.learned.losses import IGNORED, wide
-from editors.learned.options import Options
+from editors.learned.losses import first_scored, IGNORED, wide
+from editors.learned.model_kind import model_kind, ModelKind
+from .form import Form
 from .networks import load_classifier, load_like
-from .scope import POOLINGS, CrossScope, EmbeddingScope, Scope, encode, window
-from .serac_text import Form
-from .store import EditMemory
-
-Pooling = Annotated[str, Bound(lambda name: name in POOLINGS, f"is none of {', '.join(POOLINGS)}")]
-Probability = Annotated[float, Bound(lambda probability: 0 < probability < 1, "must be between 0 and 1")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SERACOptions(Options):
-    cls_name: str = "distilbert-base-cased"
-    """Encoder of the scope classifier: a model of the hub or a folder."""
-    cls_class: str = "AutoModel"
-    """Its class in transformers; with `cross_attend` its form with two classes."""
-    supervised: bool = True
-    """Train on which inputs are in scope; false: on the edited model's answers alone, through soft weighting."""
-    cos: bool = False
-    """Distance 1 - cosine instead of |q - e|^2."""
-    square: bool = True
-    """Square the distance |q - e|."""
-    bound_embeds: bool = False
-    """tanh before distances."""
-    dist_heads: int = 1
-    """Equal parts of the vectors, of which the nearest counts."""
-    pooling: Pooling = "cls"
-    """What stands for a text: the first token's state ("cls"), the encoder's pooler, or the mean over tokens."""
-    cross_attend: bool = False
-    """The classifier reads edit and input together."""
-    freeze: Natural | None = None
-    """Train only so many last blocks of the classifier, and its head."""
-    use_all_negatives: bool = False
-    """Every unrelated input is a negative of every edit of a batch, not just of its own."""
-    other_edits_negative: bool = False
-    """Inputs in the scope of one edit are negatives of the batch's others, too. Not published."""
-    nearest_negatives: bool = False
-    """Negatives are each input's nearest edit alone, which is what routing goes by: of unrelated inputs any, of others the nearest
-    that is not their own. Not published."""
-    pairs: int | None = None
-    """With `cross_attend`, in training: so many edits of the batch that each input is read with, its own among them; None: all. With
-    batches of n edits that is `pairs` readings an input instead of n. Not published."""
-    freeze_cntr: bool = False
-    """The model itself answers in scope, with the edit in its prompt; no counterfactual model is trained."""
-    soft_weighting: bool = False
-    """Mix both models' probabilities by the scope's, instead of asking one of them."""
-    checkpoint_grad: bool = False
-    """Recompute the classifier's activations instead of keeping them."""
-    threshold: Probability = 0.5
-    """Probability from which on an input is in scope. Published: 0.5."""
-
-    ignored: ClassVar[Mapping[str, str]] = {"lora": "the published code reads it nowhere"}
-    free: ClassVar[frozenset[str]] = frozenset({"threshold", "checkpoint_grad", "soft_weighting", "pairs"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.nearest_negatives and (self.use_all_negatives or self.other_edits_negative):
-            raise UserError("nearest_negatives goes with neither use_all_negatives nor other_edits_negative")
-        usable = self.cross_attend and self.supervised and not self.use_all_negatives and not self.other_edits_negative
-        if self.pairs is not None and (self.pairs < 2 or not usable):
-            raise UserError("pairs: at least 2, with cross_attend and supervised, without use_all_negatives and other_edits_negative")
-
+from .serac_options import SERACOptions
+from .store import EditStore
+from .texts import Texts
+from .tokens import encode, window
 
 @dataclass(frozen=True)
 class Route:
@@ -91,14 +34,6 @@ class Route:
     edit: Int[Tensor, " rows"]
     """That edit's place in the memory."""
     inside: Bool[Tensor, " rows"]
-
-
-class Texts(dict):
-    """A batch together with the texts it was made of, which no tokenizer has been through: queries, and the edits' answers."""
-
-    def __init__(self, batch: Batch, inputs: Sequence[str], labels: Sequence[str] = ()):
-        super().__init__(batch)
-        self.inputs, self.labels = list(inputs), list(labels)
 
 
 class SERAC(Editable):
@@ -123,12 +58,12 @@ class SERAC(Editable):
         self.kind, self.tok, self.overrides = model_kind(model), tok, {}
         if (counterfactual is None) != self.options.freeze_cntr:
             raise UserError("SERAC needs a counterfactual model, or freeze_cntr" if counterfactual is None else
-                               "freeze_cntr: the model itself answers, so there is no counterfactual model")
+                            "freeze_cntr: the model itself answers, so there is no counterfactual model")
         if counterfactual is not None and model_kind(counterfactual) is not self.kind:
             raise UserError(f"the counterfactual model is a {model_kind(counterfactual).value} model, the edited one a "
-                               f"{self.kind.value} model; both must be of one kind")
+                            f"{self.kind.value} model; both must be of one kind")
         self.form = Form(self.kind)
-        self.scope = scope_of(self.options, classifier, classifier_tok, self.form)
+        self.scope = self.options.scope_classifier(classifier, classifier_tok, self.form)
         self.net = nn.Module()
         self.net.classifier = classifier
         if counterfactual is not None:
@@ -137,7 +72,7 @@ class SERAC(Editable):
             self.net.register_buffer("scale", torch.tensor(1.0))
         self.net.to(next(model.parameters()).device)
         self._freeze()
-        self.memory = EditMemory(labelled=self.kind is not ModelKind.CLASSIFIER)
+        self.memory = EditStore(labelled=self.kind is not ModelKind.CLASSIFIER)
         self.placed: list[int] = []
         """Places in the memory of the edits written last."""
 
@@ -234,6 +169,7 @@ class SERAC(Editable):
         return Route(score, edit, score > self.options.threshold)
 
     def log_similarities(self, queries: Sequence[str]) -> Float[Tensor, "queries edits"]:
+        """log p of each query under each edit of the memory."""
         return self.scope.log_similarities(queries, list(self.memory))
 
     def _mixture(self, base: Tensor, batch: Batch, queries: Sequence[str]) -> Tensor:
@@ -263,8 +199,8 @@ class SERAC(Editable):
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         if self.kind.is_seq2seq:
             # The target as the counterfactual model's own kind reads it, whatever the edited model was given (see Collator).
-            own = ("labels", "decoder_input_ids", "decoder_attention_mask") if self.kind is ModelKind.BART else ("labels",)
-            inputs |= {name: batch[name] for name in own if name in batch}
+            decoder_inputs = ("decoder_input_ids", "decoder_attention_mask") if self.kind is ModelKind.BART else ()
+            inputs |= {name: batch[name] for name in ("labels", *decoder_inputs) if name in batch}
         return wide(forward(model, {}, inputs))
 
     def _targets(self, batch: Batch) -> list[list[int]]:
@@ -303,17 +239,3 @@ class SERAC(Editable):
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps. Tensors that share their storage (a decoder's embedding and head) are written once each."""
         return {name: tensor.clone() for name, tensor in super().state().items()}
-
-
-def first_scored(labels: Int[Tensor, " pos"]) -> int:
-    """The position of the first label that is scored, at least 1; all of them if none is."""
-    places = (labels != IGNORED).nonzero()
-    return max(1, int(places[0])) if len(places) else len(labels)
-
-
-def scope_of(options: SERACOptions, encoder: nn.Module, tok: Any, form: Form) -> Scope:
-    """The scope classifier that the options describe."""
-    if options.cross_attend:
-        return CrossScope(encoder, tok, form)
-    o = options
-    return EmbeddingScope(encoder, tok, form, o.dist_heads, o.square, o.cos, o.bound_embeds, o.pooling)

@@ -31,7 +31,7 @@ class Entry:
     label: str
 
 
-class EditMemory:
+class EditStore:
     """Edits in the order of their first writing.
 
     The rule for duplicates and conflicts: two edits whose inputs are equal, whatever their case and spacing, are about the same
@@ -60,12 +60,12 @@ class EditMemory:
         """Raises UserError for an id that no edit has."""
         if id not in self._entries:
             raise UserError(f"the memory has no edit {id}" + (f"; its ids go up to {self.next_id - 1}" if self.next_id else
-                                                                ", it has never had any"))
+                            ", it has never had any"))
         return self._entries[id]
 
-    def copy(self) -> EditMemory:
+    def copy(self) -> EditStore:
         """Another memory with the same edits, ids and vectors."""
-        other = EditMemory(self, self.next_id, self.labelled)
+        other = EditStore(self, self.next_id, self.labelled)
         other._rows, other._vectors, other._vectors_of = dict(self._rows), self._vectors, self._vectors_of
         return other
 
@@ -89,15 +89,16 @@ class EditMemory:
 
     def update(self, id: int, input: str | None = None, label: str | None = None) -> Entry:
         """Changes what is given. Raises UserError if there is no such edit, or another one has the new input."""
-        old = self[id]
-        new = Entry(id, *self._checked(old.input if input is None else input, old.label if label is None else label))
-        other = self._id_of.get(_key(new.input), id)
-        if other != id:
-            raise UserError(f"edit {other} has the input {new.input[:60]!r} already: update or remove that one")
-        if new != old:
-            del self._id_of[_key(old.input)]
-            self._put(new)
-        return new
+        previous = self[id]
+        input, label = previous.input if input is None else input, previous.label if label is None else label
+        entry = Entry(id, *self._checked(input, label))
+        owner = self._id_of.get(_key(entry.input), id)
+        if owner != id:
+            raise UserError(f"edit {owner} has the input {entry.input[:60]!r} already: update or remove that one")
+        if entry != previous:
+            del self._id_of[_key(previous.input)]
+            self._put(entry)
+        return entry
 
     def _checked(self, input: str, label: str) -> tuple[str, str]:
         if not input.strip():
@@ -122,9 +123,9 @@ class EditMemory:
             self._rows, self._vectors, self._vectors_of = {}, None, whose
         missing = [entry for entry in self if entry.id not in self._rows]
         if missing:
-            new = embed(missing)
+            computed = embed(missing)
             start = 0 if self._vectors is None else len(self._vectors)
-            self._vectors = new if self._vectors is None else torch.cat([self._vectors, new])
+            self._vectors = computed if self._vectors is None else torch.cat([self._vectors, computed])
             self._rows |= {entry.id: start + i for i, entry in enumerate(missing)}
         if len(self._vectors) != len(self) or missing:
             order = [self._rows[entry.id] for entry in self]
@@ -152,7 +153,7 @@ class EditMemory:
         write_tensors(path, tensors, {"header": json.dumps(header)})
 
     @staticmethod
-    def load(path: Path) -> tuple[EditMemory, dict[str, Any]]:
+    def load(path: Path) -> tuple[EditStore, dict[str, Any]]:
         """(what `save` wrote, its `about`). Raises UserError for a file that is missing, damaged, foreign or of another
         version."""
         if not path.is_file():
@@ -173,7 +174,7 @@ class EditMemory:
         texts, vectors = tensors["edits"].numpy().tobytes(), tensors.get("vectors")
         if hashlib.sha256(texts).hexdigest() != header["sha256"]:
             raise UserError(f"{path}: damaged, its edits are not those that were written: use a copy")
-        memory = EditMemory((Entry(*entry) for entry in json.loads(texts)), header["next_id"], header["labelled"])
+        memory = EditStore((Entry(*entry) for entry in json.loads(texts)), header["next_id"], header["labelled"])
         if vectors is not None and "vectors_sha256" in header:  # without, they are computed again
             if _checksum(vectors, header.get("vectors_of")) != header["vectors_sha256"]:
                 raise UserError(f"{path}: damaged, its vectors are not those that were written: use a copy")
@@ -181,7 +182,7 @@ class EditMemory:
             memory._rows = {entry.id: i for i, entry in enumerate(memory)}
         return memory, header["about"]
 
-    def to(self, device: torch.device) -> EditMemory:
+    def to(self, device: torch.device) -> EditStore:
         """This memory, with its vectors on that device."""
         if self._vectors is not None:
             self._vectors = self._vectors.to(device)

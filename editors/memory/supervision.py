@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from editors.learned.episode import Batch, Episode
 from editors.learned.losses import balanced_bce
 from editors.learned.trainer import Trainer
-from .serac import SERAC, Texts
+from .serac import SERAC
+from .texts import with_texts
 
 
 class SupervisedTrainer(Trainer):
@@ -32,8 +31,8 @@ class SupervisedTrainer(Trainer):
             stats, loss = self._supervised(episode)
         if training:
             self.safe_backward(loss)
-        found = {name: value.item() for name, value in stats.items()}
-        return found if training else super().step(episode, False) | found
+        values = {name: value.item() for name, value in stats.items()}
+        return values if training else super().step(episode, False) | values
 
     def _supervised(self, episode: Episode) -> tuple[dict[str, Tensor], Tensor]:
         edited, _ = self.alg.edit(episode.edit_inner)
@@ -85,28 +84,8 @@ class SupervisedTrainer(Trainer):
         return "loss/total_supervised_val" if self.alg.options.supervised and usual == "loss/total_edit_val" else usual
 
 
-def _similar(sims: Tensor, of: str) -> dict[str, Tensor]:
+def _similar(sims: Tensor, kind: str) -> dict[str, Tensor]:
     """What the nearest edit's probability is like, over a batch."""
     nearest = sims.max(1).values.exp()
-    return {f"sims/mean_{of}": nearest.mean(), f"sims/pos_{of}": (nearest >= 0.5).float().mean(),
-            f"sims/neg_{of}": (nearest < 0.5).float().mean()}
-
-
-def with_texts(episode: Episode) -> Episode:
-    """The episode with its batches' own texts, which no tokenizer has cut or put in lower case, where it has them.
-
-    A text whose beginning was dropped, or that holds its own target, is left to the tokens.
-    """
-    items, local = episode.extras.get("items"), episode.extras.get("local")
-    examples = [example for item in items or () for example in item.outer]
-    if items is None or items[0].drop is not None or any(e.scored is not None for e in (*examples, *(i.edit for i in items))):
-        return episode
-
-    def texts(batch: Batch | None, of) -> Batch | None:
-        if batch is None:
-            return None
-        of = of[: len(batch["input_ids"])]
-        return Texts(batch, [e.input for e in of], [e.target or "" for e in of])
-
-    return replace(episode, edit_inner=texts(episode.edit_inner, [item.edit for item in items]),
-                   edit_outer=texts(episode.edit_outer, examples), loc=texts(episode.loc, list(local)))
+    return {f"sims/mean_{kind}": nearest.mean(), f"sims/pos_{kind}": (nearest >= 0.5).float().mean(),
+            f"sims/neg_{kind}": (nearest < 0.5).float().mean()}

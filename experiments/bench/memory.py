@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel
 
 from data.files import write_json
 from editors.memory.scope import log_similarity, nearest
-from editors.memory.store import EditMemory
+from editors.memory.store import EditStore
 from experiments.run.cli import at_least_one
 
 from experiments.bench.options import options, parse
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for size in sorted(args.sizes):
         vectors = torch.randn(size, args.width)
         queries = vectors[torch.randint(size, (args.queries,))] + 0.1 * torch.randn(args.queries, args.width)
-        memory = EditMemory()
+        memory = EditStore()
         for i in range(size):
             memory.add(f"edit {i}", "x")
         memory.vectors(lambda entries: vectors, "bench")  # from now on they are there

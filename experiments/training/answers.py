@@ -20,14 +20,14 @@ def answered_questions(model, tok, rows: Sequence[dict[str, Any]], batch_size: i
     """The rows with the model's answer as `prediction`, its other beams as `alternatives`, and those of
     `filtered_rephrases` that it answers in the same way."""
     beams = _beams(model, tok, [row["input"] for row in rows], BEAMS, batch_size)
-    flat = [text for row in rows for text in row["filtered_rephrases"]]
-    again = iter(_beams(model, tok, flat, BEAMS, batch_size))
-    made = []
+    rephrases = [text for row in rows for text in row["filtered_rephrases"]]
+    answers = iter(_beams(model, tok, rephrases, BEAMS, batch_size))
+    answered = []
     for row, (prediction, *others) in zip(rows, beams):
-        kept = [text for text in row["filtered_rephrases"] if normalised(next(again)[0]) == normalised(prediction)]
-        made.append({**row, "prediction": prediction, "alternatives": alternatives(prediction, others),
-                     "filtered_rephrases": kept})
-    return made
+        kept = [text for text in row["filtered_rephrases"] if normalised(next(answers)[0]) == normalised(prediction)]
+        answered.append({**row, "prediction": prediction, "alternatives": alternatives(prediction, others),
+                         "filtered_rephrases": kept})
+    return answered
 
 
 @torch.no_grad()
@@ -39,14 +39,14 @@ def checked_claims(model, tok, rows: Sequence[dict[str, Any]], batch_size: int =
     for start in tqdm(range(0, len(texts), batch_size), unit="batch"):
         batch = tok(texts[start:start + batch_size], padding=True, truncation=True, return_tensors="pt").to(model.device)
         logits += model(batch["input_ids"], batch["attention_mask"]).flatten().tolist()
-    found = iter(logits)
-    made = []
+    logit_of = iter(logits)
+    checked = []
     for row in rows:
-        logit = next(found)
-        kept = [text for text in row["filtered_rephrases"] if (next(found) > 0) == (logit > 0)]
-        made.append({**row, "logit": logit, "prediction": _CLASSES[logit > 0], "alternatives": [_CLASSES[logit <= 0]],
-                     "filtered_rephrases": kept})
-    return made
+        logit = next(logit_of)
+        kept = [text for text in row["filtered_rephrases"] if (next(logit_of) > 0) == (logit > 0)]
+        checked.append({**row, "logit": logit, "prediction": _CLASSES[logit > 0], "alternatives": [_CLASSES[logit <= 0]],
+                        "filtered_rephrases": kept})
+    return checked
 
 
 def alternatives(prediction: str, beams: Sequence[str]) -> list[str]:
@@ -54,8 +54,8 @@ def alternatives(prediction: str, beams: Sequence[str]) -> list[str]:
     differ in more than :data:`FAR` characters."""
     kept: dict[str, None] = {}
     for text in (beam.replace(".", "") for beam in beams):
-        plain, wanted = normalised(text), normalised(prediction)
-        if plain and ((len(text) <= FAR and plain != wanted) or distance(plain, wanted) > FAR):
+        plain, answer = normalised(text), normalised(prediction)
+        if plain and ((len(text) <= FAR and plain != answer) or distance(plain, answer) > FAR):
             kept[text] = None
     return list(kept)
 
@@ -73,11 +73,11 @@ def distance(a: str, b: str) -> int:
 @torch.no_grad()
 def _beams(model, tok, texts: Sequence[str], beams: int, batch_size: int) -> list[list[str]]:
     """The ``beams`` best answers to each text."""
-    found = []
+    beams_of = []
     for start in tqdm(range(0, len(texts), batch_size), unit="batch"):
         batch = tok(list(texts[start:start + batch_size]), padding=True, truncation=True, return_tensors="pt").to(model.device)
         ids = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_beams=beams,
                              num_return_sequences=beams, max_new_tokens=32, do_sample=False)
         lines = [line.strip() for line in tok.batch_decode(ids, skip_special_tokens=True)]
-        found += [lines[i:i + beams] for i in range(0, len(lines), beams)]
-    return found
+        beams_of += [lines[i:i + beams] for i in range(0, len(lines), beams)]
+    return beams_of

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from common.errors import UserError
 from editors.learned.classifier import BertClassifier
-from editors.learned.kinds import ModelKind, model_kind
+from editors.learned.model_kind import ModelKind, model_kind
 from experiments.run.models import device_of, source_of, why_not
 
 KINDS = {
@@ -51,7 +51,7 @@ def load_editable(
         near = difflib.get_close_matches(class_name, dir(transformers), n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise UserError(f"model.class_name: transformers has no {class_name!r}{hint}")
-    place = device_of(device)
+    target_device = device_of(device)
     options = {"dtype": dtype, "local_files_only": local, "use_safetensors": True}
     if eager:
         options["attn_implementation"] = "eager"
@@ -72,9 +72,9 @@ def load_editable(
     if tok.pad_token_id is None:
         if tok.eos_token is None:
             raise UserError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
-                               "set one in its folder")
+                            "set one in its folder")
         tok.pad_token = tok.eos_token  # padding is masked everywhere, so which token it is makes no difference
-    return model.to("cpu" if place == "map" else place).eval().requires_grad_(False), tok
+    return model.to("cpu" if target_device == "map" else target_device).eval().requires_grad_(False), tok
 
 
 def _check_class(cls: type, config, name: str, experiment: str) -> None:
@@ -88,10 +88,10 @@ def _check_class(cls: type, config, name: str, experiment: str) -> None:
             raise _unfit(name, architecture, experiment)
 
 
-def _unfit(name: str, what: str, experiment: str) -> UserError:
-    wanted = " or ".join(kind.value for kind in KINDS[experiment])
-    return UserError(f"experiment {experiment!r} is for models of kind {wanted}, but {name!r} is {what}: "
-                        "choose another +model")
+def _unfit(name: str, description: str, experiment: str) -> UserError:
+    kinds = " or ".join(kind.value for kind in KINDS[experiment])
+    return UserError(f"experiment {experiment!r} is for models of kind {kinds}, but {name!r} is {description}: "
+                     "choose another +model")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -99,25 +99,26 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Lightning writes them). Raises UserError for a file that does not fit, and for pickled ones."""
     if path.suffix != ".safetensors":
         raise UserError(f"model.pt: {path} is no .safetensors file; pickled weights are not read: convert it where "
-                           "you trust it")
+                        "you trust it")
     try:
         weights = {name: t for name, t in load_file(path).items() if not name.endswith("position_ids")}
     except (OSError, SafetensorError) as error:
         raise UserError(f"model.pt: {path} can't be read ({error})") from None
     stripped = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     for candidate in (weights, stripped):
-        found = model.load_state_dict(candidate, strict=False) if _fits(model, candidate) else None
-        if found is not None:
+        if _fits(model, candidate):
+            model.load_state_dict(candidate, strict=False)
             return
     unknown = sorted(weights.keys() - model.state_dict().keys())
     raise UserError(f"model.pt: {path} holds weights of another model" + (f" ({unknown[0]})" if unknown else ""))
 
 
 def _fits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
-    own = model.state_dict()
-    tied = {name for name in own if any(own[name].data_ptr() == own[other].data_ptr() for other in weights if other in own)}
-    return (all(name in own and own[name].shape == tensor.shape for name, tensor in weights.items())
-            and all(name in weights or name in tied or name.endswith("position_ids") for name in own))
+    parameters = model.state_dict()
+    places = {parameters[name].data_ptr() for name in weights if name in parameters}
+    tied = {name for name, tensor in parameters.items() if tensor.data_ptr() in places}
+    return (all(name in parameters and parameters[name].shape == tensor.shape for name, tensor in weights.items())
+            and all(name in weights or name in tied or name.endswith("position_ids") for name in parameters))
 
 
 def set_dropout(model: nn.Module, p: float | None) -> None:

@@ -19,7 +19,6 @@ from data import episodes
 from editors.learned import algorithms
 from editors.learned.editable import Editable
 from editors.learned.episode import Collator
-from editors.learned.finetune import FineTune
 from editors.learned.trainer import BEST, DEBUG_STEPS, LAST, TrainConfig, Trainer
 from experiments.training.episodes import Episodes
 from experiments.training.models import inner_params_of, load_editable, set_dropout
@@ -73,8 +72,10 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     if "name" not in model_settings:
         raise UserError("choose a model: +model=world, +model=gpt2xl, ... (hparams/train/model)")
     tree = config.get(algorithm.config_key()) or {}
-    model, tok = load_editable(model_settings, experiment, config["device"],
-                               torch.bfloat16 if config["half"] else torch.float32, config["data_dir"], algorithm.needs_eager(tree))
+    dtype = torch.bfloat16 if config["half"] else torch.float32
+    model, tok = load_editable(
+        model_settings, experiment, config["device"], dtype, config["data_dir"], algorithm.needs_eager(tree)
+    )
     set_dropout(model, config["dropout"])
     inner = inner_params_of(model_settings, model)
     alg = algorithm.build(model, inner, _options(config, algorithm, tree), tok=tok, small_name=model_settings.get("small_name"))
@@ -84,15 +85,15 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
                        config["data"]["n_outer_max"], ended=algorithm.ended,
                        unshifted_decoder=config["data"]["sent_unshifted_decoder"] or config["legacy"]["sent_unshifted_decoder"])
     sources = _Sources(config, experiment, collate, is_serac)
-    train = None if config["eval_only"] and not isinstance(alg, FineTune) else sources.of("train", config["batch_size"])
-    if isinstance(alg, FineTune):
-        _attach_local(alg, config, sources)
+    train = None if config["eval_only"] and not algorithm.draws_local else sources.episodes("train", config["batch_size"])
+    if algorithm.draws_local:
+        _attach_local(alg, tree, sources)
     config_split = config["eval"]["split"]
     split = config_split or ("test" if sources.source == "world" or is_serac else "validation")
     val_batch = config["val_batch_size"] or (2 if is_serac else 5)
     train_config = _train_config(config, is_serac)
-    validation = sources.of("validation", val_batch, train_config.val_steps)
-    final = sources.of(split, val_batch)
+    validation = sources.episodes("validation", val_batch, train_config.val_steps)
+    final = sources.episodes(split, val_batch)
     about = {"model": {"name": model_settings["name"], **alg.about()}, "data": dict(sorted(sources.about.items()))}
     archive = find_archive(config["archive"], config["eval_only"]) if config["archive"] else None
     trainer = pkgutil.resolve_name(algorithm.trainer)(
@@ -113,11 +114,10 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
 
 def check_unused(folder: Path) -> None:
     """Raises UserError if another run has kept its networks or results in the folder."""
-    there = [name for name in (BEST, LAST, "results.json") if (folder / name).is_file()]
-    if there:
-        raise UserError(f"{folder}: holds the {' and '.join(there)} of another run; choose another hydra.run.dir, delete them, "
-                           f"or go on with that run: archive={folder}" if LAST in there else
-                           f"{folder}: holds the {' and '.join(there)} of another run; choose another hydra.run.dir, or delete them")
+    names = [name for name in (BEST, LAST, "results.json") if (folder / name).is_file()]
+    if names:
+        remedy = f"delete them, or go on with that run: archive={folder}" if LAST in names else "or delete them"
+        raise UserError(f"{folder}: holds the {' and '.join(names)} of another run; choose another hydra.run.dir, {remedy}")
 
 
 def recipe_of(config: Mapping[str, Any], experiment: str) -> str:
@@ -176,6 +176,7 @@ class _Sources:
         self._rows: dict[str, Any] = {}
 
     def rows(self, split: str):
+        """The records of a split, loaded and checked once."""
         if split not in self._rows:
             options = {key: value for key, value in self.config["data"].items() if key != "source" and value is not None}
             if self.config["legacy"]["sent_descriptor_loc"]:
@@ -192,51 +193,52 @@ class _Sources:
             for start in range(0, len(rows), 1000):
                 self.collate.batch([rows.item(i, 0).edit for i in range(start, min(start + 1000, len(rows)))])
 
-    def of(self, split: str, batch_size: int, limit: int | None = None) -> Episodes:
+    def episodes(self, split: str, batch_size: int, limit: int | None = None) -> Episodes:
+        """A split in batches of this size (edits and unrelated inputs together, but with SERAC's recipe so many of each)."""
         n_edits = batch_size if self.is_serac else self.config["data"]["n_edits"]
         n_local = batch_size if self.is_serac else batch_size - n_edits
         if n_local < 1 or n_edits < 1:
             key = "batch_size" if split == "train" else "val_batch_size"
             raise UserError(f"{key}={batch_size}: too small for data.n_edits={n_edits} and at least one unrelated input "
-                               f"(they count together): at least {n_edits + 1}")
+                            f"(they count together): at least {n_edits + 1}")
         rows = self.rows(split)
         single = self.config["single_batch"] and split == "train"
         batches = rows.batches(n_edits, n_local, limit=limit and max(limit, n_edits), single_batch=single)
         return Episodes(batches, self.collate)
 
 
-def _attach_local(alg: FineTune, config: Mapping[str, Any], sources: _Sources) -> None:
+def _attach_local(alg: Editable, tree: Mapping[str, Any], sources: _Sources) -> None:
     """Where FT's locality loss draws its unrelated inputs: from the training data, a new batch each time."""
     if not alg.options.locality:
         return
-    n_local = config["ft"]["locality"]["batch_size"]
+    n_local = tree["locality"]["batch_size"]
     if not isinstance(n_local, int) or n_local < 1:
-        raise UserError(f"ft.locality.batch_size: {n_local!r} is no whole number from 1")
+        raise UserError(f"{alg.config_key()}.locality.batch_size: {n_local!r} is no whole number from 1")
     batches = sources.rows("train").batches(1, n_local)
-    drawn = iter(range(10**9))
+    numbers = iter(range(10**9))
 
     def local():
-        batch = sources.collate.batch(batches[next(drawn)].local)
+        batch = sources.collate.batch(batches[next(numbers)].local)
         return {name: tensor.to(next(alg.model.parameters()).device) for name, tensor in batch.items()}
 
     alg.local = local
 
 
-def find_archive(asked: str, eval_only: bool) -> Path:
-    """The checkpoint that `archive` means: a file, that of a run's folder (the best for evaluation, the last to go on from), or of
-    the one run in outputs or multirun whose path contains the text. Raises UserError if there is none, or several."""
+def find_archive(archive: str, eval_only: bool) -> Path:
+    """The checkpoint that `archive` means: a file, that of a run's folder (the best for evaluation, the last to go on from),
+    or of the one run in outputs or multirun whose path contains the text. Raises UserError if there is none, or several."""
     name = BEST if eval_only else LAST
-    path = Path(asked)
+    path = Path(archive)
     if path.is_file():
         return path
     if path.is_dir():
-        found = [path / name] if (path / name).is_file() else sorted(path.glob(f"*/{name}"))
+        paths = [path / name] if (path / name).is_file() else sorted(path.glob(f"*/{name}"))
     else:
-        found = sorted(p for root in ("outputs", "multirun") for p in Path(root).glob(f"**/{name}") if asked in str(p.parent))
-    if len(found) != 1:
-        which = f"{len(found)} runs: {', '.join(str(p.parent) for p in found[:4])}" if found else f"no run with a {name}"
-        raise UserError(f"archive={asked}: {which}")
-    return found[0]
+        paths = sorted(p for root in ("outputs", "multirun") for p in Path(root).glob(f"**/{name}") if archive in str(p.parent))
+    if len(paths) != 1:
+        which = f"{len(paths)} runs: {', '.join(str(p.parent) for p in paths[:4])}" if paths else f"no run with a {name}"
+        raise UserError(f"archive={archive}: {which}")
+    return paths[0]
 
 
 def _take_over(trainer: Trainer, archive: Path, eval_only: bool) -> None:
@@ -249,7 +251,7 @@ def _take_over(trainer: Trainer, archive: Path, eval_only: bool) -> None:
 
 
 def _warn_of_unread(config: Mapping[str, Any]) -> None:
-    given = [key for key in UNREAD if config.get(key) is not None]
-    given += [f"eval.{key}" for key in ("verbose", "log_interval") if config["eval"].get(key) is not None]
-    if given:
-        warnings.warn(f"without effect, nothing reads {', '.join(given)}", stacklevel=2)
+    keys = [key for key in UNREAD if config.get(key) is not None]
+    keys += [f"eval.{key}" for key in ("verbose", "log_interval") if config["eval"].get(key) is not None]
+    if keys:
+        warnings.warn(f"without effect, nothing reads {', '.join(keys)}", stacklevel=2)

@@ -18,8 +18,8 @@ from tests.editors.test_contract import REQUESTS
 def write(path, state, **more):
     """As the published programs: networks beside the model's configuration, the optimiser and other things."""
     model = {**state, "model_config": GPT2Config(n_layer=2), "model.transformer.ln_f.weight": torch.ones(3)}
-    torch.save({"model": model, "opt": {"state": {}}, "lr_opt": None, "val_stats": {"loss": 0.5}, "start_time": "01/02/2022-03:04:05/6",
-                "elapsed_time": 3.0, "step": 7, **more}, path)
+    torch.save({"model": model, "opt": {"state": {}}, "lr_opt": None, "val_stats": {"loss": 0.5},
+                "start_time": "01/02/2022-03:04:05/6", "elapsed_time": 3.0, "step": 7, **more}, path)
 
 
 @pytest.mark.parametrize("name", ["mend", "gtn", "efk"])
@@ -37,7 +37,8 @@ def test_an_editor_of_the_published_names(name, tiny_gpt2, golden, tmp_path, mon
     write(tmp_path / "published.pt", state)
     monkeypatch.setenv("KE_DATA_DIR", str(tmp_path / "data"))
     options = ["descent=true"] if own == "mend" else []
-    out = convert_editor.main(str(tmp_path / "published.pt"), name, str(golden / "tiny-gpt2"), option=options, inner_params=INNER)
+    published, folder = str(tmp_path / "published.pt"), str(golden / "tiny-gpt2")
+    out = convert_editor.main(published, name, folder, option=options, inner_params=INNER)
     assert out.parent == tmp_path / "data" / "learned" / ("MEND" if own == "mend" else "KE")
     found, expected = checkpoint.read(out)[1], checkpoint.read(path)[1]
     assert found.keys() == expected.keys() and all(torch.equal(found[key], t) for key, t in expected.items())
@@ -66,7 +67,8 @@ def test_mistakes(golden, tmp_path, capsys):
     path, model = tmp_path / "file.pt", str(golden / "tiny-gpt2")
 
     def convert(alg="MEND", **more):
-        return convert_editor.main(str(path), alg, model, str(tmp_path / "new" / "out.safetensors"), **{"inner_params": INNER, **more})
+        out = str(tmp_path / "new" / "out.safetensors")
+        return convert_editor.main(str(path), alg, model, out, **{"inner_params": INNER, **more})
 
     with pytest.raises(UserError, match="file.pt: no such file"):
         convert()
@@ -85,7 +87,8 @@ def test_mistakes(golden, tmp_path, capsys):
         convert(inner_params=())
     state = {"mend.(64, 256).mlp.layers.0.u": torch.zeros(320, 2), "edit_lrs": torch.zeros(4)}
     write(path, state)
-    for option, message in (("descent", "KEY=VALUE"), ("rank=[1", "--option"), ("descnt=1", "descnt"), ("norm=false", "networks are not those")):
+    for option, message in (("descent", "KEY=VALUE"), ("rank=[1", "--option"), ("descnt=1", "descnt"),
+                            ("norm=false", "networks are not those")):
         with pytest.raises(UserError, match=message):
             convert(option=[option])
     write(path, {"mend.(64, 256).mlp.layers.0.u": torch.tensor(1.0), "edit_lrs": torch.zeros(4)})

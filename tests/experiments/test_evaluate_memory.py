@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from common.errors import UserError
+from editors.memory.parts import save_parts
 from editors.memory.serac import SERAC
-from editors.memory.serac_parts import save_parts
 from tests.editors.learned.conftest import LEARNED
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
 from editors.edit import Edit
-from editors.memory.store import EditMemory, Entry
+from editors.memory.store import EditStore, Entry
 from experiments.memory import main
 
 
@@ -22,7 +22,7 @@ def file(tmp_path, capsys):
 
 
 def entries(path):
-    return list(EditMemory.load(path)[0])
+    return list(EditStore.load(path)[0])
 
 
 def test_add_update_remove_list(file, tmp_path, capsys):

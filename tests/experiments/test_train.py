@@ -238,7 +238,8 @@ def test_targets_as_long_as_their_texts(fails, folders, tmp_path):
     (tmp_path / "valid.json").write_text(json.dumps({"n_tokens": 9, "original": texts[:8], "completions": texts[:8]}))
     (tmp_path / "wiki.txt").write_text("\n".join("word " * 55 + f"number {i}" for i in range(20)))
     given = [w for w in words("mend", "gen", folders) if not w.startswith("data.")]
-    given += [f"data.path={tmp_path}/", "data.source=files", "data.wiki_webtext=False", f"data.wikitext_path={tmp_path / 'wiki.txt'}"]
+    given += [f"data.path={tmp_path}/", "data.source=files", "data.wiki_webtext=False",
+              f"data.wikitext_path={tmp_path / 'wiki.txt'}"]
     assert "the target of 'So.' has 9 tokens of a text of " in fails(*given)
 
 
@@ -257,11 +258,13 @@ def test_mistakes_of_ft(fails, folders, word, message):
 
 
 def test_ft_that_diverges(monkeypatch, capsys, folders, tmp_path):
-    monkeypatch.setattr("sys.argv", ["train", *words("ft", "gen", folders, "edit_lr=1e38"), f"hydra.run.dir={tmp_path / 'run'}"])
+    command = ["train", *words("ft", "gen", folders, "edit_lr=1e38"), f"hydra.run.dir={tmp_path / 'run'}"]
+    monkeypatch.setattr("sys.argv", command)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         run_program(train.command)
-    assert caught.value.code == 2 and "fine-tuning: " in capsys.readouterr().err and not (tmp_path / "run" / "results.json").exists()
+    assert caught.value.code == 2 and "fine-tuning: " in capsys.readouterr().err
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_finished_runs_are_those_of_the_same_words(start, folders):
@@ -273,7 +276,7 @@ def test_finished_runs_are_those_of_the_same_words(start, folders):
 
 
 def test_default_places():
-    from editors.learned.kinds import ModelKind
+    from editors.learned.model_kind import ModelKind
 
     config = {"alg": "gtn", "data_dir": "/data", "model": {"name": "world"}}
     names = {kind: str(train.default_export(config, kind)) for kind in ModelKind}
@@ -414,7 +417,8 @@ def test_damaged_data_and_archives(fails, start, folders, tmp_path):
     message = fails(*words("mend", "gen", folders, "data.rephrase=False", f"archive={run}"))
     assert "another data.test.options.rephrase, data.train.options.rephrase" in message
     taken = fails(*words("mend", "gen", folders), into=run)
-    assert "holds the best.safetensors and last.safetensors and results.json of another run" in taken and f"archive={run}" in taken
+    assert "holds the best.safetensors and last.safetensors and results.json of another run" in taken
+    assert f"archive={run}" in taken
     (run / "last.safetensors").write_bytes((run / "last.safetensors").read_bytes()[:-9])
     assert "truncated or damaged" in fails(*words("mend", "gen", folders, f"archive={run}"))
 

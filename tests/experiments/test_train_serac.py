@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 from common.errors import UserError
-from editors.memory import serac_parts
+from editors.memory import parts
 from experiments import memory, scope, train
 from experiments.training.setup import prepare
 from tests.editors.learned.conftest import LEARNED
@@ -116,7 +116,7 @@ def test_scope_program_and_figure(folders, tmp_path, capsys):
     assert recalls == sorted(recalls, reverse=True) and recalls[-1] == 0 == content["sweep"][-1]["false_positives"]
     saved = AutoConfig.from_pretrained(tmp_path / "system" / "scope").serac
     assert saved["threshold"] == content["calibrated"]["threshold"] and saved["model_kind"] == "t5"
-    assert serac_parts.check_pair(str(tmp_path / "system" / "scope"), str(tmp_path / "system" / "counterfactual"))["run"]
+    assert parts.check_pair(str(tmp_path / "system" / "scope"), str(tmp_path / "system" / "counterfactual"))["run"]
     best = load_file(tmp_path / "run" / "best.safetensors")
     exported = AutoModel.from_pretrained(tmp_path / "system" / "scope").state_dict()
     assert torch.equal(exported["embeddings.word_embeddings.weight"], best["net/classifier.embeddings.word_embeddings.weight"])
@@ -137,8 +137,10 @@ def test_scope_program_and_figure(folders, tmp_path, capsys):
     del older["lr_decay"], older["data"]["asked"]
     config_file.write_text(json.dumps(older))  # as a run of an older version left it
     scope.command([str(tmp_path / "run"), "--edits", "1", "--most", "4", "--out", str(tmp_path / "older.json")])
-    assert json.loads((tmp_path / "older.json").read_text())["sweep"] == json.loads((tmp_path / "scope_1.json").read_text())["sweep"]
-    for lacking, message in (({}, "there is no alg"), ({"alg": "rep", "task": "qa"}, "there is no "), (older | {"eval": None}, "eval is None"),
+    first, again = (json.loads((tmp_path / name).read_text()) for name in ("scope_1.json", "older.json"))
+    assert again["sweep"] == first["sweep"]
+    for lacking, message in (({}, "there is no alg"), ({"alg": "rep", "task": "qa"}, "there is no "),
+                             (older | {"eval": None}, "eval is None"),
                              (older | {"data": [1]}, r"data is \[1\] and no object")):
         (tmp_path / "config.json").write_text(json.dumps(lacking))
         with pytest.raises(UserError, match=message) as error:
@@ -177,7 +179,8 @@ def test_a_checkpoint_of_other_options(folders, tmp_path):
 
 
 @pytest.mark.parametrize("experiment, query, words", [
-    ("qa", "Where was Ann born?", ()), ("qa", "Where was Ann born?", ("rep.freeze_cntr=true",)), ("sent", "What do you think of Ann?", ()),
+    ("qa", "Where was Ann born?", ()), ("qa", "Where was Ann born?", ("rep.freeze_cntr=true",)),
+    ("sent", "What do you think of Ann?", ()),
     ("fnli", "Ann lives in Paris.", ()), ("gen", "Ann lives in", ()),
 ])
 def test_a_memory_is_asked_by_a_run(folders, tmp_path, capsys, experiment, query, words):

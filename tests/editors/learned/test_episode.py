@@ -12,7 +12,7 @@ from editors.core.prompts import tokenize
 from editors.learned.editable import shifted_right
 from editors.learned.episode import Collator
 from editors.learned.inner_params import default_inner_params
-from editors.learned.kinds import ModelKind, model_kind
+from editors.learned.model_kind import ModelKind, model_kind
 from tests.editors.learned.conftest import LEARNED, learned_model
 from tests.models import TOKENIZERS, tiny_tokenizer
 

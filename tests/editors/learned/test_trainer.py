@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from editors.learned.algorithms import algorithm
 from editors.learned import checkpoint, optimisers
+from editors.learned.algorithms import algorithm
 from editors.learned.averages import Averages
 from editors.learned.episode import joined
 from editors.learned.run_log import LOG
@@ -24,7 +24,7 @@ def build(name, model, tok, folder, seed=0, options=None, **config):
     config = TrainConfig(
         **{"lr": 1e-3, "lr_lr": 1e-2, "accumulate_bs": 2, "train_base": False, "log_interval": 2, "val_interval": 4, **config}
     )
-    trainer = Trainer(alg, config, Texts(tok), Texts(tok), folder, original=model, progress=False, report=lambda line: None)
+    trainer = Trainer(alg, config, Texts(tok), Texts(tok), folder, original=model, progress=False)
     return trainer
 
 
@@ -37,7 +37,13 @@ def frozen(tiny_gpt2):
 
 @pytest.mark.parametrize(
     "name, options",
-    [("efk", {}), ("enn", {"first_order": False}), ("mend", {"norm": False, "edit_lr": 0.1}), ("mend", {}), ("mend", {"shared": False})],
+    [
+        ("efk", {}),
+        ("enn", {"first_order": False}),
+        ("mend", {"norm": False, "edit_lr": 0.1}),
+        ("mend", {}),
+        ("mend", {"shared": False}),
+    ],
 )
 def test_side_by_side_is_one_after_another(frozen, tmp_path, name, options):
     """The same reported numbers and the same gradients, up to rounding."""
@@ -53,7 +59,8 @@ def test_side_by_side_is_one_after_another(frozen, tmp_path, name, options):
     for p in trainer.alg.outer_parameters():
         p.grad = None
     together = trainer.step(joined(episodes), training=True)
-    for key in ("loss/edit", "loss/loc", "loss/total", "edit/acc", "edit/log_prob", "edit/prob", "token_acc/pre", "token_acc/post"):
+    keys = "loss/edit", "loss/loc", "loss/total", "edit/acc", "edit/log_prob", "edit/prob", "token_acc/pre", "token_acc/post"
+    for key in keys:
         assert together[key] == pytest.approx(sum(stats[key] for stats in alone) / 4, rel=1e-4, abs=1e-6), key
     for p, grad in zip(trainer.alg.outer_parameters(), single):
         assert (p.grad is None) == (grad is None)
@@ -67,7 +74,8 @@ def test_some_rows_tell_how_many_they_are(frozen, tmp_path):
     """Success on rows of one kind weighs by their number, which is not reported itself."""
     model, tok = frozen
     trainer, averages = build("efk", model, tok, tmp_path), Averages()
-    one, two, three = (replace(texts_episode(tok, i), extras={"items": (SimpleNamespace(flip=i > 0, hard=()),)}) for i in range(3))
+    items = [SimpleNamespace(flip=i > 0, hard=()) for i in range(3)]
+    one, two, three = (replace(texts_episode(tok, i), extras={"items": (item,)}) for i, item in enumerate(items))
     for episode, flipped in ((one, 0), (joined([two, three]), 2)):
         stats = trainer.step(episode, training=False)
         assert stats.get("n_rows/edit/acc_flip", 0) == flipped
@@ -181,7 +189,8 @@ def test_a_run_does_not_go_on_as_another(frozen, tmp_path):
     run = build("mend", model, tok, tmp_path / "data", max_iters=4)
     run.identity |= {"data.train.seed": 0, "dropout": 0.0}
     run.run()
-    for changed, message in (({"data": {"train": {"seed": 1}}, "dropout": 0.0}, "another data.train.seed;"), ({}, "dropout, data")):
+    other_seed = {"data": {"train": {"seed": 1}}, "dropout": 0.0}
+    for changed, message in ((other_seed, "another data.train.seed;"), ({}, "dropout, data")):
         again = build("mend", model, tok, tmp_path / "data", max_iters=8)
         again.identity |= _flat(changed)
         with pytest.raises(UserError, match=message):
@@ -233,7 +242,8 @@ def test_nan_stops_and_keeps_the_best(frozen, tmp_path):
 
 def test_nan_in_a_validation_stops_before_anything_is_written(frozen, tmp_path):
     model, tok = frozen
-    trainer = build("mend", model, tok, tmp_path, max_iters=8, accumulate_bs=8, val_interval=8, lr=1e30, lr_lr=1e30)  # one step, the last
+    # One step, the last.
+    trainer = build("mend", model, tok, tmp_path, max_iters=8, accumulate_bs=8, val_interval=8, lr=1e30, lr_lr=1e30)
     with pytest.raises(UserError, match="loss/.*_val is nan after iteration 8, so the run stops; lower lr or edit_lr$"):
         trainer.run()
     assert not (tmp_path / BEST).exists() and not (tmp_path / LAST).exists()
@@ -245,7 +255,8 @@ def test_networks_of_an_earlier_run_are_not_the_best(frozen, tmp_path):
     trainer = build("efk", model, tok, tmp_path, max_iters=3, val_interval=9, save=False)
     trainer.run()
     assert trainer.iteration == 3 and not trainer.has_best
-    assert any(not torch.equal(t, trainer.alg.state()[k.removeprefix("net/")]) for k, t in checkpoint.read(tmp_path / BEST)[1].items())
+    best, state = checkpoint.read(tmp_path / BEST)[1], trainer.alg.state()
+    assert any(not torch.equal(tensor, state[name.removeprefix("net/")]) for name, tensor in best.items())
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3]
     whole = build("efk", model, tok, tmp_path / "whole", max_iters=4)

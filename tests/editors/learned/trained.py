@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from editors.learned.algorithms import algorithm
 from editors.learned import checkpoint
+from editors.learned.algorithms import algorithm
 from editors.learned.episode import Collator, Episode
-from editors.learned.kinds import ModelKind
+from editors.learned.model_kind import ModelKind
 from editors.learned.trainer import TrainConfig, Trainer
 from editors.learned.weight_editors import _Text
 
@@ -60,7 +60,7 @@ def trained(name: str, model, tok, folder: Path, iterations: int = 60):
         cedit=1.0,
         train_base=False,
     )
-    trainer = Trainer(alg, config, Texts(tok), Texts(tok), folder / name, progress=False, report=lambda line: None)
+    trainer = Trainer(alg, config, Texts(tok), Texts(tok), folder / name, progress=False)
     state = torch.get_rng_state()
     trainer.run()
     torch.set_rng_state(state)

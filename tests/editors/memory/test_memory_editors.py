@@ -9,11 +9,11 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import editors
+from editors.memory.parts import save_parts
 from editors.memory.routed import RoutedEdit
 from editors.memory.routing import is_routed
 from editors.memory.serac import SERAC
-from editors.memory.serac_parts import save_parts
-from editors.memory.store import EditMemory
+from editors.memory.store import EditStore
 from tests.editors.learned.conftest import LEARNED
 from tests.editors.test_contract import REQUESTS
 
@@ -136,7 +136,7 @@ def test_lookup_answers_its_own_prompt(tiny_gpt2, tmp_path):
 
 
 def test_a_memory_without_an_editor(tmp_path):
-    memory = EditMemory()
+    memory = EditStore()
     memory.add("a", "b")
     memory.save(tmp_path / "m.safetensors")
     with pytest.raises(editors.EditingError, match="no editor wrote"):
@@ -148,7 +148,8 @@ def test_prompts_longer_than_the_encoder(system, tiny_gpt2):
     model, tok = tiny_gpt2
     edit = editors.load("SERAC", {"system": str(system[0])}).edit(model, tok, REQUESTS)
     long = tok("The ferry was late and " * 30).input_ids[:126]
-    with edit.applied(model), pytest.warns(UserWarning, match="longer than there is room for, and are read without their beginning"):
+    warning = "longer than there is room for, and are read without their beginning"
+    with edit.applied(model), pytest.warns(UserWarning, match=warning):
         model(torch.tensor([long]))
 
 
@@ -218,11 +219,13 @@ def test_exports_replace_nothing_but_exports(system, tiny_gpt2, tmp_path):
     alg = SERAC(*tiny_gpt2[:1], {}, tiny_gpt2[1], classifier, AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "enc"),
                 copy.deepcopy(tiny_gpt2[0]))
     save_parts(alg, folder)
-    assert AutoConfig.from_pretrained(folder / "scope").serac["run"] != run and sorted(p.name for p in tmp_path.iterdir()) == ["system"]
+    assert AutoConfig.from_pretrained(folder / "scope").serac["run"] != run
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["system"]
     (folder / "notes.txt").write_text("precious")
     (tmp_path / "alien" / "scope").mkdir(parents=True)
     (tmp_path / "file").touch()
-    for place, message in ((folder, "holds other things"), (tmp_path / "alien", "holds other things"), (tmp_path / "file", "is a file")):
+    alien = "holds other things"
+    for place, message in ((folder, alien), (tmp_path / "alien", alien), (tmp_path / "file", "is a file")):
         with pytest.raises(editors.EditingError, match=message):
             save_parts(alg, place)
     assert (folder / "notes.txt").read_text() == "precious" and (tmp_path / "alien" / "scope").is_dir()

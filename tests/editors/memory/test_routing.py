@@ -8,12 +8,12 @@ from transformers import DynamicCache
 
 import editors
 from editors.core.prompts import pad_batch
-from editors.learned.kinds import ModelKind
-from editors.memory.answers import LookupAnswerer, SeracAnswerer
+from editors.learned.model_kind import ModelKind
+from editors.memory.answerers import LookupAnswerer, SeracAnswerer
+from editors.memory.form import Form
 from editors.memory.routed import RoutedEdit
 from editors.memory.routing import is_routed
-from editors.memory.serac_text import Form
-from editors.memory.store import EditMemory
+from editors.memory.store import EditStore
 from experiments.metrics.incremental import read
 from experiments.metrics.scoring import Plan, ask, prompt_ids
 from experiments.metrics.sharing import SharedPrefix
@@ -54,7 +54,7 @@ def other(model, seed=1):
 @pytest.fixture(scope="module")
 def parts(tiny_gpt2):
     model, tok = tiny_gpt2
-    memory = EditMemory()
+    memory = EditStore()
     memory.add(*EDIT)
     decoder = other(model)
     return model, tok, memory, decoder
@@ -185,7 +185,7 @@ def test_edits_on_top_of_each_other(parts):
     """The one applied last is asked first, and each is asked once about what is left to it."""
     model, tok, _, decoder = parts
     first, one = edit_of(parts)
-    memory = EditMemory()
+    memory = EditStore()
     memory.add("Mira O'Dalvey speaks", "Nyvian")
     second, two = edit_of((model, tok, memory, other(model, 2)))
     rows = [prompt_ids(tok, prompt) for prompt in PROMPTS]
@@ -214,7 +214,7 @@ def test_the_model_is_left_as_it_was(parts):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(editors.EditingError, match="not applied"):
         edit.revert(model)
-    empty, _ = edit_of((model, tok, EditMemory(), None))
+    empty, _ = edit_of((model, tok, EditStore(), None))
     with pytest.raises(editors.EditingError, match="memory is empty"):
         empty.apply(model)
 
@@ -255,7 +255,7 @@ def test_decoder_of_another_vocabulary(parts):
 
 def test_lookup_says_the_label_word_for_word(parts):
     model, tok, memory, _ = parts
-    memory = EditMemory()
+    memory = EditStore()
     memory.add(INSIDE[0], "Castavel"), memory.add(OUTSIDE[1], "gardener in Lutmere")
     edit = RoutedEdit(memory, {"editor": "LU"}, lambda m, mem: LookupAnswerer(mem, 0.05, 5.0, m, tok))
     how = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": tok.eos_token_id}
@@ -317,14 +317,16 @@ def test_tuples_are_given_where_they_are_asked_for(parts):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"prefill_chunk_size": 4}, "prefill_chunk_size.*leave it out"), ({"cache_implementation": "static"}, "rows and positions only"),
+    ({"prefill_chunk_size": 4}, "prefill_chunk_size.*leave it out"),
+    ({"cache_implementation": "static"}, "rows and positions only"),
 ])
 def test_prompts_that_are_not_read_whole(parts, options, message):
     model, tok, _, _ = parts
     edit, scope = edit_of(parts)
     batch = pad_batch([prompt_ids(tok, prompt) for prompt in PROMPTS], 0, side="left")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with edit.applied(model), pytest.raises(editors.EditingError, match=message) as error:
-        model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=3, pad_token_id=0, **options)
+        model.generate(**inputs, max_new_tokens=3, pad_token_id=0, **options)
     assert "\n" not in str(error.value) and scope.asked == []
 
 
@@ -335,7 +337,8 @@ def test_generation_up_to_the_last_position(parts):
     prompt = prompt_ids(tok, "The ferry was late. " * 8 + INSIDE[0])
     room = model.config.n_positions - len(prompt)
     with edit.applied(model), pytest.warns(UserWarning, match="without their beginning"):
-        ids = model.generate(torch.tensor([prompt]), max_new_tokens=room, do_sample=False, pad_token_id=0, eos_token_id=None)[0].tolist()
+        rows = model.generate(torch.tensor([prompt]), max_new_tokens=room, do_sample=False, pad_token_id=0, eos_token_id=None)
+    ids = rows[0].tolist()
     assert len(ids) == model.config.n_positions
     answerer = edit._answerer(model, edit.memory)
     with pytest.warns(UserWarning, match="without their beginning"):

@@ -10,12 +10,13 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from common.errors import UserError
 from editors.learned.editable import forward
 from editors.learned.episode import Collator
-from editors.learned.kinds import ModelKind
 from editors.learned.losses import wide
+from editors.learned.model_kind import ModelKind
 from editors.learned.trainer import TrainConfig
-from editors.memory.scope import encode
 from editors.memory.serac import SERAC
-from editors.memory.supervision import SupervisedTrainer, with_texts
+from editors.memory.supervision import SupervisedTrainer
+from editors.memory.texts import with_texts
+from editors.memory.tokens import encode
 from tests.editors.learned.conftest import arrays, batch, LEARNED, learned_model
 
 
@@ -127,7 +128,8 @@ def test_inputs_are_read_with_some_edits_in_training(tmp_path):
     enc = AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "enc")
     classifier = AutoModelForSequenceClassification.from_pretrained(LEARNED / "models" / "scope-bert-tiny", num_labels=2)
     own_tok = AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "s2s")
-    alg = SERAC(learned_model("t5-tiny"), {"cross_attend": True, "nearest_negatives": True, "pairs": 2}, own_tok, classifier, enc,
+    options = {"cross_attend": True, "nearest_negatives": True, "pairs": 2}
+    alg = SERAC(learned_model("t5-tiny"), options, own_tok, classifier, enc,
                 copy.deepcopy(learned_model("t5-tiny")).requires_grad_(True))
     trainer = SupervisedTrainer(alg, TrainConfig(train_base=False, accumulate_bs=1), None, None, tmp_path)
     edited, one = alg.remember([(question, answer) for question, answer, _ in QUESTIONS]), with_texts(episode(alg))
@@ -138,14 +140,17 @@ def test_inputs_are_read_with_some_edits_in_training(tmp_path):
     assert torch.equal(torch.isfinite(some), read)
     with torch.no_grad():
         edited.scope.encoder.eval()
-        exact = edited.scope.some([like for _, _, like in QUESTIONS], list(edited.memory), torch.tensor([[0, 1], [1, 2], [2, 0]]))
+        columns = torch.tensor([[0, 1], [1, 2], [2, 0]])
+        exact = edited.scope.some([like for _, _, like in QUESTIONS], list(edited.memory), columns)
     assert torch.allclose(exact[read], whole[read], atol=1e-5)
     stats = trainer.step(episode(alg), True)
     assert all(torch.tensor(value).isfinite() for value in stats.values())
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in alg.net.parameters())
 
 
-@pytest.mark.parametrize("options", [{"use_all_negatives": True, "other_edits_negative": True}, {"nearest_negatives": True}], ids=str)
+@pytest.mark.parametrize("options", [
+    {"use_all_negatives": True, "other_edits_negative": True}, {"nearest_negatives": True},
+], ids=str)
 def test_it_learns_its_episode(tmp_path, options):
     """Routes and answers come to be right, and unrelated questions keep theirs to the last bit."""
     alg = serac(options=options)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from editors.learned.kinds import ModelKind
+from editors.learned.model_kind import ModelKind
 from editors.learned.trainer import TrainConfig
+from editors.memory.form import Form
 from editors.memory.scope import log_similarity, nearest
 from editors.memory.serac import SERAC
-from editors.memory.serac_text import Form
 from editors.memory.store import Entry
 from editors.memory.supervision import SupervisedTrainer
 from tests.conftest import relative
@@ -54,9 +54,11 @@ def build(about, run):
     options = {**expected["rep_options"], "cls_name": "unused"}
     enc = AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "enc")
     if options["cross_attend"]:
-        classifier = AutoModelForSequenceClassification.from_pretrained(LEARNED / "models" / "scope-cross-tiny", dtype=torch.float32)
+        folder = LEARNED / "models" / "scope-cross-tiny"
+        classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     else:
-        classifier = AutoModel.from_pretrained(LEARNED / "models" / "scope-bert-tiny", dtype=torch.float32, add_pooling_layer=False)
+        folder = LEARNED / "models" / "scope-bert-tiny"
+        classifier = AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
     change = expected["calibration"]
     with torch.no_grad():
         if "multiply_last_layernorm_by" in change:

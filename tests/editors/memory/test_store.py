@@ -8,11 +8,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from editors.memory.store import EditMemory, Entry
+from editors.memory.store import EditStore, Entry
 
 
 def test_newer_edits_hold_and_ids_stay():
-    memory = EditMemory()
+    memory = EditStore()
     first, second = memory.add("Where was Ann born?", "Paris"), memory.add("Who leads Orin?", "Paul")
     assert (first, second) == (0, 1)
     assert memory.add("Where was Ann born?", "Paris") == first and len(memory) == 2
@@ -31,10 +31,10 @@ def test_newer_edits_hold_and_ids_stay():
     (lambda m: m.update(0, label=""), "has no label"),
     (lambda m: m.update(1, input="who leads ORIN?"), "edit 0 has the input"),
     (lambda m: m.remove(7), "no edit 7; its ids go up to 1"),
-    (lambda m: EditMemory()[0], "never had any"),
+    (lambda m: EditStore()[0], "never had any"),
 ])
 def test_bad_edits(act, message):
-    memory = EditMemory()
+    memory = EditStore()
     memory.add("Who leads Orin?", "Paul"), memory.add("Where was Ann born?", "Paris")
     before = list(memory)
     with pytest.raises(UserError, match=message):
@@ -43,7 +43,7 @@ def test_bad_edits(act, message):
 
 
 def test_statements_need_no_label():
-    memory = EditMemory(labelled=False)
+    memory = EditStore(labelled=False)
     assert memory.add("Ann moved to Paris.") == 0
 
 
@@ -57,7 +57,7 @@ def counting():
 
 
 def test_vectors_follow_their_edits():
-    memory, (asked, embed) = EditMemory(), counting()
+    memory, (asked, embed) = EditStore(), counting()
     for i in range(5):
         memory.add(f"question {i}", "x" * i + "x")
     memory.vectors(embed, "a")
@@ -74,20 +74,20 @@ def test_vectors_follow_their_edits():
 
 
 def test_files(tmp_path):
-    memory, (asked, embed) = EditMemory(), counting()
+    memory, (asked, embed) = EditStore(), counting()
     memory.add("Où est née Ann?", "Paris\n"), memory.add("b", "c"), memory.remove(1), memory.add("d", "e")
     memory.vectors(embed, "a")
     memory.save(tmp_path / "sub" / "m.safetensors", {"run": "x"})
-    loaded, about = EditMemory.load(tmp_path / "sub" / "m.safetensors")
+    loaded, about = EditStore.load(tmp_path / "sub" / "m.safetensors")
     assert list(loaded) == list(memory) and loaded.next_id == 3 and about == {"run": "x"}
     assert torch.equal(loaded.vectors(embed, "a"), memory.vectors(embed, "a")) and len(asked) == 1
     empty = tmp_path / "empty.safetensors"
-    EditMemory(labelled=False).save(empty)
-    assert len(EditMemory.load(empty)[0]) == 0 and not EditMemory.load(empty)[0].labelled
+    EditStore(labelled=False).save(empty)
+    assert len(EditStore.load(empty)[0]) == 0 and not EditStore.load(empty)[0].labelled
 
 
 def test_bad_files(tmp_path):
-    memory, path = EditMemory(), tmp_path / "m.safetensors"
+    memory, path = EditStore(), tmp_path / "m.safetensors"
     memory.add("a question", "an answer")
     memory.save(path)
     whole = path.read_bytes()
@@ -95,7 +95,7 @@ def test_bad_files(tmp_path):
 
     def bad(message):
         with pytest.raises(UserError, match=message) as error:
-            EditMemory.load(path)
+            EditStore.load(path)
         assert "\n" not in str(error.value) and str(path) in str(error.value)
 
     path.write_bytes(whole[:-5])
@@ -121,6 +121,6 @@ def test_bad_files(tmp_path):
     save_file({"edits": load_file(path)["edits"], "vectors": torch.full((1, 4), 2.0)}, path, metadata=told)
     bad("its vectors are not those that were written")
     path.write_bytes(content)
-    assert EditMemory.load(path)[0]._vectors.tolist() == [[1.0] * 4]
+    assert EditStore.load(path)[0]._vectors.tolist() == [[1.0] * 4]
     path.unlink()
     bad("no such memory file")

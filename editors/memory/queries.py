@@ -11,26 +11,28 @@ from torch import Tensor, nn
 from common.errors import UserError
 from editors.core.modules import input_device
 from editors.core.prompts import pad_batch, pad_id
-from editors.learned.kinds import ModelKind
-from .answers import without_end
+from editors.learned.model_kind import ModelKind
+from .answerers import SeracAnswerer
 from .routed import RoutedEdit
-from .scope import encode, window
 from .serac import SERAC
-from .store import EditMemory, Entry
+from .store import EditStore, Entry
+from .tokens import encode, window, without_end
 
 
 @dataclass(frozen=True)
 class Answer:
     text: str
     value: float
-    """Of the nearest edit: the probability that the query is in its scope (SERAC), or the distance from it (LU)."""
+    """Of the nearest edit: the probability that the query is in its scope, or the distance from it."""
+    measure: str
+    """Which of the two."""
     edit: Entry
     """The nearest edit."""
     inside: bool
     """Whether the query is in its scope."""
 
 
-def with_memory(alg: SERAC, memory: EditMemory) -> SERAC:
+def with_memory(alg: SERAC, memory: EditStore) -> SERAC:
     """A copy of a trained SERAC that goes by this memory. Raises UserError for edits that are not of its kind, or none."""
     if not len(memory):
         raise UserError("the memory is empty: there is no edit that a query could fall under")
@@ -50,13 +52,13 @@ def ask(alg: SERAC, queries: Sequence[str], tokens: int = 20) -> list[Answer]:
     _check(queries)
     alg.eval()
     route, entries = alg.route(queries), list(alg.memory)
-    found = []
+    answers = []
     for query, value, place, inside in zip(queries, route.score.tolist(), route.edit.tolist(), route.inside.tolist()):
         model = alg.net.replacement if inside and not alg.options.freeze_cntr else alg.model
         longest = _room(model, alg.tok, tokens) if alg.kind is ModelKind.DECODER else window(model, alg.tok)
         row, = encode(alg.tok, [query], longest, [alg.form.prefix(entries[place])] if inside else None)
-        found.append(Answer(_said(alg, model, row, tokens), value, entries[place], inside))
-    return found
+        answers.append(Answer(_said(alg, model, row, tokens), value, SeracAnswerer.measure, entries[place], inside))
+    return answers
 
 
 @torch.no_grad()
@@ -76,9 +78,10 @@ def ask_edit(edit: RoutedEdit, model: nn.Module, tok, prompts: Sequence[str], to
         answerer = edit.answering(model)
         batch = _batch(rows, tok, model)
         texts = _generated(model, tok, batch, tokens, batch["input_ids"].shape[1])
-        found = answerer.find(rows)
+        nearest = answerer.find(rows)
     entries = list(edit.memory)
-    return [Answer(text, value, entries[place], answerer.is_inside(value)) for text, (value, place) in zip(texts, found)]
+    return [Answer(text, value, answerer.measure, entries[place], answerer.is_inside(value))
+            for text, (value, place) in zip(texts, nearest)]
 
 
 def _room(model: nn.Module, tok, tokens: int) -> int:

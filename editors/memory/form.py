@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from editors.learned.kinds import ModelKind
+from editors.learned.model_kind import ModelKind
 from .store import Entry
 
 

@@ -16,10 +16,11 @@ from common.errors import UserError
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from editors.core.modules import input_device
 from editors.core.prompts import encode_target, pad_batch, pad_id
+from .form import Form
 from .routing import unrouted
-from .scope import TOKENS, Scope, encode, nearest, window
-from .serac_text import Form
-from .store import EditMemory, Entry
+from .scope import nearest, ScopeClassifier
+from .store import EditStore, Entry
+from .tokens import encode, first_piece, TOKENS, window, without_end
 
 LOGITS = 2**26
 """Numbers in the logits of rows that run together."""
@@ -31,17 +32,19 @@ class MemoryAnswerer(ABC):
     measure: str
     """What `find` tells."""
 
-    def __init__(self, memory: EditMemory, tok: Any):
+    def __init__(self, memory: EditStore, tok: Any):
         self.memory, self.tok = memory, tok
 
     def text(self, ids: Sequence[int]) -> str:
+        """What tokens of the edited model say."""
         return self.tok.decode(ids, skip_special_tokens=True)
 
     def decide(self, prompts: Sequence[Sequence[int]]) -> list[int | None]:
-        asked = [prompt for prompt in prompts if self.text(prompt).strip()]
-        found = iter(self.find(asked) if asked else ())
-        routes = [next(found) if self.text(prompt).strip() else None for prompt in prompts]
-        return [route[1] if route is not None and self.is_inside(route[0]) else None for route in routes]
+        """The edit that answers each prompt, or None where it is in no edit's scope."""
+        with_text = [number for number, prompt in enumerate(prompts) if self.text(prompt).strip()]
+        nearest_edits = self.find([prompts[number] for number in with_text]) if with_text else []
+        inside = {number: edit for number, (value, edit) in zip(with_text, nearest_edits) if self.is_inside(value)}
+        return [inside.get(number) for number in range(len(prompts))]
 
     @abstractmethod
     def find(self, prompts: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
@@ -58,8 +61,8 @@ class SeracAnswerer(MemoryAnswerer):
 
     measure = "probability of scope"
 
-    def __init__(self, memory: EditMemory, scope: Scope, threshold: float, decoder: nn.Module, tok: Any, decoder_tok: Any,
-                 form: Form, vocabulary: int):
+    def __init__(self, memory: EditStore, scope: ScopeClassifier, threshold: float, decoder: nn.Module, tok: Any,
+                 decoder_tok: Any, form: Form, vocabulary: int):
         """tok, decoder_tok: of the edited model and of the counterfactual decoder, which may be the model itself. vocabulary:
         how many logits the edited model has."""
         scope.prepare(memory)  # the memory keeps its vectors; what it becomes later is another edit
@@ -86,19 +89,19 @@ class SeracAnswerer(MemoryAnswerer):
         if self._same:
             # What is too long loses the prompt's beginning, then that of what stands behind it; never the edit.
             alone = self.decoder_tok(prefixes, verbose=False).input_ids
-            room = [max(longest - len(more), min(longest, len(row))) for row, more in zip(alone, behind)]
+            room = [max(longest - len(tokens), min(longest, len(row))) for row, tokens in zip(alone, behind)]
             rows = encode(self.decoder_tok, [self.text(prompt) for prompt in prompts], room, prefixes)
             rows = [without_end(self.decoder_tok, row) for row in rows]
-            left = [min(len(more), longest - len(row)) for row, more in zip(rows, behind)]
-            if any(n < min(last, len(more)) for n, more in zip(left, behind)):
-                raise UserError(f"an edit and the {last} tokens to be scored behind it take more than the {longest} tokens that "
-                                   "the counterfactual decoder reads: shorten them")
-            rows = [row + list(more[len(more) - n:]) for row, more, n in zip(rows, behind, left)]
+            n_behind = [min(len(tokens), longest - len(row)) for row, tokens in zip(rows, behind)]
+            if any(n < min(last, len(tokens)) for n, tokens in zip(n_behind, behind)):
+                raise UserError(f"an edit and the {last} tokens to be scored behind it take more than the {longest} tokens "
+                                "that the counterfactual decoder reads: shorten them")
+            rows = [row + list(tokens[len(tokens) - n:]) for row, tokens, n in zip(rows, behind, n_behind)]
             return self._fitted(self._run(rows, last))
         # Another vocabulary: what is read so far is put in its words at each place that is asked for.
         texts, fixed = [], []
-        for prefix, prompt, more in zip(prefixes, prompts, behind):
-            whole = [*prompt, *more]
+        for prefix, prompt, tokens in zip(prefixes, prompts, behind):
+            whole = [*prompt, *tokens]
             texts += [self.text(whole[:max(0, len(whole) - back)]) for back in reversed(range(last))]
             fixed += [prefix] * last
         rows = [without_end(self.decoder_tok, row) for row in encode(self.decoder_tok, texts, longest, fixed)]
@@ -113,7 +116,7 @@ class SeracAnswerer(MemoryAnswerer):
         """Logits behind the last tokens of each row, in parts that fit in memory."""
         vocabulary = self.decoder.config.get_text_config().vocab_size
         size = max(1, min(TOKENS // max(map(len, rows)), LOGITS // (last * vocabulary)))
-        found = []
+        logits = []
         with unrouted(self.decoder):
             for start in range(0, len(rows), size):
                 part = rows[start:start + size]
@@ -122,8 +125,8 @@ class SeracAnswerer(MemoryAnswerer):
                 batch = {name: tensor[:-1] for name, tensor in batch.items()}
                 if "position_ids" not in inspect.signature(self.decoder.forward).parameters:
                     del batch["position_ids"]
-                found.append(self.decoder(**batch, use_cache=False, logits_to_keep=last).logits.float())
-        return torch.cat(found)
+                logits.append(self.decoder(**batch, use_cache=False, logits_to_keep=last).logits.float())
+        return torch.cat(logits)
 
     def _places(self) -> Tensor:
         """For each token of the model a token of the counterfactual decoder's: of the same text, or its first piece."""
@@ -142,7 +145,7 @@ class LookupAnswerer(MemoryAnswerer):
 
     measure = "distance"
 
-    def __init__(self, memory: EditMemory, threshold: float, onehot_logit: float, model: nn.Module, tok: Any):
+    def __init__(self, memory: EditStore, threshold: float, onehot_logit: float, model: nn.Module, tok: Any):
         super().__init__(memory.copy(), tok)
         self.threshold, self.onehot_logit, self.model = threshold, onehot_logit, model
         # What ends the label goes on for ever.
@@ -164,33 +167,22 @@ class LookupAnswerer(MemoryAnswerer):
     def keys(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows width"]:
         """The mean over the tokens of the last hidden states."""
         size = max(1, TOKENS // max(map(len, rows)))
-        found = []
+        means = []
         for start in range(0, len(rows), size):
             batch = pad_batch(rows[start:start + size], pad_id(self.tok), input_device(self.model))
             mask = batch["attention_mask"]
             output = self.model.base_model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False)
             hidden = output.last_hidden_state.float()
-            found.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
-        return torch.cat(found)
+            means.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        return torch.cat(means)
 
     def logits(self, edits: Sequence[int], prompts: Sequence[Sequence[int]], behind: Sequence[Sequence[int]], last: int
                ) -> Float[Tensor, "rows last vocabulary"]:
-        new = torch.zeros(len(edits), last, self.model.config.get_text_config().vocab_size, device=input_device(self.model))
-        for row, (edit, more) in enumerate(zip(edits, behind)):
-            for back in range(min(last, len(more) + 1)):
-                said = len(more) - back
-                new[row, last - 1 - back, self._labels[edit][min(said, len(self._labels[edit]) - 1)]] = self.onehot_logit
-        return new
-
-
-def without_end(tok: Any, row: Sequence[int]) -> list[int]:
-    """The tokens without the end of text that some tokenizers put behind a text."""
-    return list(row[:-1] if len(row) > 1 and row[-1] == tok.eos_token_id else row)
-
-
-def first_piece(tok: Any, text: str) -> int:
-    """The token that `text` begins with where it continues another one."""
-    try:
-        return encode_target(tok, text)[0]
-    except UserError:
-        return pad_id(tok)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        logits = torch.zeros(len(edits), last, vocabulary, device=input_device(self.model))
+        for row, (edit, tokens) in enumerate(zip(edits, behind)):
+            for back in range(min(last, len(tokens) + 1)):
+                position = len(tokens) - back
+                token = self._labels[edit][min(position, len(self._labels[edit]) - 1)]
+                logits[row, last - 1 - back, token] = self.onehot_logit
+        return logits

@@ -56,20 +56,20 @@ def save_parts(alg: SERAC, folder: Path, threshold: float | None = None) -> Path
     if not alg.options.freeze_cntr:
         parts[COUNTERFACTUAL] = (alg.net.replacement, alg.tok)
     run = hashlib.sha256(" ".join(model_fingerprint(model) for model, _ in parts.values()).encode()).hexdigest()[:16]
-    part, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.{end}") for end in ("part", "old"))
+    part, replaced = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.{end}") for end in ("part", "old"))
     try:
         for name, (model, tok) in parts.items():
             model.config.serac = {"run": run, "model_kind": alg.kind.value, **options}
             model.save_pretrained(part / name)
             tok.save_pretrained(part / name)
         if folder.exists():
-            os.replace(folder, old)
+            os.replace(folder, replaced)
         os.replace(part, folder)
     finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
+        if replaced.exists() and not folder.exists():
+            os.replace(replaced, folder)
+        for leftover in (part, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
     return folder
 
 
@@ -86,9 +86,9 @@ def about_part(source: str) -> Mapping[str, Any]:
 
 def check_pair(scope: str, counterfactual: str | None) -> Mapping[str, Any]:
     """What the scope classifier's part tells. Raises UserError if the two were trained in different runs."""
-    told = about_part(scope)
-    other = about_part(counterfactual) if counterfactual is not None else {}
-    if told.get("run") and other.get("run") and told["run"] != other["run"]:
-        raise UserError(f"{scope} and {counterfactual} were trained in different runs ({told['run']}, {other['run']}): "
-                           "use the scope classifier and the counterfactual model of one run")
-    return told
+    header = about_part(scope)
+    other_header = about_part(counterfactual) if counterfactual is not None else {}
+    if header.get("run") and other_header.get("run") and header["run"] != other_header["run"]:
+        raise UserError(f"{scope} and {counterfactual} were trained in different runs ({header['run']}, "
+                        f"{other_header['run']}): use the scope classifier and the counterfactual model of one run")
+    return header

@@ -7,6 +7,7 @@ from enum import Enum
 from torch import nn
 
 from common.errors import UserError
+from .classifier import BertClassifier
 
 
 class ModelKind(Enum):
@@ -28,6 +29,7 @@ class ModelKind(Enum):
 
     @property
     def is_seq2seq(self) -> bool:
+        """Whether an encoder reads the input and a decoder scores the target."""
         return self in (ModelKind.T5, ModelKind.BART, ModelKind.BLENDERBOT)
 
 
@@ -42,8 +44,6 @@ _SEQ2SEQ = {
 
 def model_kind(model: nn.Module) -> ModelKind:
     """The kind of a model, from its configuration; its name plays no part. Raises UserError for what is none of them."""
-    from .classifier import BertClassifier
-
     if isinstance(model, BertClassifier):
         return ModelKind.CLASSIFIER
     config = model.config
