@@ -39,14 +39,17 @@ class Task:
     started: float = field(default_factory=time.perf_counter)
     """When the work on it began, by `time.perf_counter`."""
 
+    @classmethod
+    def of(cls, model: nn.Module, tok, requests: Sequence[Mapping | Request], *options, **more) -> Task:
+        """From requests as a user gives them, parsed and checked; for the rest see the fields.
 
-def checked_requests(model: nn.Module, tok, requests: Sequence[Mapping | Request]) -> list[Request]:
-    """The requests, checked. Raises UserError for none, a malformed one, and one that is longer than the model's positions."""
-    checked = parse_requests(requests, tok)
-    if not checked:
-        raise UserError("no requests: give at least one")
-    check_lengths(tok, checked, ["{}"], longest_context(model))
-    return checked
+        Raises UserError for none, a malformed one, and one that is longer than the model's positions.
+        """
+        started, parsed = time.perf_counter(), parse_requests(requests, tok)
+        if not parsed:
+            raise UserError("no requests: give at least one")
+        check_lengths(tok, parsed, ["{}"], longest_context(model))
+        return cls(model, tok, parsed, *options, **more, started=started)
 
 
 class Editor(ABC):
@@ -61,14 +64,8 @@ class Editor(ABC):
         self.hparams = hparams
 
     def edit(
-        self,
-        model: nn.Module,
-        tok,
-        requests: Sequence[Mapping | Request],
-        context_templates: Sequence | None = None,
-        z_cache: str | os.PathLike | None = None,
-        progress: bool = True,
-        memory: KeyMemory | None = None,
+        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], context_templates: Sequence | None = None,
+        z_cache: str | os.PathLike | None = None, progress: bool = True, memory: KeyMemory | None = None,
     ) -> Edit:
         """The edit that makes `model` state every request's new target; the model itself is bit-identical afterwards.
 
@@ -78,9 +75,7 @@ class Editor(ABC):
         memory: in a sequence of edits, the same one for all (see sequence.py); call its `commit()` once the edit is applied.
         Raises UserError for requests, hparams or statistics that do not fit; the model is then unchanged too.
         """
-        started = time.perf_counter()
-        facts = checked_requests(model, tok, requests)
-        return self._edit(Task(model, tok, facts, context_templates, z_cache, progress, memory, started))
+        return self._edit(Task.of(model, tok, requests, context_templates, z_cache, progress, memory))
 
     @abstractmethod
     def _edit(self, task: Task) -> Edit:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.errors import UserError
-from editors.base import checked_requests, Task
+from editors.base import Task
 from editors.changes import check_finite
 from editors.core import ranks, solve
 from editors.core.covariance import pin
@@ -56,7 +56,7 @@ def joint_edit(
     if len({len(facts) for _, facts in languages}) > 1:
         counts = ", ".join(str(len(facts)) for _, facts in languages)
         raise UserError(f"the languages have {counts} facts; give the same ones in each")
-    tasks = [Task(model, tok, checked_requests(model, tok, facts), progress=progress) for _, facts in languages]
+    tasks = [Task.of(model, tok, facts, progress=progress) for _, facts in languages]
     pin(model)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         prepared = [editor.contexts(task) for (editor, _), task in zip(languages, tasks)]

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.errors import UserError
-from editors.base import checked_requests, Task
+from editors.base import Task
 from editors.closed_form.memit import MEMIT, MEMITHParams
 from editors.closed_form.prepared import prepare, Prepared
-from editors.configuration import Bound, Count, ProperShare
+from editors.configuration import Bound, Configuration, Count, ProperShare
 from editors.core import ranks
 from editors.core.decoder import Decoder
 from editors.core.key_memory import KeyMemory
@@ -60,6 +60,7 @@ class HeadHParams(MEMITHParams):
     """Share of the facts, the last ones, that are edited but neither choose heads nor train corrections."""
 
     def __post_init__(self):
+        Configuration.__post_init__(self)  # first of all: is it a profile?
         self._fill(mom2_dtype=self.published.mom2_dtype, mom2_tokens=self.published.mom2_tokens)
         if self.published.lookup == "separate" and self.fact_token == "subject_last":
             object.__setattr__(self, "fact_token", "subject_last_separate")
@@ -91,7 +92,7 @@ class HeadEditor(MEMIT):
     old ones best. A subclass says how they are corrected. `edit` does all; a program that measures in between takes the steps
     one by one:
 
-        facts = checked_requests(model, tok, requests)
+        facts = parse_requests(requests, tok)
         with editor.memit(model, tok, requests).applied(model):
             heads = editor.relevance(model, tok, facts).best(16)
             edit = editor.fold(model, editor.correct(model, tok, facts, heads))
@@ -111,29 +112,20 @@ class HeadEditor(MEMIT):
         say; by default `requests`. They need a `target_true` unless the hparams name the heads. heads_templates: their
         contexts, by default context_templates or what the hparams say.
         """
-        started = time.perf_counter()
-        facts = checked_requests(model, tok, requests)
-        head_facts = facts if heads_requests is None else checked_requests(model, tok, heads_requests)
-        task = Task(model, tok, facts, context_templates, z_cache, progress, memory, started)
-        return self._edit(task, head_facts, heads_templates)
+        task = Task.of(model, tok, requests, context_templates, z_cache, progress, memory)
+        others = task.requests if heads_requests is None else heads_requests
+        return self._edit(task, Task.of(model, tok, others, heads_templates or context_templates, progress=progress))
 
-    def memit(
-        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], context_templates: Sequence | None = None,
-        z_cache: str | os.PathLike | None = None, progress: bool = True, memory: KeyMemory | None = None,
-    ) -> Edit:
-        """MEMIT's part alone, as `Editor.edit`. `info` tells, too, of how many facts the two ways of looking the subject's last
-        token up find other tokens."""
-        started = time.perf_counter()
-        facts = checked_requests(model, tok, requests)
-        return self._memit(Task(model, tok, facts, context_templates, z_cache, progress, memory, started))
+    def memit(self, model: nn.Module, tok, requests: Sequence[Mapping | Request], *options, **more) -> Edit:
+        """MEMIT's part alone, called as `Editor.edit`. `info` tells, too, of how many facts the two ways of looking the
+        subject's last token up find other tokens."""
+        return self._memit(Task.of(model, tok, requests, *options, **more))
 
-    def _edit(self, task: Task, head_facts: Sequence[Request] = (), heads_templates: Sequence | None = None) -> Edit:
-        model, tok, hp = task.model, task.tok, self.hparams
-        facts = head_facts or task.requests
-        facts = facts[: self.for_heads(len(facts))]
-        for_heads = replace(task, requests=facts, context_templates=heads_templates or task.context_templates)
+    def _edit(self, task: Task, for_heads: Task | None = None) -> Edit:
+        model, tok, hp, for_heads = task.model, task.tok, self.hparams, for_heads or task
+        facts = for_heads.requests[: self.for_heads(len(for_heads.requests))]
         self.check(model, tok, facts)
-        correct = self._corrector(for_heads)
+        correct = self._corrector(replace(for_heads, requests=facts))
         memit = self._memit(task)
         started = time.perf_counter()
         with memit.applied(model), torch.inference_mode(False), torch.enable_grad():

@@ -34,8 +34,8 @@ class MEMATHParams(HeadHParams):
     """Step of Adam; None: v_lr."""
 
     def __post_init__(self):
-        self._fill(train_position=self.published.train_position, correction_lr=self.v_lr)
         super().__post_init__()
+        self._fill(train_position=self.published.train_position, correction_lr=self.v_lr)
 
 
 class MEMAT(HeadEditor):
