@@ -19,6 +19,7 @@ from data.files import sha256
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.edit import Edit
 from experiments.results import run_folder
+from experiments.results.tables import Table
 from experiments.run import tasks
 from experiments.run.cli import HelpFormatter, Parser, run_program
 from experiments.run.config import add_flags, flag, FolderFlags, ModelFlags, TaskFlags
@@ -32,17 +33,16 @@ class DownstreamConfig(FolderFlags, TaskFlags, ModelFlags):
     edit: str | Path | None = flag(None, "file of an edit (Edit.save) that is put into the model first")
 
 
-def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+def table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
     """The figures of :func:`experiments.run.tasks.evaluate_tasks`, a row a task, with 95 % intervals; times 100."""
     header = ["task", "tests", "shots", "accuracy", "invalid", "F1", "MCC", "accuracy (label)", "F1 (label)", "majority", "s"]
-    rows = [header]
+    rows = []
     for task, result in figures.items():
         least, most = result["shots"]
-        rows.append([task, str(result["total"]), str(most) if least == most else f"{least}-{most}",
+        rows.append([task, result["total"], str(most) if least == most else f"{least}-{most}",
                      *(_percent(result, name) for name in ("accuracy", "invalid_rate", "f1", "mcc", "accuracy_new", "f1_new")),
                      f"{100 * result['majority']:.1f}", f"{result['time']:.1f}"])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return Table(header, rows, words=len(header))
 
 
 def main(config: DownstreamConfig) -> Path:
@@ -61,7 +61,7 @@ def main(config: DownstreamConfig) -> Path:
             about["edit_sha256"] = sha256(file)
         edit.apply(model)
     figures, outputs = tasks.evaluate_tasks(model, tok, runs, config.gen_len, config.legacy_rte_labels)
-    print(table(figures))
+    print(table(figures).text())
     files = {"downstream.json": {"settings": about, "results": figures}}
     files |= {f"{task}_gen.json": output for task, output in outputs.items()}
     return run_folder.new_run(Path(config.results_dir) / "downstream", files)

@@ -18,12 +18,13 @@ from matplotlib.ticker import AutoLocator, NullLocator
 
 from common.errors import UserError
 from experiments.results import run_folder
+from experiments.results.names import HEADLINES
 from experiments.results.sweep_table import METRICS, TABLE
 from experiments.run.cli import run_program
 from figures import lines
 from figures.program import figure_parser
 
-SUCCESSES, ACCURACIES = list(METRICS)[:4], list(METRICS)[4:]
+SUCCESSES, ACCURACIES = (list(HEADLINES[schema]) for schema in ("counterfact", "zsre"))
 
 Points = Mapping[str, Mapping[Any, Sequence[Mapping[str, Any]]]]
 """{line: {x: the jobs there, one for each seed}}"""

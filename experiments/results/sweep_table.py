@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.files import write_atomically
 from experiments.results import run_folder, summary
-from experiments.summarize import read_run
+from experiments.results.names import HEADLINES, LABELS, OF_EDITS, SCORED
+from experiments.results.runs import read_run
+from experiments.results.tables import Cell, Table
 
 JOB, TABLE, RUN = "job.json", "sweep.json", "run_000"
 ELSEWHERE = ("name", "results_dir", "data_dir", "stats_dir", "processes", "device", "command")
 """Settings that say where and how, not what: a job is the same whatever they are."""
-METRICS = {
-    "score": "score", "rewrite_success": "efficacy", "paraphrase_success": "paraphrase",
-    "neighborhood_success": "neighbourhood", "score_acc": "score of accuracies", "rewrite_acc": "efficacy acc.",
-    "paraphrase_acc": "paraphrase acc.", "neighborhood_acc": "neighbourhood acc.",
-}
+METRICS = {**HEADLINES["counterfact"], "score_acc": LABELS["score_acc"],
+           **{f"{group}_acc": f"{title} acc." for group, title in SCORED.items()}}
 """Columns of the table, after the edit; the accuracies only of jobs without successes (zsRE)."""
 
 
@@ -69,12 +65,8 @@ def summarise(folder: Path, command: str | None = None) -> dict[str, Any]:
     jobs.sort(key=lambda job: [_order(value) for value in map(job["settings"].get, varied)])
     content = {"varied": varied, "jobs": jobs}
     run_folder.write_json(folder / TABLE, content)
-    rows = table(content)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    markdown = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]) + "\n"
-    for name, written in (("sweep.csv", text.getvalue()), ("sweep.md", markdown)):
-        write_atomically(folder / name, lambda file, written=written: file.write(written.encode()))
+    for name in ("sweep.csv", "sweep.md"):
+        table(content).save(folder / name)
     return content
 
 
@@ -85,18 +77,18 @@ def _order(value: Any) -> tuple[int, float, str]:
     return 2 * (value is not None), 0, str(value)
 
 
-def table(content: Mapping[str, Any]) -> list[list[str]]:
-    """A head, and a row for each job, or each stage and language of one: the settings that vary, its outcome, and means ±
-    standard errors over cases."""
+def table(content: Mapping[str, Any]) -> Table:
+    """A row for each job, or each stage and language of one: the settings that vary, its outcome, and each metric's mean over
+    cases with its standard error."""
     jobs = content["jobs"]
     shown = [key for key in METRICS if any(_shows(job["statistics"], key) for job in jobs)]
-    rows = [[*content["varied"], "status", "cases", *(METRICS[key] for key in shown), "seconds an edit batch"]]
+    head = [*content["varied"], "status", "cases", *(METRICS[key] for key in shown), OF_EDITS["time"]]
+    rows = []
     for job in jobs:
-        cells = [str(job["settings"].get(key, "")) for key in content["varied"]]
-        numbers = [job["statistics"].get(f"post_{key}") if _shows(job["statistics"], key) else None for key in shown]
-        numbers.append(job["statistics"].get("time"))
-        rows.append([*cells, status(job), str(job["cases"]), *map(_cell, numbers)])
-    return rows
+        settings = [str(job["settings"].get(key, "")) for key in content["varied"]]
+        values = [job["statistics"].get(f"post_{key}") if _shows(job["statistics"], key) else None for key in shown]
+        rows.append([*settings, status(job), job["cases"], *map(Cell.of, [*values, job["statistics"].get("time")])])
+    return Table(head, rows, words=len(head))
 
 
 def status(job: Mapping[str, Any]) -> str:
@@ -106,9 +98,3 @@ def status(job: Mapping[str, Any]) -> str:
 
 def _shows(statistics: Mapping[str, Any], key: str) -> bool:
     return f"post_{key}" in statistics and (not key.endswith("acc") or "post_score" not in statistics)
-
-
-def _cell(value: Mapping[str, float | None] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value['mean']:.1f}" + ("" if value["se"] is None else f" ± {value['se']:.1f}")

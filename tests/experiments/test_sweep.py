@@ -171,7 +171,7 @@ def test_stages_and_languages_are_rows(golden, tmp_path, capfd):
     (tmp_path / "a" / "job.json").write_text(json.dumps({"status": "done", "command": "now", "settings": flags}))
     sweep._finish(tmp_path, "now", None)
     assert "1 of 1 jobs done" in capfd.readouterr().out and (tmp_path / "sweep.pdf").is_file()
-    head, *rows = sweep_table.table(json.loads((tmp_path / "sweep.json").read_text()))
+    head, *rows = sweep_table.table(json.loads((tmp_path / "sweep.json").read_text())).texts()
     assert head[:4] == ["stage", "measured", "status", "cases"] and all(row[4] for row in rows)
     assert [row[:4] for row in rows] == [[*place.split("/"), "done", "1"] for place in places]
     assert list(figure.read(tmp_path)[1]) == ["measured catalan", "measured english"]

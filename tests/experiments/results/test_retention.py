@@ -39,7 +39,8 @@ ZSRE = {"rewrite_prompts_correct": [False, True, True], "paraphrase_prompts_corr
 def test_measures_of_counterfact():
     for last_token in (False, True):  # concerns zsRE only
         values = retention.measures(COUNTERFACT, last_token)
-        found = {key: values[key] for key in ("rewrite_success", "paraphrase_success", "neighborhood_success", "paraphrase_acc")}
+        names = ("rewrite_success", "paraphrase_success", "neighborhood_success", "paraphrase_acc")
+        found = {key: values[key] for key in names}
         assert found == {"rewrite_success": 1, "paraphrase_success": 0.5, "neighborhood_success": 0, "paraphrase_acc": 0.5}
         assert values["right"] == 1
     assert retention.measures({}) == {}
