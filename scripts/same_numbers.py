@@ -73,12 +73,12 @@ class Folder:
 
     def files(self) -> dict[str, Path]:
         """Path in the folder -> path."""
-        found = {}
+        files = {}
         for path in sorted(self.path.rglob("*")):
             name = self.plain(path.relative_to(self.path).as_posix())
             if path.is_file() and not any(re.fullmatch(pattern, name) for pattern in FILES_IGNORED):
-                found[name] = path
-        return found
+                files[name] = path
+        return files
 
 
 def values(a: Any, b: Any, key: str = "") -> Iterator[Difference]:
@@ -203,8 +203,8 @@ def read_printed(path: Path, folder: Folder) -> list[str]:
         elif cells:
             lines.append(_without(cells, without))
         elif line.startswith("{"):
-            found = json.loads(line)
-            lines.append(json.dumps({key: value for key, value in found.items() if not KEYS_IGNORED.fullmatch(key)}))
+            content = json.loads(line)
+            lines.append(json.dumps({key: value for key, value in content.items() if not KEYS_IGNORED.fullmatch(key)}))
         elif last_column or line.endswith("  s"):
             last_column = True
             lines.append(line.rsplit(maxsplit=1)[0])
@@ -264,7 +264,7 @@ def compare(a: Folder, b: Folder) -> tuple[int, int]:
             continue
         read, difference = KINDS.get(Path(name).suffix, (read_text, texts))
         count = 0
-        for key, x, y in difference(*(read(found[name], folder) for found, folder in zip(files, (a, b)))):
+        for key, x, y in difference(*(read(paths[name], folder) for paths, folder in zip(files, (a, b)))):
             note = key.startswith("words of") and Path(name).suffix in PROSE and not WORDS_COUNT.match(name)
             print(f"{'note: ' if note else ''}{name}: {key}: {_short(x)} | {_short(y)}")
             count += not note
