@@ -5,7 +5,7 @@
     edit = editor.edit(model, tok, [request])
     with edit.applied(model): ...
 
-A new editor is one file with a subclass of `Editor`, and one line in registry.py.
+A new editor is one file with a subclass of `WeightEditor` (of `Editor` where no weight changes), and one line in registry.py.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The one list of editors: a new one is one file with a subclass of `Editor`, and one line here.
+"""The one list of editors: a new one is one file with a subclass of `WeightEditor` (base.py), and one line here.
 
 Classes are named by text and imported when they are asked for, so that this file depends on none of them.
 """
