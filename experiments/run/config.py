@@ -355,7 +355,7 @@ class RunConfig(
             ds_name=str(self.ds_name or ("world" if self.model_name == "world" else "mcf")))
 
 
-def command_line(description: str) -> Parser:
+def command_line(description: str = "") -> Parser:
     """The command line of experiments.evaluate: every flag, in groups."""
     parser = Parser(prog="python -m experiments.evaluate", description=description, formatter_class=HelpFormatter)
     for title, parts in GROUPS.items():

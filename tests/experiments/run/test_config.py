@@ -39,7 +39,7 @@ SETTLED = {
 
 
 def parse(*words):
-    return RunConfig(**vars(command_line("").parse_args(["--alg_name", "FT", *words])))
+    return RunConfig(**vars(command_line().parse_args(["--alg_name", "FT", *words])))
 
 
 def test_flags_and_defaults():
@@ -71,7 +71,7 @@ def test_words_out_of_bounds(words, message, capsys):
 
 
 def test_help_is_in_groups():
-    text = command_line("").format_help()
+    text = command_line().format_help()
     assert [title for title in re.findall(r"^(\w+):$", text, re.M) if title != "options"] == list(GROUPS)
     assert {field.name for parts in GROUPS.values() for part in parts for field in dataclasses.fields(part)} == DEFAULTS.keys()
 
