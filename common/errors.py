@@ -8,7 +8,7 @@ class UserError(ValueError):
     """What was wrong, where, and what to do about it, in one line."""
 
 
-def nearest_name(name: str, known: Iterable[str]) -> str:
+def nearest_name(name: str, names: Iterable[str]) -> str:
     """The question of a message about an unknown name: ``did you mean 'zsre'? `` with a space behind it; "" if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name, list(names), n=1)
     return f"did you mean {near[0]!r}? " if near else ""

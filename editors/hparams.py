@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from common.errors import UserError
 from .configuration import Bound, Configuration, Count, NotNegative
@@ -103,6 +104,10 @@ class ValueHParams(HParams):
     """Where the second moment C has not full rank: this many times its mean eigenvalue is added to it; 0: that is an error."""
     context_seed: int = 0
     """Seed of the sampled context templates."""
+
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "target_tokens": ("ids", 'they are put behind a prompt as they are; MEMAT\'s profile "paper" alone makes text of them'),
+    }
 
     def __post_init__(self):
         super().__post_init__()

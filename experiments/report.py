@@ -34,9 +34,9 @@ def main(runs: Sequence[str | Path], out: str | Path = "results/report.html", fi
 
     Raises UserError for folders without runs or cases, and for pictures that are not there.
     """
-    folders, known, lists = zip(*runs_with_cases(runs, "report"))
-    labels = [f"[{number}] {describe(about)}" for number, about in enumerate(known, 1)]
-    notes = [f"{label}; {about['note']}" if "note" in about else label for label, about in zip(labels, known)]
+    folders, abouts, lists = zip(*runs_with_cases(runs, "report"))
+    labels = [f"[{number}] {describe(about)}" for number, about in enumerate(abouts, 1)]
+    notes = [f"{label}; {about['note']}" if "note" in about else label for label, about in zip(labels, abouts)]
     statistics = list(map(summary.statistics, lists))
     pictures = "".join(html.picture(Path(name)) for name in figures)
     body = "\n".join([

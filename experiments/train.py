@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hparams" / "train"
 CONFIG, RESULTS = "config.json", "results.json"
-ALIASES = {path.stem: lines[1].strip(" -") for path in (CONFIGS / "alg").glob("*.yaml")
-           if (lines := path.read_text().partition("defaults:")[2].splitlines())}
+ALIASES = {path.stem: defaults[0] for path in (CONFIGS / "alg").glob("*.yaml")
+           if (defaults := OmegaConf.load(path).get("defaults"))}
 """Names of algorithms whose file only names another one: that of the file where the options are."""
 
 OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(2), replace=True, use_cache=True)

@@ -33,10 +33,10 @@ def page() -> str:
     """The text of docs/hyperparameters.md: a table for each dataclass, those that several editors share first."""
     editors: dict[type, list[str]] = {}
     for name in registry.names():
-        *shared, own = reversed(_line(registry.editor_class(name).hparams_class))
+        *shared, last = reversed(_line(registry.editor_class(name).hparams_class))
         for cls in shared:
             editors.setdefault(cls, [])
-        editors.setdefault(own, []).append(name)
+        editors.setdefault(last, []).append(name)
     ordered = sorted(editors, key=lambda cls: bool(editors[cls]))
     return "\n".join([HEAD, *(_section(cls, ", ".join(editors[cls]) or f"Shared: {cls.__name__}") for cls in ordered)])
 

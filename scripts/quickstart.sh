@@ -11,3 +11,4 @@ continue=() # used as ${continue[@]+...}, since bash 3 takes an empty array for 
 "$PYTHON" -m experiments.summarize --dir_name quickstart --runs "$run"
 "$PYTHON" -m figures.summary "results/quickstart/$run" --out results/quickstart/summary
 echo "cases: results/quickstart/$run/*.json   figure: results/quickstart/summary.png"
+echo "to go on with python: source $VENV/bin/activate"

@@ -169,10 +169,10 @@ def numbers(array: Array) -> np.ndarray:
     kind, _, raw = array
     if kind == "BF16":  # the upper half of a float32
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
-    known = {
+    numpy_names = {
         "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
     }
-    return np.frombuffer(raw, known.get(kind, kind if kind not in known and kind[0] in "<>|=" else "u1"))
+    return np.frombuffer(raw, numpy_names.get(kind, kind if kind[0] in "<>|=" else "u1"))
 
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\bnan\b|\binf\b")

@@ -31,10 +31,10 @@ def world(facts: int | None = None, seed: int = SEED) -> World:
     return _generated(facts, seed)
 
 
-def _check_name(value: str, known: Iterable[str], what: str) -> None:
-    if value not in known:
-        raise UserError(f"the built-in world has no {what} {value!r}; {nearest_name(value, known)}"
-                        f"known are {', '.join(known)}")
+def _check_name(value: str, names: Iterable[str], what: str) -> None:
+    if value not in names:
+        raise UserError(f"the built-in world has no {what} {value!r}; {nearest_name(value, names)}"
+                        f"known are {', '.join(names)}")
 
 
 def load(language: str = "en", schema: str = "counterfact", facts: int | None = None) -> list[dict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from .prepared import prepare, Prepared
 from .spread import Solver, SpreadEditor, SpreadHParams
 from .statistics import described, factorised, second_moments
 
+OF_MEMAT = 'MEMAT has another one, which its profile ("default" or "paper") decides'
 Starts = Annotated[list[str], Bound(all, "must be texts, none of them empty")]
 
 
@@ -42,6 +43,9 @@ class MEMITHParams(SpreadHParams):
     ignored: ClassVar[Mapping[str, str]] = SpreadHParams.ignored | {
         "emmet_lambda": "EMMET's",
         "rewrite_module_tmps": "the published code reads it nowhere",
+    }
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = SpreadHParams.fixed | {
+        "residual": ("refresh", OF_MEMAT), "contexts": ("sampled", OF_MEMAT), "context_groups": ("two", OF_MEMAT),
     }
 
     def __post_init__(self):

@@ -40,7 +40,7 @@ class ROMEHParams(ValueHParams):
     ignored: ClassVar[Mapping[str, str]] = {
         "model_name": "the model is given to the program",
     }
-    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = {
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = ValueHParams.fixed | {
         "bias_update": (False, "only the weight is edited"),
     }
 

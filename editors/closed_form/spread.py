@@ -30,7 +30,7 @@ class SpreadHParams(ValueHParams):
     """Keep with each edit also how far it moves the keys that are to be preserved."""
 
     ignored: ClassVar[Mapping[str, str]] = UNIFIED_IGNORED | {"model_name": "the model is given to the program"}
-    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = UNIFIED_FIXED
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = ValueHParams.fixed | UNIFIED_FIXED
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,6 @@ def find_corpus(dataset: str) -> Corpus:
     return Corpus(dataset, re.sub("[/:]", "_", dataset), f"hub:{name}:{config or 'default'}:train")
 
 
-@functools.cache
 def _built_in(name: str) -> str:
     return str(pkgutil.resolve_name(BUILT_IN[name])())
 

@@ -18,6 +18,7 @@ from common.errors import UserError
 from editors.base import Task
 from editors.closed_form.memit import MEMIT, MEMITHParams
 from editors.closed_form.prepared import prepare, Prepared
+from editors.closed_form.spread import SpreadHParams
 from editors.configuration import Bound, Configuration, Count, ProperShare
 from editors.core import ranks
 from editors.core.decoder import Decoder
@@ -58,6 +59,15 @@ class HeadHParams(MEMITHParams):
     """The heads whose probes do best, or, as a control, any: one draw, by probe_seed (null: 0)."""
     held_out: HeldOut = 0.0
     """Share of the facts, the last ones, that are edited but neither choose heads nor train corrections."""
+
+    fixed: ClassVar[Mapping[str, tuple[Any, str]]] = SpreadHParams.fixed | {
+        key: (value, 'profile ("default" or "paper") decides it, together with all in which the published code differs')
+        for key, value in {
+            "residual": "refresh", "contexts": "greedy", "context_groups": "each", "lookup": "offsets", "same_layer": "sum",
+            "head_contexts": "own", "head_norm": "per_head", "short_batch": "own", "correction_kl_factor": None,
+            "correction_clamp": None, "correction_weight_decay": None, "correction_batch": 32, "correction_epochs": 1,
+        }.items()
+    }
 
     def __post_init__(self):
         Configuration.__post_init__(self)  # first of all: is it a profile?

@@ -185,3 +185,14 @@ def test_power_law_of_the_weight_decay():
     hp = dict(HPARAMS["FT"], weight_decay=False, wd_power_law=[-0.87028798, 0.15589562])
     assert editors.load("FT", hp).hparams.decay(10) == pytest.approx(0.1575, abs=1e-4)
     assert editors.load("FT", hp | {"legacy_wd_power_law": True}).hparams.decay(10) == 0
+
+
+@pytest.mark.parametrize("name, key, usual, other", [
+    ("MEMAT", "same_layer", "sum", "last"), ("MEMIT", "context_groups", "two", "each"), ("EMMET", "target_tokens", "ids", "text"),
+])
+def test_what_a_profile_decides_is_no_key_of_its_own(name, key, usual, other):
+    """Files that name such a key with its usual value load; another value is told what decides it."""
+    values = {**HPARAMS[name], key: usual}
+    assert editors.load(name, values).hparams == editors.load(name, HPARAMS[name]).hparams
+    with pytest.raises(UserError, match=f"{key}: .*{other}.* is not supported, only .*{usual}.*profile"):
+        editors.load(name, {**values, key: other})
