@@ -4,9 +4,9 @@
     python -m experiments.evaluate --alg_name ROME --model_name gpt2-xl --hparams_fname gpt2-xl.json --ds_name mcf
 
 Consecutive batches of ``num_edits`` records are edited into the unmodified model, one batch after another (each is taken out
-again, bit by bit, before the next). Results: see :mod:`experiments.results.run_folder`. A run that was killed at any moment goes
-on with ``--continue_from_run run_<NNN>`` and ends with the same numbers: a batch is done anew unless all its files are there, and
-everything is computed in groups that only the data and ``num_edits`` decide. So several processes
+again, bit by bit, before the next). Results: see :mod:`experiments.results.run_folder`. A run that was killed at any moment
+goes on with ``--continue_from_run run_<NNN>`` and ends with the same numbers: a batch is done anew unless all its files are
+there, and everything is computed in groups that only the data and ``num_edits`` decide. So several processes
 (``torchrun --nproc_per_node=4 -m experiments.evaluate ...``) end with the same numbers, too.
 """
 
