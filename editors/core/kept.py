@@ -1,4 +1,4 @@
-"""What is found out about a model once and kept for as long as it lives: its sites, contexts, statistics; and the edits in it."""
+"""What is found out about a model once and kept while it lives: its sites, contexts, statistics; and the edits in it."""
 
 from __future__ import annotations
 

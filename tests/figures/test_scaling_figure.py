@@ -92,7 +92,8 @@ def test_zsre_has_accuracies(write, tmp_path):
     (lambda write: write("MEMIT", 100, name="again"), "a second run of MEMIT with 100 edits"),
     (lambda write: write("FT", 1, model="gpt2"), "runs of different models: gpt2 .*, world"),
     (lambda write: write("FT", 1, zsre=True), "runs of different schemas"),
-    (lambda write: run_folder.write_json(write("FT", 1, cases=1) / "1_edits-case_0.json", {"case_id": 0, "time": 1.0, "post": {}}),
+    (lambda write: run_folder.write_json(
+        write("FT", 1, cases=1) / "1_edits-case_0.json", {"case_id": 0, "time": 1.0, "post": {}}),
      "neither success nor accuracy"),
     (lambda write: run_folder.write_json(write("FT", 1) / "run.json", {}), "was not written by experiments.evaluate"),
 ])

@@ -104,8 +104,9 @@ def test_hooks_that_were_placed_go_when_a_later_one_cannot_be():
         pass
     assert not any(m._forward_hooks for m in model.modules())
     with pytest.raises(UserError, match="no module 'transformer.h.9.mlp.c_proj'"):
-        compute_keys(Decoder(model, TOK, SimpleNamespace(
-            name=lambda site, layer: f"transformer.h.{layer}.mlp.c_proj", d_model=32, decoder="transformer")), REQUESTS, [9], GROUPS)
+        sites = SimpleNamespace(
+            name=lambda site, layer: f"transformer.h.{layer}.mlp.c_proj", d_model=32, decoder="transformer")
+        compute_keys(Decoder(model, TOK, sites), REQUESTS, [9], GROUPS)
 
 
 def test_leaving_ends_the_pass_and_nothing_else():

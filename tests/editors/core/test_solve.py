@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from common.errors import UserError
-from editors.core.solve import Factor, Gram, alphaedit_as_published, emmet, factorise, memit, null_space, prune, rect, rome_direction
+from editors.core.solve import (
+    Factor, Gram, alphaedit_as_published, emmet, factorise, memit, null_space, prune, rect, rome_direction,
+)
 
 C = torch.tensor([[1, 0.5, 0], [0.5, 2, 0], [0, 0, 4]], dtype=torch.float64)
 K = torch.tensor([[1, 0], [0, 1], [1, 1]], dtype=torch.float64)
@@ -122,7 +124,8 @@ def test_emmet_refuses_dependent_keys_without_slack():
     moment, keys = random_problem()
     twice = torch.cat([keys, keys[:, :1]], 1)
     for seed in range(50):  # whether the last pivot comes out as 0 is a matter of rounding
-        turned = torch.linalg.qr(torch.randn(len(keys), len(keys), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))[0]
+        generator = torch.Generator().manual_seed(seed)
+        turned = torch.linalg.qr(torch.randn(len(keys), len(keys), dtype=torch.float64, generator=generator))[0]
         with pytest.raises(UserError, match="emmet_lambda above 0"):
             emmet(factorise(turned @ moment @ turned.T), 1.0, turned @ twice, 0.0)
     assert torch.isfinite(emmet(factorise(moment), 1.0, twice, 0.1)).all()
@@ -167,7 +170,8 @@ def test_projector(share):
     assert torch.allclose(project.dense(), free @ free.T, atol=1e-12)
     # The published form: X = (P (K K^T + Cp) + L2 I)^{-1} P K R^T.
     projection, cp = free @ free.T, torch.diag(torch.rand(24, dtype=torch.float64))
-    published = torch.linalg.solve(projection @ (keys @ keys.T + cp) + 3 * torch.eye(24, dtype=torch.float64), projection @ keys)
+    system = projection @ (keys @ keys.T + cp) + 3 * torch.eye(24, dtype=torch.float64)
+    published = torch.linalg.solve(system, projection @ keys)
     factor = Factor(torch.eye(24, dtype=torch.float64) * 3**0.5).plus(project(cp.sqrt()))
     assert torch.allclose(memit(factor, 1.0, project(keys)), published, atol=1e-12)
 

@@ -45,13 +45,18 @@ def test_equals_published_trajectory(golden_model, name, case):
         steps.append((delta[0].numpy(), {k: float(v[0]) for k, v in terms.items()}))
 
     hparams = about["hparams"]
-    values = optimise(Decoder.of(model, tok, {k: v for k, v in hparams.items() if "module" in k}), parse_requests([about["request"]], tok), about["layer"], Settings(hparams), templates, "block" if memit else "down_proj", watch=watch, progress=False)
+    decoder = Decoder.of(model, tok, {k: v for k, v in hparams.items() if "module" in k})
+    values = optimise(
+        decoder, parse_requests([about["request"]], tok), about["layer"], Settings(hparams), templates,
+        "block" if memit else "down_proj", watch=watch, progress=False,
+    )
     tolerance = 1e-8 if name == "tiny-gpt2_f64" else 1e-5 if name == "tiny-gptj_f64" else 1e-4
     assert len(steps) == len(arrays[f"{case}/loss"])
     assert relative(values.initial[0], arrays[f"{case}/target_init"]) < tolerance
     assert relative([t["nll"] for _, t in steps], arrays[f"{case}/nll"]) < tolerance
     assert relative([sum(t.values()) for _, t in steps], arrays[f"{case}/loss"]) < tolerance
-    assert relative([t["kl"] for _, t in steps], arrays[f"{case}/kl"]) < 1e-3 if tolerance > 1e-6 else tolerance  # tiny numbers: see f32_vs_f64_reldiff.json
+    # Tiny numbers: see f32_vs_f64_reldiff.json.
+    assert relative([t["kl"] for _, t in steps], arrays[f"{case}/kl"]) < 1e-3 if tolerance > 1e-6 else tolerance
     assert relative(np.stack([d for d, _ in steps]), arrays[f"{case}/delta_steps"]) < tolerance
     assert relative(values.target[0], arrays[f"{case}/target"]) < tolerance
 
@@ -96,7 +101,9 @@ def test_batch_equals_one_at_a_time(tiny_gpt2, site, loss_goal, grouped, monkeyp
 
 @pytest.mark.parametrize("site", ["block", "down_proj"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("attention, dtype", [("eager", "float32"), ("sdpa", "float32"), ("eager", "float64"), ("eager", "float16")])
+@pytest.mark.parametrize(
+    "attention, dtype", [("eager", "float32"), ("sdpa", "float32"), ("eager", "float64"), ("eager", "float16")]
+)
 @pytest.mark.parametrize("shared", [False, True])
 def test_replay_equals_full_pass(arch, site, attention, dtype, shared):
     """Left-padded prefix cache + upper blocks give the hidden states of one unpadded pass of the whole model."""
@@ -110,7 +117,8 @@ def test_replay_equals_full_pass(arch, site, attention, dtype, shared):
     lengths, lookups = [5, 12, 9, 2], [0, 10, 4, 1]  # one row has no prefix at all
     rows = [torch.randint(4, 250, (n,), generator=generator).tolist() for n in lengths]
     if shared:  # beginnings of 7 and of 4 tokens, with 0 to 5 before the looked-up one; and the same row twice
-        rows += [[*range(20, 27), *range(40 + 9 * i, 44 + 3 * i)] for i in range(3)] + [[30, 31, 32, 33, 60 + i, 5, 6] for i in range(2)]
+        rows += [[*range(20, 27), *range(40 + 9 * i, 44 + 3 * i)] for i in range(3)]
+        rows += [[30, 31, 32, 33, 60 + i, 5, 6] for i in range(2)]
         rows += [rows[1]]
         lookups += [7, 8, 9, 6, 5, 10]
     layer = 1
@@ -135,7 +143,10 @@ def test_optimises_every_architecture(arch, tiny_gpt2):
     model = tiny_model(arch, vocab_size=len(tok))
     before = {name: p.clone() for name, p in model.state_dict().items()}
     losses = []
-    optimise(Decoder.of(model, tok), parse_requests(REQUESTS[:2], tok), 1, Settings(SETTINGS), TEMPLATES, "down_proj", watch=lambda step, numbers, delta, terms: losses.append(float(terms["nll"].mean())), progress=False)
+    optimise(
+        Decoder.of(model, tok), parse_requests(REQUESTS[:2], tok), 1, Settings(SETTINGS), TEMPLATES, "down_proj",
+        watch=lambda step, numbers, delta, terms: losses.append(float(terms["nll"].mean())), progress=False,
+    )
     assert losses[-1] < losses[0]
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
@@ -146,7 +157,8 @@ def test_last_is_the_prompts_last_token(tiny_gpt2):
     model, tok = tiny_gpt2
     sites = find_sites(model)
     requests = parse_requests(REQUESTS, tok)
-    values = optimise(Decoder(model, tok, sites), requests, 2, Settings(SETTINGS | {"fact_token": "last", "v_num_grad_steps": 1}), TEMPLATES, "block", progress=False)
+    settings = Settings(SETTINGS | {"fact_token": "last", "v_num_grad_steps": 1})
+    values = optimise(Decoder(model, tok, sites), requests, 2, settings, TEMPLATES, "block", progress=False)
     for request, initial in zip(requests, values.initial):
         ids = tok(request.prompt.replace("{}", request.subject), return_tensors="pt").input_ids
         with torch.no_grad():

@@ -94,7 +94,7 @@ def check(arch, tokenizer, site, **changes):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("site, v_loss_layer", [("block", None), ("block", 2), ("down_proj", None), ("down_proj", 2)])
 def test_every_architecture(arch, site, v_loss_layer):
-    """With a BOS before every text; windows are shorter than the prompts; the loss at the last block or an inner one (not ROME's)."""
+    """With a BOS before every text; windows shorter than prompts; loss at the last block or an inner one (not ROME's)."""
     check(arch, "byte_level_bos", site, v_loss_layer=v_loss_layer)
 
 

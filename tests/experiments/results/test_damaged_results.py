@@ -53,7 +53,8 @@ def test_what_a_run_was_made_with(run, change, message):
         path.unlink()
         (run / "params.json").write_text("[1]")
     else:
-        path.write_text(change if isinstance(change, str) else json.dumps({"settings": {}, "flags": FLAGS, "cases": 2} | change))
+        about = {"settings": {}, "flags": FLAGS, "cases": 2}
+        path.write_text(change if isinstance(change, str) else json.dumps(about | change))
     with pytest.raises(UserError, match=message):
         read_run(run)
     if change is not None:

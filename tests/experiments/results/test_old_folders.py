@@ -37,7 +37,8 @@ def counterfact_case(case_id, batch_ids, done=True):
         "paraphrase_prompts_correct": [False, False], "ngram_entropy": 6.0, "adjusted_token_entropy": 0.9,
         "reference_score": 0.25, "text": ["a text"], "essence_score": 10.0, "essence_text": ["an essence"],
     }
-    case = {"case_id": case_id, "grouped_case_ids": batch_ids, "num_edits": len(batch_ids), "requested_rewrite": {}, "post": post}
+    case = {"case_id": case_id, "grouped_case_ids": batch_ids, "num_edits": len(batch_ids),
+            "requested_rewrite": {}, "post": post}
     if done:
         post |= {"post_rewrite_prompts_correct": [True], "post_paraphrase_prompts_correct": [True, False],
                  "post_neighborhood_prompts_correct": [False], "post_ngram_entropy": 5.0, "post_essence_score": 20.0}

@@ -39,8 +39,8 @@ ZSRE = {"rewrite_prompts_correct": [False, True, True], "paraphrase_prompts_corr
 def test_measures_of_counterfact():
     for last_token in (False, True):  # concerns zsRE only
         values = retention.measures(COUNTERFACT, last_token)
-        found = {key: values[key] for key in ("rewrite_success", "paraphrase_success", "neighborhood_success", "paraphrase_acc")}
-        assert found == {"rewrite_success": 1, "paraphrase_success": 0.5, "neighborhood_success": 0, "paraphrase_acc": 0.5}
+        expected = {"rewrite_success": 1, "paraphrase_success": 0.5, "neighborhood_success": 0, "paraphrase_acc": 0.5}
+        assert {key: values[key] for key in expected} == expected
         assert values["right"] == 1
     assert retention.measures({}) == {}
 

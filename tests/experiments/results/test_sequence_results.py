@@ -32,7 +32,8 @@ def sequence(tmp_path):
             run_folder.write_json(run / f"2_edits-case_{case_id}.json", {
                 "case_id": case_id, "grouped_case_ids": [case_id], "time": 1.0, "pre": case(False, False),
                 "post": case(True, True)})
-        run_folder.write_json(run / "batches" / "000000.json", {"batch": 0, "edits": 0, "perplexity": 5.0, "downstream": nli(9)})
+        unedited = {"batch": 0, "edits": 0, "perplexity": 5.0, "downstream": nli(9)}
+        run_folder.write_json(run / "batches" / "000000.json", unedited)
         for batch, edits in enumerate((2, 4, 6), 1):
             weights = {f"h.{layer}.c_proj": {"distance_from_original": 1e-4 * batch, "relative_distance": 0.1 * batch,
                                              "norm": 5.0 + batch} for layer in (9, 10)}
@@ -91,7 +92,8 @@ def test_a_broken_model_s_perplexity_is_null_in_json(sequence, tmp_path, monkeyp
 def test_lines_show_the_values(sequence):
     run = read_sequence(sequence())
     grid = sequential.draw_retention([("a run", run)]).axes
-    assert [(list(line.get_xdata()), line.get_ydata()[-1]) for line in grid[0].get_lines()] == [([4, 6], pytest.approx(200 / 3))]
+    lines = [(list(line.get_xdata()), line.get_ydata()[-1]) for line in grid[0].get_lines()]
+    assert lines == [([4, 6], pytest.approx(200 / 3))]
     top, of_edits, of_learnt = sequential.draw_forgetting([("a run", run)]).axes
     assert sum(bar.get_height() for bar in top.patches) == 2
     assert top.get_title() == "MEMIT: 2 of 6 learnt\nmean 3.5, std 1.5"  # withstood 2 and 5 further edits
