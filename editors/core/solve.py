@@ -193,7 +193,7 @@ def rect(
 
 
 def prune(change: Float[Tensor, "rows columns"], original: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """The change, singular values s above the original weight's largest, m, made ln(s) - ln(m) + m (PRUNE, Ma et al. 2024)."""
+    """The change with singular values s above the original's largest, m, made ln(s) - ln(m) + m (PRUNE, Ma et al. 2024)."""
     left, values, right = torch.linalg.svd(double(change), full_matrices=False)
     most = torch.linalg.matrix_norm(double(original), 2)
     return (left * torch.where(values > most, (values / most).log() + most, values)) @ right
