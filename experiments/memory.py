@@ -43,10 +43,10 @@ def create(args: argparse.Namespace) -> None:
     if args.file.exists():
         raise UserError(f"{args.file}: is there already")
     if args.alg_name is None:
-        flags = [f"--{name}" for name in ("hparams_fname", "model_name", "data_dir") if getattr(args, name) is not None]
-        flags += [f"--{name}" for name in ("dtype", "device") if getattr(args, name) != "auto"]
-        if flags:
-            raise UserError(f"{flags[0]} has no effect without --alg_name")
+        unread = [f"--{name}" for name in ("hparams_fname", "model_name", "data_dir") if getattr(args, name) is not None]
+        unread += [f"--{name}" for name in ("dtype", "device") if getattr(args, name) != "auto"]
+        if unread:
+            raise UserError(f"{unread[0]} has no effect without --alg_name")
         EditStore(labelled=not args.statements).save(args.file)
     else:
         _new_edit(args).save(args.file)

@@ -63,7 +63,7 @@ def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any
     Metrics of the whole model (perplexity, downstream tasks) have one value for each model that was measured. A damaged case
     file is reported on standard error and left out.
     """
-    flags, values, note = sequences.run_flags(run), {}, ""  # values: {case id: its metrics}
+    recorded, values, note = sequences.run_flags(run), {}, ""  # values: {case id: its metrics}
     for case_id, path in run_folder.case_files(run):
         if first_n_cases is not None and case_id >= first_n_cases:
             break
@@ -82,12 +82,12 @@ def read_run(run: Path, first_n_cases: int | None = None) -> tuple[dict[str, Any
                 values[case_id] |= retained
 
     about: dict[str, Any] = {"run_dir": str(run), "num_cases": len(values)}
-    about |= {key: flags[key] for key in FLAGS if key in flags}
+    about |= {key: recorded[key] for key in FLAGS if key in recorded}
     if (run / run_folder.RUN).is_file():
         about["of_cases"] = run_folder.read_about(run)["cases"]
     if note:
         about["note"] = note
-    sequential = bool(flags.get("sequential")) or note == OF_ALPHAEDIT
+    sequential = bool(recorded.get("sequential")) or note == OF_ALPHAEDIT
     return about, summary.collect(list(values.values())) | _model_values(run, sequential)
 
 

@@ -34,8 +34,8 @@ class SequenceResults:
 
 def read_sequence(run: Path, last_token: bool = False) -> SequenceResults:
     """A whole run; last_token: see :func:`retention.measures`. UserError for one that is not sequential, or damaged."""
-    flags = run_flags(run)
-    if not flags.get("sequential", (run / old_folders.GLUE).is_dir()):
+    recorded = run_flags(run)
+    if not recorded.get("sequential", (run / old_folders.GLUE).is_dir()):
         raise UserError(f"{run}: not a sequential run (experiments.evaluate --sequential)")
     batches = read_batches(run)
     by_edit = dict(_cases(run, batches, last_token))
@@ -44,7 +44,8 @@ def read_sequence(run: Path, last_token: bool = False) -> SequenceResults:
                        if case_id in order}
                for edits, path in history_files(run)}
     cases = [by_edit.get(edit, {}) for edit in range(1, max(by_edit, default=0) + 1)]
-    return SequenceResults({"run_dir": str(run), **{key: flags[key] for key in FLAGS if key in flags}}, cases, history, batches)
+    about = {"run_dir": str(run), **{key: recorded[key] for key in FLAGS if key in recorded}}
+    return SequenceResults(about, cases, history, batches)
 
 
 def run_flags(run: Path) -> dict[str, Any]:
