@@ -188,7 +188,8 @@ def test_power_law_of_the_weight_decay():
 
 
 @pytest.mark.parametrize("name, key, usual, other", [
-    ("MEMAT", "same_layer", "sum", "last"), ("MEMIT", "context_groups", "two", "each"), ("EMMET", "target_tokens", "ids", "text"),
+    ("MEMAT", "same_layer", "sum", "last"), ("MEMIT", "context_groups", "two", "each"),
+    ("EMMET", "target_tokens", "ids", "text"),
 ])
 def test_what_a_profile_decides_is_no_key_of_its_own(name, key, usual, other):
     """Files that name such a key with its usual value load; another value is told what decides it."""
