@@ -4,12 +4,12 @@ Prints every difference in a line (file, key, what A has, what B has) and at the
 differ; exit code 1 if any does. Numbers are compared exactly: there is no tolerance. What is compared:
 
 * that both folders have the same files;
-* .json, .jsonl: value by value, 1 and 1.0 being two things;
+* .json, .jsonl, .yaml: value by value, 1 and 1.0 being two things;
 * .safetensors and .memory: every tensor bit by bit, and the header's texts as JSON; .npz, .npy: array by array, bit by bit;
 * .png: pixel by pixel;
 * .csv, .md, .html, and what programs printed: their numbers, in order. Where only words differ a line says so, as a note that
   does not count; but it counts in WORDS_COUNT, where words are results;
-* anything else, such as edit data in .txt and Hydra's .yaml: the whole text.
+* anything else: the whole text.
 
 What is not compared, since it differs between two runs of the same code, or between places and machines, is listed below.
 """
@@ -30,19 +30,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 FILES_IGNORED = (
     r"done/.*|seconds\.txt|places\.txt",  # of the script itself
     r"errors/.*",  # progress, with seconds; warnings, whose wording may change
     r".*\.pdf",  # has the date in it; beside each is a .png of the same picture
     r"figures/sequential_cost\.png",  # draws seconds and memory
+    r"results/sweeps/.*/log\.txt",  # progress of a job, with seconds
 )
 KEYS_IGNORED = re.compile(
-    r"(.*_)?(time|seconds|elapsed)|time/.*|phases"  # phases: seconds of the parts of an edit
+    r"(.*_)?(time|seconds|elapsed)|(.*_)?time/.*|phases"  # phases: seconds of the parts of an edit
     r"|memory_mb"  # of the process
     r"|commit|python|platform|accelerator|packages"  # where a run was made, and with what
 )
 """Keys of JSON objects, columns of tables, and names in a cell of a row."""
+CHECKSUMS_IGNORED = re.compile(
+    r"results/(ke|enn)/run_000/run\.json: settings\.checkpoint"
+    r"|results/downstream/run_000/downstream\.json: settings\.edit_sha256"
+)
+"""FILE: KEY of checksums of files that have seconds in their headers. These files are compared themselves."""
 ROWS_IGNORED = re.compile(r"\bseconds\b|\btime\b", re.IGNORECASE)
 """Lines of a printed table and of a summary."""
 WORDS_COUNT = re.compile(r"printed/(memory_|world_check)|episodes/|given/")
@@ -66,8 +73,9 @@ class Folder:
         self.root, self.made_as = places.read_text().splitlines()
 
     def plain(self, text: str) -> str:
-        text = text.replace(self.made_as, "OUT").replace(self.root + "/", "ROOT/")
+        text = re.sub(rf"{re.escape(self.root)}(?![\w.-])", "ROOT", text.replace(self.made_as, "OUT"))
         text = re.sub(r"ROOT/(?:[\w.+-]+/)+", "ROOT/", text)
+        text = re.sub(r"\bat_\d{15,}\b", "at_TIME", text)  # when a sweep began
         # Statistics lie in a folder that is called as the model is, which is a path for the built-in world.
         return re.sub(r"\b(stats\w*)/_[^/\s]*_checkpoint\b", r"\1/WORLD", text)
 
@@ -96,6 +104,10 @@ def values(a: Any, b: Any, key: str = "") -> Iterator[Difference]:
 
 def read_json(path: Path, folder: Folder) -> Any:
     return json.loads(folder.plain(path.read_text()))
+
+
+def read_yaml(path: Path, folder: Folder) -> Any:
+    return yaml.safe_load(folder.plain(path.read_text()))
 
 
 def read_lines(path: Path, folder: Folder) -> Any:
@@ -218,11 +230,14 @@ def _without(cells: list[str], left_out: list[int]) -> str:
 
 
 def read_page(path: Path, folder: Folder) -> list[str]:
-    """What a reader sees of a page, without rows about time; charts by their texts."""
+    """What is seen of a page, without rows and charts about time, and where a run was made; charts by their texts. Sorted,
+    as the order, for example of settings, is layout."""
     text = re.sub(r"<(style|script)\b.*?</\1>", "", folder.plain(path.read_text()), flags=re.DOTALL)
+    text = re.sub(r'<svg[^>]*aria-label="seconds.*?</svg>', "", text, flags=re.DOTALL)
     text = re.sub(r"</(tr|p|h\d|li|div|text|summary|title)>", "\n", text)
     shown = (" ".join(html.unescape(re.sub(r"<[^>]*>", " ", line)).split()) for line in text.splitlines())
-    return [line for line in shown if line and not ROWS_IGNORED.search(line)]
+    return sorted(line for line in shown
+                  if line and not ROWS_IGNORED.search(line) and not KEYS_IGNORED.fullmatch(re.split("[ .]", line)[0]))
 
 
 def texts(a: list[str], b: list[str]) -> Iterator[Difference]:
@@ -244,7 +259,7 @@ def texts(a: list[str], b: list[str]) -> Iterator[Difference]:
 
 
 KINDS: dict[str, tuple[Callable[[Path, Folder], Any], Callable[[Any, Any], Iterator[Difference]]]] = {
-    ".json": (read_json, values), ".jsonl": (read_lines, values),
+    ".json": (read_json, values), ".yaml": (read_yaml, values), ".jsonl": (read_lines, values),
     ".safetensors": (read_tensors, arrays), ".memory": (read_tensors, arrays),
     ".npz": (read_arrays, arrays), ".npy": (read_arrays, arrays), ".png": (read_picture, arrays),
     ".csv": (read_table, texts), ".md": (read_printed, texts), ".html": (read_page, texts), ".txt": (read_printed, texts),
@@ -262,10 +277,13 @@ def compare(a: Folder, b: Folder) -> tuple[int, int]:
             differ += 1
             print(f"{name}: only in {'B' if name in files[1] else 'A'}")
             continue
-        read, difference = KINDS.get(Path(name).suffix, (read_text, texts))
+        words_count, kind = WORDS_COUNT.match(name), Path(name).suffix
+        read, difference = (read_text, texts) if words_count and kind == ".txt" else KINDS.get(kind, (read_text, texts))
         count = 0
         for key, x, y in difference(*(read(paths[name], folder) for paths, folder in zip(files, (a, b)))):
-            note = key.startswith("words of") and Path(name).suffix in PROSE and not WORDS_COUNT.match(name)
+            if CHECKSUMS_IGNORED.fullmatch(f"{name}: {key}"):
+                continue
+            note = key.startswith("words of") and kind in PROSE and not words_count
             print(f"{'note: ' if note else ''}{name}: {key}: {_short(x)} | {_short(y)}")
             count += not note
         same, differ = same + (not count), differ + bool(count)
