@@ -68,16 +68,16 @@ def save_checkpoint(folder: Path, change: Edit, model: PreTrainedModel, tok: Pre
         if name not in parameters:
             raise UserError(f"the model has no parameter {name!r}: the edit was made for another model")
     change.check(model)
-    lost = change.rounding(model)
-    for name, error in lost.items():
+    rounding_errors = change.rounding(model)
+    for name, error in rounding_errors.items():
         if not math.isfinite(error):
             raise UserError(f"{name}: the edit does not fit into {parameters[name].dtype}; choose a wider --dtype")
     with new_folder(folder) as part:
         with change.applied(model):
             model.save_pretrained(part)
         tok.save_pretrained(part)
-        (part / ABOUT).write_text(json.dumps({"info": dict(change.info), "rounding": lost}, indent=1) + "\n")
-    for name, error in lost.items():
+        (part / ABOUT).write_text(json.dumps({"info": dict(change.info), "rounding": rounding_errors}, indent=1) + "\n")
+    for name, error in rounding_errors.items():
         print(f"{name}: relative error {error:.2g} from rounding to {parameters[name].dtype}")
 
 

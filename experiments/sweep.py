@@ -47,13 +47,13 @@ BY_SWEEP = ("dir_name", "continue_from_run")
 """Flags that the sweep gives its jobs by itself."""
 
 
-def _finish(folder: Path, command: str, lost: str | None) -> None:
-    """Table, figure and failures. lost: why not all jobs of the command ran to their end.
+def _finish(folder: Path, command: str, launch_error: str | None) -> None:
+    """Table, figure and failures. launch_error: why not all jobs of the command ran to their end.
 
-    Raises UserError if none was begun; SystemExit if one failed or is lost: 2 if all failed, for mistakes, else 1.
+    Raises UserError if none was begun; SystemExit if one failed or was lost: 2 if all failed, for mistakes, else 1.
     """
     if not any(read_job(path).get("command") == command for path in folder.glob(f"*/{JOB}")):
-        raise UserError(lost or f"{folder}: no job was begun there")
+        raise UserError(launch_error or f"{folder}: no job was begun there")
     content = summarise(folder, command)
     print("\n" + (folder / "sweep.md").read_text())
     drawn = True
@@ -66,14 +66,14 @@ def _finish(folder: Path, command: str, lost: str | None) -> None:
     print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs done: {folder}")
     for job in unfinished:
         print(f"{status(job)}: {job['folder']}: {job.get('error', 'was interrupted')}", file=sys.stderr)
-    if lost:
-        print(f"error: not all jobs ran to their end: {lost}", file=sys.stderr)
+    if launch_error:
+        print(f"error: not all jobs ran to their end: {launch_error}", file=sys.stderr)
         print("others may still run; when they have ended, the same command again does what is left", file=sys.stderr)
     elif not all(job.get("mistake") for job in unfinished):
         print("the same command again runs these once more", file=sys.stderr)
-    if unfinished or lost or not drawn:
+    if unfinished or launch_error or not drawn:
         of_command = [job for job in jobs if job.get("command") == command]
-        raise SystemExit(2 if not lost and all(job.get("mistake") for job in of_command) else 1)
+        raise SystemExit(2 if not launch_error and all(job.get("mistake") for job in of_command) else 1)
 
 
 def _arguments(words: Sequence[str]) -> list[str]:
@@ -112,12 +112,12 @@ def command() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error)) from None
     sys.argv.append(f"command={command_id}")
-    lost = None
+    launch_error = None
     try:
         main()
     except Exception as error:  # a launcher's, of a job that was killed or ran out of time: what the others did is there
-        lost = _one_line(error)
-    _finish(folder, command_id, lost)
+        launch_error = _one_line(error)
+    _finish(folder, command_id, launch_error)
 
 
 def _one_line(error: Exception) -> str:

@@ -141,7 +141,7 @@ def _share(folder: Path, config: Mapping[str, Any], content: Mapping[str, Any], 
 def default_export(config: Mapping[str, Any], kind: ModelKind) -> Path:
     """Where experiments.evaluate looks for the editor of this algorithm and model."""
     from editors.learned.algorithms import algorithm
-    from editors.learned.weight_editors import checkpoint_name
+    from editors.learned.learned_editor import checkpoint_name
 
     folder = data_folder(config["data_dir"]) / "learned" / algorithm(config["alg"]).title
     return folder / checkpoint_name(config["model"]["name"], kind)

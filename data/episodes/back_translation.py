@@ -18,16 +18,16 @@ def normalised(text: str) -> str:
     return text.casefold().translate(_DROPPED)
 
 
-def rephrase(texts: Sequence[str], there: str, back: str, beams: int = 5, batch_size: int = 16) -> list[list[str]]:
+def rephrase(texts: Sequence[str], to_pivot: str, from_pivot: str, beams: int = 5, batch_size: int = 16) -> list[list[str]]:
     """For each text its up to ``beams`` x ``beams`` back-translations, without those that say the text itself or another one.
 
-    there, back: translation models of the hub or folders (Marian and other sequence-to-sequence models). The published data
-    also leave out those that change the model's answer; a reader of the rows cannot, and no trainer needs it.
+    to_pivot, from_pivot: translation models of the hub or folders (Marian and other sequence-to-sequence models). The
+    published data also leave out those that change the model's answer; a reader of the rows cannot, and no trainer needs it.
     Raises UserError when a model can't be had.
     """
-    pivots = translate(list(texts), there, beams, batch_size)
+    pivots = translate(list(texts), to_pivot, beams, batch_size)
     flat = [pivot for group in pivots for pivot in group]
-    returned = translate(flat, back, beams, batch_size)
+    returned = translate(flat, from_pivot, beams, batch_size)
     rephrases, position = [], 0
     for text, group in zip(texts, pivots):
         different = {normalised(text): text}

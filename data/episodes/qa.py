@@ -225,8 +225,8 @@ def mixture(rows: Sequence[Question], spec: DataSpec) -> tuple[list[Example], li
     size = len(rows) // len(makers)
     examples: list[Example] = []
     owners: list[int] = []
-    for number, (has, make) in enumerate(makers):
-        usable = [i for i, row in enumerate(rows) if has(row)]
+    for number, (is_usable, make) in enumerate(makers):
+        usable = [i for i, row in enumerate(rows) if is_usable(row)]
         count = size + (len(rows) - size * len(makers) if number == 0 else 0)
         chosen = rng.sample(usable, min(count, len(usable)))
         examples += [make(rows[i]) for i in chosen]

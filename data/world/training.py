@@ -88,17 +88,17 @@ class Training:
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        now, progress = time.monotonic(), self.progress
+        finished_at, progress = time.monotonic(), self.progress
         progress["loss"] = loss.item()
         progress["loss_sum"] += progress["loss"]
         progress["batch"] += 1
         progress["step"] += 1
-        progress["seconds"] += now - self._last_at
-        self._last_at = now
+        progress["seconds"] += finished_at - self._last_at
+        self._last_at = finished_at
         self.bar.update()
         self.bar.set_postfix(epoch=progress["epoch"], loss=f"{progress['loss']:.3f}", refresh=False)
         stops = bool(self._stop_after) and progress["step"] - self._first_step >= self._stop_after
-        if stops or now - self._saved_at > self._save_seconds:
+        if stops or finished_at - self._saved_at > self._save_seconds:
             self.save()
         return stops
 

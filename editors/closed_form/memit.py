@@ -90,11 +90,11 @@ class MEMIT(SpreadEditor):
         if not self.hparams.prune:
             return {}
 
-        def pruned(old: Tensor, now: Tensor) -> Tensor:
-            old_wide = solve.double(old)
-            return (old_wide + solve.prune(solve.double(now) - old_wide, old_wide)).to(old)
+        def pruned(original: Tensor, edited: Tensor) -> Tensor:
+            wide = solve.double(original)
+            return (wide + solve.prune(solve.double(edited) - wide, wide)).to(original)
 
-        return {name: pruned(old, current[name]) for name, old in originals.items()}
+        return {name: pruned(original, current[name]) for name, original in originals.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

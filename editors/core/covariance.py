@@ -32,7 +32,7 @@ from .decoder import Decoder
 from .files import check_writable
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 from .kept import kept
-from .key_sums import Batch, KeySums, add_batch, batches
+from .key_sums import KeySums, PackedTexts, add_batch, batches
 from .moment import Moment, spectrum
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
@@ -319,7 +319,7 @@ class _Pass:
         return end + max(SNAPSHOT_SECONDS, (end - start) / SNAPSHOT_SHARE)
 
 
-def _segments(stream: Iterator[Batch]) -> Iterator[list[Batch]]:
+def _segments(stream: Iterator[PackedTexts]) -> Iterator[list[PackedTexts]]:
     return iter(lambda: list(itertools.islice(stream, SEGMENT)), [])
 
 

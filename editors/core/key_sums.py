@@ -68,7 +68,7 @@ class KeySums:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PackedTexts:
     """Token rows of one forward pass, and where in the stream they stand."""
 
     rows: list[list[int]]
@@ -83,12 +83,12 @@ class Batch:
 def batches(
     tok, texts: Sequence[str], order: Sequence[int], max_length: int, pack_tokens: int,
     max_keys: int | None = None, window: int = 0, tokens_before: int = 0,
-) -> Iterator[Batch]:
+) -> Iterator[PackedTexts]:
     """The texts `texts[i] for i in order`, tokenised, cut to `max_length` tokens, sorted by length within windows, and packed.
 
     max_keys: the stream ends after so many tokens of the texts in their order; the last text is cut. (A causal model's keys
     depend on nothing behind them, so cutting the text cuts the keys.)
-    window, tokens_before: where to start, taken from an earlier Batch.
+    window, tokens_before: where to start, taken from an earlier PackedTexts.
     """
     for start in range(window, len(order), WINDOW):
         if max_keys is not None and tokens_before >= max_keys:
@@ -97,7 +97,7 @@ def batches(
         if max_keys is not None:
             rows = _cut(rows, max_keys - tokens_before)
         for index, packed in enumerate(pack(rows, pack_tokens)):
-            yield Batch(packed, start, index, tokens_before)
+            yield PackedTexts(packed, start, index, tokens_before)
         tokens_before += sum(map(len, rows))
 
 
@@ -106,14 +106,14 @@ def add_batch(decoder: Decoder, sums: Mapping[int, KeySums], rows: Sequence[Sequ
     # Padding stands on the right, where causal attention cannot see it: positions need no help.
     batch = pad_batch(rows, 0)
     mask = batch["attention_mask"]
-    kept = None if mask.all() else mask.flatten().nonzero().squeeze(1)
+    real_tokens = None if mask.all() else mask.flatten().nonzero().squeeze(1)
     deepest = max(sums)
 
     def reader(layer: int):
         def hook(module, args, kwargs):
             keys = args[0] if args else next(iter(kwargs.values()))
             keys = keys.reshape(-1, keys.shape[-1])
-            sums[layer].add(keys if kept is None else keys.index_select(0, kept.to(keys.device)))
+            sums[layer].add(keys if real_tokens is None else keys.index_select(0, real_tokens.to(keys.device)))
             if layer == deepest:
                 raise LeaveForward
 
@@ -137,8 +137,8 @@ def _tokenise(tok, texts: Sequence[str], max_length: int) -> list[list[int]]:
 
 def _cut(rows: Sequence[list[int]], most: int) -> list[list[int]]:
     """The first `most` tokens of all rows."""
-    kept = []
+    cut_rows = []
     for row in rows:
-        kept.append(row[:most])
-        most -= len(kept[-1])
-    return kept
+        cut_rows.append(row[:most])
+        most -= len(cut_rows[-1])
+    return cut_rows

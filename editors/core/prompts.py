@@ -115,15 +115,15 @@ def locate_all(tok, prompts: Sequence[tuple[str, str]], fact_token: str) -> list
 
 
 def _located_separately(tok, prompts: Sequence[tuple[str, str]]) -> list[Located]:
-    whole, before, subjects = [], [], []
+    texts, starts, subjects = [], [], []
     for template, subject in prompts:
         start, end = split_template(template)
-        whole.append(start + subject + end)
-        before.append(start.removesuffix(" "))
+        texts.append(start + subject + end)
+        starts.append(start.removesuffix(" "))
         subjects.append(" " + subject.strip() if start else subject)
-    lengths = [len(ids) for ids, _ in tokenize(tok, before)]
+    lengths = [len(ids) for ids, _ in tokenize(tok, starts)]
     subject_lengths = [len(ids) for ids, _ in tokenize(tok, subjects, add_special_tokens=False)]
-    return [Located(ids, min(a + b, len(ids)) - 1) for (ids, _), a, b in zip(tokenize(tok, whole), lengths, subject_lengths)]
+    return [Located(ids, min(a + b, len(ids)) - 1) for (ids, _), a, b in zip(tokenize(tok, texts), lengths, subject_lengths)]
 
 
 def continued(tok, text: str, ids: list[int], target: list[int], target_tokens: str) -> list[int]:

@@ -190,7 +190,7 @@ def shared_beginnings(rows: Sequence[Sequence[int]]) -> list[int]:
     """For each row how many of its first tokens it shares with the row most like it."""
     order = sorted(range(len(rows)), key=rows.__getitem__)
     lengths = [0] * len(rows)
-    for one, two in zip(order, order[1:]):
-        common = len(os.path.commonprefix([rows[one], rows[two]]))
-        lengths[one], lengths[two] = max(lengths[one], common), max(lengths[two], common)
+    for row, next_row in zip(order, order[1:]):
+        common = len(os.path.commonprefix([rows[row], rows[next_row]]))
+        lengths[row], lengths[next_row] = max(lengths[row], common), max(lengths[next_row], common)
     return lengths

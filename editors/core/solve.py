@@ -70,10 +70,10 @@ def factorise(moment: Float[Tensor, "d_in d_in"], ridge: float = 0.0, where: str
         if not torch.isfinite(matrix).all():
             raise UserError(f"{where}: the second moment holds NaN or infinity: collect the statistics again")
         rank = int(torch.linalg.matrix_rank(matrix, hermitian=True))
-        seen = "" if count is None else f" after {count} keys"
+        after_keys = "" if count is None else f" after {count} keys"
         raise UserError(
-            f"{where}: the second moment is not positive definite (rank {rank} of {len(matrix)}{seen}): raise mom2_n_samples, "
-            "collect in float64, or set relative_ridge (1e-3, say)"
+            f"{where}: the second moment is not positive definite (rank {rank} of {len(matrix)}{after_keys}): raise "
+            "mom2_n_samples, collect in float64, or set relative_ridge (1e-3, say)"
         )
     return Factor(lower)
 

@@ -25,8 +25,8 @@ class _TargetLosses(torch.autograd.Function):
     def forward(ctx, logits, token, initial):
         log_p = logits.log_softmax(-1)
         n = len(token)
-        now = log_p[n:]
-        kl = (now.exp() * (now - initial)).sum(-1)
+        edited = log_p[n:]
+        kl = (edited.exp() * (edited - initial)).sum(-1)
         ctx.log_p, ctx.token, ctx.initial, ctx.kl = log_p, token, initial, kl
         return log_p[:n].gather(1, token[:, None])[:, 0], kl
 
@@ -35,8 +35,8 @@ class _TargetLosses(torch.autograd.Function):
     def backward(ctx, toward_log_p, toward_kl):
         gradient, n = ctx.log_p, len(ctx.token)  # the buffer becomes the gradient
         del ctx.log_p
-        now = gradient[n:]
-        now.copy_(now.exp() * (now - ctx.initial - ctx.kl[:, None]) * toward_kl[:, None])
+        edited = gradient[n:]
+        edited.copy_(edited.exp() * (edited - ctx.initial - ctx.kl[:, None]) * toward_kl[:, None])
         gradient[:n].exp_().mul_(-toward_log_p[:, None])
         gradient[torch.arange(n, device=gradient.device), ctx.token] += toward_log_p
         return gradient, None, None

@@ -16,11 +16,11 @@ from .prompts import Request, continued, encode_target, fill, locate
 from .replay import Replay
 
 MOST, MOST_CPU = 64, 16
-"""Jobs that run together at the most: more are hardly faster, and what runs together is one process's share."""
+"""Requests that run together at the most: more are hardly faster, and what runs together is one process's share."""
 
 
 @dataclass(frozen=True)
-class Job:
+class TokenisedRequest:
     """One request, tokenised: a row for each context (prompt + target but its last token) and the KL prompt."""
 
     number: int
@@ -34,16 +34,15 @@ class Job:
     def build(
         tok, number: int, request: Request, fact_token: str, templates: Sequence[str], kl_prompt: str,
         target_tokens: str = "ids",
-    ) -> Job:
+    ) -> TokenisedRequest:
+        """The request's token rows in these contexts. Raises UserError as `prompts.locate` and `encode_target` do."""
         target = encode_target(tok, request.target_new)
         prompts = [fill(t, request.prompt) for t in templates]
         located = [locate(tok, prompt, request.subject, fact_token) for prompt in prompts]
         rows = [continued(tok, fill(p, request.subject), x.ids, target, target_tokens) for p, x in zip(prompts, located)]
         kl = locate(tok, kl_prompt, request.subject, fact_token)
         # Nothing after the looked-up token can reach the KL term.
-        return Job(
-            number, rows, [x.index for x in located], target, kl.ids[: kl.index + 1], kl.index
-        )
+        return TokenisedRequest(number, rows, [x.index for x in located], target, kl.ids[: kl.index + 1], kl.index)
 
     @property
     def columns(self) -> int:
@@ -55,31 +54,31 @@ class Job:
         return max(self.lookups) + self.columns
 
 
-class Rows:
+class ReplayRows:
     """The rows of some requests in one Replay, and where in them the targets are predicted and the KL term is read.
 
     The KL prompt needs a row of its own only where the bare prompt does not begin like it.
     """
 
-    def __init__(self, decoder: Decoder, jobs: list[Job], start: int, with_kl: bool):
+    def __init__(self, decoder: Decoder, requests: list[TokenisedRequest], start: int, with_kl: bool):
         rows, lookups, owner, first, kl, places = [], [], [], [], [], []
-        for i, job in enumerate(jobs):
+        for i, tokenised in enumerate(requests):
             first.append(len(rows))
-            for row, lookup in zip(job.rows, job.lookups):
-                share = 1 / (len(job.rows) * len(job.target))
-                start_of_target = len(row) + 1 - len(job.target) - lookup
-                places += [(i, len(rows), start_of_target - 1 + t, token, share) for t, token in enumerate(job.target)]
+            for row, lookup in zip(tokenised.rows, tokenised.lookups):
+                share = 1 / (len(tokenised.rows) * len(tokenised.target))
+                start_of_target = len(row) + 1 - len(tokenised.target) - lookup
+                places += [(i, len(rows), start_of_target - 1 + t, token, share) for t, token in enumerate(tokenised.target)]
                 rows.append(row)
                 lookups.append(lookup)
                 owner.append(i)
             kl.append(first[-1])
-            if with_kl and job.rows[0][: job.lookups[0] + 1] != job.kl_row:
+            if with_kl and tokenised.rows[0][: tokenised.lookups[0] + 1] != tokenised.kl_row:
                 kl[-1] = len(rows)
-                rows.append(job.kl_row)
-                lookups.append(job.kl_lookup)
+                rows.append(tokenised.kl_row)
+                lookups.append(tokenised.kl_lookup)
                 owner.append(i)
         request, row, column, token, share = zip(*places)
-        self.requests, self.with_kl = len(jobs), with_kl
+        self.requests, self.with_kl = len(requests), with_kl
         # Of a row: its request. Of a request: its row of the bare prompt, and the one whose column 0 is the KL prompt's.
         self.owner, self.first, self.kl = map(torch.tensor, (owner, first, kl))
         # Of each target token: request, row, column counted from the looked-up token, the token, its share in the loss.
@@ -109,8 +108,8 @@ class Rows:
         self.column_of, self.token, self.share = self.column_of[places], self.token[places], self.share[places]
 
 
-def chunks(jobs: list[Job], decoder: Decoder) -> Iterator[list[Job]]:
-    """Consecutive jobs, not too many, that fit into the memory together.
+def chunks(requests: list[TokenisedRequest], decoder: Decoder) -> Iterator[list[TokenisedRequest]]:
+    """Consecutive requests, not too many, that fit into the memory together.
 
     Counted: some 40 floats a block, replayed token and channel, a quarter of that for a cached token, and the targets' logits.
     """
@@ -118,26 +117,29 @@ def chunks(jobs: list[Job], decoder: Decoder) -> Iterator[list[Job]]:
     channels = decoder.sites.layers * decoder.sites.d_model
     device = get_module(decoder.model, decoder.sites.lm_head).weight.device
 
-    def needed_bytes(chunk: list[Job]) -> int:
-        return 4 * sum(len(job.rows) * (channels * (40 * job.columns + 10 * job.width) + 4 * len(job.target) * vocabulary)
-                       for job in chunk)
+    def needed_bytes(chunk: list[TokenisedRequest]) -> int:
+        floats = 0
+        for tokenised in chunk:
+            replayed = channels * (40 * tokenised.columns + 10 * tokenised.width)
+            floats += len(tokenised.rows) * (replayed + 4 * len(tokenised.target) * vocabulary)
+        return 4 * floats
 
-    return consecutive(jobs, needed_bytes, allowance(device, "values"), MOST_CPU if device.type == "cpu" else MOST)
+    return consecutive(requests, needed_bytes, allowance(device, "values"), MOST_CPU if device.type == "cpu" else MOST)
 
 
-def alike(jobs: list[Job], device: torch.device) -> list[list[Job]]:
-    """Consecutive jobs of like length in one group: the split that costs least, padding and a pass for each group counted."""
+def alike(requests: list[TokenisedRequest], device: torch.device) -> list[list[TokenisedRequest]]:
+    """Consecutive requests of like length in one group: the split that costs least, with padding and a pass for each group."""
     a_pass = 32 if device.type == "cpu" else 4096  # tokens that take as long as what every pass costs besides
-    best: list[tuple[int, int]] = [(0, 0)]  # of the first n jobs: cost, and where the last group begins
-    for end in range(1, len(jobs) + 1):
+    best: list[tuple[int, int]] = [(0, 0)]  # of the first n requests: cost, and where the last group begins
+    for end in range(1, len(requests) + 1):
         cost, rows, columns = [], 0, 0
         for begin in range(end - 1, -1, -1):
-            rows, columns = rows + len(jobs[begin].rows), max(columns, jobs[begin].columns)
+            rows, columns = rows + len(requests[begin].rows), max(columns, requests[begin].columns)
             cost.append((best[begin][0] + rows * columns + a_pass, begin))
         best.append(min(cost))
-    groups, end = [], len(jobs)
+    groups, end = [], len(requests)
     while end:
         begin = best[end][1]
-        groups.append(jobs[begin:end])
+        groups.append(requests[begin:end])
         end = begin
     return groups[::-1]

@@ -30,7 +30,7 @@ from .modules import by_row, first, frozen
 from .prompts import Request
 from .replay import Replay, only_at
 from .value_losses import target_losses
-from .value_rows import Job, Rows, alike, chunks
+from .value_rows import ReplayRows, TokenisedRequest, alike, chunks
 
 LOSS_GOAL = 0.05
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's published settings
@@ -101,22 +101,25 @@ def optimise_jointly(
     the mean of theirs, and delta is clamped by the smallest |z_0|. Step size, number of steps and clamp are those of the first
     settings. For the rest see `optimise`.
     """
-    jobs_by_language = [
+    by_language = [
         [
-            Job.build(decoder.tok, number, request, language.fact_token, contexts, language.kl_prompt, language.target_tokens)
+            TokenisedRequest.build(
+                decoder.tok, number, request, language.fact_token, contexts, language.kl_prompt, language.target_tokens
+            )
             for number, request in enumerate(facts)
         ]
         for facts, language, contexts in zip(requests, settings, templates, strict=True)
     ]
-    order = sorted(jobs_by_language[0], key=lambda job: (job.columns, job.width))  # alike rows together: little padding
+    # Alike rows together: little padding.
+    order = sorted(by_language[0], key=lambda request: (request.columns, request.width))
     states: dict[int, tuple[list[Tensor], Tensor]] = {}
     desc = f"values at block {layer}"
     bar = tqdm(total=len(order), desc=desc, unit="request", leave=False, disable=None if progress else True)
 
-    def optimised(chunk: list[Job]) -> list[tuple[int, list[Tensor], Tensor]]:
+    def optimised(chunk: list[TokenisedRequest]) -> list[tuple[int, list[Tensor], Tensor]]:
         parts = [
-            _Objective(decoder, [jobs[job.number] for job in chunk], layer, language, site)
-            for jobs, language in zip(jobs_by_language, settings)
+            _Objective(decoder, [translations[request.number] for request in chunk], layer, language, site)
+            for translations, language in zip(by_language, settings)
         ]
         rows = []
         for number, initials, delta in _descend(parts, watch):
@@ -182,11 +185,11 @@ def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tup
 class _Objective:
     """The loss of one chunk: state is one row a still active request, group after group."""
 
-    def __init__(self, decoder: Decoder, jobs: list[Job], layer: int, settings: ValueSettings, site: str):
+    def __init__(self, decoder: Decoder, requests: list[TokenisedRequest], layer: int, settings: ValueSettings, site: str):
         self.decoder, self.settings, self.layer, self.site = decoder, settings, layer, site
-        self.numbers = [job.number for job in jobs]
+        self.numbers = [request.number for request in requests]
         start = layer + 1 if site == "block" else layer
-        self.groups = [Rows(decoder, group, start, settings.kl_factor > 0) for group in alike(jobs, decoder.device)]
+        self.groups = [ReplayRows(decoder, group, start, settings.kl_factor > 0) for group in alike(requests, decoder.device)]
         self.kl_initial: Tensor | None = None
         self.initial: Tensor | None = None
         last = decoder.sites.layers - 1

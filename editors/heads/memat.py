@@ -53,10 +53,10 @@ class MEMAT(HeadEditor):
         templates = self.head_templates(task.model, task.tok, task.context_templates)
         return super().prepare(task) | {"contexts of corrections": contexts_fingerprint(templates)}
 
-    def head_templates(self, model: nn.Module, tok, given: Sequence | None = None) -> list[str]:
+    def head_templates(self, model: nn.Module, tok, given_templates: Sequence | None = None) -> list[str]:
         """Contexts for training corrections. Ask for them before the model is edited: they are the unedited model's, and
         kept."""
-        groups = given and as_groups(given)
+        groups = given_templates and as_groups(given_templates)
         if not groups:
             hp = self.hparams
             starts = hp.head_context_starts if hp.published.head_contexts == "own" else None

@@ -163,8 +163,8 @@ def _losses(
         share = 1 / (len(fact.rows) * len(fact.target))
         for row in fact.rows:
             first = len(row) - len(fact.target)
-            seen = [len(fact.target) - 1] if last_only else range(len(fact.target))
-            places += [(i, len(rows), first + t, fact.target[t], share) for t in seen]
+            scored = [len(fact.target) - 1] if last_only else range(len(fact.target))
+            places += [(i, len(rows), first + t, fact.target[t], share) for t in scored]
             rows.append(row)
     with_kl = settings.kl_factor > 0
     if with_kl:

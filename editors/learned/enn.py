@@ -19,9 +19,9 @@ from . import checkpoint
 from .editable import identity_of
 from .episode import Batch
 from .factors import Factors
+from .learned_editor import LearnedEditor
 from .low_rank import LowRankEditable, Rows
 from .options import Options
-from .weight_editors import LearnedEditor
 
 
 @dataclass(frozen=True, kw_only=True)

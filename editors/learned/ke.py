@@ -16,10 +16,10 @@ from common.errors import UserError
 from editors.configuration import Count
 from .episode import Batch
 from .factors import Factors
+from .learned_editor import LearnedEditor
 from .low_rank import LowRankEditable
 from .options import Options
 from .published import ke_state
-from .weight_editors import LearnedEditor
 
 
 @dataclass(frozen=True, kw_only=True)

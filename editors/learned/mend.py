@@ -13,11 +13,11 @@ from common.errors import UserError
 from editors.configuration import Count, Natural
 from .editable import Editable
 from .factors import Factors, dimensions
+from .learned_editor import LearnedEditor
 from .low_rank import LowRankEditable
 from .mend_net import FactorEditor
 from .options import Options
 from .published import mend_state
-from .weight_editors import LearnedEditor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -198,11 +198,12 @@ class Trainer:
 
     def _until_next(self) -> int:
         """Episodes up to whatever is due next, at most those that go side by side."""
-        config, done = self.config, self.iteration
+        config, iteration = self.config, self.iteration
         early = config.accumulate_first_step_plus_one
-        due = [every - done % every for every in (config.log_interval, config.val_interval)]
-        due.append(config.accumulate_bs - (done - early) % config.accumulate_bs if done else config.accumulate_bs + early)
-        return min(*due, config.max_iters - done, self.side_by_side)
+        due = [every - iteration % every for every in (config.log_interval, config.val_interval)]
+        since_step = (iteration - early) % config.accumulate_bs if iteration else -early
+        due.append(config.accumulate_bs - since_step)
+        return min(*due, config.max_iters - iteration, self.side_by_side)
 
     @property
     def side_by_side(self) -> int:
@@ -216,10 +217,10 @@ class Trainer:
         return [episode.to(self.device) for episode in (episodes if joint_episode is None else [joint_episode])]
 
     def _step_is_due(self) -> bool:
-        done, every = self.iteration, self.config.accumulate_bs
+        iteration, every = self.iteration, self.config.accumulate_bs
         if self.config.accumulate_first_step_plus_one:
-            done -= 1
-        return done > 0 and done % every == 0
+            iteration -= 1
+        return iteration > 0 and iteration % every == 0
 
     def _optimise(self) -> dict[str, float]:
         params = self.alg.outer_parameters()
@@ -326,9 +327,9 @@ class Trainer:
             raise UserError(f"{self.folder / BEST}: no such file; a run goes on from {LAST} with its best networks beside it")
 
 
-def _flat(identity: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{dotted key: value}."""
     flat = {}
     for key, value in identity.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {before + key: value}
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat

@@ -154,11 +154,11 @@ class SERACEditor(MemoryEditor):
     def _classifier(self) -> tuple[SERACOptions, nn.Module, Any]:
         """(its options, the encoder, the encoder's tokenizer), loaded once."""
         scope, _, header = self._parts
-        given = {key: value for key, value in asdict(self.hparams).items() if value is not None}
+        given_values = {key: value for key, value in asdict(self.hparams).items() if value is not None}
         for key in KERNEL:
-            if key != "threshold" and given.get(key, header.get(key)) != header.get(key, given.get(key)):
-                raise UserError(f"{key}: {scope} was trained with {header[key]}, not with {given[key]}: leave it out")
-        values = {key: value for key, value in (header | given).items() if key in SERACOptions.__dataclass_fields__}
+            if key != "threshold" and given_values.get(key, header.get(key)) != header.get(key, given_values.get(key)):
+                raise UserError(f"{key}: {scope} was trained with {header[key]}, not with {given_values[key]}: leave it out")
+        values = {key: value for key, value in (header | given_values).items() if key in SERACOptions.__dataclass_fields__}
         options = SERACOptions(cls_name=scope, **values)
         return options, *load_classifier(options, trained=True)
 

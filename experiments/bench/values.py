@@ -50,17 +50,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         "plain": lambda: torch.stack([_plain(decoder, request, args.layer, templates)
                                       for request in tqdm(requests, desc="plain", unit="request")]),
     }, args.repeats)
-    each = {way: run.best(way) / len(requests) for way in run.seconds}
-    ratio = each["plain"] / each["ours"]
+    seconds_each = {way: run.best(way) / len(requests) for way in run.seconds}
+    ratio = seconds_each["plain"] / seconds_each["ours"]
     ours, plain = run.results["ours"], run.results["plain"]
     difference = float(((ours - plain).norm(dim=1) / plain.norm(dim=1)).max())
     print(f"{len(requests)} requests, {len(templates)} contexts, {SETTINGS.v_num_grad_steps} steps, block {args.layer} of "
           f"{shape['n_layer']}, width {shape['n_embd']}, {args.threads} threads, best of {args.repeats}")
-    print(f"one request at a time (published way): {each['plain']:8.3f} s a request")
-    print(f"together, prefix cached (ours):        {each['ours']:8.3f} s a request")
+    print(f"one request at a time (published way): {seconds_each['plain']:8.3f} s a request")
+    print(f"together, prefix cached (ours):        {seconds_each['ours']:8.3f} s a request")
     print(f"ratio: {ratio:.1f}; largest relative difference of a target state: {difference:.1e}")
     require_equal(difference, TOLERANCE, "target states")
-    return {"ratio": ratio, "difference": difference, **each}
+    return {"ratio": ratio, "difference": difference, **seconds_each}
 
 
 def made_up_requests(number: int, vocabulary: int, seed: int) -> tuple[list[Request], list[str]]:
@@ -115,13 +115,13 @@ def _plain(decoder: Decoder, request: Request, layer: int, templates: Sequence[s
         for step in range(SETTINGS.v_num_grad_steps):
             optimiser.zero_grad()
             logits = model(**batch).logits
-            now = logits[-1, kl.index].log_softmax(-1)
+            edited = logits[-1, kl.index].log_softmax(-1)
             if kl_initial is None:
-                kl_initial = now.detach()
+                kl_initial = edited.detach()
             log_p = (norm(last["hidden"][:-1]) @ head.T).log_softmax(-1)
             chosen = log_p.gather(2, target_ids.clamp_min(0)[:, :, None])[:, :, 0]
             nll = -(chosen * (target_ids != -100)).sum(1) / len(target)
-            loss = nll.mean() + SETTINGS.kl_factor * (now.exp() * (now - kl_initial)).sum()
+            loss = nll.mean() + SETTINGS.kl_factor * (edited.exp() * (edited - kl_initial)).sum()
             loss = loss + SETTINGS.v_weight_decay * delta.norm() / initial.norm() ** 2
             if loss < LOSS_GOAL or step == SETTINGS.v_num_grad_steps - 1:
                 break

@@ -96,7 +96,7 @@ def downstream_metrics(
     tests: Sequence[Example],
     gen_len: int = 3,
     legacy_rte_labels: bool = False,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int], object] = lambda answered: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(figures of a task, what happened on each of its tests).
 
@@ -161,7 +161,7 @@ def make_questions(
 
 def read_answers(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, questions: Sequence[Question], words: Sequence[str], gen_len: int,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int], object] = lambda answered: None,
 ) -> list[Reading]:
     """The model's answers to all questions. Each prompt runs once, and what many begin with, once for all of them.
 

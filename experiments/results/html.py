@@ -106,8 +106,8 @@ def bars(title: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence
             if bar is None:
                 continue
             x, y = LEFT + place * slot + 0.1 * slot + number * thick, scale(bar.mean)
-            said = f"{label}, {groups[place]}: {bar.mean:.1f}" + ("" if bar.error is None else f" ± {bar.error:.1f}")
-            said += "" if bar.before is None else f" (before {bar.before:.1f})"
+            description = f"{label}, {groups[place]}: {bar.mean:.1f}" + ("" if bar.error is None else f" ± {bar.error:.1f}")
+            description += "" if bar.before is None else f" (before {bar.before:.1f})"
             marks = _block(number, x + 0.5, y, thick - 1, scale(0) - y)
             if bar.error:
                 low, high, middle = scale(max(0, bar.mean - bar.error)), scale(min(100, bar.mean + bar.error)), x + thick / 2
@@ -115,7 +115,7 @@ def bars(title: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence
             if bar.before is not None:
                 marks += (f'<path class="ink" stroke-width="2" stroke-dasharray="3 2" '
                           f'd="M{x:.1f} {scale(bar.before):.1f}h{thick:.1f}"/>')
-            parts.append(f"<g><title>{escape(said)}</title>{marks}</g>")
+            parts.append(f"<g><title>{escape(description)}</title>{marks}</g>")
     names = "".join(f'<text x="{LEFT + (place + 0.5) * slot:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
                     f"{escape(group)}</text>" for place, group in enumerate(groups))
     return _chart(title, width, _grid(scale, width, [0, 25, 50, 75, 100]) + "".join(parts) + names)

@@ -79,12 +79,14 @@ def existing_run(folder: Path, name: str) -> Path:
     return path
 
 
-def check_same(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises UserError that names what differs between a run's ``saved`` settings and those of ``now``."""
-    differing = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+def check_same(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raises UserError that names what differs between a run's ``saved`` settings and the ``current`` ones."""
+    differing = [key for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key)]
     if differing:
-        what = ", ".join(f"{key} was {_short(saved.get(key))} and is now {_short(now.get(key))}" for key in differing)
-        raise UserError(f"{path} was made with another configuration: {what}; use the same, or start a new run")
+        differences = ", ".join(
+            f"{key} was {_short(saved.get(key))} and is now {_short(current.get(key))}" for key in differing
+        )
+        raise UserError(f"{path} was made with another configuration: {differences}; use the same, or start a new run")
 
 
 def case_path(run: Path, num_edits: int, case_id: int) -> Path:

@@ -311,8 +311,8 @@ def _templates(job: RunJob) -> dict[str, tuple[list[str], str]]:
 def _draw(run: Path, path: Path) -> None:
     """The map of the heads' relevance, by a program of its own: figures read results, and no program knows figures."""
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-m", "figures.head_relevance", run.resolve(), "--out", path.resolve()], cwd=root,
-                          capture_output=True, text=True)
-    if done.returncode:
-        error = (done.stderr.strip().splitlines() or ["no figure"])[-1].removeprefix("error: ")
+    process = subprocess.run([sys.executable, "-m", "figures.head_relevance", run.resolve(), "--out", path.resolve()], cwd=root,
+                             capture_output=True, text=True)
+    if process.returncode:
+        error = (process.stderr.strip().splitlines() or ["no figure"])[-1].removeprefix("error: ")
         raise UserError(f"--save_figure {path}: {error}")

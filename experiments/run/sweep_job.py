@@ -118,15 +118,15 @@ def _evaluate(settings: Mapping[str, Any], folder: Path) -> tuple[str | None, bo
         elif value is not None and value is not False:
             command += [f"--{key}", str(value)]
     with open(folder / LOG, "w+") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        process = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)})
         log.seek(0)
         lines = [line.rpartition("\r")[2].strip() for line in log if line.strip()]
-    if done.returncode == 0:
+    if process.returncode == 0:
         return None, False
     error = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "")
     # torchrun ends with 1 whatever its processes end with; a mistake is told by all of them together.
-    mistake = done.returncode == 2 or settings["processes"] > 1 and re.match(r"error: (?!process \d)", error) is not None
-    return error.removeprefix("error: ") or f"ended with code {done.returncode}", mistake
+    mistake = process.returncode == 2 or settings["processes"] > 1 and re.match(r"error: (?!process \d)", error) is not None
+    return error.removeprefix("error: ") or f"ended with code {process.returncode}", mistake
 
 
 def _changed_hparams(settings: Mapping[str, Any], folder: Path) -> Path:
@@ -153,8 +153,8 @@ def _check_same_hparams(settings: Mapping[str, Any], folder: Path) -> None:
     path = folder / RUN / run_folder.PARAMS
     if is_automatic(settings["hparams_fname"]) or not path.is_file():
         return
-    was, now = run_folder.read_json(path), _hparams(settings)
-    differing = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+    saved, current = run_folder.read_json(path), _hparams(settings)
+    differing = sorted(key for key in saved.keys() | current.keys() if saved.get(key) != current.get(key))
     if differing:
         raise UserError(f"done with another {', '.join(differing)}, the file of hyper-parameters has changed since: choose "
                         f"another name=, or delete {folder}")

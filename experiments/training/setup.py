@@ -236,8 +236,8 @@ def find_archive(archive: str, eval_only: bool) -> Path:
     else:
         paths = sorted(p for root in ("outputs", "multirun") for p in Path(root).glob(f"**/{name}") if archive in str(p.parent))
     if len(paths) != 1:
-        which = f"{len(paths)} runs: {', '.join(str(p.parent) for p in paths[:4])}" if paths else f"no run with a {name}"
-        raise UserError(f"archive={archive}: {which}")
+        matches = f"{len(paths)} runs: {', '.join(str(p.parent) for p in paths[:4])}" if paths else f"no run with a {name}"
+        raise UserError(f"archive={archive}: {matches}")
     return paths[0]
 
 

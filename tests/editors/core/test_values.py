@@ -80,7 +80,7 @@ TEMPLATES = ["{}", "The old bridge in Lutmere was. {}", "Because it rained. {}"]
 def test_batch_equals_one_at_a_time(tiny_gpt2, site, loss_goal, grouped, monkeypatch):
     monkeypatch.setattr("editors.core.values.LOSS_GOAL", loss_goal)
     if grouped:
-        monkeypatch.setattr("editors.core.values.alike", lambda jobs, device: ([job] for job in jobs))
+        monkeypatch.setattr("editors.core.values.alike", lambda requests, device: ([request] for request in requests))
     model, tok = tiny_gpt2
     model = load_tiny("tiny-gpt2", torch.float64)[0]
     requests = parse_requests(REQUESTS, tok)

@@ -7,9 +7,9 @@ import torch
 from editors.learned import checkpoint
 from editors.learned.algorithms import algorithm
 from editors.learned.episode import Collator, Episode
+from editors.learned.learned_editor import _Text
 from editors.learned.model_kind import ModelKind
 from editors.learned.trainer import TrainConfig, Trainer
-from editors.learned.weight_editors import _Text
 
 INNER = [f"transformer.h.{i}.mlp.{name}.weight" for i in (1, 2) for name in ("c_proj", "c_fc")]
 OPTIONS = {

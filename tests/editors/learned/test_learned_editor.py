@@ -10,7 +10,7 @@ from editors.learned.algorithms import algorithm
 from editors import EditSequence
 import editors
 from editors.learned import checkpoint
-from editors.learned.weight_editors import LearnedHParams, trained_folder
+from editors.learned.learned_editor import LearnedHParams, trained_folder
 from tests.conftest import relative
 from tests.editors.learned.trained import INNER, OPTIONS, trained
 from tests.editors.test_contract import bits, REQUESTS, same
