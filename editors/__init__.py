@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError as EditingError
 from .base import Editor, Task
 from .changes import Dense, LowRank
 from .edit import Edit
-from .errors import EditingError
 from .hparams import HParams
 from .registry import editor_class, names
 from .sequence import EditSequence

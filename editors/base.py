@@ -19,7 +19,7 @@ from .core.covariance import pin
 from .core.fingerprint import model_fingerprint
 from .core.key_memory import KeyMemory
 from .core.prompts import check_lengths, parse_requests, Request
-from .core.sites import evaluating, longest_context
+from .core.modules import evaluating, longest_context
 from .edit import Edit
 from .hparams import HParams
 

@@ -21,7 +21,7 @@ from . import adapter, registry
 from .changes import add_to, Change, Dense, LowRank
 from .core.files import write_tensors
 from .core.kept import kept
-from .core.sites import get_module
+from .core.modules import get_module
 
 FORMAT = 1
 

@@ -50,7 +50,7 @@ lacking() {
     "$PYTHON" - "$1" "$2" "$MODEL" <<'PY'
 import contextlib
 import sys
-from editors.errors import EditingError
+from editors import EditingError
 from experiments.run.config import RunConfig
 from experiments.run.hparams_file import load_editor
 name, file, model = sys.argv[1:]

@@ -24,7 +24,7 @@ from editors.core.fingerprint import model_fingerprint
 from editors.core.keys import compute_hidden, compute_keys
 from editors.core.moment import Moment
 from editors.core.prompts import Request
-from editors.core.sites import evaluating
+from editors.core.modules import evaluating
 from editors.core.values import optimise_jointly
 from editors.edit import Edit
 from .memit import MEMIT

@@ -20,7 +20,7 @@ from . import ranks
 from .fingerprint import tokenizer_fingerprint
 from .kept import kept
 from .prompts import split_template, tokenize
-from .sites import evaluating, input_device, longest_context
+from .modules import evaluating, input_device, longest_context
 
 MEMIT_STARTS = ("The", "Therefore", "Because", "I", "You")
 MEMIT_LENGTH = 10

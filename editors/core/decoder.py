@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .modules import evaluating, get_module, input_device, longest_context
+from .modules import evaluating, get_module, input_device, logits_of, longest_context
 from .prompts import pad_id
-from .sites import Sites, find_sites, head_logits, weight_of
+from .sites import Sites, find_sites, weight_of
 
 
 class Weight(NamedTuple):
@@ -77,7 +77,7 @@ class Decoder:
 
     def logits(self, normed_hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocabulary"]:
         """Of the stack's outputs: head with bias, scaling and soft-capping, as in the model."""
-        return head_logits(self.model, self.sites, normed_hidden)
+        return logits_of(self.model, self.sites.lm_head, normed_hidden)
 
     @property
     def device(self) -> torch.device:

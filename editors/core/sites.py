@@ -8,21 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
 from .kept import kept
-from .modules import (
-    LeaveForward, by_row, evaluating, first, get_module, hooked, input_device, logits_of, longest_context,
-)
+from .modules import get_module
 from .site_search import search
-
-__all__ = [
-    "OVERRIDES", "LeaveForward", "Sites", "by_row", "evaluating", "find_sites", "first", "get_module", "head_logits", "hooked",
-    "input_device", "longest_context", "weight_of",
-]
 
 # Published hyper-parameter names of the sites.
 OVERRIDES = {
@@ -99,10 +91,3 @@ def weight_of(model: nn.Module, sites: Sites, layer: int) -> tuple[str, nn.Param
     if weight.is_meta:
         raise UserError(f"{name} is offloaded and cannot be edited: load the model into memory")
     return name, weight, isinstance(linear, Conv1D)
-
-
-def head_logits(
-    model: nn.Module, sites: Sites, normed_hidden: Float[Tensor, "*rows d_model"]
-) -> Float[Tensor, "*rows vocabulary"]:
-    """Logits of the decoder's outputs (behind the final norm): head with bias, scaling and soft-capping, as in the model."""
-    return logits_of(model, sites.lm_head, normed_hidden)

@@ -13,7 +13,7 @@ from editors.base import Task
 from editors.configuration import NotNegative
 from editors.core.contexts import as_groups, context_templates, contexts_fingerprint
 from editors.core.prompts import check_lengths, Request
-from editors.core.sites import longest_context
+from editors.core.modules import longest_context
 from editors.hparams import SubjectPrompt
 from . import training
 from .corrections import Corrections, one_for_all

@@ -16,7 +16,8 @@ from editors.base import Task, WeightEditor
 from editors.changes import Dense
 from editors.configuration import Bound, Count, NotNegative, Positive
 from editors.core.prompts import encode_target, fill, pad_batch, pad_id, Request, tokenize
-from editors.core.sites import find_sites, input_device
+from editors.core.modules import input_device
+from editors.core.sites import find_sites
 from editors.hparams import HParams
 
 LOSS_GOAL = 1e-2

@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from data.known import KnownFact
 from editors.core.decoder import Decoder
-from editors.core.modules import hooked
 from editors.core.prompts import fill
-from editors.core.sites import by_row, evaluating, first, get_module
+from editors.core.modules import by_row, evaluating, first, get_module, hooked
 from experiments.tracing.noise import Noise
 from experiments.tracing.prompts import TracePrompt, trace_prompts
 from experiments.tracing.scores import KINDS, SEVERED, default_window, trace, window

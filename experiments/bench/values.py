@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from editors.core.decoder import Decoder
 from editors.core.prompts import Request, encode_target, fill, locate, pad_batch, pad_id
-from editors.core.sites import first, get_module
+from editors.core.modules import first, get_module
 from editors.core.values import LOSS_GOAL, optimise
 
 from experiments.run.cli import a_count

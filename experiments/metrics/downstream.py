@@ -18,9 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.downstream import Example
-from editors.core.modules import longest_context
 from editors.core.prompts import encode_target, pad_id
-from editors.core.sites import evaluating
+from editors.core.modules import evaluating, longest_context
 
 from experiments.metrics.classification import figures, wilson
 from experiments.metrics.incremental import check_length, continue_rows

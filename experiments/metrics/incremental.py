@@ -13,9 +13,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from common.errors import UserError
 from editors.core.budget import logit_rows, token_budget
-from editors.core.modules import longest_context
 from editors.core.prompts import pad_batch
-from editors.core.sites import input_device
+from editors.core.modules import input_device, longest_context
 
 
 @dataclass

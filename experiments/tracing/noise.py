@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from editors.core.corpus import document_order, find_corpus
 from editors.core.prompts import tokenize
-from editors.core.sites import longest_context
+from editors.core.modules import longest_context
 
 TEXTS = 1000
 WITHOUT_LIMIT = 100

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from common.errors import UserError
 from editors import Dense, Edit, LowRank
 from editors.adapter import RANKS, factors
-from editors.core.sites import find_sites, get_module, weight_of
+from editors.core.modules import get_module
+from editors.core.sites import find_sites, weight_of
 from tests.models import ARCHITECTURES, tiny_model
 
 IDS = torch.arange(3, 40)[None]

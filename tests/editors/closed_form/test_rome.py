@@ -8,7 +8,8 @@ import editors.closed_form.rome as rome
 from editors.core.decoder import Decoder
 from editors.core.keys import layer_io
 from editors.core.prompts import parse_requests
-from editors.core.sites import find_sites, get_module
+from editors.core.modules import get_module
+from editors.core.sites import find_sites
 from tests.conftest import relative
 from tests.editors.test_contract import HPARAMS, REQUESTS
 from tests.models import ARCHITECTURES, tiny_model

@@ -24,7 +24,8 @@ from editors.core.decoder import Decoder
 from editors.core.kept import kept
 from editors.core.key_sums import KeySums, batches
 from editors.core.moment import IDENTITY, spectrum
-from editors.core.sites import find_sites, get_module
+from editors.core.modules import get_module
+from editors.core.sites import find_sites
 from tests.conftest import GOLDEN, ROOT, golden_models, load_tiny, relative
 from tests.models import ARCHITECTURES, tiny_model
 

@@ -11,7 +11,8 @@ from editors.core.covariance import collect, MomentSpec
 from editors.core.decoder import Decoder
 from editors.core.keys import compute_hidden, compute_keys, layer_io
 from editors.core.prompts import Request, fill, locate, parse_requests
-from editors.core.sites import find_sites, first, get_module
+from editors.core.modules import first, get_module
+from editors.core.sites import find_sites
 from editors.core.solve import factorise, rome_direction
 from tests.conftest import GOLDEN, golden_models, load_tiny, relative
 from tests.models import ARCHITECTURES, LAYERS, tiny_model, tiny_tokenizer

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
-from editors.core.sites import by_row, evaluating, find_sites, first, get_module, head_logits, weight_of
+from editors.core.modules import by_row, evaluating, first, get_module, logits_of
+from editors.core.sites import find_sites, weight_of
 from tests.models import ARCHITECTURES, INNER, LAYERS, VOCABULARY, WIDTH, tiny_model
 
 # block list, down_proj, mlp, attn, attn_out within the block; decoder, embed, final_norm.
@@ -58,9 +59,9 @@ def test_head_gives_the_models_logits(arch):
     logits = model(ids).logits
     handle.remove()
     hidden = get_module(model, sites.decoder)(ids).last_hidden_state
-    torch.testing.assert_close(head_logits(model, sites, hidden), logits)
+    torch.testing.assert_close(logits_of(model, sites.lm_head, hidden), logits)
     normed = get_module(model, sites.final_norm)(caught[0])
-    torch.testing.assert_close(head_logits(model, sites, normed[:, 3]), logits[:, 3])
+    torch.testing.assert_close(logits_of(model, sites.lm_head, normed[:, 3]), logits[:, 3])
 
 
 # BLOOM's MLP is always four times as wide as the model.
@@ -216,7 +217,7 @@ def test_scaled_logits(config_class, entries):
     model, ids = build(config_class, **entries), some_ids()
     sites = find_sites(model)
     hidden = get_module(model, sites.decoder)(ids).last_hidden_state
-    torch.testing.assert_close(head_logits(model, sites, hidden), model(ids).logits)
+    torch.testing.assert_close(logits_of(model, sites.lm_head, hidden), model(ids).logits)
 
 
 @pytest.mark.parametrize("make, message", [

@@ -9,7 +9,8 @@ import torch
 from editors.core.decoder import Decoder
 from editors.core.prompts import parse_requests
 from editors.core.replay import Replay, shared_beginnings
-from editors.core.sites import find_sites, get_module
+from editors.core.modules import get_module
+from editors.core.sites import find_sites
 from editors.core.values import optimise
 from tests.conftest import GOLDEN, golden_models, load_tiny, relative
 from tests.models import ARCHITECTURES, tiny_model, tiny_tokenizer

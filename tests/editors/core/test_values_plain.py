@@ -7,7 +7,8 @@ import torch
 
 from editors.core.decoder import Decoder
 from editors.core.prompts import FACT_TOKENS, Request, encode_target, fill, locate
-from editors.core.sites import by_row, find_sites, first, get_module, head_logits
+from editors.core.modules import by_row, first, get_module, logits_of
+from editors.core.sites import find_sites
 from editors.core.values import optimise
 from tests.conftest import relative
 from tests.models import ARCHITECTURES, TOKENIZERS, tiny_model, tiny_tokenizer
@@ -60,7 +61,7 @@ def plainly(model, tok, request, settings, site):
         for row in rows:
             logits = run(row.ids + target[:-1].tolist(), row.index)
             if inner is not None:
-                logits = head_logits(model, sites, get_module(model, sites.final_norm)(seen["lens"]))
+                logits = logits_of(model, sites.lm_head, get_module(model, sites.final_norm)(seen["lens"]))
             log_p = logits[len(row.ids) - 1 :].log_softmax(-1)
             loss = loss - log_p.gather(1, target[:, None]).mean() / len(rows)
         now = run(kl_row.ids, kl_row.index)[kl_row.index].log_softmax(-1)

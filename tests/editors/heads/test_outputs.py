@@ -9,7 +9,8 @@ from common.errors import UserError
 from editors.changes import Dense
 from editors.core.decoder import Decoder
 from editors.core.prompts import pad_batch
-from editors.core.sites import find_sites, get_module
+from editors.core.modules import get_module
+from editors.core.sites import find_sites
 from editors.edit import Edit
 from editors.heads.outputs import as_biases, check_heads, head_outputs, head_shape, last_tokens, projection, shifted
 from tests.conftest import relative
