@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from common.errors import UserError
-from data.files import write_atomically
+from data.files import write_text
 from experiments.results import html, old_folders, run_folder, sequences, summary
 from experiments.results.names import SCORED
 from experiments.results.retention import retention_curve
@@ -49,8 +49,7 @@ def main(runs: Sequence[str | Path], out: str | Path = "results/report.html", fi
         "<h2>Figures</h2>" + pictures if pictures else "",
         "<h2>Runs</h2>", *(_run(label, run, cases) for label, run in zip(labels, folders)),
     ])
-    text = html.page(title, body).encode("utf-8", "replace")
-    write_atomically(out, lambda file: file.write(text))
+    write_text(out, html.page(title, body).encode("utf-8", "replace").decode())
     return Path(out)
 
 

@@ -5,7 +5,6 @@
 A panel for each quantity, a line for each run: what episodes of validation report, over the iterations; training in grey.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from common.errors import UserError
 from editors.learned.run_log import LOG
-from experiments.run.cli import Parser, run_program
+from experiments.run.cli import run_program
 from figures.lines import faint, label_axes, legend, panels, plot, save
+from figures.program import figure_parser
 
 PANELS = {
     "edit/acc": ("edits that succeed (%)", 100), "acc/post": ("unrelated inputs right (%)", 100),
@@ -67,11 +67,9 @@ def draw(logs: Sequence[Sequence[dict[str, float]]], labels: Sequence[str]) -> p
 
 
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m figures.learned", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figure_parser("learned", __doc__, "results/learned_training")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs of experiments.train")
     parser.add_argument("--labels", help="names of the runs, with commas between them; by default their folders'")
-    parser.add_argument("--out", default="results/learned_training",
-                        help="path of the files without ending (default: %(default)s)")
     args = parser.parse_args(argv)
     labels = args.labels.split(",") if args.labels else [run.name for run in args.runs]
     if len(labels) != len(args.runs):

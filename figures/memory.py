@@ -3,15 +3,15 @@
     python -m experiments.bench memory --out results/bench/memory.json
     python -m figures.memory results/bench/memory.json
 """
-import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 from common.errors import UserError
 from data.files import read_json
-from experiments.run.cli import Parser, run_program
+from experiments.run.cli import run_program
 from figures.lines import label_axes, save
+from figures.program import figure_parser
 
 CURVES = {"search": ("-", "o", "search for the nearest edit"), "plain": (":", "^", "all distances one by one"),
           "encoder": ("--", "", "the encoder's pass")}  # told apart without colour
@@ -31,9 +31,8 @@ def draw(content: dict) -> plt.Figure:
 
 
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m figures.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figure_parser("memory", __doc__, None, "path of the files without ending; by default beside the file")
     parser.add_argument("file", type=Path, help="what experiments.bench memory --out wrote")
-    parser.add_argument("--out", help="path of the files without ending; by default beside the file")
     args = parser.parse_args(argv)
     content = read_json(args.file)
     if not isinstance(content, dict) or not content.get("sizes") or not {"edits", *CURVES} <= set(content["sizes"][0]):

@@ -3,15 +3,15 @@
     python -m experiments.scope outputs/<run>
     python -m figures.scope outputs/<run>/scope.json [more runs] --labels embedding cross-encoder --out results/scope
 """
-import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 from common.errors import UserError
 from data.files import read_json
-from experiments.run.cli import Parser, run_program
+from experiments.run.cli import run_program
 from figures.lines import label_axes, save, style
+from figures.program import figure_parser
 
 
 def draw(runs: list[dict], labels: list[str]) -> plt.Figure:
@@ -51,10 +51,9 @@ def _is_scope(run) -> bool:
 
 
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m figures.scope", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figure_parser("scope", __doc__, None, "path of the files without ending; by default beside the first file")
     parser.add_argument("files", nargs="+", type=Path, help="scope.json of runs")
     parser.add_argument("--labels", nargs="+", help="what the runs are called; by default their folders")
-    parser.add_argument("--out", help="path of the files without ending; by default beside the first file")
     args = parser.parse_args(argv)
     runs = [read_json(file) for file in args.files]
     for file, run in zip(args.files, runs):

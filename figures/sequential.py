@@ -9,7 +9,6 @@ Also reads folders of the unified-editing code.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +23,9 @@ from experiments.results.names import MEASURES, SCORED
 from experiments.results.retention import BUCKET, bucket_means, Forgetting, forgetting, moving_average, retention_curve, WINDOW
 from experiments.results.runs import describe
 from experiments.results.sequences import read_sequence, SequenceResults
-from experiments.run.cli import Parser, run_program
+from experiments.run.cli import run_program
 from figures import lines, sequential_model
+from figures.program import figure_parser
 
 DRAWN = ("success", "acc", "generated_contains")
 """Rows of panels: measures."""
@@ -150,10 +150,8 @@ def main(runs: Sequence[str | Path], out: str | Path, last_token: bool = False) 
 
 
 def command() -> None:
-    parser = Parser(prog="python -m figures.sequential", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figure_parser("sequential", __doc__, "results/sequential", "beginning of the files' paths")
     parser.add_argument("runs", nargs="+", help="run folders, or folders of runs")
-    parser.add_argument("--out", default="results/sequential", help="beginning of the files' paths (default: %(default)s)")
     parser.add_argument("--last_token", action="store_true",
                         help="zsRE: as published, only the last token of an answer counts, but for neighbourhood")
     args = parser.parse_args()

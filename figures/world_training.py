@@ -3,7 +3,6 @@
     python -m figures.world_training                                              # of the model that ships
     python -m figures.world_training world_model --out world_model/training       # of a run of data.world.train
 """
-import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,8 +10,9 @@ import matplotlib.pyplot as plt
 from common.errors import UserError
 from data import world
 from data.files import read_json
-from experiments.run.cli import Parser, run_program
+from experiments.run.cli import run_program
 from figures.lines import save
+from figures.program import figure_parser
 
 STYLES = {"en": ("-", "o", "English"), "ca": ("--", "s", "Catalan")}  # told apart without colour
 
@@ -42,12 +42,9 @@ def draw(log: dict) -> plt.Figure:
 
 
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m figures.world_training", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figure_parser("world_training", __doc__, "results/world_training")
     parser.add_argument("log", nargs="?", type=Path, default=world.CHECKPOINT,
                         help="a training_log.json, or the folder of a model or of a run of data.world.train")
-    parser.add_argument("--out", default="results/world_training",
-                        help="path of the files without ending (default: %(default)s)")
     args = parser.parse_args(argv)
     places = [args.log, args.log / "training_log.json", args.log / "model" / "training_log.json"]
     path = next((place for place in places if place.is_file()), args.log)

@@ -22,15 +22,16 @@ import html
 import io
 import json
 import re
-import struct
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
+from safetensors import safe_open
 
 FILES_IGNORED = (
     r"done/.*|seconds\.txt|places\.txt",  # of the script itself
@@ -114,44 +115,33 @@ def read_lines(path: Path, folder: Folder) -> Any:
     return [json.loads(line) for line in folder.plain(path.read_text()).splitlines()]
 
 
-Array = tuple[str, list[int], bytes]
-"""(type, shape, bytes)"""
+Array = tuple[str, np.ndarray]
+"""(type, values: of types that NumPy lacks the same ones in a wider type)."""
 
 
 def read_tensors(path: Path, folder: Folder) -> tuple[dict[str, Array], Any]:
     """(tensors by name, the header's texts, those that are JSON as values)."""
-    raw = path.read_bytes()
-    start = 8 + struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8:start])
-    about = {}
-    for name, text in header.pop("__metadata__", {}).items():
-        text = folder.plain(text)
-        try:
+    with safe_open(path, "pt") as file:
+        about = {name: folder.plain(text) for name, text in (file.metadata() or {}).items()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    for name, text in about.items():
+        with suppress(ValueError):
             about[name] = json.loads(text)
-        except ValueError:
-            about[name] = text
-    tensors = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        tensors[name] = entry["dtype"], entry["shape"], raw[start + begin:start + end]
-    return tensors, about
+    return {name: (str(t.dtype), (t.float() if t.dtype == torch.bfloat16 else t).numpy()) for name, t in tensors.items()}, about
 
 
 def read_arrays(path: Path, folder: Folder) -> tuple[dict[str, Array], Any]:
     """As of tensors; a .npz has a name for each array."""
-    if path.suffix == ".npy":
-        loaded = {"": np.load(path)}
-    else:
-        with zipfile.ZipFile(path) as archive:
-            loaded = {name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name))) for name in archive.namelist()}
-    return {name: (a.dtype.str, list(a.shape), a.tobytes()) for name, a in loaded.items()}, {}
+    loaded = np.load(path)
+    named = {"": loaded} if path.suffix == ".npy" else dict(loaded)
+    return {name: (array.dtype.str, array) for name, array in named.items()}, {}
 
 
 def read_picture(path: Path, folder: Folder) -> tuple[dict[str, Array], Any]:
     from matplotlib.image import imread
 
     pixels = imread(path)
-    return {"pixels": (pixels.dtype.str, list(pixels.shape), pixels.tobytes())}, {}
+    return {"pixels": (pixels.dtype.str, pixels)}, {}
 
 
 def arrays(a: tuple[dict[str, Array], Any], b: tuple[dict[str, Array], Any]) -> Iterator[Difference]:
@@ -160,31 +150,19 @@ def arrays(a: tuple[dict[str, Array], Any], b: tuple[dict[str, Array], Any]) -> 
         one, two = a[0].get(name), b[0].get(name)
         if one is None or two is None:
             yield name, *("there" if array else ABSENT for array in (one, two))
-        elif one[:2] != two[:2]:
-            yield name, *(f"{kind}{shape}" for kind, shape, _ in (one, two))
-        elif one[2] != two[2]:
-            yield _of_arrays(name, one, two)
+        elif (one[0], one[1].shape) != (two[0], two[1].shape):
+            yield name, *(f"{kind}{list(array.shape)}" for kind, array in (one, two))
+        elif one[1].tobytes() != two[1].tobytes():
+            yield _of_arrays(name, one[1], two[1])
     yield from values(a[1], b[1], "(header)")
 
 
-def _of_arrays(name: str, a: Array, b: Array) -> Difference:
+def _of_arrays(name: str, a: np.ndarray, b: np.ndarray) -> Difference:
     """How many numbers differ, and the first of them."""
-    one, two = (numbers(array) for array in (a, b))
-    width = len(a[2]) // max(1, len(one))
-    differing = [i for i in range(len(one)) if a[2][i * width:(i + 1) * width] != b[2][i * width:(i + 1) * width]]
+    one, two = (np.frombuffer(array.tobytes(), np.uint8).reshape(array.size, -1) for array in (a, b))
+    differing = (one != two).any(1).nonzero()[0]
     first = differing[0]
-    return f"{name} ({len(differing)} of {len(one)}, first at {first})", one[first].item(), two[first].item()
-
-
-def numbers(array: Array) -> np.ndarray:
-    """The numbers of an array, flat; of types that NumPy lacks their bytes as whole numbers."""
-    kind, _, raw = array
-    if kind == "BF16":  # the upper half of a float32
-        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
-    numpy_names = {
-        "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
-    }
-    return np.frombuffer(raw, numpy_names.get(kind, kind if kind[0] in "<>|=" else "u1"))
+    return f"{name} ({len(differing)} of {a.size}, first at {first})", a.reshape(-1)[first].item(), b.reshape(-1)[first].item()
 
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\bnan\b|\binf\b")

@@ -40,7 +40,6 @@ def rephrase(texts: Sequence[str], to_pivot: str, from_pivot: str, beams: int = 
     return rephrases
 
 
-@torch.no_grad()
 def translate(texts: Sequence[str], name: str, beams: int, batch_size: int) -> list[list[str]]:
     """The ``beams`` best translations of each text by the model ``name``. Raises UserError when it can't be had."""
     try:
@@ -50,11 +49,17 @@ def translate(texts: Sequence[str], name: str, beams: int, batch_size: int) -> l
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"translation model {name} did not load ({reason}); fetch it beforehand or name a folder, or leave out "
                         "both models to rephrase by templates") from error
-    translations = []
-    for start in tqdm(range(0, len(texts), batch_size), unit="batch", desc=name):
-        batch = tok(list(texts[start:start + batch_size]), padding=True, truncation=True, return_tensors="pt")
+    return best_beams(model, tok, texts, beams, batch_size, 64)
+
+
+@torch.no_grad()
+def best_beams(model, tok, texts: Sequence[str], beams: int, batch_size: int, length: int) -> list[list[str]]:
+    """The ``beams`` best texts of at most ``length`` tokens that a sequence-to-sequence model gives for each text."""
+    beams_of = []
+    for start in tqdm(range(0, len(texts), batch_size), unit="batch", desc=model.name_or_path):
+        batch = tok(list(texts[start:start + batch_size]), padding=True, truncation=True, return_tensors="pt").to(model.device)
         ids = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_beams=beams,
-                             num_return_sequences=beams, max_new_tokens=64, do_sample=False)
+                             num_return_sequences=beams, max_new_tokens=length, do_sample=False)
         lines = [line.strip() for line in tok.batch_decode(ids, skip_special_tokens=True)]
-        translations += [lines[i:i + beams] for i in range(0, len(lines), beams)]
-    return translations
+        beams_of += [lines[i:i + beams] for i in range(0, len(lines), beams)]
+    return beams_of

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
-from data.files import write_atomically
+from data.files import write_text
 from data.records import Record
 
 PARAMS, RUN = "params.json", "run.json"
@@ -150,8 +150,7 @@ def _parts(run: Path) -> list[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, indented as the published files are: the whole file or none of it."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

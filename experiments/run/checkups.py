@@ -7,7 +7,6 @@ models; ``<edits>`` counts the edits in the model; 0 is the unedited one.
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import psutil
 
 from common.errors import UserError
-from data.files import write_atomically
+from data.files import json_lines, write_text
 from data.records import Record
 from editors.core import ranks
 from editors.core.corpus import find_corpus
@@ -113,11 +112,10 @@ class Checkups:
         sample, edits = self.config.history_sample, len(edited)
         if sample and edits > sample:
             edited = random.Random(f"{self.config.seed}-{edits}").sample(edited, sample)
-        lines = [json.dumps({"case_id": record.case_id, "post": post}, ensure_ascii=False)
-                 for record, post in metrics_of(self.job, edited)]
+        lines = [{"case_id": record.case_id, "post": post} for record, post in metrics_of(self.job, edited)]
         path = self.run / "history" / f"{edits:06d}.jsonl"
         if ranks.rank() == 0:
-            write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+            write_text(path, json_lines(lines))
 
     def _perplexity(self) -> dict[str, Any]:
         if self.texts is None:

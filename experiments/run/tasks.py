@@ -5,7 +5,6 @@ Figures: :mod:`experiments.metrics.downstream`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from common.errors import UserError
+from common.errors import nearest_name, UserError
 from data import downstream as data
 from experiments.metrics.downstream import downstream_metrics
 from experiments.run.config import TaskFlags
@@ -82,9 +81,7 @@ def _names(text: str | None) -> list[str]:
         raise UserError(f"--downstream_tasks: name one or more tasks, separated by commas; there are {all_tasks}")
     for name in names:
         if name not in data.TASKS:
-            near = difflib.get_close_matches(name, data.TASKS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UserError(f"--downstream_tasks: no task {name!r}; {hint}there are {all_tasks}")
+            raise UserError(f"--downstream_tasks: no task {name!r}; {nearest_name(name, data.TASKS)}there are {all_tasks}")
         if names.count(name) > 1:
             raise UserError(f"--downstream_tasks: {name} is named {names.count(name)} times; name it once")
     return names

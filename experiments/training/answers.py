@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data.episodes.back_translation import normalised
+from data.episodes.back_translation import best_beams, normalised
 
 BEAMS = 5
 FAR = 4
@@ -19,9 +19,9 @@ _CLASSES = ("REFUTES", "SUPPORTS")
 def answered_questions(model, tok, rows: Sequence[dict[str, Any]], batch_size: int = 16) -> list[dict[str, Any]]:
     """The rows with the model's answer as `prediction`, its other beams as `alternatives`, and those of
     `filtered_rephrases` that it answers in the same way."""
-    beams = _beams(model, tok, [row["input"] for row in rows], BEAMS, batch_size)
+    beams = best_beams(model, tok, [row["input"] for row in rows], BEAMS, batch_size, 32)
     rephrases = [text for row in rows for text in row["filtered_rephrases"]]
-    answers = iter(_beams(model, tok, rephrases, BEAMS, batch_size))
+    answers = iter(best_beams(model, tok, rephrases, BEAMS, batch_size, 32))
     answered = []
     for row, (prediction, *others) in zip(rows, beams):
         kept = [text for text in row["filtered_rephrases"] if normalised(next(answers)[0]) == normalised(prediction)]
@@ -68,16 +68,3 @@ def distance(a: str, b: str) -> int:
         for j, y in enumerate(b, 1):
             last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
     return row[-1]
-
-
-@torch.no_grad()
-def _beams(model, tok, texts: Sequence[str], beams: int, batch_size: int) -> list[list[str]]:
-    """The ``beams`` best answers to each text."""
-    beams_of = []
-    for start in tqdm(range(0, len(texts), batch_size), unit="batch"):
-        batch = tok(list(texts[start:start + batch_size]), padding=True, truncation=True, return_tensors="pt").to(model.device)
-        ids = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_beams=beams,
-                             num_return_sequences=beams, max_new_tokens=32, do_sample=False)
-        lines = [line.strip() for line in tok.batch_decode(ids, skip_special_tokens=True)]
-        beams_of += [lines[i:i + beams] for i in range(0, len(lines), beams)]
-    return beams_of
