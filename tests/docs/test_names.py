@@ -1,5 +1,6 @@
-"""What the pages name is there: files, modules, pages they link to; the generated page is up to date."""
+"""What the pages name is there: files, modules, pages and tables they link to; the generated page is up to date."""
 
+import csv
 import importlib
 import re
 
@@ -56,6 +57,17 @@ def test_links_lead_somewhere(page):
         heads = [re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in file.read_text().splitlines()
                  if line.startswith("#")] if anchor else [anchor]
         assert anchor in heads, target
+
+
+@pytest.mark.parametrize("table", sorted((ROOT / "docs/tables").glob("*.csv")), ids=lambda table: table.name)
+def test_table_is_linked_with_its_number_of_rows(table):
+    with table.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert {len(row) for row in rows} == {len(header)}
+    texts = [page.read_text() for page in PAGES if f"](tables/{table.name})" in page.read_text()]
+    assert texts
+    announced = [int(number) for text in texts for number in re.findall(rf"{re.escape(table.name)}\)\*\*, (\d+) rows", text)]
+    assert set(announced) == {len(rows)}
 
 
 def test_hyperparameters_are_those_of_the_dataclasses():
