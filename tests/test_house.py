@@ -43,16 +43,16 @@ def tree(name: str) -> ast.Module:
 @cache
 def imports(name: str) -> frozenset[str]:
     """Modules of ours that a module imports, wherever in it: inside functions and for type checkers, too."""
-    found = set()
+    names = set()
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             package = name if modules()[name].name == "__init__.py" else name.rpartition(".")[0]
             base = package.rsplit(".", node.level - 1)[0] if node.level else ""
             source = ".".join(part for part in (base, node.module) if part)
-            found |= {f"{source}.{alias.name}" if f"{source}.{alias.name}" in modules() else source for alias in node.names}
-    return frozenset(found & modules().keys())
+            names |= {f"{source}.{alias.name}" if f"{source}.{alias.name}" in modules() else source for alias in node.names}
+    return frozenset(names & modules().keys())
 
 
 def edges() -> Iterator[tuple[str, str]]:

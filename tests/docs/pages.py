@@ -38,8 +38,8 @@ def words(command: str) -> list[str]:
 
 
 def _is_command(text: str) -> bool:
-    given = [word for word in text.split() if not re.match(r"[A-Z_]+=", word)]
-    return len(given) > 1 and given[0] in _STARTS
+    words = [word for word in text.split() if not re.match(r"[A-Z_]+=", word)]
+    return len(words) > 1 and words[0] in _STARTS
 
 
 def _prose(page: Path) -> str:
@@ -54,7 +54,7 @@ def _rows(lines: list[str]) -> Iterator[str]:
         if not line.startswith("| "):
             yield line
             continue
-        there, here = line.strip("| ").split(" | ")
-        if here.startswith("the same"):
-            yield re.sub(r"`(?=--)", "`python -m experiments.evaluate --alg_name MEMAT ", there)
-        yield here
+        their_command, our_command = line.strip("| ").split(" | ")
+        if our_command.startswith("the same"):
+            yield re.sub(r"`(?=--)", "`python -m experiments.evaluate --alg_name MEMAT ", their_command)
+        yield our_command

@@ -31,7 +31,7 @@ class Unread(BaseException):
     """It was not."""
 
 
-def read(module, argv, parse_args=lambda *given: (given[0], _parse(*given))):
+def read(module, argv, parse_args=lambda *program_and_argv: (program_and_argv[0], _parse(*program_and_argv))):
     """Starts a module as a program, which ends where it reads its arguments; returns its parser, and the arguments."""
 
     def stop(self, args=None, namespace=None):
@@ -67,17 +67,17 @@ def compose(folder, name):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_is_read(command, elsewhere):
-    given, settings = words(command), {}
-    while match := re.fullmatch(r"([A-Z_]+)=(.*)", given[0]):
+    tokens, settings = words(command), {}
+    while match := re.fullmatch(r"([A-Z_]+)=(.*)", tokens[0]):
         settings[match[1]] = match[2]
-        del given[0]
-    if given[0] == "source":
-        assert given == ["source", ".venv/bin/activate"]
-    elif given[0] == "bash":
-        check_script(ROOT / given[1], settings)
+        del tokens[0]
+    if tokens[0] == "source":
+        assert tokens == ["source", ".venv/bin/activate"]
+    elif tokens[0] == "bash":
+        check_script(ROOT / tokens[1], settings)
     else:
-        module, argv = given[given.index("-m") + 1], given[given.index("-m") + 2 :]
-        assert given[0] in ("python", "python3", "torchrun") and not settings
+        module, argv = tokens[tokens.index("-m") + 1], tokens[tokens.index("-m") + 2 :]
+        assert tokens[0] in ("python", "python3", "torchrun") and not settings
         if module in NO_FLAGS:
             assert importlib.util.find_spec(module) and not argv
             return
@@ -95,13 +95,13 @@ def check_script(path, settings):
 
 
 def test_flags_in_backticks_exist():
-    known = {"--help", "--multirun", "--nproc_per_node"}
+    known_flags = {"--help", "--multirun", "--nproc_per_node"}
     for path in [path for folder in ("experiments", "figures", "data/world") for path in (ROOT / folder).glob("[a-z]*.py")]:
         if "__main__" in path.read_text() and path.stem not in ("train", "sweep"):  # those two take KEY=VALUE
             program = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            known |= set(flags(*read(program, [], lambda parser, *_: (parser,))))
+            known_flags |= set(flags(*read(program, [], lambda parser, *_: (parser,))))
     words_inline = {word.partition("=")[0] for page in PAGES for text in inline(page) for word in text.split()}
-    assert {word for word in words_inline if re.match("--[a-z]", word)} <= known
+    assert {word for word in words_inline if re.match("--[a-z]", word)} <= known_flags
 
 
 def flags(parser):

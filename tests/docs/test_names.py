@@ -37,13 +37,13 @@ def exists(dotted):
         return True
     for end in range(len(names), 0, -1):
         try:
-            found = importlib.import_module(".".join(names[:end]))
+            target = importlib.import_module(".".join(names[:end]))
         except ModuleNotFoundError:
             continue
         for name in names[end:]:
-            if not hasattr(found, name):
+            if not hasattr(target, name):
                 return False
-            found = getattr(found, name)
+            target = getattr(target, name)
         return True
     return False
 

@@ -45,7 +45,7 @@ def same_by_peft(model, edit, folder, tolerance=1e-5):
     merged = logits(loaded.merge_and_unload())
     size = expected.abs().max()
     assert torch.equal(with_it_off, unedited)
-    return all((found - expected).abs().max() < tolerance * max(1.0, size) for found in (beside, merged))
+    return all((output - expected).abs().max() < tolerance * max(1.0, size) for output in (beside, merged))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -185,14 +185,14 @@ def test_misuse(tmp_path):
 def test_the_loss_of_precision_is_told(dtype, least, most):
     model = tiny_model("llama").to(dtype)
     edit = random_edit(model)
-    told = edit.rounding(model)
-    before = {name: model.get_parameter(name).detach().clone() for name in told}
+    rounding = edit.rounding(model)
+    before = {name: model.get_parameter(name).detach().clone() for name in rounding}
     with edit.applied(model):
         for name, delta in edit.deltas().items():
             wide = torch.promote_types(dtype, torch.float32)
-            made = model.get_parameter(name).detach().to(wide) - before[name].to(wide)
-            assert told[name] == pytest.approx(float((made - delta).norm() / delta.norm()), rel=1e-5)
-            assert least <= told[name] < most
+            stored_delta = model.get_parameter(name).detach().to(wide) - before[name].to(wide)
+            assert rounding[name] == pytest.approx(float((stored_delta - delta).norm() / delta.norm()), rel=1e-5)
+            assert least <= rounding[name] < most
 
 
 def test_an_adapter_on_16_bit_weights_keeps_what_rounding_takes(tmp_path):
@@ -206,6 +206,6 @@ def test_an_adapter_on_16_bit_weights_keeps_what_rounding_takes(tmp_path):
     loaded = PeftModel.from_pretrained(model, tmp_path / "adapter")
     down = "model.layers.0.mlp.down_proj"
     x = torch.randn(64, 56, generator=torch.Generator().manual_seed(1)).bfloat16()
-    wanted = x.float() @ exact.get_parameter(f"{down}.weight").T
-    found = loaded.base_model.model.get_submodule(down)(x).float()
-    assert (found - wanted).norm() / wanted.norm() < 5e-3
+    expected = x.float() @ exact.get_parameter(f"{down}.weight").T
+    output = loaded.base_model.model.get_submodule(down)(x).float()
+    assert (output - expected).norm() / expected.norm() < 5e-3

@@ -65,10 +65,10 @@ def test_distances(tiny_gpt2):
     before = bits(model)
     sequence = sequence_of(editors.load("MEMIT", HPARAMS["MEMIT"]), tiny_gpt2)
     sequence.edit(REQUESTS)
-    for name, told in sequence.distances().items():
+    for name, distances in sequence.distances().items():
         away = (model.get_parameter(name) - before[name]).double().norm().item()
-        assert told["distance_from_original"] == pytest.approx(away / before[name].numel(), rel=1e-6)
-        assert told["relative_distance"] == pytest.approx(away / before[name].double().norm().item(), rel=1e-6)
+        assert distances["distance_from_original"] == pytest.approx(away / before[name].numel(), rel=1e-6)
+        assert distances["relative_distance"] == pytest.approx(away / before[name].double().norm().item(), rel=1e-6)
     assert len(sequence.distances()) == 2
     sequence.revert()
 
@@ -172,12 +172,12 @@ def test_other_contexts_are_refused(tiny_gpt2, tmp_path):
 
 def test_dynamic_statistics_follow_the_edits(tiny_gpt2, monkeypatch):
     """With `dynamic` each batch is solved with the moments of the model it meets, and none of them is kept."""
-    seen = []
+    second_moments = []
     collect_now = covariance.collect_now
 
     def noted(*args, **kwargs):
         moments = collect_now(*args, **kwargs)
-        seen.append(moments[2].matrix)
+        second_moments.append(moments[2].matrix)
         return moments
 
     monkeypatch.setattr(covariance, "collect_now", noted)
@@ -186,7 +186,7 @@ def test_dynamic_statistics_follow_the_edits(tiny_gpt2, monkeypatch):
     infos = [sequence.edit(REQUESTS).info["statistics"]["2"] for _ in range(2)]
     sequence.revert()
     assert all(info["keys"] == 640 for info in infos)  # ceil(2.5 * 256)
-    assert not torch.equal(*seen) and torch.allclose(*seen, atol=0.1)
+    assert not torch.equal(*second_moments) and torch.allclose(*second_moments, atol=0.1)
 
 
 @pytest.mark.parametrize("multiplier", [0, -1, float("nan")])
@@ -202,8 +202,8 @@ def test_fewer_keys_than_dimensions(alg, tiny_gpt2):
         editors.load(alg, few).edit(*tiny_gpt2, REQUESTS, progress=False)
     with pytest.warns(UserWarning, match="rank .* of 256; relative_ridge adds"):
         edit = editors.load(alg, few | {"relative_ridge": 1e-3}).edit(*tiny_gpt2, REQUESTS, progress=False)
-    told = edit.info["statistics"]["2"]
-    assert told["keys"] == 128 and told["rank"] <= 128 and told["ridge"] > 0 and told["condition"] > 1e6
+    statistics = edit.info["statistics"]["2"]
+    assert statistics["keys"] == 128 and statistics["rank"] <= 128 and statistics["ridge"] > 0 and statistics["condition"] > 1e6
 
 
 def test_alphaedit_warns_of_an_artificial_null_space(tiny_gpt2):

@@ -25,34 +25,36 @@ def main(folder: Path, *parts: str) -> None:
 
 def primitives(folder: Path) -> None:
     """Everything in ranks.py, from the inside of a process."""
-    me, of = ranks.rank(), ranks.world_size()
-    assert (me, of) == (ranks.process(), ranks.processes()) == (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    rank, world_size = ranks.rank(), ranks.world_size()
+    assert rank == ranks.process() == int(os.environ["RANK"])
+    assert world_size == ranks.processes() == int(os.environ["WORLD_SIZE"])
     done = []
     assert ranks.each(lambda unit: done.append(unit) or unit**2, list(range(7))) == [n**2 for n in range(7)]
-    assert done == list(range(me, 7, of))
+    assert done == list(range(rank, 7, world_size))
     tensor, = ranks.each(lambda unit: {"a": [torch.full((2,), float(unit))]}, [5])
     assert torch.equal(tensor["a"][0], torch.tensor([5.0, 5.0]))
     assert ranks.each(lambda unit: unit, []) == []
     assert ranks.each(lambda unit: ranks.world_size(), [0, 0, 0, 0]) == [1] * 4  # alone within a unit
     with ranks.alone():
-        assert (ranks.rank(), ranks.world_size()) == (0, 1) and ranks.from_first(lambda: me) == me
-    assert ranks.from_first(lambda: me) == 0 and ranks.same(me) == 0
+        assert (ranks.rank(), ranks.world_size()) == (0, 1) and ranks.from_first(lambda: rank) == rank
+    assert ranks.from_first(lambda: rank) == 0 and ranks.same(rank) == 0
     order = folder / "order"
-    ranks.in_turn(lambda: order.open("a").write("0\n" if me == 0 else "later\n"))
+    ranks.in_turn(lambda: order.open("a").write("0\n" if rank == 0 else "later\n"))
     ranks.barrier()
-    assert order.read_text().splitlines() == ["0"] + ["later"] * (of - 1)
+    assert order.read_text().splitlines() == ["0"] + ["later"] * (world_size - 1)
 
     total = [torch.zeros(3)]  # 1e8 + (1 - 1e8) + 1: other orders of addition give other sums
-    ranks.add_in_order(total, [torch.tensor([{0: 1e8, 1: 1 - 1e8}.get(me, 1.0), 1.0, me])])
-    if me == 0:
-        assert total[0].tolist() == [float((torch.tensor(1e8) + torch.tensor(1.0 - 1e8)) + (of - 2)), of, sum(range(of))]
+    ranks.add_in_order(total, [torch.tensor([{0: 1e8, 1: 1 - 1e8}.get(rank, 1.0), 1.0, rank])])
+    if rank == 0:
+        in_order = float((torch.tensor(1e8) + torch.tensor(1.0 - 1e8)) + (world_size - 2))
+        assert total[0].tolist() == [in_order, world_size, sum(range(world_size))]
 
     def fail(unit):
         if unit == 1:
             raise UserError(f"unit {unit} is wrong")
 
     calls = [lambda: ranks.each(fail, [0, 1, 2]), lambda: ranks.from_first(lambda: fail(1)),
-             lambda: ranks.in_turn(lambda: fail(of - me))]
+             lambda: ranks.in_turn(lambda: fail(world_size - rank))]
     for call in calls:
         try:
             call()
@@ -61,7 +63,7 @@ def primitives(folder: Path) -> None:
         else:
             raise AssertionError("no error")
     try:
-        ranks.each(lambda unit: unit, [0] * (3 + me))
+        ranks.each(lambda unit: unit, [0] * (3 + rank))
     except UserError as error:
         assert "see different work" in str(error)
     else:

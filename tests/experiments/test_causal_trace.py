@@ -179,7 +179,7 @@ def test_layers_from_the_data_set(run, hparams, golden, monkeypatch):
 
 
 def test_facts_that_a_trace_of_the_data_set_takes(golden, tmp_path, monkeypatch):
-    monkeypatch.setattr(auto_hparams, "load_facts", lambda *asked: [])
+    monkeypatch.setattr(auto_hparams, "load_facts", lambda *args: [])
     monkeypatch.setattr(auto_hparams, "propose", lambda model, tok, facts, source: source)
     mcf, zsre = tmp_path / "my-zsre-set.json", tmp_path / "world-zsre.json"
     mcf.write_bytes((golden / "multi_counterfact.json").read_bytes())
@@ -269,7 +269,7 @@ def test_automatic_layers_refused(run, traced, tmp_path, tiny_gptj, golden):
     with pytest.raises(UserError, match="has no averages.json; finish the trace"):
         run("FT", hparams_fname=f"auto:{tmp_path}")
     average = run_folder.read_json(traced / "averages.json")
-    lacking = [{key: value for key, value in average.items() if key != lost} for lost in ("facts", "total_effect")]
+    lacking = [{key: value for key, value in average.items() if key != dropped} for dropped in ("facts", "total_effect")]
     lacking += [average | {key: {}} for key in ("proposal", "settings", "indirect_effect")]
     for content in ({}, *lacking):
         run_folder.write_json(tmp_path / "averages.json", content)

@@ -26,9 +26,9 @@ def write(path, state, **more):
 def test_an_editor_of_the_published_names(name, tiny_gpt2, golden, tmp_path, monkeypatch):
     """The same networks, and the same edits."""
     model, tok = tiny_gpt2
-    own = algorithm(name).config_key()
-    alg, path = trained(own, model, tok, tmp_path, iterations=4)
-    if own == "mend":
+    config_key = algorithm(name).config_key()
+    alg, path = trained(config_key, model, tok, tmp_path, iterations=4)
+    if config_key == "mend":
         state = {key.replace("mend.", f"{name}.", 1): t for key, t in alg.state().items()}
     else:
         state = {f"editor.{ke_name(key)}": t for key, t in alg.state().items()}
@@ -36,13 +36,13 @@ def test_an_editor_of_the_published_names(name, tiny_gpt2, golden, tmp_path, mon
         state["editor.condition.embedding.weight"] = torch.cat([words, words.mean(0, keepdim=True)])  # [PAD]
     write(tmp_path / "published.pt", state)
     monkeypatch.setenv("KE_DATA_DIR", str(tmp_path / "data"))
-    options = ["descent=true"] if own == "mend" else []
+    options = ["descent=true"] if config_key == "mend" else []
     published, folder = str(tmp_path / "published.pt"), str(golden / "tiny-gpt2")
     out = convert_editor.main(published, name, folder, option=options, inner_params=INNER)
-    assert out.parent == tmp_path / "data" / "learned" / ("MEND" if own == "mend" else "KE")
-    found, expected = checkpoint.read(out)[1], checkpoint.read(path)[1]
-    assert found.keys() == expected.keys() and all(torch.equal(found[key], t) for key, t in expected.items())
-    editor = {"mend": "MEND", "efk": "KE"}[own]
+    assert out.parent == tmp_path / "data" / "learned" / ("MEND" if config_key == "mend" else "KE")
+    converted, expected = checkpoint.read(out)[1], checkpoint.read(path)[1]
+    assert converted.keys() == expected.keys() and all(torch.equal(converted[key], t) for key, t in expected.items())
+    editor = {"mend": "MEND", "efk": "KE"}[config_key]
     one, two = (editors.load(editor, {"checkpoint": str(p)}).edit(model, tok, REQUESTS).deltas() for p in (out, path))
     assert all(torch.equal(one[n], two[n]) for n in INNER)
 

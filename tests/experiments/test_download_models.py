@@ -20,10 +20,10 @@ def test_what_is_fetched(experiment, model, alg, words, expected):
 
 
 def test_lacking_things_are_named_and_the_rest_is_fetched(tmp_path, monkeypatch, capsys):
-    asked = []
+    model_names = []
 
     def snapshot(name, allow_patterns):
-        asked.append(name)
+        model_names.append(name)
         if name == "t5-small":
             raise LocalEntryNotFoundError("no network")
         folder = tmp_path / name.replace("/", "_")
@@ -40,7 +40,7 @@ def test_lacking_things_are_named_and_the_rest_is_fetched(tmp_path, monkeypatch,
     assert "distilbert-base-cased: its repository has no weights in safetensors" in message
     assert f"{tmp_path / 'zsre' / 'structured_zeroshot-train-new_annotated_final.jsonl'}: no such file" in message
     assert message.startswith("5 things are lacking") and "\n" not in message
-    assert asked == ["google/t5-large-ssm-nq", "t5-small", "distilbert-base-cased"]
+    assert model_names == ["google/t5-large-ssm-nq", "t5-small", "distilbert-base-cased"]
     assert "model google/t5-large-ssm-nq" in capsys.readouterr().out
 
 
@@ -74,12 +74,12 @@ def test_table(tmp_path, capsys):
     ("qa", "rep", ["recipe=mend"], "mend"), ("fnli", "ft", [], "serac"),
 ])
 def test_the_data_are_those_of_the_training(tmp_path, monkeypatch, experiment, alg, words, recipe):
-    asked = []
+    recipes = []
 
     def load(task, split, source, options, seed, data_dir, recipe):
-        asked.append(recipe)
+        recipes.append(recipe)
         raise UserError("not there")
 
     monkeypatch.setattr(download_models.episodes, "load", load)
     config = download_models.compose_config(experiment, {"qa": "t5large", "fnli": "bert-base"}[experiment], alg, words)
-    assert download_models._data(config) == ["not there"] * 3 and set(asked) == {recipe}
+    assert download_models._data(config) == ["not there"] * 3 and set(recipes) == {recipe}

@@ -42,8 +42,8 @@ def program(monkeypatch, capsys, golden, tmp_path):
             code = ended.code
         printed = capsys.readouterr()
         lines = [line for line in printed.err.splitlines() if re.search("(error|warning): ", line)]
-        said = [re.search("(error|warning): .*", line)[0] for line in lines]
-        return code, printed.out, "\n".join(said)
+        messages = [re.search("(error|warning): .*", line)[0] for line in lines]
+        return code, printed.out, "\n".join(messages)
     return start
 
 
@@ -77,8 +77,8 @@ def test_checkpoint(program, edit, tmp_path):
 def test_an_edit_that_is_not_finite(program, edit, tmp_path, form):
     edit.changes[NAME].left[0, 0] = torch.inf
     edit.save(tmp_path / "edit.safetensors")
-    code, _, said = program("--out", tmp_path / "out", "--format", form)
-    assert code == 2 and said == (
+    code, _, messages = program("--out", tmp_path / "out", "--format", form)
+    assert code == 2 and messages == (
         f"error: the change of {NAME} is not finite: load the model in a wider dtype, or lower the learning rate")
     assert not (tmp_path / "out").exists()
 
@@ -106,9 +106,9 @@ def test_flags(program, edit, tmp_path, argv, message):
 
 
 def test_places_files_and_models(program, edit, tmp_path, golden):
-    there = tmp_path / "there"
-    there.mkdir()
-    code, _, err = program("--out", there)
+    existing = tmp_path / "there"
+    existing.mkdir()
+    code, _, err = program("--out", existing)
     assert code == 2 and re.search("--out .*there: is there already", err)
     code, _, err = program("--out", tmp_path / "a", model=golden / "tiny-gptj")
     assert code == 2 and "has no module 'transformer.h.2.mlp.c_proj'" in err

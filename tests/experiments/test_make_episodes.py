@@ -70,9 +70,9 @@ def translator(tmp_path):
 def test_translation_there_and_back(translator, tmp_path):
     texts = ["Where is Ulda?", "Who sings?"]
     rephrases = back_translation.rephrase(texts, translator, translator, beams=2)
-    there = back_translation.translate(texts, translator, 2, 8)
-    back = [back_translation.translate(group, translator, 2, 8) for group in there]
-    for text, new, groups in zip(texts, rephrases, back):
+    pivots = back_translation.translate(texts, translator, 2, 8)
+    returned = [back_translation.translate(group, translator, 2, 8) for group in pivots]
+    for text, new, groups in zip(texts, rephrases, returned):
         candidates = [candidate for group in groups for candidate in group]
         assert set(new) <= set(candidates) and len({back_translation.normalised(c) for c in new}) == len(new)
         assert {back_translation.normalised(c) for c in candidates} - {""} - {back_translation.normalised(text)} == \
@@ -142,8 +142,8 @@ def test_checked_claims(tmp_path):
             for word in "harp lute drum oboe piano cello".split()]
     written = answers.checked_claims(model, tok, rows)
     assert {row["prediction"] for row in written} <= {"SUPPORTS", "REFUTES"}
-    for row, given in zip(written, rows):
+    for row, original in zip(written, rows):
         assert (row["logit"] > 0) == (row["prediction"] == "SUPPORTS") != (row["alternatives"] == ["SUPPORTS"])
-        for text in given["filtered_rephrases"]:
+        for text in original["filtered_rephrases"]:
             logit = model(**{k: v for k, v in tok(text, return_tensors="pt").items() if k != "token_type_ids"}).item()
             assert (text in row["filtered_rephrases"]) == ((logit > 0) == (row["logit"] > 0))

@@ -89,8 +89,8 @@ def test_a_memory_of_a_decoder(golden, tmp_path, capsys):
     """Created for an editor and a model, filled here, and applied there."""
     model_name, file = str(golden / "tiny-gpt2"), str(tmp_path / "edits.memory")
     (tmp_path / "lu.json").write_text(json.dumps({"threshold": 0.1, "onehot_logit": 20}))
-    made = ["create", file, "--alg_name", "LU", "--hparams_fname", str(tmp_path / "lu.json"), "--model_name", model_name]
-    main(made)
+    create = ["create", file, "--alg_name", "LU", "--hparams_fname", str(tmp_path / "lu.json"), "--model_name", model_name]
+    main(create)
     main(["add", file, "Orla Venn lives in the city of", "Castavel"])
     capsys.readouterr()
     main(["ask", file, "Orla Venn lives in the city of", "The ferry was late", "--tokens", "6"])
@@ -102,8 +102,8 @@ def test_a_memory_of_a_decoder(golden, tmp_path, capsys):
         logits = loaded(torch.tensor([tok("Orla Venn lives in the city of").input_ids])).logits
     assert int(logits[0, -1].argmax()) == tok(" Castavel").input_ids[0]
     for words, message in ((["ask", file, " "], "a query is empty"), (["ask", file, "a", "--tokens", "500"], "leave no room"),
-                           (made[:1] + [file + "2", "--alg_name", "FT", *made[4:]], "keeps no memory|unknown|missing"),
-                           ([*made[:1], file + "2", *made[2:], "--statements"], "have labels")):
+                           (create[:1] + [file + "2", "--alg_name", "FT", *create[4:]], "keeps no memory|unknown|missing"),
+                           ([*create[:1], file + "2", *create[2:], "--statements"], "have labels")):
         with pytest.raises(UserError, match=message) as error:
             main(words)
         assert "\n" not in str(error.value) and not (tmp_path / "edits.memory2").exists()

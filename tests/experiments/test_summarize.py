@@ -15,10 +15,10 @@ from experiments.results import summary
 def test_equal_to_the_published_summaries(golden):
     expected = json.loads((golden / "evaluate_cli.json").read_text())
     for alg_name, runs in expected["summary"].items():
-        found = {s["run_dir"][-7:]: s for s in summarize.main(alg_name, results_dir=golden / "results_example")}
-        assert len(found) == len(runs)
+        by_run = {s["run_dir"][-7:]: s for s in summarize.main(alg_name, results_dir=golden / "results_example")}
+        assert len(by_run) == len(runs)
         for theirs in runs:
-            _same(found[theirs["run_dir"][-7:]], theirs)
+            _same(by_run[theirs["run_dir"][-7:]], theirs)
     (first,) = summarize.main("MEMIT", ["run_000"], first_n_cases=3, results_dir=golden / "results_example")
     _same(first, expected["summary_first3"][0])
     (lists,) = summarize.main("MEMIT", ["run_001"], get_uncompressed=True, results_dir=golden / "results_example")
@@ -54,9 +54,9 @@ def test_the_gap_is_between_the_same_prompts():
 
 def test_standard_errors():
     lists = {"post_rewrite_acc": [1.0, 0.0, 1.0, 1.0], "time": [2.0, 2.0, 2.0, 2.0]}
-    found = summary.statistics(lists)
-    assert found["post_rewrite_acc"] == {"mean": 75.0, "se": pytest.approx(25.0), "n": 4}
-    assert found["time"] == {"mean": 2.0, "se": 0.0, "n": 4}
+    statistics = summary.statistics(lists)
+    assert statistics["post_rewrite_acc"] == {"mean": 75.0, "se": pytest.approx(25.0), "n": 4}
+    assert statistics["time"] == {"mean": 2.0, "se": 0.0, "n": 4}
     assert summary.statistics({"time": [2.0]})["time"]["se"] is None
 
 
@@ -67,9 +67,9 @@ def test_the_score_s_error_is_that_of_repeated_experiments():
     for _ in range(300):
         values = np.clip(rng.normal(0.6, 0.2, (3, 60)) + rng.random((1, 60)) * 0.2, 0, 1)  # groups of a case go together
         lists = {f"post_{group}_success": list(row) for group, row in zip(summary.SCORED, values)}
-        found = summary.statistics(lists)["post_score"]
-        scores.append(found["mean"])
-        errors.append(found["se"])
+        score = summary.statistics(lists)["post_score"]
+        scores.append(score["mean"])
+        errors.append(score["se"])
     assert np.mean(errors) == pytest.approx(np.std(scores), rel=0.15)
 
 
@@ -94,8 +94,8 @@ def test_rome_folders(golden, tmp_path):
         case = json.loads(path.read_text())
         case["pre"] = case["post"]
         (run / path.name.replace("1_edits-", "")).write_text(json.dumps(case))
-    (found,) = summarize.main("ROME", results_dir=tmp_path)
-    assert found["pre_score"][0] == found["post_score"][0] == pytest.approx(73.6166, abs=1e-4)
+    (folder_summary,) = summarize.main("ROME", results_dir=tmp_path)
+    assert folder_summary["pre_score"][0] == folder_summary["post_score"][0] == pytest.approx(73.6166, abs=1e-4)
 
 
 def test_a_damaged_case_is_reported_and_not_counted(golden, tmp_path, capsys):
@@ -104,8 +104,8 @@ def test_a_damaged_case_is_reported_and_not_counted(golden, tmp_path, capsys):
     broken.write_text(broken.read_text()[:100])
     (run / "5_edits-case_6.json").write_text('["of another program"]')
     (run / "5_edits-case_7.json").write_text('{"post": {"rewrite_prompts_probs": [{"target_new": 1}]}}')
-    (found,) = summarize.main("MEMIT", results_dir=tmp_path)
-    assert found["num_cases"] == 9
+    (folder_summary,) = summarize.main("MEMIT", results_dir=tmp_path)
+    assert folder_summary["num_cases"] == 9
     errors = capsys.readouterr().err.splitlines()
     assert [line.partition("edits-case_")[2][:1] for line in errors] == ["4", "6", "7"]
 
@@ -141,8 +141,8 @@ def test_own_folders_tell_gap_and_progress(run, tmp_path, monkeypatch, capsys):
 
 def test_figure(golden, run, tmp_path):
     from figures import summary as figure
-    own = run("FT", num_edits=4, dataset_size_limit=4)
-    files = figure.main([own, golden / "results_example" / "ROME"], tmp_path / "figures" / "both")
+    run_folder = run("FT", num_edits=4, dataset_size_limit=4)
+    files = figure.main([run_folder, golden / "results_example" / "ROME"], tmp_path / "figures" / "both")
     assert [file.name for file in files] == ["both.pdf", "both.png"]
     assert files[0].read_bytes().startswith(b"%PDF") and files[1].read_bytes().startswith(b"\x89PNG")
     statistics = [(name, {"post_rewrite_success": {"mean": 50.0 + i, "se": 1.0, "n": 4}}) for i, name in enumerate("abc")]

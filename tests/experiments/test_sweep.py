@@ -273,7 +273,7 @@ def test_the_figure_chooses_its_axis_and_averages_seeds(tmp_path):
     write(tmp_path, ["alg_name", "num_edits", "seed"], jobs(settings))
     x_name, points = figure.read(tmp_path)
     assert x_name == "num_edits" and list(points) == ["alg_name FT", "alg_name ROME"]
-    assert {x: len(there) for x, there in points["alg_name FT"].items()} == {1: 2, 10: 2, 100: 2}
+    assert {x: len(runs) for x, runs in points["alg_name FT"].items()} == {1: 2, 10: 2, 100: 2}
     drawn = figure.draw(x_name, points)
     assert len(drawn.axes) == 4 and all(ax.get_xscale() == "log" for ax in drawn.axes)
     write(tmp_path, ["alg_name"], jobs([{"alg_name": a} for a in ("FT", "ROME")], keys=("score_acc", "rewrite_acc")))

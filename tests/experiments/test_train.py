@@ -124,7 +124,7 @@ MODELS = {"gen": ("gpt2", "gpt2"), "fc": ("bert-base", "bert"), "qa": ("t5small"
 
 def words(alg, experiment, folders, *more):
     config, folder = MODELS[experiment]
-    own = {
+    small_settings = {
         "mend": ("mend.rank=4",),
         "gtn": ("gtn.rank=4",),
         "efk": ("efk.hidden_dim=8", "efk.condition_dim=8"),
@@ -139,7 +139,7 @@ def words(alg, experiment, folders, *more):
         f"+model={config}",
         f"model.name={folders[folder]}",
         params,
-        *own,
+        *small_settings,
         *SMALL,
         *more,
     )
@@ -237,16 +237,17 @@ def test_targets_as_long_as_their_texts(fails, folders, tmp_path):
     (tmp_path / "train.json").write_text(json.dumps({"n_tokens": 9, "original": texts, "completions": texts}))
     (tmp_path / "valid.json").write_text(json.dumps({"n_tokens": 9, "original": texts[:8], "completions": texts[:8]}))
     (tmp_path / "wiki.txt").write_text("\n".join("word " * 55 + f"number {i}" for i in range(20)))
-    given = [w for w in words("mend", "gen", folders) if not w.startswith("data.")]
-    given += [f"data.path={tmp_path}/", "data.source=files", "data.wiki_webtext=False",
+    argv = [w for w in words("mend", "gen", folders) if not w.startswith("data.")]
+    argv += [f"data.path={tmp_path}/", "data.source=files", "data.wiki_webtext=False",
               f"data.wikitext_path={tmp_path / 'wiki.txt'}"]
-    assert "the target of 'So.' has 9 tokens of a text of " in fails(*given)
+    assert "the target of 'So.' has 9 tokens of a text of " in fails(*argv)
 
 
 def test_the_validation_s_numbers_are_called_so(start, folders):
     run = start(*words("mend", "gen", folders, "eval.final_eval=False"))
-    found = json.loads((run / "results.json").read_text())
-    assert found["split"] == "validation" and "edit/acc_val" in found["results"] and "edit/acc_test" not in found["results"]
+    results = json.loads((run / "results.json").read_text())
+    assert results["split"] == "validation"
+    assert "edit/acc_val" in results["results"] and "edit/acc_test" not in results["results"]
 
 
 @pytest.mark.parametrize("word, message", [
@@ -268,11 +269,11 @@ def test_ft_that_diverges(monkeypatch, capsys, folders, tmp_path):
 
 
 def test_finished_runs_are_those_of_the_same_words(start, folders):
-    given = words("gtn", "qa", folders)
-    run = start(*given)
-    train.check_finished(run, [*reversed(given), "archive=x"])
+    argv = words("gtn", "qa", folders)
+    run = start(*argv)
+    train.check_finished(run, [*reversed(argv), "archive=x"])
     with pytest.raises(ValueError, match="finished run with other words .lr=3, seed=3."):
-        train.check_finished(run, [*given, "seed=3", "lr=3"])
+        train.check_finished(run, [*argv, "seed=3", "lr=3"])
 
 
 def test_default_places():
@@ -301,15 +302,16 @@ def test_evaluations_take_the_trained_editor_before_the_shipped(tmp_path, capsys
 
 @pytest.mark.parametrize("alias", ["gtn", "ke", "serac"])
 def test_presets_reach_an_algorithm_by_any_name(alias, monkeypatch, capsys):
-    own = {"gtn": "mend", "ke": "efk", "serac": "rep"}[alias]
+    key_of_alias = {"gtn": "mend", "ke": "efk", "serac": "rep"}[alias]
     preset, key, value = {"gtn": ("world_mend", "descent", True), "ke": ("world_ke", "condition_dim", 128),
                           "serac": ("world_serac", "cls_name", "world")}[alias]
     option = {"gtn": "rank", "ke": "several", "serac": "threshold"}[alias]
-    given = [f"+alg={alias}", "+experiment=gen", "+model=world", f"+preset={preset}", f"{alias}.{option}=7", "--cfg", "job"]
-    monkeypatch.setattr("sys.argv", ["train", *given])
+    argv = [f"+alg={alias}", "+experiment=gen", "+model=world", f"+preset={preset}", f"{alias}.{option}=7", "--cfg", "job"]
+    monkeypatch.setattr("sys.argv", ["train", *argv])
     train.command()
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["alg"] == alias and alias not in config and config[own][key] == value and config[own][option] == 7
+    assert config["alg"] == alias and alias not in config
+    assert config[key_of_alias][key] == value and config[key_of_alias][option] == 7
 
 
 def test_several_edits_and_legacy_switches(start, folders):
@@ -371,15 +373,15 @@ def test_mistakes(fails, folders, more, message):
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "argv, message",
     [
         ((), r"choose \+alg=NAME .there is .*mend"),
         (("+alg=mend",), r"choose \+experiment=NAME .there is .*gen"),
         (("+alg=mend", "+experiment=gen"), r"choose a model: \+model=world"),
     ],
 )
-def test_groups_that_are_missing(fails, given, message):
-    assert re.search(message, fails(*given))
+def test_groups_that_are_missing(fails, argv, message):
+    assert re.search(message, fails(*argv))
 
 
 @pytest.mark.parametrize(
@@ -416,9 +418,9 @@ def test_damaged_data_and_archives(fails, start, folders, tmp_path):
         assert f"another {word.split('=')[0]};" in message or word == "half=True" and "another" in message
     message = fails(*words("mend", "gen", folders, "data.rephrase=False", f"archive={run}"))
     assert "another data.test.options.rephrase, data.train.options.rephrase" in message
-    taken = fails(*words("mend", "gen", folders), into=run)
-    assert "holds the best.safetensors and last.safetensors and results.json of another run" in taken
-    assert f"archive={run}" in taken
+    error = fails(*words("mend", "gen", folders), into=run)
+    assert "holds the best.safetensors and last.safetensors and results.json of another run" in error
+    assert f"archive={run}" in error
     (run / "last.safetensors").write_bytes((run / "last.safetensors").read_bytes()[:-9])
     assert "truncated or damaged" in fails(*words("mend", "gen", folders, f"archive={run}"))
 

@@ -34,13 +34,13 @@ def folders(tmp_path_factory):
 
 def config(folders, experiment, *words, alg="rep"):
     name = KINDS[experiment][0]
-    own = [f"++model.name={folders / name}", "++model.tokenizer_name=null", "++model.pt=null", "++model.small_name=null",
+    settings = [f"++model.name={folders / name}", "++model.tokenizer_name=null", "++model.pt=null", "++model.small_name=null",
            "++model.inner_params=null", "data.source=world", "data.facts=300", "silent=true", "max_iters=3", "accumulate_bs=1",
            "log_interval=3", "val_interval=3", "val_steps=4", "batch_size=2", "val_batch_size=2", "device=cpu"]
     if alg in ("rep", "serac"):
-        own += [f"{alg}.cls_name={folders / 'scope-bert-tiny'}", "lr=1e-3"]
+        settings += [f"{alg}.cls_name={folders / 'scope-bert-tiny'}", "lr=1e-3"]
     with initialize_config_dir(config_dir=str(train.CONFIGS), version_base="1.3"):
-        return compose("config", [f"+alg={alg}", f"+experiment={experiment}", "+model=world", *own, *words])
+        return compose("config", [f"+alg={alg}", f"+experiment={experiment}", "+model=world", *settings, *words])
 
 
 WITH_ALL = ("data.zsre_impl=true", "data.zsre_yn=true", "data.hard_neg=true")
@@ -58,33 +58,33 @@ def test_training(folders, tmp_path, experiment, words):
     words = [word.replace("CROSS", str(folders / "scope-cross-tiny")) for word in words]
     words += ["val_steps=40"] * (experiment == "fnli")
     cfg = config(folders, experiment, *words)
-    found = train.run(cfg, tmp_path)
+    results = train.run(cfg, tmp_path)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert any("loss/total_supervised_train" in line or "loss/total_edit_train" in line for line in log)
-    if "sims/pos_loc_test" in found and "rep.soft_weighting=true" not in words:  # what is in no scope keeps its answer
-        assert found["drawdown_retain"] <= found["sims/pos_loc_test"] + 1e-6
+    if "sims/pos_loc_test" in results and "rep.soft_weighting=true" not in words:  # what is in no scope keeps its answer
+        assert results["drawdown_retain"] <= results["sims/pos_loc_test"] + 1e-6
     else:
-        assert found["kl/edit_test"] > 0
+        assert results["kl/edit_test"] > 0
     state = load_file(tmp_path / "best.safetensors")
     assert any(name.startswith("net/classifier.") for name in state) and not any(name.startswith("net/model") for name in state)
     assert any(name.startswith("net/replacement.") for name in state) != ("rep.freeze_cntr=true" in words)
     if experiment == "sent":
-        assert {"edit/z_sent_test", "edit/z_topic_test", "edit/acc_sent_test"} <= found.keys()
-        assert found["edit_success"] == found["edit/acc_sent_test"]
+        assert {"edit/z_sent_test", "edit/z_topic_test", "edit/acc_sent_test"} <= results.keys()
+        assert results["edit_success"] == results["edit/acc_sent_test"]
     elif experiment != "fnli":
-        assert found["edit_success"] == found["edit/acc_test"]
+        assert results["edit_success"] == results["edit/acc_test"]
     again = train.run(OmegaConf.merge(cfg, {"eval_only": True, "archive": str(tmp_path)}), tmp_path / "again")
-    assert all(again[key] == pytest.approx(found[key], rel=1e-5, abs=1e-6) for key in found
+    assert all(again[key] == pytest.approx(results[key], rel=1e-5, abs=1e-6) for key in results
                if key.endswith("_test") and "time" not in key)
 
 
 @pytest.mark.parametrize("experiment", ["qa", "fnli", "sent", "gen"])
 def test_lookup_has_nothing_to_learn(folders, tmp_path, experiment, capsys):
-    found = train.run(config(folders, experiment, "lu.threshold=0.01", alg="lu"), tmp_path)
+    results = train.run(config(folders, experiment, "lu.threshold=0.01", alg="lu"), tmp_path)
     assert "evaluation only" in capsys.readouterr().out
-    assert found["drawdown_retain"] == found["kl/edit_test"] == 0 and not (tmp_path / "best.safetensors").exists()
+    assert results["drawdown_retain"] == results["kl/edit_test"] == 0 and not (tmp_path / "best.safetensors").exists()
     if experiment == "qa":  # half of the equivalents are the edited questions themselves
-        assert found["edit_success"] == 0.5
+        assert results["edit_success"] == 0.5
 
 
 def test_a_resumed_run_ends_alike(folders, tmp_path):
@@ -153,10 +153,10 @@ def test_scope_program_and_figure(folders, tmp_path, capsys):
 
 
 def test_calibration():
-    found = scope.Scores(inside=[0.9, 0.8, 0.7, 0.2], right=[True, True, True, False], outside=[0.1, 0.3, 0.75])
-    assert found.at(0.5) == {"threshold": 0.5, "recall": 0.75, "false_positives": 1 / 3, "precision": 0.75}
+    scores = scope.Scores(inside=[0.9, 0.8, 0.7, 0.2], right=[True, True, True, False], outside=[0.1, 0.3, 0.75])
+    assert scores.at(0.5) == {"threshold": 0.5, "recall": 0.75, "false_positives": 1 / 3, "precision": 0.75}
     # 0.75 - 1/3 from 0.3 to 0.7, 2/4 - 0 from 0.75 to 0.8.
-    assert found.calibrated() == pytest.approx(0.775)
+    assert scores.calibrated() == pytest.approx(0.775)
 
 
 @pytest.mark.parametrize("words, message", [
@@ -194,9 +194,9 @@ def test_a_memory_is_asked_by_a_run(folders, tmp_path, capsys, experiment, query
         memory.main(["ask", file, query])
     capsys.readouterr()
     memory.main(["ask", file, query, "--run", str(tmp_path / "run"), "--tokens", "3"])
-    said, by = capsys.readouterr().out.splitlines()[-2:]
-    assert said.startswith(f"{query}  ->  ") and f": {query}" in by and "(probability of scope " in by
-    assert "true" in said or "false" in said or not statement
+    answer, by = capsys.readouterr().out.splitlines()[-2:]
+    assert answer.startswith(f"{query}  ->  ") and f": {query}" in by and "(probability of scope " in by
+    assert "true" in answer or "false" in answer or not statement
     other = str(tmp_path / "other.memory")
     memory.main(["create", other, *["--statements"] * (not statement)])
     with pytest.raises(UserError, match="memory is empty"):

@@ -123,10 +123,10 @@ def test_runs_tell_their_statistics(run, hparams, tmp_path):
     """From the evaluation to the figure; 512 keys are twice their width."""
     for changes in ({}, {"dynamic_multiplier": 2}):
         folder = run("MEMIT", hparams_fname=hparams("MEMIT", **changes), num_edits=2, dataset_size_limit=4)
-    told = json.loads((folder / "statistics.json").read_text())
+    statistics = json.loads((folder / "statistics.json").read_text())
     layers = json.loads((folder / "params.json").read_text())["layers"]
-    assert list(told) == [str(layer) for layer in layers]
-    assert all(layer["keys"] == 512 and layer["rank"] <= 256 and layer["documents"] > 0 for layer in told.values())
+    assert list(statistics) == [str(layer) for layer in layers]
+    assert all(layer["keys"] == 512 and layer["rank"] <= 256 and layer["documents"] > 0 for layer in statistics.values())
     points = fastmemit.read([tmp_path / "results"])
     assert [key for key in points] == [("MEMIT", 2, 2), ("MEMIT", 2, np.inf)]
     assert fastmemit.rows(points)[0]["share"] < 100

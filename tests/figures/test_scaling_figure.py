@@ -14,15 +14,15 @@ from figures import scaling
 from tests.conftest import ROOT
 
 
-def prompts(rate, of=4):
+def prompts(rate, count=4):
     """Of a group of prompts, `rate` that prefer the new target."""
-    return [{"target_new": 0.5 if i < rate else 2.0, "target_true": 1.0} for i in range(of)]
+    return [{"target_new": 0.5 if i < rate else 2.0, "target_true": 1.0} for i in range(count)]
 
 
 @pytest.fixture
 def write(tmp_path):
     """Writes a run; the rates of efficacy, paraphrase and neighbourhood after the edit are in quarters."""
-    def run(editor, edits, rates=(4, 2, 3), known=4, cases=2, model="world", name=None, zsre=False):
+    def run(editor, edits, rates=(4, 2, 3), known_rate=4, cases=2, model="world", name=None, zsre=False):
         folder = tmp_path / "runs" / (name or f"{editor}_{edits}") / "run_000"
         flags = {"alg_name": editor, "model_name": model, "ds_name": "world", "num_edits": edits}
         run_folder.write_json(folder / "run.json", {"settings": {}, "flags": flags, "cases": cases})
@@ -37,7 +37,7 @@ def write(tmp_path):
 
         for case in range(cases):
             run_folder.write_json(folder / f"{edits}_edits-case_{case}.json",
-                               {"case_id": case, "time": 1.0, "pre": measured(0, 0, known), "post": measured(*rates)})
+                               {"case_id": case, "time": 1.0, "pre": measured(0, 0, known_rate), "post": measured(*rates)})
         return folder
     return run
 
@@ -45,7 +45,7 @@ def write(tmp_path):
 def test_curves_and_table(write, tmp_path):
     write("MEMIT", 1)
     write("MEMIT", 100, (4, 4, 4))
-    write("MEMIT", 10000, (3, 3, 1), known=2)
+    write("MEMIT", 10000, (3, 3, 1), known_rate=2)
     write("FT", 100, (4, 4, 0))
     files = scaling.main([tmp_path / "runs"], tmp_path / "out" / "scaling")
     assert [file.name for file in files] == ["scaling.pdf", "scaling.png", "scaling.csv"]

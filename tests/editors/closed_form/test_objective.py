@@ -27,39 +27,39 @@ def test_definitions(in_first, dense):
     def random(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    weight, seen, keys, residual, adjusted = random(7, 24), random(24, 90), random(24, 3), random(7, 3), random(24, 3)
+    weight, corpus_keys, keys, residual, adjusted = random(7, 24), random(24, 90), random(24, 3), random(7, 3), random(24, 3)
     targets, current = random(3, 7), random(3, 7)
     change = LowRank(adjusted, residual) if in_first else LowRank(residual, adjusted)
     change = Dense(change.dense()) if dense else change
-    asked = Goal.of(keys, residual, adjusted, targets, current)
-    told = objective_distances(asked, change, weight.T if in_first else weight, in_first, seen @ seen.T / 90)
+    goal = Goal.of(keys, residual, adjusted, targets, current)
+    distances = objective_distances(goal, change, weight.T if in_first else weight, in_first, corpus_keys @ corpus_keys.T / 90)
     new = weight + residual @ adjusted.T
     expected = {
-        "preservation_distance": ((new - weight) @ seen).square().sum(0).mean().sqrt(),
+        "preservation_distance": ((new - weight) @ corpus_keys).square().sum(0).mean().sqrt(),
         "new_edit_distance": (new @ keys - (weight @ keys + residual)).norm(dim=0).mean(),
         "old_edit_distance": residual.norm(dim=0).mean(),
         "delta_norm": (new - weight).norm(), "new_weights_norm": new.norm(), "original_weights_norm": weight.norm(),
     }
     expected = {key: float(value) for key, value in expected.items()}
-    assert {key: told[key] for key in expected} == pytest.approx(expected, rel=1e-9)
-    assert told["inside_norms"] == pytest.approx({
+    assert {key: distances[key] for key in expected} == pytest.approx(expected, rel=1e-9)
+    assert distances["inside_norms"] == pytest.approx({
         "zs_norm": float(targets.norm(dim=1).mean()), "cur_zs_norm": float(current.norm(dim=1).mean()),
         "layer_ks_norm": float(keys.norm(dim=0).mean()), "residual_norm": float(residual.norm(dim=0).mean()),
         "adj_norm": float(adjusted.norm(dim=0).mean())}, rel=1e-9)
-    assert objective_distances(asked, change, weight.T if in_first else weight, in_first)["preservation_distance"] is None
+    assert objective_distances(goal, change, weight.T if in_first else weight, in_first)["preservation_distance"] is None
 
 
 def test_what_edits_tell(tiny_gpt2):
     """The exact constraint has distance 0, a soft one less than no edit at all; RECT's is that of what it writes."""
     model, tok = tiny_gpt2
     tell = {"layers": [2], "calculate_objective_value": True}
-    told = {}
+    distances_of = {}
     for name, requests, more in (("EMMET", REQUESTS[:1], {}), ("EMMET", REQUESTS, {"emmet_lambda": 0}), ("EMMET", REQUESTS, {}),
                                  ("AlphaEdit", REQUESTS, {}), ("MEMIT_rect", REQUESTS, {})):
         edit = editors.load(name, HPARAMS[name] | tell | more).edit(model, tok, requests, progress=False)
         (distances,) = edit.info["objective_distances"].values()
         (delta,) = edit.deltas().values()
-        told[name, len(requests), *more] = distances
+        distances_of[name, len(requests), *more] = distances
         assert distances["delta_norm"] == pytest.approx(float(delta.norm()), rel=1e-5)
         # The definition, on the keys themselves.
         sites = find_sites(model)
@@ -69,19 +69,19 @@ def test_what_edits_tell(tiny_gpt2):
         moved = float(torch.trace(change @ moment @ change.T).sqrt())
         assert distances["preservation_distance"] == pytest.approx(moved, rel=1e-4)
     for exact in (("EMMET", 1), ("EMMET", 2, "emmet_lambda")):
-        assert told[exact]["new_edit_distance"] < 1e-4 * told[exact]["old_edit_distance"]
+        assert distances_of[exact]["new_edit_distance"] < 1e-4 * distances_of[exact]["old_edit_distance"]
     for soft in (("EMMET", 2), ("AlphaEdit", 2), ("MEMIT_rect", 2)):
-        assert 1e-3 < told[soft]["new_edit_distance"] / told[soft]["old_edit_distance"] < 1
+        assert 1e-3 < distances_of[soft]["new_edit_distance"] / distances_of[soft]["old_edit_distance"] < 1
 
 
 def test_keys_and_norms_are_the_layers(tiny_gpt2):
     model, tok = tiny_gpt2
     editor = editors.load("MEMIT", HPARAMS["MEMIT"])
     contexts = [["{}"], ["So. {}"]]
-    told = editor.edit(model, tok, REQUESTS, context_templates=contexts, progress=False).info["objective_distances"]
-    assert list(told) == ["1", "2"] and all(of_layer["preservation_distance"] is None for of_layer in told.values())
+    distances = editor.edit(model, tok, REQUESTS, context_templates=contexts, progress=False).info["objective_distances"]
+    assert list(distances) == ["1", "2"] and all(of_layer["preservation_distance"] is None for of_layer in distances.values())
     requests = parse_requests(REQUESTS, tok)
     keys = compute_keys(Decoder.of(model, tok), requests, [1], contexts, "subject_last")[1]
-    assert told["1"]["inside_norms"]["layer_ks_norm"] == pytest.approx(float(keys.norm(dim=1).mean()), rel=1e-6)
+    assert distances["1"]["inside_norms"]["layer_ks_norm"] == pytest.approx(float(keys.norm(dim=1).mean()), rel=1e-6)
     weight = weight_of(model, find_sites(model), 1)[1]
-    assert told["1"]["original_weights_norm"] == pytest.approx(float(weight.norm()), rel=1e-6)
+    assert distances["1"]["original_weights_norm"] == pytest.approx(float(weight.norm()), rel=1e-6)

@@ -24,16 +24,16 @@ def _stats(tmp_path_factory, monkeypatch):
 
 def key_and_value(model, tok, hparams, monkeypatch):
     """(what the edited weight makes of the key, the value that was sought)."""
-    seen = {}
+    recorded = {}
     original = rome.cached_optimise
-    monkeypatch.setattr(rome, "cached_optimise", lambda *a, **k: seen.setdefault("values", original(*a, **k)))
+    monkeypatch.setattr(rome, "cached_optimise", lambda *a, **k: recorded.setdefault("values", original(*a, **k)))
     edit = editors.load("ROME", hparams).edit(model, tok, REQUESTS[:1], context_templates=TEMPLATES)
     sites, request, layer = find_sites(model), parse_requests(REQUESTS[:1], tok)[0], hparams["layers"][0]
     inputs, _ = layer_io(Decoder(model, tok, sites), request, layer, [TEMPLATES], "subject_last")
     key = inputs[0] if hparams["key"] == "legacy" else inputs.mean(0)
     with edit.applied(model), torch.no_grad():
         mapped = get_module(model, sites.name("down_proj", layer))(key[None])[0]
-    return mapped, seen["values"].target[0]
+    return mapped, recorded["values"].target[0]
 
 
 @pytest.mark.parametrize("key", ["legacy", "consistent"])

@@ -66,14 +66,14 @@ def test_kept_for_each_model():
 def test_kept_for_each_tokenizer(kind):
     """A model that is used with another tokenizer, or another BOS, gets the texts of that one."""
     model, tok = tiny_model("gpt2"), tiny_tokenizer("byte_level")
-    known = [context_templates(model, tok, kind)]
-    known.append(context_templates(model, tiny_tokenizer("metaspace"), kind))
-    assert known[0] != known[1] == fresh(kind, tokenizer="metaspace")
-    assert context_templates(model, copy.deepcopy(tok), kind) == known[0]
+    contexts = [context_templates(model, tok, kind)]
+    contexts.append(context_templates(model, tiny_tokenizer("metaspace"), kind))
+    assert contexts[0] != contexts[1] == fresh(kind, tokenizer="metaspace")
+    assert context_templates(model, copy.deepcopy(tok), kind) == contexts[0]
     if kind == "rome":
         other = copy.deepcopy(tok)
         other.bos_token = other.convert_ids_to_tokens(40)
-        assert context_templates(model, other, kind) != known[0]
+        assert context_templates(model, other, kind) != contexts[0]
 
 
 def test_contexts_longer_than_the_model():

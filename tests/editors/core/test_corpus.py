@@ -111,16 +111,16 @@ class Rows(list):
 
 
 def test_hub_data_set(hub):
-    asked = []
+    loaded_names = []
 
     def load_dataset(name, config, split):
-        asked.append((name, config, split))
+        loaded_names.append((name, config, split))
         return Rows([{"id": 1, "text": "One."}, {"id": 2, "text": "Two."}])
 
     hub.load_dataset = load_dataset
     assert list(find_corpus("wikipedia").texts()) == ["One.", "Two."]
     assert list(find_corpus("owner/name").texts()) == ["One.", "Two."]
-    assert asked == [("wikimedia/wikipedia", "20231101.en", "train"), ("owner/name", None, "train")]
+    assert loaded_names == [("wikimedia/wikipedia", "20231101.en", "train"), ("owner/name", None, "train")]
 
 
 def test_hub_data_set_without_texts(hub):

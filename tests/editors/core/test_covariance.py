@@ -116,11 +116,11 @@ def test_moment_is_the_mean_of_k_kt_over_all_tokens(arch, tmp_path):
     moments = collect(model, tok, [2, 1], corpus, "all", stats_dir=tmp_path, pack_tokens=200, progress=False)
     assert list(moments) == [2, 1]
     for layer, moment in moments.items():
-        wanted = keys[layer]
-        assert moment.count == len(wanted) == 6 + min(151, longest) + 1 + 2 + 41 + 18
-        assert relative(moment.matrix, wanted.T @ wanted / len(wanted)) < 2e-6
-        assert relative(moment.mean, wanted.mean(0)) < 2e-6
-        assert moment.norm_mean == pytest.approx(wanted.norm(dim=1).mean().item(), rel=1e-5)
+        layer_keys = keys[layer]
+        assert moment.count == len(layer_keys) == 6 + min(151, longest) + 1 + 2 + 41 + 18
+        assert relative(moment.matrix, layer_keys.T @ layer_keys / len(layer_keys)) < 2e-6
+        assert relative(moment.mean, layer_keys.mean(0)) < 2e-6
+        assert moment.norm_mean == pytest.approx(layer_keys.norm(dim=1).mean().item(), rel=1e-5)
 
 
 def test_start_of_each_text_is_read_whatever_the_tokenizer_truncates(gpt2, tmp_path):
@@ -148,11 +148,11 @@ def test_sums_of_a_width_that_blocks_do_not_divide(d_in):
     sums.add(keys[:20])
     assert torch.equal(sums.tensors()["mom2"], sums.tensors()["mom2"])
     sums.add(keys[20:])
-    found, keys = sums.tensors(), keys.double()
-    assert torch.equal(found["mom2"], found["mom2"].T)
-    assert relative(found["mom2"], keys.T @ keys) < 1e-14
-    assert relative(found["key_sum"], keys.sum(0)) < 1e-14
-    assert relative(found["norm_sum"], keys.norm(dim=1).sum()) < 1e-14
+    tensors, keys = sums.tensors(), keys.double()
+    assert torch.equal(tensors["mom2"], tensors["mom2"].T)
+    assert relative(tensors["mom2"], keys.T @ keys) < 1e-14
+    assert relative(tensors["key_sum"], keys.sum(0)) < 1e-14
+    assert relative(tensors["norm_sum"], keys.norm(dim=1).sum()) < 1e-14
 
 
 def test_float16_rounds_keys_but_not_their_sums():
@@ -160,9 +160,9 @@ def test_float16_rounds_keys_but_not_their_sums():
     sums = KeySums(8, torch.float16, keys.device)
     sums.add(keys)
     rounded = keys.half().double()
-    found = sums.tensors()["mom2"]
-    assert found.dtype == torch.float32 and found.max() > torch.finfo(torch.float16).max
-    assert relative(found, rounded.T @ rounded) < 1e-6 < relative(found, keys.double().T @ keys.double())
+    mom2 = sums.tensors()["mom2"]
+    assert mom2.dtype == torch.float32 and mom2.max() > torch.finfo(torch.float16).max
+    assert relative(mom2, rounded.T @ rounded) < 1e-6 < relative(mom2, keys.double().T @ keys.double())
 
 
 # ---------------------------------------------------------------------------------------------- the stream of texts
@@ -191,8 +191,8 @@ def test_batches_are_packed_and_can_be_entered_anywhere(window, max_keys, monkey
     texts = [" ".join(["w5"] * n) for n in lengths]
     order = list(reversed(range(len(texts))))
     stream = list(batches(tok, texts, order, 50, 64, max_keys))
-    taken = sum(len(row) for batch in stream for row in batch.rows)
-    assert taken == min(max_keys or 10**9, sum(min(n, 50) for n in lengths))
+    tokens = sum(len(row) for batch in stream for row in batch.rows)
+    assert tokens == min(max_keys or 10**9, sum(min(n, 50) for n in lengths))
     for batch in stream:
         assert all(batch.rows) and (len(batch.rows) == 1 or len(batch.rows[0]) * len(batch.rows) <= 64)
         assert [len(row) for row in batch.rows] == sorted(map(len, batch.rows), reverse=True)
@@ -247,9 +247,9 @@ def no_pass(monkeypatch):
 
 
 def only_file(folder: Path, suffix=".safetensors") -> Path:
-    found = list(folder.rglob(f"*{suffix}"))
-    assert len(found) == 1, found
-    return found[0]
+    matches = list(folder.rglob(f"*{suffix}"))
+    assert len(matches) == 1, matches
+    return matches[0]
 
 
 def test_files_give_the_same_bits_and_say_what_they_are_of(gpt2, tmp_path, no_pass):
@@ -270,11 +270,11 @@ def test_files_give_the_same_bits_and_say_what_they_are_of(gpt2, tmp_path, no_pa
 def test_only_missing_layers_are_collected(gpt2, tmp_path, monkeypatch):
     model, tok = gpt2
     collect(model, tok, [1, 2], CORPUS, 20, stats_dir=tmp_path, progress=False)
-    asked = []
+    collected_layers = []
     add_batch = covariance.add_batch
-    monkeypatch.setattr(covariance, "add_batch", lambda *args: (asked.append(set(args[1])), add_batch(*args)))
+    monkeypatch.setattr(covariance, "add_batch", lambda *args: (collected_layers.append(set(args[1])), add_batch(*args)))
     assert set(collect(model, tok, [2, 3, 1], CORPUS, 20, stats_dir=tmp_path, progress=False)) == {1, 2, 3}
-    assert asked and all(layers == {3} for layers in asked)
+    assert collected_layers and all(layers == {3} for layers in collected_layers)
 
 
 def test_an_edited_model_keeps_its_statistics_and_gets_no_new_ones(gpt2, tmp_path):
@@ -413,9 +413,9 @@ def test_published_file_is_read(published, tmp_path, no_pass, kinds):
     path = write_published(folder, moment, name=f"transformer.h.2.mlp.c_proj_float32_{kinds}_40.npz")
     no_pass()
     with pytest.warns(UserWarning, match="which model and corpus they are of can't be checked"):
-        found = collect(model, tok, [2], CORPUS, 40, stats_dir=tmp_path, progress=False)[2]
-    assert relative(found.matrix, moment.matrix) < 1e-7 and found.count == moment.count and found.mean is None
-    assert found.identity["weights"] == found.identity["corpus"] == "unknown" and found.identity["file"] == str(path)
+        loaded = collect(model, tok, [2], CORPUS, 40, stats_dir=tmp_path, progress=False)[2]
+    assert relative(loaded.matrix, moment.matrix) < 1e-7 and loaded.count == moment.count and loaded.mean is None
+    assert loaded.identity["weights"] == loaded.identity["corpus"] == "unknown" and loaded.identity["file"] == str(path)
 
 
 def test_published_file_of_cropped_texts_has_braces_in_its_name(published, tmp_path, no_pass):
@@ -423,8 +423,8 @@ def test_published_file_of_cropped_texts_has_braces_in_its_name(published, tmp_p
     write_published(folder, moment, name="transformer.h.2.mlp.c_proj_float32_mom2_t{batch_tokens}_40.npz")
     no_pass()
     with pytest.warns(UserWarning, match="can't be checked"):
-        found = collect(model, tok, [2], CORPUS, 40, stats_dir=tmp_path, batch_tokens=40, progress=False)[2]
-    assert found.count == moment.count
+        loaded = collect(model, tok, [2], CORPUS, 40, stats_dir=tmp_path, batch_tokens=40, progress=False)[2]
+    assert loaded.count == moment.count
 
 
 def test_own_file_is_preferred(published, tmp_path, no_pass):
@@ -632,8 +632,8 @@ def test_default_folder(monkeypatch):
 def test_rank_and_condition_as_far_as_float32_tells(count, rank):
     """Also of keys that are a thousand times longer in some directions than in others, as those of real models are."""
     keys = torch.randn(count, 256, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -3, 256)
-    told = spectrum(keys.T @ keys / count)
-    assert told["rank"] == pytest.approx(rank, abs=2) and told["rank"] <= rank
+    measured = spectrum(keys.T @ keys / count)
+    assert measured["rank"] == pytest.approx(rank, abs=2) and measured["rank"] <= rank
     if rank == 256:
         exact = torch.linalg.svdvals(keys.double())
-        assert told["condition"] == pytest.approx(float((exact[0] / exact[-1]) ** 2), rel=0.05)
+        assert measured["condition"] == pytest.approx(float((exact[0] / exact[-1]) ** 2), rel=0.05)

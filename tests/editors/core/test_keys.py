@@ -133,10 +133,10 @@ def test_last_is_each_prompts_own_last_token():
 
 
 def count_rows(model, module_name):
-    seen = []
-    hook = lambda module, args, kwargs, output: seen.append(tuple(first(output).shape[:2]))  # noqa: E731
+    shapes = []
+    hook = lambda module, args, kwargs, output: shapes.append(tuple(first(output).shape[:2]))  # noqa: E731
     get_module(model, module_name).register_forward_hook(hook, with_kwargs=True)
-    return seen
+    return shapes
 
 
 def test_nothing_runs_above_the_deepest_layer():
@@ -145,16 +145,16 @@ def test_nothing_runs_above_the_deepest_layer():
     runs = {name: count_rows(model, name) for name in ("model.layers.1", "model.layers.2", "model.norm", "lm_head")}
     compute_keys(Decoder(model, tok, sites), REQUESTS, [0, 2], GROUPS)
     # Block 2 is left at its projection, so its own hook never fires.
-    assert [len(seen) for seen in runs.values()] == [1, 0, 0, 0]
+    assert [len(shapes) for shapes in runs.values()] == [1, 0, 0, 0]
 
 
 def test_equal_beginnings_run_once():
     """Behind the subject prompts may differ: its key does not depend on that."""
     model, tok = tiny_model("llama"), tiny_tokenizer()
-    sites, seen = find_sites(model), count_rows(model, "model.layers.0")
+    sites, shapes = find_sites(model), count_rows(model, "model.layers.0")
     requests = [Request("{} lives in", "Orla Venn", " x"), Request("{} works as a clockmaker", "Orla Venn", " y"), REQUESTS[1]]
     keys = compute_keys(Decoder(model, tok, sites), requests, [1], GROUPS)[1]
-    assert sum(rows for rows, _ in seen) == 2 * 4 and torch.equal(keys[0], keys[1]) and not torch.allclose(keys[0], keys[2])
+    assert sum(rows for rows, _ in shapes) == 2 * 4 and torch.equal(keys[0], keys[1]) and not torch.allclose(keys[0], keys[2])
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 77, 10_000])
@@ -162,10 +162,10 @@ def test_batches_keep_to_the_budget(batch_tokens):
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     sites = find_sites(model)
     whole = compute_keys(Decoder(model, tok, sites), REQUESTS, [2], GROUPS)[2]
-    seen = count_rows(model, "transformer.h.0")
+    shapes = count_rows(model, "transformer.h.0")
     keys = compute_keys(Decoder(model, tok, sites), REQUESTS, [2], GROUPS, batch_tokens=batch_tokens)[2]
-    assert all(rows * width <= batch_tokens or rows == 1 for rows, width in seen)
-    assert (len(seen) == 1) == (batch_tokens == 10_000)
+    assert all(rows * width <= batch_tokens or rows == 1 for rows, width in shapes)
+    assert (len(shapes) == 1) == (batch_tokens == 10_000)
     torch.testing.assert_close(keys, whole, atol=1e-6, rtol=1e-5)
 
 

@@ -221,15 +221,15 @@ def test_pad_batch():
 
 
 def test_requests_in_the_fields_form():
-    given = {
+    request = {
         "case_id": 3, "prompt": "{} speaks", "subject": "Orla", "relation_id": "P1",
         "target_new": {"str": "Nyvian", "id": "Q1"}, "target_true": {"str": "Vellic", "id": "Q2"},
     }
-    parsed = parse_requests([given, {"prompt": "{} is", "subject": "{}", "target_new": " Vellic"}], tiny_tokenizer())
+    parsed = parse_requests([request, {"prompt": "{} is", "subject": "{}", "target_new": " Vellic"}], tiny_tokenizer())
     assert parsed[0] == Request("{} speaks", "Orla", " Nyvian", 3, "Vellic")
     assert parsed[1] == Request("{} is", "{}", " Vellic", None, None)
     assert parse_requests(parsed) == parsed
-    assert given["target_new"] == {"str": "Nyvian", "id": "Q1"}
+    assert request["target_new"] == {"str": "Nyvian", "id": "Q1"}
 
 
 @pytest.mark.parametrize("change, message", [
@@ -271,10 +271,10 @@ def published_positions(tok, prompt, subject):
 def test_real_prompts_with_gpt2s_own_tokenizer(realdata):
     tok = GPT2TokenizerFast.from_pretrained(realdata / "gpt2_tokenizer")
     rewrites = [record["requested_rewrite"] for record in json.loads((realdata / "counterfact_300.json").read_text())]
-    known = json.loads((realdata / "known_1000.json").read_text())
-    facts = [(r["prompt"], r["subject"]) for r in rewrites] + [(k["template"], k["subject"]) for k in known]
+    known_facts = json.loads((realdata / "known_1000.json").read_text())
+    facts = [(r["prompt"], r["subject"]) for r in rewrites] + [(k["template"], k["subject"]) for k in known_facts]
     facts = [(prompt, subject) for prompt, subject in facts if prompt.startswith("{}") or " {}" in prompt]
     assert len(facts) > 1000
     for fact_token in FACT_TOKENS[:3]:
-        ours = [found.index for found in locate_all(tok, facts, fact_token)]
+        ours = [located.index for located in locate_all(tok, facts, fact_token)]
         assert ours == [published_positions(tok, *fact)[fact_token] for fact in facts]

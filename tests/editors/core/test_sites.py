@@ -81,14 +81,14 @@ def test_weight_in_its_own_orientation(arch, square):
     assert model.get_parameter(name) is weight and in_first == (arch == "gpt2")
     assert not square or weight.shape == (WIDTH, WIDTH)
     projection, ids = get_module(model, sites.name("down_proj", 1)), some_ids()
-    seen = []
-    projection.register_forward_hook(lambda m, args, output: seen.append((args[0], output)))
+    inputs_and_outputs = []
+    projection.register_forward_hook(lambda m, args, output: inputs_and_outputs.append((args[0], output)))
     model(ids)
     d_out, d_in = (weight.shape[1], weight.shape[0]) if in_first else weight.shape
     u, v = torch.randn(d_out), torch.randn(d_in)
     weight += torch.outer(v, u) if in_first else torch.outer(u, v)
     model(ids)
-    (k, before), (k_again, after) = seen
+    (k, before), (k_again, after) = inputs_and_outputs
     torch.testing.assert_close(k, k_again)
     torch.testing.assert_close(after - before, (k @ v)[..., None] * u, atol=1e-4, rtol=1e-4)
     assert by_row(after, 2).shape == (2, 9, WIDTH)

@@ -170,14 +170,14 @@ def test_last_is_the_prompts_last_token(tiny_gpt2):
 def test_shared_beginnings_run_once(tiny_gpt2):
     assert shared_beginnings([[1, 2, 3], [9], [1, 2, 4, 5], [1, 7], []]) == [2, 0, 2, 1, 0]
     model, _ = tiny_gpt2
-    seen = []
-    hook = model.transformer.h[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:2].numel()))
+    token_counts = []
+    hook = model.transformer.h[0].register_forward_pre_hook(lambda module, args: token_counts.append(args[0].shape[:2].numel()))
     rows = [[*range(20), 30 + i, 50] for i in range(10)]
     try:
         Replay(Decoder.of(model, tiny_tokenizer()), rows, [21] * 10, start=2)
     finally:
         hook.remove()
-    assert seen == [20, 10, 10]  # the common tokens, each row's own one, and the replayed column
+    assert token_counts == [20, 10, 10]  # the common tokens, each row's own one, and the replayed column
 
 
 def test_rows_that_begin_alike_up_to_the_looked_up_token(tiny_gpt2):

@@ -36,13 +36,13 @@ def plainly(model, tok, request, settings, site):
     kl_row = locate(tok, settings.kl_prompt, request.subject, settings.fact_token)
     delta = torch.zeros(sites.d_model, dtype=model.dtype, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=settings.v_lr)
-    seen = {}
+    states = {}
 
     def run(ids, index):
         """Logits of one text with delta added; notes the state that stood there and the loss layer's output."""
         def add(module, args, output):
             changed = by_row(first(output), 1).clone()
-            seen.setdefault("initial", changed[0, index].detach().clone())
+            states.setdefault("initial", changed[0, index].detach().clone())
             changed[0, index] += delta
             changed = changed.reshape(first(output).shape)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
@@ -50,7 +50,7 @@ def plainly(model, tok, request, settings, site):
         hooks = [get_module(model, sites.name(site, LAYER)).register_forward_hook(add)]
         if inner is not None:
             block = get_module(model, sites.name("block", inner))
-            hooks.append(block.register_forward_hook(lambda module, args, output: seen.update(lens=first(output)[0])))
+            hooks.append(block.register_forward_hook(lambda module, args, output: states.update(lens=first(output)[0])))
         logits = model(torch.tensor([ids]), use_cache=False).logits[0]
         for hook in hooks:
             hook.remove()
@@ -61,13 +61,13 @@ def plainly(model, tok, request, settings, site):
         for row in rows:
             logits = run(row.ids + target[:-1].tolist(), row.index)
             if inner is not None:
-                logits = logits_of(model, sites.lm_head, get_module(model, sites.final_norm)(seen["lens"]))
+                logits = logits_of(model, sites.lm_head, get_module(model, sites.final_norm)(states["lens"]))
             log_p = logits[len(row.ids) - 1 :].log_softmax(-1)
             loss = loss - log_p.gather(1, target[:, None]).mean() / len(rows)
-        now = run(kl_row.ids, kl_row.index)[kl_row.index].log_softmax(-1)
-        unedited = seen.setdefault("unedited", now.detach())
-        loss = loss + settings.kl_factor * (now.exp() * (now - unedited)).sum()
-        initial = seen["initial"].norm()
+        edited = run(kl_row.ids, kl_row.index)[kl_row.index].log_softmax(-1)
+        unedited = states.setdefault("unedited", edited.detach())
+        loss = loss + settings.kl_factor * (edited.exp() * (edited - unedited)).sum()
+        initial = states["initial"].norm()
         loss = loss + settings.v_weight_decay * delta.norm() / initial**2
         if loss < 0.05 or step == settings.v_num_grad_steps - 1:
             break
@@ -76,7 +76,7 @@ def plainly(model, tok, request, settings, site):
         adam.step()
         with torch.no_grad():
             delta *= min(1, settings.clamp_norm_factor * initial / delta.norm())
-    return seen["initial"], seen["initial"] + delta.detach()
+    return states["initial"], states["initial"] + delta.detach()
 
 
 def check(arch, tokenizer, site, **changes):

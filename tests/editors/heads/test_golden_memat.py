@@ -44,7 +44,7 @@ def read(name):
 
 def there(name, key):
     """Whether the collection at hand has an array."""
-    return any(found.startswith(key) for found in arrays(name).files)
+    return any(file_key.startswith(key) for file_key in arrays(name).files)
 
 
 D12 = [key for key in ("english12/cpu", "english12/gpu_copy", "catalan12/cpu", "catalan12/gpu_copy")
@@ -112,29 +112,29 @@ def edited(request, falcon):
 def test_head_outputs(falcon):
     model, tok = falcon
     rows = [tok(sentence).input_ids for sentence in read("a_head_outputs")["sentences"]]
-    found = head_outputs(Decoder.of(model, tok), rows)
-    np.testing.assert_allclose(found, arrays("a_head_outputs")["a/head_out_last"], atol=2e-5)
+    outputs = head_outputs(Decoder.of(model, tok), rows)
+    np.testing.assert_allclose(outputs, arrays("a_head_outputs")["a/head_out_last"], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["english", "catalan"])
 def test_greedy_contexts(falcon, name):
-    found = context_templates(*falcon, "greedy", starts=languages.spec(name).context_starts)
-    assert found[0] == ["{}"]
+    contexts = context_templates(*falcon, "greedy", starts=languages.spec(name).context_starts)
+    assert contexts[0] == ["{}"]
     published = read("greedy_contexts")["generated"][name]
     texts = [" ".join(text.replace("{", " ").replace("}", " ").split()) for text in published]
-    assert [group[0] for group in found[1:]] == [f"{text}. {{}}" for text in texts]
+    assert [group[0] for group in contexts[1:]] == [f"{text}. {{}}" for text in texts]
 
 
 def test_second_moments_in_half_precision(long_falcon):
-    known, decoder = arrays("stats"), Decoder.of(*long_falcon)
-    for key in known.files:
+    moments, decoder = arrays("stats"), Decoder.of(*long_falcon)
+    for key in moments.files:
         _, language, layer = key.split("/")
         corpus = FOLDER / f"corpus_{language[:3]}.jsonl"
         layer = int(layer.removeprefix("layer"))
         texts = 312 if language == "english" else 272  # all of them
         spec = covariance.MomentSpec(str(corpus), texts, "float16", batch_tokens=1000)
         moment = covariance.collect(decoder, [layer], spec, progress=False)[layer]
-        assert relative(moment.matrix.numpy()[np.triu_indices(256)], known[key]) < 1e-5
+        assert relative(moment.matrix.numpy()[np.triu_indices(256)], moments[key]) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:.*without effect", "ignore:the corpus has")
@@ -163,8 +163,8 @@ def test_features_and_voters(edited, requests):
     pair, model, tok = edited
     facts = parse_requests(requests[pair[1]], tok)
     if there("b_features", f"b/{pair}"):
-        found = relevance.features(Decoder.of(model, tok), facts)
-        assert relative(found.flatten(0, 1), arrays("b_features")[f"b/{pair}/X"]) < 1e-4
+        features = relevance.features(Decoder.of(model, tok), facts)
+        assert relative(features.flatten(0, 1), arrays("b_features")[f"b/{pair}/X"]) < 1e-4
     if pair[1] == "E":  # Catalan votes were counted with the crossed scoring (below)
         voters = relevance.says_targets(Decoder.of(model, tok), facts).nonzero()[:, 0].tolist()
         assert voters == arrays("c_probes")[f"c/{pair}/voters"].tolist()
@@ -172,13 +172,13 @@ def test_features_and_voters(edited, requests):
 
 def test_probes(edited, requests):
     pair, model, tok = edited
-    known = arrays("c_probes")
-    found = relevance.features(Decoder.of(model, tok), parse_requests(requests[pair[1]], tok))
-    for prefix, voters, order in (("", known[f"c/{pair}/voters"].tolist(), "shuffled_voter_order"),
+    published = arrays("c_probes")
+    features = relevance.features(Decoder.of(model, tok), parse_requests(requests[pair[1]], tok))
+    for prefix, voters, order in (("", published[f"c/{pair}/voters"].tolist(), "shuffled_voter_order"),
                                   ("allvoters_", list(range(24)), "allvoters_order")):
-        ranking = relevance.probe(found, voters, 0.3, 123)
-        assert ranking.training + ranking.validation == known[f"c/{pair}/{order}"].tolist()
-        assert np.array_equal(ranking.accuracy, known[f"c/{pair}/{prefix}val_acc"])
+        ranking = relevance.probe(features, voters, 0.3, 123)
+        assert ranking.training + ranking.validation == published[f"c/{pair}/{order}"].tolist()
+        assert np.array_equal(ranking.accuracy, published[f"c/{pair}/{prefix}val_acc"])
         # Published ties are broken at random: the chosen heads have the same accuracies.
         for number in (4, 8):
             ours, theirs = ([float(ranking.accuracy[head]) for head in heads]
@@ -189,23 +189,23 @@ def test_probes(edited, requests):
 @pytest.mark.parametrize("heads, batch", STAGES)
 def test_corrections(edited, requests, heads, batch):
     pair, model, tok = edited
-    known, key = arrays("e_corrections"), f"e/{pair}/K{heads}_batch{batch}"
+    published, key = arrays("e_corrections"), f"e/{pair}/K{heads}_batch{batch}"
     chosen = [tuple(head) for head in TOP[f"c/{pair}/top{heads}"]]
     templates = sum(TEMPLATES[NAMES[pair[0]]], [])
     steps = []
     settings = dataclasses.replace(editor(pair[0]).settings(), batch=batch)
     vectors = training.train(Decoder.of(model, tok), parse_requests(requests[pair[1]], tok), chosen, templates, settings,
                              watch=lambda *step: steps.append(step), progress=False)
-    assert len(steps) == len(known[f"{key}/grads"])
+    assert len(steps) == len(published[f"{key}/grads"])
     for step, gradient, before, after, _ in steps:
-        assert relative(gradient, known[f"{key}/grads"][step]) < 1e-4
-        assert relative(before, known[f"{key}/pre_clamp"][step]) < 1e-4
-        assert relative(after, known[f"{key}/delta_steps"][step]) < 1e-4
-    terms = known[f"{key}/request_loss_nll_kl_wd"]
+        assert relative(gradient, published[f"{key}/grads"][step]) < 1e-4
+        assert relative(before, published[f"{key}/pre_clamp"][step]) < 1e-4
+        assert relative(after, published[f"{key}/delta_steps"][step]) < 1e-4
+    terms = published[f"{key}/request_loss_nll_kl_wd"]
     for name, column in (("nll", 1), ("wd", 3)):  # the KL term is none of theirs: its gradient is 0
         ours = torch.cat([losses[name] for *_, losses in steps])
         np.testing.assert_allclose(ours, terms[:, column], rtol=1e-4, atol=1e-5)
-    assert relative(vectors, known[f"{key}/vectors"]) < 1e-4
+    assert relative(vectors, published[f"{key}/vectors"]) < 1e-4
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -214,8 +214,8 @@ def test_biases(falcon, pair, heads, batch):
     chosen, stage = [tuple(head) for head in TOP[f"c/{pair}/top{heads}"]], f"{pair}/K{heads}_batch{batch}"
     vectors = torch.tensor(arrays("e_corrections")[f"e/{stage}/vectors"])
     for name, overwrite in (("published", True), ("sum", False)):
-        found = as_biases(Decoder.of(falcon[0]), chosen, vectors, overwrite)
-        assert relative(stacked(found), arrays("f_biases")[f"f/{stage}/bias_{name}"]) < 1e-5
+        biases = as_biases(Decoder.of(falcon[0]), chosen, vectors, overwrite)
+        assert relative(stacked(biases), arrays("f_biases")[f"f/{stage}/bias_{name}"]) < 1e-5
 
 
 def stacked(biases):
@@ -228,19 +228,19 @@ def stacked(biases):
 
 def test_iti(edited, requests):
     pair, model, tok = edited
-    known = arrays("g_iti")
+    published = arrays("g_iti")
     voters = arrays("c_probes")[f"c/{pair}/voters"].tolist()
-    found = relevance.features(Decoder.of(model, tok), parse_requests(requests[pair[1]], tok))
-    unshuffled = relevance.probe(found, voters, 0.3, None)
-    assert np.array_equal(unshuffled.accuracy, known[f"g/{pair}/val_acc_unshuffled"])
+    features = relevance.features(Decoder.of(model, tok), parse_requests(requests[pair[1]], tok))
+    unshuffled = relevance.probe(features, voters, 0.3, None)
+    assert np.array_equal(unshuffled.accuracy, published[f"g/{pair}/val_acc_unshuffled"])
     for heads in (4, 8):
-        chosen = [tuple(head) for head in known[f"g/{pair}/K{heads}/heads"].tolist()]
-        outputs = torch.stack([found[:, :, layer, head] for layer, head in chosen])
-        expected = known[f"g/{pair}/K{heads}/std"][:, None] * known[f"g/{pair}/K{heads}/direction"]
+        chosen = [tuple(head) for head in published[f"g/{pair}/K{heads}/heads"].tolist()]
+        outputs = torch.stack([features[:, :, layer, head] for layer, head in chosen])
+        expected = published[f"g/{pair}/K{heads}/std"][:, None] * published[f"g/{pair}/K{heads}/direction"]
         assert relative(shifts(outputs, voters, 1.0), expected) < 1e-4
         for alpha in (1, 5, 15):
             biases = as_biases(Decoder.of(model), chosen, shifts(outputs, voters, alpha))
-            assert relative(stacked(biases), known[f"g/{pair}/K{heads}_alpha{alpha}/bias"]) < 1e-4
+            assert relative(stacked(biases), published[f"g/{pair}/K{heads}_alpha{alpha}/bias"]) < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:.*without effect", "ignore:the corpus has")
@@ -265,22 +265,22 @@ def test_end_to_end(long_falcon, requests, pair, refreshing):
 def test_evaluation_of_both_languages(edited, golden, stage):
     """With the crossed pairing, and the facts that vote by it."""
     pair, model, tok = edited
-    known = json.loads((golden / "memat" / "h_evaluation.json").read_text()).get(f"{pair}/main_run/{stage}")
-    if known is None:
+    published = json.loads((golden / "memat" / "h_evaluation.json").read_text()).get(f"{pair}/main_run/{stage}")
+    if published is None:
         pytest.skip("not in the collection at hand")
     language = stage.partition("/")[2] or NAMES[pair[1]]
     records = data.load(FOLDER / f"records_{language}.json", language=language)
     chosen = [tuple(head) for head in TOP[f"c/{pair}/top8"]]
     vectors = torch.tensor(arrays("e_corrections")[f"e/{pair}/K8_batch32/vectors"]) * (stage != "memit_training")
     with folded(Decoder.of(model), Corrections(chosen, vectors), overwrite=True).applied(model):
-        found = counterfact_metrics(model, tok, records, generated=False, pairing="legacy")
-    for ours, theirs in zip(found, known, strict=True):
+        metrics = counterfact_metrics(model, tok, records, generated=False, pairing="legacy")
+    for ours, theirs in zip(metrics, published, strict=True):
         for group in ("rewrite", "paraphrase", "neighborhood"):
             assert ours[f"{group}_prompts_correct"] == theirs[f"{group}_prompts_correct"]
             for a, b in zip(ours[f"{group}_prompts_probs"], theirs[f"{group}_prompts_probs"], strict=True):
                 assert a == pytest.approx(b, rel=2e-3, abs=1e-4)
     if stage == "memit_training":
-        voters = [i for i, one in enumerate(found) if one["rewrite_prompts_correct"][0]]
+        voters = [i for i, one in enumerate(metrics) if one["rewrite_prompts_correct"][0]]
         assert voters == arrays("c_probes")[f"c/{pair}/voters"].tolist()
 
 
@@ -293,5 +293,6 @@ def test_the_default_profile_differs_only_by_its_quirks(long_falcon, requests):
     for layer in (1, 2, 3):
         left, right = (stored[f"pipe/EE/{part}/layer{layer}"].astype(np.float64) for part in ("resid", "adj_k"))
         assert relative(edit.deltas()[DOWN.format(layer)], left @ right.T) < 1e-3
-    made = Corrections([tuple(h) for h in TOP["c/EE/top8"]], torch.tensor(arrays("e_corrections")["e/EE/K8_batch32/vectors"]))
-    assert relative(stacked(hp.fold(long_falcon[0], made).deltas()), arrays("f_biases")["f/EE/K8_batch32/bias_sum"]) < 1e-5
+    vectors = torch.tensor(arrays("e_corrections")["e/EE/K8_batch32/vectors"])
+    biases = hp.fold(long_falcon[0], Corrections([tuple(h) for h in TOP["c/EE/top8"]], vectors)).deltas()
+    assert relative(stacked(biases), arrays("f_biases")["f/EE/K8_batch32/bias_sum"]) < 1e-5

@@ -75,13 +75,13 @@ def plain_loss(model, tok, vectors, heads, settings, requests=REQUESTS):
             row = prompt + target[:-1]
             marks = torch.tensor([len(row) - 1]) if settings.position == "last_real" else torch.arange(len(row))
             log_p = run(row, marks, vectors)
-            seen = [len(target) - 1] if settings.position == "last_real" else range(len(target))
-            for t in seen:
+            scored = [len(target) - 1] if settings.position == "last_real" else range(len(target))
+            for t in scored:
                 total = total - log_p[len(prompt) - 1 + t, target[t]] / len(TEMPLATES) / len(target)
         subject = tok(request.subject).input_ids
         marks = torch.tensor([len(subject) - 1]) if settings.position == "last_real" else torch.arange(len(subject))
-        now, initial = run(subject, marks, vectors)[-1], run(subject, marks, torch.zeros_like(vectors))[-1].detach()
-        total = total + settings.kl_factor * (now.exp() * (now - initial)).sum()
+        edited, initial = run(subject, marks, vectors)[-1], run(subject, marks, torch.zeros_like(vectors))[-1].detach()
+        total = total + settings.kl_factor * (edited.exp() * (edited - initial)).sum()
     return total / len(requests)
 
 
@@ -221,22 +221,22 @@ def test_held_out_facts_are_edited_all_the_same():
 
 
 def test_heads_may_be_any_as_a_control():
-    found = relevance.Relevance(torch.rand(4, 5), [], [], [])
+    ranking = relevance.Relevance(torch.rand(4, 5), [], [], [])
     editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"head_choice": "random"})
-    heads = editor.choose(found, 20)
+    heads = editor.choose(ranking, 20)
     assert editor.choose(relevance.Relevance(torch.zeros(4, 5), [], [], []), 7) == heads[:7]
-    assert sorted(heads) == sorted(found.best(20)) and heads != found.best(20)
+    assert sorted(heads) == sorted(ranking.best(20)) and heads != ranking.best(20)
     first, second = (editors.load("MEMAT", HPARAMS["MEMAT"] | {"head_choice": "random", "probe_seed": None}) for _ in range(2))
-    assert first.choose(found, 7) == second.choose(found, 7)
+    assert first.choose(ranking, 7) == second.choose(ranking, 7)
 
 
 def test_heads_may_be_read_in_front_of_the_object():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     requests = parse_requests([REQUESTS[0] | {"true_prompt": "{} lives by the"}, *REQUESTS[1:]], tok)
-    found = relevance.features(Decoder.of(model, tok), requests, "prompt")
+    features = relevance.features(Decoder.of(model, tok), requests, "prompt")
     rows = [tok(text).input_ids for text in ("Orla Venn lives in the city of", "Orla Venn lives by the")]
     expected = head_outputs(Decoder.of(model, tok), rows)
-    assert torch.allclose(found[0], expected, atol=1e-6) and torch.equal(found[1, 0], found[1, 1])
+    assert torch.allclose(features[0], expected, atol=1e-6) and torch.equal(features[1, 0], features[1, 1])
     editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"heads": None, "probe_token": "prompt", "voters": "all"})
     assert editor.voters(model, tok, requests) == [0] == editor.telling(requests, range(len(requests)))  # the others look alike
     with pytest.raises(UserError, match="behind the same prompt"):
@@ -260,8 +260,8 @@ def test_heads_for_facts_in_another_language_and_their_own_contexts(profile):
 
 
 def test_a_fact_in_two_languages_is_in_one_part():
-    found = torch.randn(8, 2, 3, 2, 4, generator=torch.Generator().manual_seed(0))
-    split = relevance.probe(found, [0, 1, 2, 3, 4, 6, 7], 0.3, 123, facts=[0, 1, 2, 3] * 2)
+    features = torch.randn(8, 2, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    split = relevance.probe(features, [0, 1, 2, 3, 4, 6, 7], 0.3, 123, facts=[0, 1, 2, 3] * 2)
     assert sorted(split.training + split.validation) == split.voters == [0, 1, 2, 3, 4, 6, 7]
     assert not {i % 4 for i in split.training} & {i % 4 for i in split.validation} and split.validation
 
@@ -270,10 +270,10 @@ def test_how_often_the_lookups_differ_is_told():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     editor = editors.load("MEMAT", HPARAMS["MEMAT"] | {"v_num_grad_steps": 1})
     elided = dict(REQUESTS[0], prompt="Prop d'{} hi ha")
-    asked = [*REQUESTS[1:], elided]
+    requests = [*REQUESTS[1:], elided]
     apart = [len({locate(tok, r["prompt"], r["subject"], way).index for way in ("subject_last", "subject_last_separate")}) > 1
-             for r in asked]
-    assert editor.memit(model, tok, asked, progress=False).info["lookups_differ"] == sum(apart)
+             for r in requests]
+    assert editor.memit(model, tok, requests, progress=False).info["lookups_differ"] == sum(apart)
 
 
 def test_true_facts_are_worded_for_their_object():
@@ -294,8 +294,8 @@ def test_the_model_says_what_it_says():
         inverse = torch.linalg.pinv(hidden).T
         weight = torch.zeros_like(model.lm_head.weight).index_add(0, torch.tensor(target), inverse)
         model.lm_head.weight = torch.nn.Parameter(weight)
-    asked = [dict(request, target_new=text) for text in (request["target_new"], "baker", request["target_new"] + "s")]
-    assert relevance.says_targets(Decoder.of(model, tok), parse_requests(asked, tok)).tolist() == [True, False, False]
+    requests = [dict(request, target_new=text) for text in (request["target_new"], "baker", request["target_new"] + "s")]
+    assert relevance.says_targets(Decoder.of(model, tok), parse_requests(requests, tok)).tolist() == [True, False, False]
 
 
 def test_under_inference_mode():
@@ -331,11 +331,11 @@ def test_iti_is_linear_in_alpha():
 
 
 def test_corrections_on_disk(tmp_path):
-    made = Corrections(HEADS, torch.randn(3, 8), {"language": "catalan", "shape": [4, 4, 8]})
-    made.save(tmp_path / "new" / "c.safetensors")
+    corrections = Corrections(HEADS, torch.randn(3, 8), {"language": "catalan", "shape": [4, 4, 8]})
+    corrections.save(tmp_path / "new" / "c.safetensors")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["c.npy", "c.safetensors"]
     again = Corrections.load(tmp_path / "new" / "c.safetensors")
-    assert again.heads == HEADS and torch.equal(again.vectors, made.vectors) and again.info == made.info
+    assert again.heads == HEADS and torch.equal(again.vectors, corrections.vectors) and again.info == corrections.info
     assert again.first(2).heads == HEADS[:2]
     (tmp_path / "new" / "c.safetensors").write_bytes(b"12345678")
     with pytest.raises(UserError, match="damaged"):
@@ -399,9 +399,10 @@ def test_a_joint_edit_needs_the_same_layers():
 
 def test_each_language_has_its_own_looked_up_token():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
-    here, there = (editors.load("MEMIT", MEMIT | {"fact_token": token, "context_starts": ["The"]})
-                   for token in ("last", "subject_last"))
-    joint = [joint_edit([(one, REQUESTS), (two, REQUESTS)], model, tok).deltas() for one, two in ((here, there), (there, here))]
+    last, subject_last = (editors.load("MEMIT", MEMIT | {"fact_token": token, "context_starts": ["The"]})
+                          for token in ("last", "subject_last"))
+    pairs = ((last, subject_last), (subject_last, last))
+    joint = [joint_edit([(one, REQUESTS), (two, REQUESTS)], model, tok).deltas() for one, two in pairs]
     assert all(relative(joint[0][name], joint[1][name]) < 1e-3 for name in joint[0])
 
 
@@ -409,8 +410,11 @@ def test_templates_of_modules_are_for_the_heads_too():
     """A template that is wrong is noticed by MEMAT's own steps, so a right one is used there."""
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     memat = editors.load("MEMAT", HPARAMS["MEMAT"] | {"attn_module_tmp": "transformer.h.{}.nothing"})
-    made = Corrections(HEADS, torch.zeros(3, 8))
-    for step in (lambda: memat.fold(model, made), lambda: memat.check(model, tok, []), lambda: memat.features(model, tok, [])):
+    corrections = Corrections(HEADS, torch.zeros(3, 8))
+    steps = (
+        lambda: memat.fold(model, corrections), lambda: memat.check(model, tok, []), lambda: memat.features(model, tok, [])
+    )
+    for step in steps:
         with pytest.raises(UserError, match="attn"):
             step()
 
@@ -418,9 +422,10 @@ def test_templates_of_modules_are_for_the_heads_too():
 def test_a_joint_edit_tells_each_languages_statistics():
     model, tok = tiny_model("gpt2"), tiny_tokenizer()
     memit = editors.load("MEMIT", MEMIT | {"context_starts": ["The"]})
-    told = joint_edit([(memit, REQUESTS), (memit, REQUESTS)], model, tok).info["statistics"]
-    own = memit.edit(model, tok, REQUESTS, progress=False).info["statistics"]
-    assert {layer: of["languages"] for layer, of in told.items()} == {layer: [of, of] for layer, of in own.items()}
+    joint_statistics = joint_edit([(memit, REQUESTS), (memit, REQUESTS)], model, tok).info["statistics"]
+    single_statistics = memit.edit(model, tok, REQUESTS, progress=False).info["statistics"]
+    by_layer = {layer: statistics["languages"] for layer, statistics in joint_statistics.items()}
+    assert by_layer == {layer: [statistics, statistics] for layer, statistics in single_statistics.items()}
 
 
 @pytest.mark.parametrize("name, value", [

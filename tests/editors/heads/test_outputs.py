@@ -36,20 +36,20 @@ def test_outputs_are_what_the_projection_projects(model):
     sites = find_sites(model)
     count, size = head_shape(Decoder.of(model))
     assert count == HEADS
-    found = head_outputs(Decoder.of(model, tiny_tokenizer()), ROWS)
-    assert found.shape == (len(ROWS), LAYERS, count, size)
-    for ids, outputs in zip(ROWS, found):
-        seen = {}
+    outputs_of_rows = head_outputs(Decoder.of(model, tiny_tokenizer()), ROWS)
+    assert outputs_of_rows.shape == (len(ROWS), LAYERS, count, size)
+    for ids, outputs in zip(ROWS, outputs_of_rows):
+        projected = {}
 
         def note(layer):
-            return lambda module, args, out: seen.__setitem__(layer, (module, out.reshape(-1, out.shape[-1])[-1]))
+            return lambda module, args, out: projected.__setitem__(layer, (module, out.reshape(-1, out.shape[-1])[-1]))
 
         handles = [get_module(model, sites.name("attn_out", layer)).register_forward_hook(note(layer))
                    for layer in range(LAYERS)]
         with torch.no_grad():
             model(input_ids=torch.tensor([ids]))
         [handle.remove() for handle in handles]
-        for layer, (module, out) in seen.items():
+        for layer, (module, out) in projected.items():
             _, weight = projection(Decoder.of(model), layer)
             bias = 0 if module.bias is None else module.bias.detach()
             assert relative(weight @ outputs[layer].flatten() + bias, out) < 1e-5

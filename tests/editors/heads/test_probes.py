@@ -19,30 +19,30 @@ def test_equals_scikit_learn(n, d, scale):
     """Fewer examples than dimensions, and far apart, too."""
     x, y = examples(n, 6, d)
     x = x * scale
-    found = probes.fit(x, y)
+    fitted = probes.fit(x, y)
     for head in range(6):
-        known = LogisticRegression(max_iter=10000, tol=1e-10).fit(x[:, head].numpy().astype(np.float64), y.numpy())
-        np.testing.assert_allclose(found.weight[head], known.coef_[0], atol=2e-4)
-        assert found.intercept[head] == pytest.approx(known.intercept_[0], abs=2e-3)
-        assert np.array_equal(found.predict(x)[:, head], known.predict(x[:, head].numpy().astype(np.float64)))
+        regression = LogisticRegression(max_iter=10000, tol=1e-10).fit(x[:, head].numpy().astype(np.float64), y.numpy())
+        np.testing.assert_allclose(fitted.weight[head], regression.coef_[0], atol=2e-4)
+        assert fitted.intercept[head] == pytest.approx(regression.intercept_[0], abs=2e-3)
+        assert np.array_equal(fitted.predict(x)[:, head], regression.predict(x[:, head].numpy().astype(np.float64)))
 
 
 def test_is_a_minimum():
     """The gradient vanishes: w = sum of y (1 - sigma) x, and the intercept's errors cancel."""
     x, y = examples()
-    found = probes.fit(x, y)
-    margin = torch.einsum("npd,pd->np", x.double(), found.weight) + found.intercept
+    fitted = probes.fit(x, y)
+    margin = torch.einsum("npd,pd->np", x.double(), fitted.weight) + fitted.intercept
     sign = 2.0 * y.double()[:, None] - 1
     miss = sign * torch.sigmoid(-sign * margin)
-    assert torch.allclose(torch.einsum("np,npd->pd", miss, x.double()), found.weight, atol=1e-4)
+    assert torch.allclose(torch.einsum("np,npd->pd", miss, x.double()), fitted.weight, atol=1e-4)
     assert miss.sum(0).abs().max() < 1e-4
 
 
 def test_separable_examples_have_a_finite_minimum():
     x, y = examples()
     x = x + 100 * (2 * y.float() - 1)[:, None, None]
-    found = probes.fit(x, y)
-    assert torch.isfinite(found.weight).all() and (found.predict(x) == y[:, None]).all()
+    fitted = probes.fit(x, y)
+    assert torch.isfinite(fitted.weight).all() and (fitted.predict(x) == y[:, None]).all()
 
 
 def test_features_that_float32_cannot_tell_apart():
@@ -52,12 +52,12 @@ def test_features_that_float32_cannot_tell_apart():
     x[:, 0] = 3e3 * (x[:, 0, :1] + 1e-4 * x[:, 0])
     curvature = x[:, 0].T @ x[:, 0] / 4 + torch.eye(8)
     assert torch.linalg.cholesky_ex(curvature)[1] != 0
-    found = probes.fit(x, y)
-    margin = torch.einsum("npd,pd->np", x.double(), found.weight) + found.intercept
+    fitted = probes.fit(x, y)
+    margin = torch.einsum("npd,pd->np", x.double(), fitted.weight) + fitted.intercept
     sign = 2.0 * y.double()[:, None] - 1
-    gradient = torch.einsum("np,npd->pd", sign * torch.sigmoid(-sign * margin), x.double()) - found.weight
+    gradient = torch.einsum("np,npd->pd", sign * torch.sigmoid(-sign * margin), x.double()) - fitted.weight
     assert gradient[0].abs().max() < 1e-4 * x[:, 0].abs().sum()
-    assert torch.allclose(found.weight[1], plain.weight[0], atol=1e-6)
+    assert torch.allclose(fitted.weight[1], plain.weight[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -85,8 +85,8 @@ def test_one_class_is_refused():
 def test_a_planted_head_ranks_first_and_equals_keep_their_order():
     x, y = examples(200, 12, 8)
     x[:, 7] += 3 * (2 * y.float() - 1)[:, None]
-    found = probes.fit(x[:140], y[:140])
-    accuracy = (found.predict(x[140:]) == y[140:, None]).double().mean(0).reshape(3, 4)
+    fitted = probes.fit(x[:140], y[:140])
+    accuracy = (fitted.predict(x[140:]) == y[140:, None]).double().mean(0).reshape(3, 4)
     assert probes.rank(accuracy, 1) == [(1, 3)]
     assert probes.rank(torch.ones(2, 3), 4) == [(0, 0), (0, 1), (0, 2), (1, 0)]
 

@@ -38,8 +38,8 @@ def test_golden(run, tmp_path):
     order = [about["inner_params"].index(name) for name in about["lr_order"]]
     assert relative(alg.net.edit_lrs.grad[order], z[f"{run}/outer_grad/edit_lrs"]) < 5e-5
     grads = {f"{run}/outer_grad/model.{name}": p.grad for name, p in alg.model.named_parameters()}
-    found = [key for key in grads if key in z]
-    assert found and all(relative(grads[key], z[key]) < 5e-5 for key in found)
+    shared = [key for key in grads if key in z]
+    assert shared and all(relative(grads[key], z[key]) < 5e-5 for key in shared)
     for training in (True, False):  # with graph, and from factors
         with torch.set_grad_enabled(training):
             edited, _ = alg.train(training).edit(one.edit_inner)

@@ -148,9 +148,9 @@ def test_empty_episodes(tok):
 )
 def test_kinds_and_their_feed_forward_weights(name, kind, weights):
     model = learned_model(name)
-    found = default_inner_params(model)
+    names = default_inner_params(model)
     assert (
-        model_kind(model) is kind and len(found) == weights and not any("attn" in n or "attention" in n.lower() for n in found)
+        model_kind(model) is kind and len(names) == weights and not any("attn" in n or "attention" in n.lower() for n in names)
     )
 
 

@@ -19,13 +19,13 @@ NAMES = {"MEND": "mend", "KE": "efk", "ENN": "enn"}
 
 
 @pytest.fixture(scope="module")
-def made(tiny_gpt2, tmp_path_factory):
+def trained_editors(tiny_gpt2, tmp_path_factory):
     folder = tmp_path_factory.mktemp("editors")
     return {name: trained(alg, *tiny_gpt2, folder, iterations=20) for name, alg in NAMES.items()}
 
 
-def load(made, name, **options):
-    return editors.load(name, {"checkpoint": str(made[name][1]), **options})
+def load(trained_editors, name, **options):
+    return editors.load(name, {"checkpoint": str(trained_editors[name][1]), **options})
 
 
 def many(n):
@@ -39,25 +39,26 @@ def many(n):
     ]
 
 
-def test_three_hundred_requests_are_one_batch(made, tiny_gpt2):
+def test_three_hundred_requests_are_one_batch(trained_editors, tiny_gpt2):
     """In parts of 128, and all of them count; the published code kept the last part only."""
-    requests, statistics = many(300), made["MEND"][0].state()["mend.(256, 64).k"].clone()
-    editor = load(made, "MEND")
+    requests, statistics = many(300), trained_editors["MEND"][0].state()["mend.(256, 64).k"].clone()
+    editor = load(trained_editors, "MEND")
     parts = editor.edit(*tiny_gpt2, requests).deltas()
-    whole = load(made, "MEND", chunk=300).edit(*tiny_gpt2, requests).deltas()
+    whole = load(trained_editors, "MEND", chunk=300).edit(*tiny_gpt2, requests).deltas()
     assert all(relative(parts[n], whole[n]) < 1e-4 for n in INNER)
-    last = load(made, "MEND").edit(*tiny_gpt2, requests[256:]).deltas()
-    published = load(made, "MEND", legacy_last_chunk_only=True).edit(*tiny_gpt2, requests).deltas()
+    last = load(trained_editors, "MEND").edit(*tiny_gpt2, requests[256:]).deltas()
+    published = load(trained_editors, "MEND", legacy_last_chunk_only=True).edit(*tiny_gpt2, requests).deltas()
     assert all(torch.equal(published[n], last[n]) and relative(last[n], whole[n]) > 0.1 for n in INNER)
     assert torch.equal(editor._loaded[1].net.mend["(256, 64)"].k, statistics)
 
 
-def test_published_statistics_begin_anew(made, tiny_gpt2):
-    editor = load(made, "MEND", legacy_train_mode_stats=True)
+def test_published_statistics_begin_anew(trained_editors, tiny_gpt2):
+    editor = load(trained_editors, "MEND", legacy_train_mode_stats=True)
     editor.edit(*tiny_gpt2, REQUESTS)
     first = editor._loaded[1].net.mend["(256, 64)"].k.item()
     editor.edit(*tiny_gpt2, REQUESTS)
-    assert editor._loaded[1].net.mend["(256, 64)"].k.item() == 2 * first < made["MEND"][0].state()["mend.(256, 64).k"].item()
+    trained_count = trained_editors["MEND"][0].state()["mend.(256, 64).k"].item()
+    assert editor._loaded[1].net.mend["(256, 64)"].k.item() == 2 * first < trained_count
 
 
 def test_step_sizes_belong_to_names(tiny_gpt2, tmp_path):
@@ -73,10 +74,10 @@ def test_step_sizes_belong_to_names(tiny_gpt2, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_edit_is_the_trained_editor_s(made, tiny_gpt2, name):
+def test_the_edit_is_the_trained_editor_s(trained_editors, tiny_gpt2, name):
     """Applied to the model, the Edit gives the logits of the edited Editable; factors where there are any."""
     model, tok = tiny_gpt2
-    editor, alg = load(made, name), made[name][0]
+    editor, alg = load(trained_editors, name), trained_editors[name][0]
     edit = editor.edit(model, tok, REQUESTS)
     batch, condition = editor._batches(model, tok, alg, editors.core.prompts.parse_requests(REQUESTS, tok))
     with torch.no_grad():
@@ -85,33 +86,33 @@ def test_the_edit_is_the_trained_editor_s(made, tiny_gpt2, name):
         assert relative(model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits, expected) < 1e-5
     if name != "ENN":
         assert all(isinstance(edit.changes[n], editors.LowRank) for n in INNER if "c_fc" in n)
-    half = load(made, name, lr_scale=0.5).edit(model, tok, REQUESTS)
+    half = load(trained_editors, name, lr_scale=0.5).edit(model, tok, REQUESTS)
     if name != "ENN":
         assert all(relative(half.deltas()[n], 0.5 * edit.deltas()[n]) < 1e-5 for n in INNER)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sequences(made, tiny_gpt2, name):
+def test_sequences(trained_editors, tiny_gpt2, name):
     """Each edit is made on what the earlier ones left, and a restored sequence goes on."""
     model, tok = copy.deepcopy(tiny_gpt2[0]), tiny_gpt2[1]
     before = bits(model)
-    sequence = EditSequence(load(made, name), model, tok)
+    sequence = EditSequence(load(trained_editors, name), model, tok)
     for request in REQUESTS:
         sequence.edit([request])
     after = bits(model)
-    second = load(made, name).edit(model, tok, REQUESTS[:1])
+    second = load(trained_editors, name).edit(model, tok, REQUESTS[:1])
     assert second.changes.keys() == set(INNER)
-    alone = load(made, name).edit(tiny_gpt2[0], tok, REQUESTS[1:]).deltas()
+    alone = load(trained_editors, name).edit(tiny_gpt2[0], tok, REQUESTS[1:]).deltas()
     moved = {n: after[n] - before[n] for n in INNER}
     assert any(relative(moved[n], alone[n]) > 1e-3 for n in INNER)
     sequence.revert()
     assert same(model, before)
 
 
-def test_wrong_checkpoints(made, tiny_gpt2, tmp_path, monkeypatch):
+def test_wrong_checkpoints(trained_editors, tiny_gpt2, tmp_path, monkeypatch):
     model, tok = tiny_gpt2
     cases = [
-        ("KE", {"checkpoint": str(made["MEND"][1])}, "a trained MEND, not a KE"),
+        ("KE", {"checkpoint": str(trained_editors["MEND"][1])}, "a trained MEND, not a KE"),
         ("MEND", {"checkpoint": "none.safetensors"}, "no .*MEND/none.safetensors: train .*experiments.train ... export=.*none"),
         ("MEND", {"model_name": "gpt2-xl", "n_toks": 10},
          "no .*/mend-10tok-gpt2-xl.safetensors nor .*/gpt2-xl.safetensors: .*export=.*mend-10"),
@@ -134,16 +135,16 @@ def test_wrong_checkpoints(made, tiny_gpt2, tmp_path, monkeypatch):
     other.transformer.wpe.weight.data += 1
     for name in NAMES:
         with pytest.raises(UserError, match="another model"):
-            load(made, name).edit(other, tok, REQUESTS)
+            load(trained_editors, name).edit(other, tok, REQUESTS)
     monkeypatch.setenv("KE_DATA_DIR", str(tmp_path))
     assert trained_folder() == tmp_path / "learned"
     (tmp_path / "learned" / "MEND").mkdir(parents=True)
-    (tmp_path / "learned" / "MEND" / "mine.safetensors").write_bytes(made["MEND"][1].read_bytes())
+    (tmp_path / "learned" / "MEND" / "mine.safetensors").write_bytes(trained_editors["MEND"][1].read_bytes())
     assert editors.load("MEND", {"checkpoint": "mine.safetensors"}).edit(model, tok, REQUESTS).changes
     assert LearnedHParams.of({"checkpoint": "x"}).lr_scale == 1 and OPTIONS
 
 
-def test_places_of_trained_editors(made, tmp_path, monkeypatch):
+def test_places_of_trained_editors(trained_editors, tmp_path, monkeypatch):
     """A name: among trained editors, then in the shipped folder, never in the current one; a path: there alone."""
     trained, shipped = tmp_path / "learned", tmp_path / "shipped"
     for folder in (tmp_path, shipped):
@@ -165,10 +166,10 @@ def test_places_of_trained_editors(made, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_attention_will_do(made, tiny_gpt2, name):
+def test_any_attention_will_do(trained_editors, tiny_gpt2, name):
     """Models load with sdpa, which can't be differentiated twice."""
     model, tok = copy.deepcopy(tiny_gpt2[0]), tiny_gpt2[1]
     model.set_attn_implementation("sdpa")
-    deltas = load(made, name).edit(model, tok, REQUESTS).deltas()
-    eager = load(made, name).edit(*tiny_gpt2, REQUESTS).deltas()
+    deltas = load(trained_editors, name).edit(model, tok, REQUESTS).deltas()
+    eager = load(trained_editors, name).edit(*tiny_gpt2, REQUESTS).deltas()
     assert all(relative(deltas[n], eager[n]) < 1e-4 for n in INNER)

@@ -59,8 +59,8 @@ def test_retained_and_sentiment():
         torch.tensor([[0.5], [-1.0], [2.0]]), torch.tensor([[0.0], [-2.0], [2.5]]), LABELS, False
     ).item() == close(2 / 3)
     same = torch.tensor([True, False])
-    found = losses.sentiment_scores(PRE, POST, LABELS, same, shift=False)
-    assert [found[k].item() for k in ("z_sent", "z_topic", "acc_sent", "correct_probs", "wrong_probs")] == close(
+    computed = losses.sentiment_scores(PRE, POST, LABELS, same, shift=False)
+    assert [computed[k].item() for k in ("z_sent", "z_topic", "acc_sent", "correct_probs", "wrong_probs")] == close(
         [0.362265, 0.888111, 0.321731, -1.349872, -0.784323]
     )
     scores = losses.sentiment_nll(POST, LABELS, same, shift=False, unlikelihood=True)
@@ -100,10 +100,10 @@ def test_other_losses_are_serac_s():
         value.backward()
         assert value.item() == close(case["value"]) and log_p.grad.tolist() == pytest.approx(case["grad"], rel=1e-4)
     for name, case in about["es_sentiment"].items():
-        found = losses.sentiment_scores(
+        computed = losses.sentiment_scores(
             tensor[f"{name}/pre"], tensor[f"{name}/post"], torch.tensor(case["labels"]), torch.tensor(case["same"]), shift=False
         )
-        assert {key: value.item() for key, value in found.items()} == {key: close(case[key]) for key in found}
+        assert {key: value.item() for key, value in computed.items()} == {key: close(case[key]) for key in computed}
     for case in about["sentiment"].values():
         same = torch.tensor(case["inner_sent"]) == torch.tensor(case["outer_sent"])
         if case["nll"] is None:
@@ -135,9 +135,9 @@ def test_averages_weigh_by_tokens():
 
 def test_early_stop():
     stop = EarlyStop(10)
-    seen = [(stop.update(i, value), stop.stopped) for i, value in [(0, 5), (5, 4), (10, 4.5), (15, 4.2), (20, 1)]]
-    assert [best for best, _ in seen] == [True, True, False, False, True]
-    assert [stopped for _, stopped in seen] == [False, False, False, True, True]
+    updates = [(stop.update(i, value), stop.stopped) for i, value in [(0, 5), (5, 4), (10, 4.5), (15, 4.2), (20, 1)]]
+    assert [best for best, _ in updates] == [True, True, False, False, True]
+    assert [stopped for _, stopped in updates] == [False, False, False, True, True]
     assert not EarlyStop(5).update(1, math.nan)
     again = EarlyStop(10)
     again.restore(stop.state())

@@ -110,10 +110,10 @@ def test_the_first_optimiser_step(frozen, tmp_path):
     model, tok = frozen
     for legacy, steps in ((False, [2, 4, 6]), (True, [3, 5])):
         trainer = build("efk", model, tok, tmp_path, parallel=3, accumulate_first_step_plus_one=legacy, max_iters=6, save=False)
-        seen = []
-        trainer._optimise = lambda trainer=trainer, seen=seen: seen.append(trainer.iteration) or {"grad": 0.0}
+        steps_at = []
+        trainer._optimise = lambda trainer=trainer, steps_at=steps_at: steps_at.append(trainer.iteration) or {"grad": 0.0}
         trainer.run()
-        assert seen == steps
+        assert steps_at == steps
 
 
 @pytest.mark.parametrize("name, config", [("mend", {}), ("efk", {}), ("enn", {}), ("efk", {"opt": "Muon"})], ids=str)

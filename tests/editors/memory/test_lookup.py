@@ -17,30 +17,30 @@ MODELS = ["t5-tiny", "bart-tiny", "bert-tiny"]
 def test_golden(name):
     z, about = arrays("lu_cache")
     batches = {part: batch(ids) for part, ids in about["batches"][name].items()}
-    for run, told in about["runs"].items():
+    for run, expected in about["runs"].items():
         if not run.startswith(name):
             continue
-        options = {"threshold": told["threshold"], "onehot_logit": told["onehot_logit"], "mean_over_padding": True}
+        options = {"threshold": expected["threshold"], "onehot_logit": expected["onehot_logit"], "mean_over_padding": True}
         alg = Lookup(learned_model(name), options=options)
         edited, _ = alg.edit(batches["edit_inner"])
         assert relative(edited.keys, z[f"{name}/memory_keys"]) < 1e-5
         distance, place = edited.find(edited.key(batches["edit_outer"]))
-        assert distance.tolist() == pytest.approx(told["min_distance"], rel=1e-5) and place.tolist() == told["nearest"]
-        assert (distance < told["threshold"]).tolist() == told["routed"]
+        assert distance.tolist() == pytest.approx(expected["min_distance"], rel=1e-5) and place.tolist() == expected["nearest"]
+        assert (distance < expected["threshold"]).tolist() == expected["routed"]
         check_logits(alg(batches["edit_outer"]), z, f"{name}/base_logits")
         ours = edited(batches["edit_outer"])
         if name == "bert-tiny":
             if f"{run}/logits" in z:
                 check_logits(ours, z, f"{run}/logits")
             continue
-        for row, routed in enumerate(told["routed"]):
+        for row, routed in enumerate(expected["routed"]):
             if not routed:
                 assert torch.equal(ours[row], alg(batches["edit_outer"])[row])
                 continue
             # Published, label -100 is token V - 100, and BART's first label comes round to the last place.
             n = int((batches["edit_inner"]["labels"][place[row]] != IGNORED).sum()) - (name == "bart-tiny")
             n = min(n, ours.shape[1] - (name == "bart-tiny"))
-            triples = [t for t in told["nonzero_time_token_value"][row] if t[0] < n]
+            triples = [t for t in expected["nonzero_time_token_value"][row] if t[0] < n]
             where = [place for place in ours[row].nonzero().tolist() if place[0] < n]
             assert [[time, token, ours[row, time, token].item()] for time, token in where] == triples
 

@@ -27,7 +27,7 @@ def system(tiny_gpt2, tmp_path_factory):
         pytest.skip("the published learned editors' outputs are not beside this checkout")
     model, tok = tiny_gpt2
     enc = AutoTokenizer.from_pretrained(LEARNED / "tokenizers" / "enc")
-    found = []
+    folders = []
     for seed in (0, 1):
         classifier = AutoModel.from_pretrained(LEARNED / "models" / "scope-bert-tiny", dtype=torch.float32,
                                                add_pooling_layer=False)
@@ -37,8 +37,8 @@ def system(tiny_gpt2, tmp_path_factory):
             for p in decoder.parameters():
                 p.add_(0.02 * torch.randn_like(p))
         alg = SERAC(model, {"dist_heads": 2}, tok, classifier, enc, decoder)
-        found.append(save_parts(alg, tmp_path_factory.mktemp("serac") / "system", threshold=1e-6))
-    return found
+        folders.append(save_parts(alg, tmp_path_factory.mktemp("serac") / "system", threshold=1e-6))
+    return folders
 
 
 def last(model, tok, prompt):

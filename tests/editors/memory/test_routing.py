@@ -115,15 +115,15 @@ def test_targets_and_continuations_follow_their_prompts(parts):
     with edit.applied(model):
         after = ask(model, tok, plan)
     theirs = ask(decoder, tok, of_decoder)
-    assert sorted(text for asked in scope.asked for text in asked) == sorted(PROMPTS)
+    assert sorted(text for batch in scope.asked for text in batch) == sorted(PROMPTS)
     for prompt in PROMPTS:
         ids = prompt_ids(tok, prompt)
-        wanted, row = (before, ids) if prompt in OUTSIDE else (theirs, longer(tok, prompt))
-        assert after.texts[ids] == wanted.texts[row]
+        expected, row = (before, ids) if prompt in OUTSIDE else (theirs, longer(tok, prompt))
+        assert after.texts[ids] == expected.texts[row]
         for target in targets:
-            nll = pytest.approx(wanted.scores[row, target].nll, rel=0 if prompt in OUTSIDE else 1e-4)
+            nll = pytest.approx(expected.scores[row, target].nll, rel=0 if prompt in OUTSIDE else 1e-4)
             assert after.scores[ids, target].nll == nll
-            assert after.scores[ids, target].predicted == wanted.scores[row, target].predicted
+            assert after.scores[ids, target].predicted == expected.scores[row, target].predicted
 
 
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 3}], ids=str)
@@ -203,14 +203,14 @@ def test_the_model_is_left_as_it_was(parts):
     model, tok, memory, _ = parts
     edit, _ = edit_of(parts)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    own = dict(vars(model))
+    attributes = dict(vars(model))
     with edit.applied(model):
         assert is_routed(model) and edit.deltas() == {} == dict(edit.changes)
         with pytest.raises(editors.EditingError, match="already applied"):
             edit.apply(model)
         with pytest.raises(editors.EditingError, match="no weight"):
             edit.keep(model)
-    assert dict(vars(model)) == own and not is_routed(model)
+    assert dict(vars(model)) == attributes and not is_routed(model)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(editors.EditingError, match="not applied"):
         edit.revert(model)
@@ -241,14 +241,14 @@ def test_decoder_of_another_vocabulary(parts):
         first = model(torch.tensor([prompt]), past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
         later = model(torch.tensor([behind]), past_key_values=cache, use_cache=True).logits[0]
     text = f"{EDIT[0]} {EDIT[1]} {INSIDE[0]}"
-    known = {tok.decode([i]): i for i in range(len(tok))}
+    token_ids = {tok.decode([i]): i for i in range(len(tok))}
     for ours, read_text in ((first, text), (later[-1], text + " Castavel")):
-        wanted = alone(decoder, theirs(read_text).input_ids)[0]
+        expected = alone(decoder, theirs(read_text).input_ids)[0]
         compared = 0
         for token, i in theirs.get_vocab().items():
             piece = theirs.decode([i])
-            if piece in known and "\ufffd" not in piece and theirs.encode("." + piece) == [theirs.encode(".")[0], i]:
-                assert float(ours[known[piece]]) == pytest.approx(float(wanted[i]), abs=1e-4), token
+            if piece in token_ids and "\ufffd" not in piece and theirs.encode("." + piece) == [theirs.encode(".")[0], i]:
+                assert float(ours[token_ids[piece]]) == pytest.approx(float(expected[i]), abs=1e-4), token
                 compared += 1
         assert compared > 40
 
@@ -279,13 +279,13 @@ def test_no_prompt_is_in_no_scope(parts):
     ids, bos = torch.tensor([prompt_ids(tok, INSIDE[0])]), torch.tensor([[tok.eos_token_id]])
     how = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
     with torch.no_grad():
-        plain, alone_, said = model(ids, labels=ids), model(bos), model.generate(**how)
+        plain, alone_, generated = model(ids, labels=ids), model(bos), model.generate(**how)
         for one in (edit, lookup):
             with one.applied(model):
                 scored = model(ids, labels=ids)
                 assert torch.equal(scored.logits, plain.logits) and scored.loss == plain.loss
                 assert torch.equal(model(bos).logits, alone_.logits)
-                assert torch.equal(model.generate(**how), said)
+                assert torch.equal(model.generate(**how), generated)
                 two = pad_batch([[tok.eos_token_id], ids[0].tolist()], 0, side="left")
                 assert not torch.equal(model(**two).logits[1, -1], plain.logits[0, -1])
     assert scope.asked == [[INSIDE[0]]]
@@ -312,8 +312,8 @@ def test_tuples_are_given_where_they_are_asked_for(parts):
     edit, _ = edit_of(parts)
     ids = torch.tensor([prompt_ids(tok, INSIDE[0])])
     with torch.no_grad(), edit.applied(model):
-        found = model(ids, return_dict=False)
-        assert isinstance(found, tuple) and torch.equal(found[0], model(ids).logits)
+        outputs = model(ids, return_dict=False)
+        assert isinstance(outputs, tuple) and torch.equal(outputs[0], model(ids).logits)
 
 
 @pytest.mark.parametrize("options, message", [
@@ -348,7 +348,7 @@ def test_generation_up_to_the_last_position(parts):
     with pytest.warns(UserWarning, match="without their beginning"):
         cut = answerer.logits([0], [prompt], [long], 2)
     head = tok(f"{EDIT[0]} {EDIT[1]} in").input_ids  # as long as the edit, its last space included, alone
-    wanted = alone(decoder, [*head, *long[len(head) - model.config.n_positions:]], 2)
-    assert torch.allclose(cut[0], wanted, atol=1e-4)
+    expected = alone(decoder, [*head, *long[len(head) - model.config.n_positions:]], 2)
+    assert torch.allclose(cut[0], expected, atol=1e-4)
     with pytest.raises(editors.EditingError, match="the 127 tokens to be scored"):
         answerer.logits([0], [prompt], [long], 127)

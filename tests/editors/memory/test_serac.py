@@ -66,10 +66,10 @@ def test_an_empty_memory_is_the_model():
 
 def test_edits_accumulate_and_conflicts_are_decided():
     alg = serac().eval()
-    told = arrays("serac_qa")[1]["successive_edits"]
-    first = alg.remember([tuple(texts[0] for texts in told["first"])])
-    second = first.remember(list(zip(*told["second"]))[1:])
-    assert [[e.input for e in second.memory], [e.label for e in second.memory]] == told["second"]
+    successive = arrays("serac_qa")[1]["successive_edits"]
+    first = alg.remember([tuple(texts[0] for texts in successive["first"])])
+    second = first.remember(list(zip(*successive["second"]))[1:])
+    assert [[e.input for e in second.memory], [e.label for e in second.memory]] == successive["second"]
     assert [len(one.memory) for one in (alg, first, second)] == [0, 1, 3]
     third = second.remember([("who leads the ORIN group?", "Ann"), ("New?", "yes")])
     assert third.placed == [2, 3] and third.memory[2].label == "Ann" and second.memory[2].label == "Paul Marsh"
@@ -116,9 +116,9 @@ def test_nearest_negatives(tmp_path):
     edited = alg.remember([(question, answer) for question, answer, _ in QUESTIONS])
     with torch.no_grad():
         inside, outside = edited.log_similarities([like for _, _, like in QUESTIONS]), edited.log_similarities(LOCAL)
-    own = torch.eye(3, dtype=torch.bool)
-    negatives = torch.cat([inside.masked_fill(own, -torch.inf).max(1).values, outside.max(1).values])
-    assert loss == pytest.approx(float(-inside[own].mean() - (1 - negatives.exp()).log().mean()), rel=1e-4)
+    same_edit = torch.eye(3, dtype=torch.bool)
+    negatives = torch.cat([inside.masked_fill(same_edit, -torch.inf).max(1).values, outside.max(1).values])
+    assert loss == pytest.approx(float(-inside[same_edit].mean() - (1 - negatives.exp()).log().mean()), rel=1e-4)
 
 
 def test_inputs_are_read_with_some_edits_in_training(tmp_path):
@@ -180,9 +180,9 @@ def test_soft_classifications_are_logits_of_the_mixture():
     with torch.no_grad():
         s, place = edited.log_similarities(edited.queries(one)).max(1)
         r = edited.counterfactual(one, edited.queries(one), place.tolist())
-    wanted = (1 - s.exp()[:, None]) * alg(one).sigmoid() + s.exp()[:, None] * r.sigmoid()
-    assert torch.allclose(edited(one).sigmoid(), wanted, atol=1e-6)
-    assert ((edited(one) > 0) == (wanted > 0.5)).all()
+    mixture = (1 - s.exp()[:, None]) * alg(one).sigmoid() + s.exp()[:, None] * r.sigmoid()
+    assert torch.allclose(edited(one).sigmoid(), mixture, atol=1e-6)
+    assert ((edited(one) > 0) == (mixture > 0.5)).all()
 
 
 def test_decoders_read_the_edit_before_the_prompt():

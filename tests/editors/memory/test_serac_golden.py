@@ -89,21 +89,21 @@ def test_routes(task, run):
     assert edited.scope.contexts(entries) == expected["classifier_contexts"]
     assert [edited.form.prefix(entry) for entry in entries] == expected["prompt_prefixes"]
     for part in ("edit_outer", "loc"):
-        told, one = expected[part], batches[part]
+        routing, one = expected[part], batches[part]
         check_logits(alg(one), z, f"{part}/base_logits")
         queries = edited.queries(one)
         with torch.no_grad():
             assert relative(edited.log_similarities(queries), z[f"{run}/{part}/log_similarity"]) < 1e-5
         route = edited.route(queries)
-        assert route.edit.tolist() == told["chosen_edit"] and route.inside.tolist() == told["in_scope"]
-        assert route.score.tolist() == pytest.approx(told["score"], rel=1e-5)
-        chosen = [entries[i] for i in told["chosen_edit"]]
-        assert [edited.form.prefix(e) + q for e, q in zip(chosen, queries)] == told["prompts_chosen_edit"]
+        assert route.edit.tolist() == routing["chosen_edit"] and route.inside.tolist() == routing["in_scope"]
+        assert route.score.tolist() == pytest.approx(routing["score"], rel=1e-5)
+        chosen = [entries[i] for i in routing["chosen_edit"]]
+        assert [edited.form.prefix(e) + q for e, q in zip(chosen, queries)] == routing["prompts_chosen_edit"]
         ours = edited(one)
         if "soft" not in run:
             check_logits(ours, z, f"{run}/{part}/routed_logits")
             base = alg(one)
-            for row, inside in enumerate(told["in_scope"]):
+            for row, inside in enumerate(routing["in_scope"]):
                 assert torch.equal(ours[row], base[row]) != inside
         elif ours.shape[-1] == 1:
             # Published: log p where a logit is wanted. Ours is the logit of the same p.
@@ -132,15 +132,15 @@ def test_supervised_episodes(task, run, tmp_path):
     extras = {}
     if task == "sent":
         inner, outer = about["batch"]["inner_sent"], about["batch"]["outer_sent"]
-        signs, own = {i: [] for i in range(len(one.edit_inner["input_ids"]))}, {}
+        signs, inner_sentiments = {i: [] for i in range(len(one.edit_inner["input_ids"]))}, {}
         for (row, edit), sign, mine in zip(about["batch"]["pos_pairs"], outer, inner):
             signs[edit].append(sign)
-            own[edit] = mine
-        extras = {"items": [Item(sentiment=own[i], outer_sentiments=signs[i], drop=0.0, outer=()) for i in signs]}
+            inner_sentiments[edit] = mine
+        extras = {"items": [Item(sentiment=inner_sentiments[i], outer_sentiments=signs[i], drop=0.0, outer=()) for i in signs]}
     one = replace(one, pos_pairs=torch.tensor(about["batch"]["pos_pairs"]), extras=extras)
     trainer = SupervisedTrainer(alg, TrainConfig(train_base=False, accumulate_bs=1), None, None, tmp_path)
     for training in (True, False):
-        told = expected[f"supervised_episode_{'train' if training else 'eval'}"]
+        golden_episode = expected[f"supervised_episode_{'train' if training else 'eval'}"]
         stats = trainer.step(one, training)
         renamed = {f"stat_dump/{n}": f"edit/{n}" for n in ("acc", "log_prob", "prob", "z_sent", "z_topic")}
         # Published, softly mixed classifications are log p where a logit is wanted.
@@ -148,7 +148,7 @@ def test_supervised_episodes(task, run, tmp_path):
         if (task, run) == ("fnli", "rbf_soft"):
             other = ("stat_dump", "edit/", "loss/edit", "loss/loc", "loss/total", "kl", "retain")
         compared = 0
-        for key, value in told.items():
+        for key, value in golden_episode.items():
             ours = stats.get(renamed.get(key, key))
             if ours is None:
                 assert training or key.startswith(("params/", "stat_dump/")), key

@@ -48,39 +48,39 @@ def test_statements_need_no_label():
 
 
 def counting():
-    asked = []
+    embedded_ids = []
 
     def embed(entries):
-        asked.append([entry.id for entry in entries])
+        embedded_ids.append([entry.id for entry in entries])
         return torch.tensor([[float(entry.id), float(len(entry.label))] for entry in entries])
-    return asked, embed
+    return embedded_ids, embed
 
 
 def test_vectors_follow_their_edits():
-    memory, (asked, embed) = EditStore(), counting()
+    memory, (embedded_ids, embed) = EditStore(), counting()
     for i in range(5):
         memory.add(f"question {i}", "x" * i + "x")
     memory.vectors(embed, "a")
-    assert asked == [[0, 1, 2, 3, 4]]
+    assert embedded_ids == [[0, 1, 2, 3, 4]]
     copied = memory.copy()
     copied.remove(1), copied.update(3, label="longer now"), copied.add("question 9", "yes")
     assert copied.vectors(embed, "a").tolist() == [[0, 1], [2, 3], [3, 10], [4, 5], [5, 3]]
-    assert asked[1:] == [[3, 5]]
-    assert memory.vectors(embed, "a").tolist() == [[i, i + 1] for i in range(5)] and len(asked) == 2
+    assert embedded_ids[1:] == [[3, 5]]
+    assert memory.vectors(embed, "a").tolist() == [[i, i + 1] for i in range(5)] and len(embedded_ids) == 2
     copied.remove(0)
-    assert copied.vectors(embed, "a")[:, 0].tolist() == [2, 3, 4, 5] and len(asked) == 2
+    assert copied.vectors(embed, "a")[:, 0].tolist() == [2, 3, 4, 5] and len(embedded_ids) == 2
     copied.vectors(embed, "another encoder")
-    assert asked[-1] == [2, 3, 4, 5]
+    assert embedded_ids[-1] == [2, 3, 4, 5]
 
 
 def test_files(tmp_path):
-    memory, (asked, embed) = EditStore(), counting()
+    memory, (embedded_ids, embed) = EditStore(), counting()
     memory.add("Où est née Ann?", "Paris\n"), memory.add("b", "c"), memory.remove(1), memory.add("d", "e")
     memory.vectors(embed, "a")
     memory.save(tmp_path / "sub" / "m.safetensors", {"run": "x"})
     loaded, about = EditStore.load(tmp_path / "sub" / "m.safetensors")
     assert list(loaded) == list(memory) and loaded.next_id == 3 and about == {"run": "x"}
-    assert torch.equal(loaded.vectors(embed, "a"), memory.vectors(embed, "a")) and len(asked) == 1
+    assert torch.equal(loaded.vectors(embed, "a"), memory.vectors(embed, "a")) and len(embedded_ids) == 1
     empty = tmp_path / "empty.safetensors"
     EditStore(labelled=False).save(empty)
     assert len(EditStore.load(empty)[0]) == 0 and not EditStore.load(empty)[0].labelled
@@ -117,8 +117,8 @@ def test_bad_files(tmp_path):
     memory.save(path)
     content = bytearray(path.read_bytes())
     with safe_open(path, "pt") as file:
-        told = file.metadata()
-    save_file({"edits": load_file(path)["edits"], "vectors": torch.full((1, 4), 2.0)}, path, metadata=told)
+        metadata = file.metadata()
+    save_file({"edits": load_file(path)["edits"], "vectors": torch.full((1, 4), 2.0)}, path, metadata=metadata)
     bad("its vectors are not those that were written")
     path.write_bytes(content)
     assert EditStore.load(path)[0]._vectors.tolist() == [[1.0] * 4]

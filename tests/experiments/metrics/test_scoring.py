@@ -82,7 +82,7 @@ def test_generation_stays_within_the_model_positions(tok):
     assert len(ask(model, tok, plan).texts[tuple(range(10, 136))].split()) == 2
 
 
-@pytest.mark.parametrize(("said", "target", "expected"), [
+@pytest.mark.parametrize(("predicted", "target", "expected"), [
     (" Paris.", "Paris", (True, True)),
     (" Paris", "Paris", (True, True)),
     (" Paris\nIt", " Paris", (True, True)),
@@ -97,8 +97,8 @@ def test_generation_stays_within_the_model_positions(tok):
     (" Washington, D.C.", "Washington, D.C.", (True, True)),
     ("", "Paris", (False, False)),
 ])
-def test_compare(said, target, expected):
-    assert compare(said, target) == expected
+def test_compare(predicted, target, expected):
+    assert compare(predicted, target) == expected
 
 
 def test_a_bos_stands_before_the_prompt_once(tok):

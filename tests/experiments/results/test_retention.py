@@ -40,8 +40,8 @@ def test_measures_of_counterfact():
     for last_token in (False, True):  # concerns zsRE only
         values = retention.measures(COUNTERFACT, last_token)
         names = ("rewrite_success", "paraphrase_success", "neighborhood_success", "paraphrase_acc")
-        found = {key: values[key] for key in names}
-        assert found == {"rewrite_success": 1, "paraphrase_success": 0.5, "neighborhood_success": 0, "paraphrase_acc": 0.5}
+        chosen = {key: values[key] for key in names}
+        assert chosen == {"rewrite_success": 1, "paraphrase_success": 0.5, "neighborhood_success": 0, "paraphrase_acc": 0.5}
         assert values["right"] == 1
     assert retention.measures({}) == {}
 
@@ -71,17 +71,17 @@ def test_forgetting():
     # Edits 1, 2, 3, 5, 6 are learnt. 1 is forgotten at 4 and comes back, 2 at 6, 6 at once; 4 was never learnt.
     cases = list(right(1, 1, 1, 0, 1, 0).values())[:5] + [{"right": 1.0}]
     history = {2: right(1, 1), 6: right(1, 0, 1, 0, 1, 0), 4: right(0, None, 1, 0)}
-    found = retention.forgetting(cases, history)
-    assert found.learnt.tolist() == [1, 2, 3, 5, 6]
-    assert found.forgotten.tolist() == [[1, 4], [2, 6], [6, 6]]
-    assert found.lengths.tolist() == [3, 4, 0]
-    assert found.share(2) == (0, 0)
-    assert found.share(4) == (25, pytest.approx(100 / 3))
-    assert found.share(6) == (50, 60)
+    forgetting = retention.forgetting(cases, history)
+    assert forgetting.learnt.tolist() == [1, 2, 3, 5, 6]
+    assert forgetting.forgotten.tolist() == [[1, 4], [2, 6], [6, 6]]
+    assert forgetting.lengths.tolist() == [3, 4, 0]
+    assert forgetting.share(2) == (0, 0)
+    assert forgetting.share(4) == (25, pytest.approx(100 / 3))
+    assert forgetting.share(6) == (50, 60)
 
 
 def test_forgetting_of_what_was_never_learnt():
-    found = retention.forgetting([{"right": 0.0}, {}], {2: right(0, 0)})
-    assert found.learnt.size == found.lengths.size == 0
-    assert found.share(2) == (0, 0)
-    assert isinstance(found.lengths, np.ndarray)
+    forgetting = retention.forgetting([{"right": 0.0}, {}], {2: right(0, 0)})
+    assert forgetting.learnt.size == forgetting.lengths.size == 0
+    assert forgetting.share(2) == (0, 0)
+    assert isinstance(forgetting.lengths, np.ndarray)

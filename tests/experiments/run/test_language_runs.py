@@ -238,24 +238,24 @@ def test_a_language_that_the_world_lacks_is_not_measured(occitan, tmp_path):
 @pytest.mark.parametrize("profile", ["default", "paper"])
 def test_both_languages_keep_their_own_contexts(run, place, profile, monkeypatch):
     """By default contexts, KL prompt and the split go by language and fact; published, contexts are mixed."""
-    seen, plain = {}, training.train
+    contexts_of, plain = {}, training.train
 
     def train(decoder, requests, heads, templates, settings, **more):
         facts = zip(requests, templates, more["kl_prompts"], strict=True)
-        seen.update({request.prompt: (contexts[1:], kl_prompt) for request, contexts, kl_prompt in facts})
+        contexts_of.update({request.prompt: (contexts[1:], kl_prompt) for request, contexts, kl_prompt in facts})
         return plain(decoder, requests, heads, templates, settings, **more)
 
     monkeypatch.setattr(training, "train", train)
     run("MEMAT", bilingual="sum", profile=profile, top_num_heads=[2], dataset_size_limit=BATCH, dir_name=f"own_{profile}")
     english = {record["requested_rewrite"]["prompt"] for record in json.loads((place / "english_CF.json").read_text())}
-    assert english & seen.keys() and seen.keys() - english
-    for prompt, (contexts, kl_prompt) in seen.items():
+    assert english & contexts_of.keys() and contexts_of.keys() - english
+    for prompt, (contexts, kl_prompt) in contexts_of.items():
         catalan = prompt not in english
         if profile == "default":
             assert len(contexts) == 5 and kl_prompt == ("{} és" if catalan else "{} is a")
             assert contexts[0].startswith("El" if catalan else "The")
         else:
-            assert (len(contexts), kl_prompt) == (5, "{} is a") and contexts == next(iter(seen.values()))[0]
+            assert (len(contexts), kl_prompt) == (5, "{} is a") and contexts == next(iter(contexts_of.values()))[0]
 
 
 @pytest.fixture

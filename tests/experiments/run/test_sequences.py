@@ -162,10 +162,10 @@ def test_orders(sequence, golden, tmp_path):
     run = sequence(index_file=order, sample_num=1, max_edits=2)
     assert read(run, "batches/000002.json")["case_ids"] == [records[2]["case_id"], records[0]["case_id"]]
     run = sequence(sample_num=4)
-    taken = [i for path in sorted((run / "batches").iterdir()) for i in json.loads(path.read_text()).get("case_ids", [])]
+    case_ids = [i for path in sorted((run / "batches").iterdir()) for i in json.loads(path.read_text()).get("case_ids", [])]
     subjects = {record["case_id"]: record["requested_rewrite"]["subject"].lower() for record in records}
-    assert len({subjects[i] for i in taken}) == len(taken) == len(set(subjects.values()))
-    assert taken != sorted(taken)
+    assert len({subjects[i] for i in case_ids}) == len(case_ids) == len(set(subjects.values()))
+    assert case_ids != sorted(case_ids)
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -258,12 +258,12 @@ def test_contained_targets(sequence, golden, tmp_path):
 
 
 def test_switches(monkeypatch, capsys):
-    seen = []
-    monkeypatch.setattr(evaluate, "main", lambda config: seen.append(config.sequential))
+    sequential_flags = []
+    monkeypatch.setattr(evaluate, "main", lambda config: sequential_flags.append(config.sequential))
     for words in ([], ["--sequential"], ["--sequential=False"], ["--sequential", "True"]):
         monkeypatch.setattr(sys, "argv", ["evaluate", "--alg_name", "FT", *words])
         evaluate.command()
-    assert seen == [False, True, False, True]
+    assert sequential_flags == [False, True, False, True]
     monkeypatch.setattr(sys, "argv", ["evaluate", "--alg_name", "FT", "--sequential=maybe"])
     with pytest.raises(SystemExit, match="2"):
         evaluate.command()
