@@ -52,4 +52,5 @@ def _record(fields: Fields) -> Record:
 
 
 def read_target(fields: Fields) -> Target:
+    """The target in an object with ``str`` and, optionally, ``id``."""
     return Target(fields.text("str"), fields.optional_text("id"))

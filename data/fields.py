@@ -23,6 +23,7 @@ class Fields:
         self._raw, self._place, self._taken = raw, place, set()
 
     def error(self, message: str) -> UserError:
+        """The error that names where the object stands."""
         return UserError(f"{self._place}: {message}")
 
     def has(self, key: str) -> bool:
@@ -41,9 +42,11 @@ class Fields:
         return value
 
     def optional_text(self, key: str) -> str | None:
+        """A string that is not blank, or None where the key is missing or null."""
         return self.text(key) if self.has(key) else None
 
     def integer(self, key: str) -> int:
+        """A whole number."""
         value = self._typed(key, int, "an integer")
         if isinstance(value, bool):
             raise self.error(f"{key!r} should be an integer, found {value}")
@@ -73,6 +76,7 @@ class Fields:
         return [Fields(value, f"{self._place}, {key!r} {number}") for number, value in enumerate(values)]
 
     def nested(self, key: str) -> "Fields":
+        """An object within the object."""
         return Fields(self._typed(key, Mapping, "an object"), f"{self._place}, {key!r}")
 
     def rest(self) -> dict[str, Any]:

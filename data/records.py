@@ -15,6 +15,7 @@ class Target:
     id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """The target as data files write it."""
         return {"str": self.str} if self.id is None else {"str": self.str, "id": self.id}
 
 

@@ -44,6 +44,7 @@ class Lora:
 
     @property
     def rank(self) -> int:
+        """Rank of the stored factors."""
         return len(self.down)
 
 

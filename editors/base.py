@@ -110,6 +110,7 @@ class WeightEditor(Editor):
         """({parameter name: change}, what else the Edit's info should tell). Leaves the model as it was."""
 
     def begin(self, model: nn.Module, tok, context_templates: Sequence | None = None, progress: bool = True) -> dict[str, Any]:
+        """What the editor takes from the unedited model before a sequence's first edit, for the sequence to keep."""
         pin(model)
         with evaluating(model):
             return self.prepare(Task(model, tok, [], context_templates, progress=progress))

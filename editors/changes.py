@@ -21,6 +21,7 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter that is changed."""
         return len(self.left), len(self.right)
 
     def dense(self, device: torch.device | str = "cpu") -> Float[Tensor, "rows columns"]:
@@ -47,6 +48,7 @@ class Dense:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter that is changed."""
         return tuple(self.delta.shape)
 
     def dense(self, device: torch.device | str = "cpu") -> Float[Tensor, "..."]:

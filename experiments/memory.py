@@ -40,6 +40,7 @@ ACTIONS = ("create", "list", "add", "remove", "update", "ask")
 
 
 def create(args: argparse.Namespace) -> None:
+    """Writes an empty memory, of an editor if one is named. Raises UserError if the file is there."""
     if args.file.exists():
         raise UserError(f"{args.file}: is there already")
     if args.alg_name is None:
@@ -70,6 +71,7 @@ def _new_edit(args: argparse.Namespace) -> RoutedEdit:
 
 
 def show(args: argparse.Namespace) -> None:
+    """Prints the edits of a memory, as text or a JSON object a line."""
     memory, about = EditStore.load(args.file)
     if args.json:
         for entry in memory:
@@ -85,6 +87,7 @@ def show(args: argparse.Namespace) -> None:
 
 
 def add(args: argparse.Namespace) -> None:
+    """Adds one edit, or those of a file, and prints how many are new and how many replace another."""
     memory, about = EditStore.load(args.file)
     if (args.input is None) == (args.source is None):
         raise UserError("give one edit (INPUT and LABEL), or a file of edits with --from")
@@ -98,6 +101,7 @@ def add(args: argparse.Namespace) -> None:
 
 
 def remove(args: argparse.Namespace) -> None:
+    """Removes the edits with these ids, and prints them."""
     memory, about = EditStore.load(args.file)
     removed = [memory.remove(id) for id in args.ids]
     memory.save(args.file, about)
@@ -106,6 +110,7 @@ def remove(args: argparse.Namespace) -> None:
 
 
 def update(args: argparse.Namespace) -> None:
+    """Changes the input or the label of an edit, which keeps its id."""
     if args.input is None and args.label is None:
         raise UserError("nothing to change: give --input, --label or both")
     memory, about = EditStore.load(args.file)
@@ -115,6 +120,7 @@ def update(args: argparse.Namespace) -> None:
 
 
 def answer(args: argparse.Namespace) -> None:
+    """Prints what the memory's editor answers to a query, and by which edit."""
     memory, about = EditStore.load(args.file)
     if args.run_folder is None and "editor" not in about.get("info", {}):
         raise UserError(f"{args.file}: tells no editor that answers by it: name a trained SERAC with --run, or create it with "

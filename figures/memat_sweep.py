@@ -105,6 +105,7 @@ def scores(by_language: Mapping[str, Mapping[str, Sequence[Stage]]], published: 
 
 
 def published_in(measured: str) -> Published:
+    """The published mean by language pair and number of heads; without heads it is MEMIT's."""
     return lambda pair, heads: memat_published.values("memat" if heads else "memit", measured, pair, int(heads), 0.0)
 
 

@@ -74,6 +74,7 @@ class Folder:
         self.root, self.made_as = places.read_text().splitlines()
 
     def plain(self, text: str) -> str:
+        """The text without what depends on the place or the time."""
         text = re.sub(rf"{re.escape(self.root)}(?![\w.-])", "ROOT", text.replace(self.made_as, "OUT"))
         text = re.sub(r"ROOT/(?:[\w.+-]+/)+", "ROOT/", text)
         text = re.sub(r"\bat_\d{15,}\b", "at_TIME", text)  # when a sweep began
@@ -104,14 +105,17 @@ def values(a: Any, b: Any, key: str = "") -> Iterator[Difference]:
 
 
 def read_json(path: Path, folder: Folder) -> Any:
+    """The values of a .json, without what depends on the place."""
     return json.loads(folder.plain(path.read_text()))
 
 
 def read_yaml(path: Path, folder: Folder) -> Any:
+    """The values of a .yaml, without what depends on the place."""
     return yaml.safe_load(folder.plain(path.read_text()))
 
 
 def read_lines(path: Path, folder: Folder) -> Any:
+    """The values of a .jsonl, one a line."""
     return [json.loads(line) for line in folder.plain(path.read_text()).splitlines()]
 
 
@@ -138,6 +142,7 @@ def read_arrays(path: Path, folder: Folder) -> tuple[dict[str, Array], Any]:
 
 
 def read_picture(path: Path, folder: Folder) -> tuple[dict[str, Array], Any]:
+    """The pixels of a picture."""
     from matplotlib.image import imread
 
     pixels = imread(path)
@@ -169,6 +174,7 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\
 
 
 def read_text(path: Path, folder: Folder) -> list[str]:
+    """The lines of a text."""
     return folder.plain(path.read_text()).splitlines()
 
 

@@ -26,6 +26,7 @@ class Entity:
     gender: str | None = None  # of people: "f" or "m"
 
     def name(self, language: str) -> str:
+        """The form of its name in a language's running text."""
         return {"en": self.en, "ca": self.ca}[language]
 
 

@@ -29,12 +29,15 @@ class Relation:
     hop: tuple[str, str, str] | None = None
 
     def phrasings(self, language: str) -> tuple[str, ...]:
+        """Prompts of a language, statements and questions."""
         return {"en": self.en, "ca": self.ca}[language]
 
     def statements(self, language: str) -> tuple[str, ...]:
+        """Prompts that the object ends."""
         return tuple(p for p in self.phrasings(language) if not p.endswith("?"))
 
     def questions(self, language: str) -> tuple[str, ...]:
+        """Prompts that end in a question mark."""
         return tuple(p for p in self.phrasings(language) if p.endswith("?"))
 
 

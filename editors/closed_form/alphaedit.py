@@ -24,6 +24,8 @@ from .statistics import described, second_moments
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaEditHParams(SpreadHParams):
+    """AlphaEdit's keys: which directions the preserved keys leave free, and how the earlier edits' keys count."""
+
     L2: Positive
     """Weight of |Delta|^2; higher keeps the weight change smaller."""
     nullspace_threshold: Positive = 0.02

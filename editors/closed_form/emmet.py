@@ -14,6 +14,8 @@ from .statistics import described, factorised, second_moments
 
 @dataclass(frozen=True, kw_only=True)
 class EMMETHParams(SpreadHParams):
+    """EMMET's keys: the matrix S, and how far its equality constraints may give way."""
+
     mom2_update_weight: Positive
     """lambda; cancels for a single request, and in a batch acts only through lambda * emmet_lambda."""
     emmet_lambda: NotNegative = 0.1

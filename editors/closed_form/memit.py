@@ -24,6 +24,8 @@ Starts = Annotated[list[str], Bound(all, "must be texts, none of them empty")]
 
 @dataclass(frozen=True, kw_only=True)
 class MEMITHParams(SpreadHParams):
+    """MEMIT's keys: the weight of the covariance, and what is kept of a change."""
+
     mom2_update_weight: Positive
     """lambda: weight of the second moment; higher preserves other facts more and writes the new ones less fully."""
     update_norm_lambda: NotNegative = 0.0
@@ -99,16 +101,22 @@ class MEMIT(SpreadEditor):
 
 @dataclass(frozen=True, kw_only=True)
 class MEMITSeqHParams(MEMITHParams):
+    """MEMIT's keys with edited_key_memory."""
+
     edited_key_memory: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class MEMITRectHParams(MEMITHParams):
+    """MEMIT's keys with rect_share 0.4."""
+
     rect_share: Share | None = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
 class MEMITPruneHParams(MEMITHParams):
+    """MEMIT's keys with prune."""
+
     prune: bool = True
 
 

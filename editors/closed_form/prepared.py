@@ -23,12 +23,15 @@ from editors.hparams import ValueHParams
 
 @dataclass(frozen=True)
 class Prepared:
+    """What a closed form needs of a model before its first edit: the decoder and the context templates."""
+
     decoder: Decoder
     contexts: list[list[str]]
     """Groups of context templates: the first is the bare "{}"."""
 
     @property
     def templates(self) -> list[str]:
+        """All templates of all groups, the bare "{}" first."""
         return [template for group in self.contexts for template in group]
 
 

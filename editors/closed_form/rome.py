@@ -25,6 +25,8 @@ ContextLengths = Annotated[list[list[int]], Bound(lambda pairs: all(len(pair) ==
 
 @dataclass(frozen=True, kw_only=True)
 class ROMEHParams(ValueHParams):
+    """ROME's keys: the sampled contexts, and the key that the weight maps onto the value."""
+
     mom2_adjustment: bool
     """Whiten the key with the second moment; false uses the key itself (ROME's ablation, and AlphaEdit's Llama-3 file)."""
     context_template_length_params: ContextLengths

@@ -26,6 +26,8 @@ from .statistics import second_moments
 
 @dataclass(frozen=True, kw_only=True)
 class SpreadHParams(ValueHParams):
+    """Keys of every editor that spreads the residual over several layers."""
+
     calculate_objective_value: bool = False
     """Keep with each edit also how far it moves the keys that are to be preserved."""
 

@@ -27,6 +27,7 @@ class Weight(NamedTuple):
 
     @property
     def d_in(self) -> int:
+        """The width of its keys."""
         return self.parameter.shape[0 if self.in_first else 1]
 
 
@@ -51,6 +52,7 @@ class Decoder:
         return get_module(self.model, self.sites.name(site, layer))
 
     def block(self, layer: int) -> nn.Module:
+        """The transformer block of a layer."""
         return self.module("block", layer)
 
     def down_proj(self, layer: int) -> nn.Module:
@@ -73,6 +75,7 @@ class Decoder:
 
     @property
     def final_norm(self) -> nn.Module:
+        """The norm between the last block and the head."""
         return get_module(self.model, self.sites.final_norm)
 
     def logits(self, normed_hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocabulary"]:
@@ -85,6 +88,7 @@ class Decoder:
         return input_device(self.model)
 
     def device_of(self, site: str, layer: int) -> torch.device:
+        """Where the weights of a site stand; layers may be spread over several devices."""
         return next(self.module(site, layer).parameters()).device
 
     @property
@@ -99,6 +103,7 @@ class Decoder:
 
     @cached_property
     def pad_id(self) -> int:
+        """The token that fills batches up."""
         return pad_id(self.tok)
 
     def evaluating(self) -> AbstractContextManager[None]:

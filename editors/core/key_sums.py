@@ -41,6 +41,7 @@ class KeySums:
         self.blocks = [(start, min(start + width, d_in)) for start in range(0, d_in, width)]
 
     def add(self, keys: Float[Tensor, "tokens d_in"]) -> None:
+        """Add these keys to the sums."""
         keys = keys.to(self.dtype).to(self.sum_dtype)
         for start, stop in self.blocks:
             self.mom2[start:stop, start:].addmm_(keys[:, start:stop].T, keys[:, start:])

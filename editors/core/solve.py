@@ -128,6 +128,7 @@ class Gram:
     matrix: Float[Tensor, "d_in d_in"]
 
     def plus(self, keys: Float[Tensor, "d_in n"]) -> Gram:
+        """K K^T with these keys as well."""
         keys = keys.to(self.matrix)
         return Gram(self.matrix.addmm(keys, keys.T))
 
@@ -146,11 +147,13 @@ class Projector:
         return x - inside if self.complement else inside
 
     def dense(self) -> Float[Tensor, "d_in d_in"]:
+        """The projection as a matrix."""
         inside = self.basis @ self.basis.T
         return torch.eye(len(inside), dtype=inside.dtype) - inside if self.complement else inside
 
     @property
     def rank(self) -> int:
+        """Dimension of what is projected onto."""
         d_in, r = self.basis.shape
         return d_in - r if self.complement else r
 

@@ -51,6 +51,7 @@ class TokenisedRequest:
 
     @property
     def width(self) -> int:
+        """Tokens of its longest row, with the padding of a replay."""
         return max(self.lookups) + self.columns
 
 

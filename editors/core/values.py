@@ -59,6 +59,7 @@ class Values:
 
     @property
     def target(self) -> Float[Tensor, "n d_model"]:
+        """z = z_0 + delta: the hidden state that says the new target."""
         return self.initial + self.delta
 
 

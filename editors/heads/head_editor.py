@@ -37,6 +37,8 @@ HeldOut = Annotated[float, Bound(lambda share: 0 <= share < 1, "must be at least
 
 @dataclass(frozen=True, kw_only=True)
 class HeadHParams(MEMITHParams):
+    """Keys of MEMAT and ITI: MEMIT's, and how heads are chosen."""
+
     profile: Literal["default", "paper"] = "default"
     """default: the method as the paper says it. paper: what the published code computes (profiles.py)."""
     mom2_dtype: str | None = None

@@ -22,6 +22,8 @@ from .outputs import check_heads, Head
 
 @dataclass(frozen=True, kw_only=True)
 class ITIHParams(HeadHParams):
+    """ITI's keys: those of both head editors, and the strength of the shift."""
+
     alpha: Finite = 15.0
     """Strength: standard deviations that a head is shifted by."""
     probe_seed: int | None = None
@@ -40,6 +42,7 @@ class ITI(HeadEditor):
     hparams: ITIHParams
 
     def check(self, model: nn.Module, tok, requests: Sequence[Request]) -> None:
+        """Raises UserError for what does not fit the model."""
         super().check(model, tok, requests)
         if self.hparams.heads is not None:  # else done above
             relevance.sentence_rows(self.decoder(model, tok), requests, self.hparams.probe_token)

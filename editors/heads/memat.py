@@ -23,6 +23,8 @@ from .outputs import check_heads, Head
 
 @dataclass(frozen=True, kw_only=True)
 class MEMATHParams(HeadHParams):
+    """MEMAT's keys: the training of the corrections."""
+
     head_context_starts: list[str] | None = None
     """As context_starts, in the language of the corrections; None: context_starts."""
     head_kl_prompt: SubjectPrompt | None = None

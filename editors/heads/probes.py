@@ -29,6 +29,8 @@ CHUNK_FLOATS = 2**20
 
 @dataclass(frozen=True)
 class Probes:
+    """Weights and intercepts of logistic regressions, one a probe."""
+
     weight: Float[Tensor, "probes d"]
     intercept: Float[Tensor, " probes"]
 

@@ -38,6 +38,8 @@ NORM_CHUNK = 64
 
 @dataclass(frozen=True)
 class Settings:
+    """How correction vectors are trained: step size, clamp, penalties, batches and where the vectors stand."""
+
     lr: float
     clamp: float
     weight_decay: float

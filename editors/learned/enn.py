@@ -26,6 +26,8 @@ from .options import Options
 
 @dataclass(frozen=True, kw_only=True)
 class ENNOptions(Options):
+    """ENN's options: the steps on the edit, and how training differentiates through them."""
+
     edit_lr: float = 1e-2
     """Initial value of each weight's learned step size."""
     first_order: bool = False

@@ -23,6 +23,8 @@ TimeLimit = Annotated[float, Bound(lambda seconds: seconds > 0, "seconds leave n
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneOptions(Options):
+    """Fine-tuning's options: the steps, when they end, and what holds the rest of the model in place."""
+
     edit_lr: float = 5e-6
     max_edit_steps: Count = 100
     """Optimiser steps at most; they end as soon as all edits are answered right."""

@@ -24,6 +24,8 @@ from .published import ke_state
 
 @dataclass(frozen=True, kw_only=True)
 class KEOptions(Options):
+    """KE's options: the widths of its networks and how several edits are joined."""
+
     hidden_dim: Count = 512
     """Width of the LSTM, in each direction, and of the conditioners."""
     condition_dim: Count = 768

@@ -30,6 +30,8 @@ from .options import Options
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedHParams(Options):
+    """Keys of MEND, KE and ENN as editors of requests: which trained network, and how its update is applied."""
+
     checkpoint: str | None = None
     """What experiments.train kept (best.safetensors): a path with a separator, or a name in the folder of trained editors.
     None: the published name that the keys below make, or else the model's, in that folder."""

@@ -22,6 +22,8 @@ from .published import mend_state
 
 @dataclass(frozen=True, kw_only=True)
 class MENDOptions(Options):
+    """MEND's options: the networks that transform the gradient's factors."""
+
     edit_lr: float = 1e-4
     """Initial value of each weight's learned step size."""
     one_sided: bool = False

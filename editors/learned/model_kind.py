@@ -11,6 +11,8 @@ from .classifier import BertClassifier
 
 
 class ModelKind(Enum):
+    """The architecture of an edited model: what it reads and which tokens it scores."""
+
     DECODER = "decoder"
     """Scores its own input: GPT-2, GPT-Neo, GPT-J, Llama and their kin."""
     T5 = "t5"

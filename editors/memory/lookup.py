@@ -25,6 +25,8 @@ Distance = Annotated[float, Bound(lambda distance: distance >= 0, "must not be b
 
 @dataclass(frozen=True, kw_only=True)
 class LookupOptions(Options):
+    """The look-up's options: how near an edit must be, and how its label becomes logits."""
+
     threshold: Distance = 1.0
     """Distance below which an input gets the nearest edit's label."""
     onehot_logit: float = 1.0

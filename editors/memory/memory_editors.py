@@ -93,6 +93,8 @@ class MemoryEditor(Editor):
 
 @dataclass(frozen=True, kw_only=True)
 class SERACHParams(Options):
+    """SERAC's keys as an editor of requests: the trained networks, and options to read them with."""
+
     system: str | None = None
     """Folder of a trained SERAC, with `scope` and `counterfactual` in it."""
     scope: str | None = None

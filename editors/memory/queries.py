@@ -21,6 +21,8 @@ from .tokens import encode, window, without_end
 
 @dataclass(frozen=True)
 class Answer:
+    """The answer to a query, and the nearest edit that it was judged by."""
+
     text: str
     value: float
     """Of the nearest edit: the probability that the query is in its scope, or the distance from it."""

@@ -20,6 +20,8 @@ Probability = Annotated[float, Bound(lambda probability: 0 < probability < 1, "m
 
 @dataclass(frozen=True, kw_only=True)
 class SERACOptions(Options):
+    """SERAC's options: the scope classifier, the counterfactual model, and how both are trained."""
+
     cls_name: str = "distilbert-base-cased"
     """Encoder of the scope classifier: a model of the hub or a folder."""
     cls_class: str = "AutoModel"

@@ -28,6 +28,8 @@ PowerLaw = Annotated[list[float], Bound(lambda law: len(law) == 2 and all(abs(x)
 
 @dataclass(frozen=True, kw_only=True)
 class FTHParams(HParams):
+    """Keys of fine-tuning: the weights, the optimiser and the norm constraint."""
+
     rewrite_module_tmp: BlockPath | None = None
     """Edited module or parameter of a block; None: the down-projection, as the model has it."""
     num_steps: Count

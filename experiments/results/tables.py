@@ -48,6 +48,7 @@ class Table:
         return cls(list(records[0]), [list(record.values()) for record in records])
 
     def records(self) -> list[dict[str, Any]]:
+        """The rows as a dictionary each."""
         return [dict(zip(self.columns, row)) for row in self.rows]
 
     def texts(self) -> list[list[str]]:

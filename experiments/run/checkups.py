@@ -46,6 +46,7 @@ class Checkups:
         return bool(self.job.tasks or self.config.save_model)
 
     def path(self, edits: int) -> Path:
+        """The file of what is measured after so many edits."""
         return self.run / "batches" / f"{edits:06d}.json"
 
     def unedited(self) -> None:

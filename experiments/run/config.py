@@ -89,6 +89,7 @@ def true_or_false(word: str) -> bool:
 
 
 def an_interval(word: str) -> int:
+    """The type of a flag that takes a whole number from 1, or -1 for never."""
     if word != "-1" and (not word.isdecimal() or int(word) < 1):
         raise argparse.ArgumentTypeError(f"{word!r} should be a whole number from 1, or -1 (never)")
     return int(word)

@@ -61,6 +61,7 @@ class Stage:
 
     @property
     def folder(self) -> str:
+        """The stage's folder within the run's."""
         if self.name == "memit":
             return "memit"
         return f"heads_{self.heads}" + ("" if self.alpha is None else f"_alpha_{self.alpha:g}")

@@ -101,6 +101,7 @@ def source_of(name: str) -> tuple[str, bool]:
 
 
 def device_of(device: str) -> str:
+    """The device that --device names for this process: "auto" takes a GPU, then Apple's, then the CPU."""
     if device == "map":
         if ranks.processes() > 1:
             raise UserError("--device map: spreads one process over all devices, so it does not go with torchrun; use one of "
