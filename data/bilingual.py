@@ -1,7 +1,5 @@
 """The same facts in two languages: which file is the other language's, and which of its records is the same fact."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -9,8 +9,6 @@ A task is read from a folder (one .jsonl, .json or .parquet file a task, in the 
 Hugging Face data set that the published rows come from.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

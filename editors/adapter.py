@@ -5,8 +5,6 @@ of facts); one without, or above the rank limit, becomes its best approximation 
 vectors. Changes of biases travel as `lora_bias`, which also serves modules that have no bias of their own.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Mapping

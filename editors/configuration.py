@@ -1,7 +1,5 @@
 """Dataclasses whose annotations say which values their fields take; read from JSON, with errors a person can act on."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

@@ -5,8 +5,6 @@ A key of a published file that is no field is either without effect (`ignored`, 
 only (`fixed`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

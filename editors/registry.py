@@ -3,8 +3,6 @@
 Classes are named by text and imported when they are asked for, so that this file depends on none of them.
 """
 
-from __future__ import annotations
-
 import difflib
 import pkgutil
 

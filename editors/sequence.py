@@ -1,7 +1,5 @@
 """Editing one model again and again: each batch goes into what earlier batches left."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

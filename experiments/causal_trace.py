@@ -10,8 +10,6 @@ model and facts), cases/knowledge_<id>[_mlp|_attn].npz as published, averages.js
 proposed layers to edit). Run again, a killed program goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -9,8 +9,6 @@ A killed run goes on where it stopped when the same command is given again. Seve
 ``torchrun --nproc_per_node=4 -m experiments.collect_stats ...``, with the same result to the last bit.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Mapping, Sequence

@@ -7,8 +7,6 @@ Of the pickle only tensors and plain values are read, nothing in it is run. The 
 the networks are. What their shapes don't tell is an option: ``--option descent=true`` (SERAC's gtn), norm, init, max_scale.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 from collections.abc import Mapping, Sequence

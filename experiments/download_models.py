@@ -9,8 +9,6 @@ Models go into the Hugging Face cache (HF_HOME), where experiments.train finds t
 there is deleted or fetched again. Further words are keys of the configuration, as for experiments.train.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ Prints a table and makes ``run_<NNN>`` in the results folder: ``downstream.json`
 ``<task>_gen.json`` (what happened on each example). Figures: :mod:`experiments.metrics.downstream`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

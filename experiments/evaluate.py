@@ -10,8 +10,6 @@ there, and everything is computed in groups that only the data and ``num_edits``
 (``torchrun --nproc_per_node=4 -m experiments.evaluate ...``) end with the same numbers, too.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Iterator

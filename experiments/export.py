@@ -8,8 +8,6 @@ the nearest adapter of that rank is from the edit. The checkpoint is a folder of
 written whole or not at all, with ``edit.json``: where the edit came from, and what the form has lost of it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -14,8 +14,6 @@ answers: adds what a model answers, and what it could be made to answer instead;
 edit data. world: the built-in world's rows in the published formats.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 from collections.abc import Sequence

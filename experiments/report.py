@@ -7,8 +7,6 @@ The page opens without a network and follows the reader's light or dark theme. P
 folder are shown with it; others are named with --figures.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping, Sequence

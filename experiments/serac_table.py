@@ -4,8 +4,6 @@ Reads FOLDER/<ALG>/edits_<N>/results.json, as scripts/serac_table.sh leaves them
 FOLDER/table.json and table.csv. Drawdown is the share of unrelated questions whose answer changed, in percent.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ and AlphaEdit wrote. Units: percent; for the n-gram entropy hundredths of a bit 
 essence score perplexity.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Sequence

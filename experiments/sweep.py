@@ -14,8 +14,6 @@ a row for each job (of a run that tells languages apart, for each stage and lang
 Exit code: 0 when all jobs of the command are done and drawn, 2 when all failed for mistakes in their settings, else 1.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -8,8 +8,6 @@ with 95 % bands; after a trace with --severed also what states bring back withou
 the answer's probability, on one scale in each figure.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Mapping, Sequence

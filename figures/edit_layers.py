@@ -8,8 +8,6 @@ of each block. A grey band marks the blocks that the trace proposes. Prints, for
 curves agree.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@ it reaches with the full one, for each batch size. Unlike there, ratios above 10
 over cases: jackknife, as both figures are of the same cases. Tables: <out>.md, and <out>.csv with everything.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ descending order, as in MEMAT's figures, or with --by_head each in its place, wi
 least half of the chunks. Below: the best head and the mean of each layer. Dark is accurate, dots are chance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

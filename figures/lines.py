@@ -1,7 +1,5 @@
 """Line figures that can be read without colour: styles, panels with one legend, and files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

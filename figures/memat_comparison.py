@@ -6,8 +6,6 @@ A figure for each profile and language of measurement, <out>_<profile>_<language
 standard errors, by pair of languages; MEMIT alone, then MEMAT with few to many heads, on the same facts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

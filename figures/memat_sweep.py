@@ -9,8 +9,6 @@ has a figure, with a line for each number of heads and MEMIT alone as a dashed o
 --published adds the published values, on another model and other data, as small filled marks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The command line that figures have in common."""
 
-from __future__ import annotations
-
 from experiments.run.cli import Parser
 
 

@@ -10,8 +10,6 @@ answer at fewer than 70 % of the neighbours: it does not know them, so there the
 little. Also written: <out>.csv.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path

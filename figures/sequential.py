@@ -7,8 +7,6 @@ batch; <out>_forgetting; and of the whole model (:mod:`figures.sequential_model`
 Also reads folders of the unified-editing code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

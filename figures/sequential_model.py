@@ -1,7 +1,5 @@
 """The whole model in sequential runs, over the edits in it: norms, perplexity, memory and seconds, downstream tasks."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

@@ -6,8 +6,6 @@ Bars show the mean over cases after the edit with its standard error, ticks acro
 what a sequence has left at its end. Runs differ in grey value and hatching, so the figure can be read without colour.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ line for each combination of the others; seeds are averaged. Bars are standard e
 square. Written as <out>.pdf and .png, by default "sweep" in the sweep's folder.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

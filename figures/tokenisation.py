@@ -7,8 +7,6 @@ tenths from 0 to 1. --write_subsets DIR also writes the records whose subjects h
 in both languages, as data_<eng|cat>_<dif|eq>_subj.json.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``python -m scripts.hyperparameters``: writes docs/hyperparameters.md, every key of every editor, from their dataclasses."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import functools

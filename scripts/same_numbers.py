@@ -14,8 +14,6 @@ differ; exit code 1 if any does. Numbers are compared exactly: there is no toler
 What is not compared, since it differs between two runs of the same code, or between places and machines, is listed below.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import html

@@ -3,8 +3,6 @@
 Of files in the published formats, or of the built-in world. Rows become items (one edit with its equivalents) and unrelated
 examples; ``batches`` puts them together as the published samplers do. Nothing here knows tokens or tensors.
 """
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,4 @@
 """Rephrasings as published: translated there and back, several beams each way."""
-from __future__ import annotations
-
 import string
 from collections.abc import Sequence
 

@@ -1,6 +1,4 @@
 """Edits of claim checkers: FEVER in De Cao's form, and VitaminC's claims with evidence."""
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Sequence

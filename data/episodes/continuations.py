@@ -1,6 +1,4 @@
 """Edits of language models: a passage with another continuation than the model's own (MEND's "gen")."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

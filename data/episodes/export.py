@@ -1,6 +1,4 @@
 """Writes the built-in world's rows in the published formats, so that every reader of those can be tried without them."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,4 @@
 """Reading of the files of edit data: JSON lines or lists, texts by the line, and where the file of a split is."""
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,6 +1,4 @@
 """Unrelated inputs that come from elsewhere: Natural Questions, wikitext, OpenWebText."""
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

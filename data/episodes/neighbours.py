@@ -1,6 +1,4 @@
 """Hard negatives: for each edit the unrelated inputs that read most like it."""
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence

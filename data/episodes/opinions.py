@@ -1,6 +1,4 @@
 """Edits of a chat model's opinions: entities with responses that praise or blame them."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

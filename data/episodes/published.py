@@ -1,6 +1,4 @@
 """Downloads of edit data that have an address: all of VitaminC; KILT's zsRE and FEVER, without predictions and rephrases."""
-from __future__ import annotations
-
 from pathlib import Path
 
 from data.download import download

@@ -1,6 +1,4 @@
 """Edits of question answerers: zsRE in De Cao's split (KILT's structure), or in MEND's evaluation schema."""
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter

@@ -3,8 +3,6 @@
 The published rephrasings are back-translations; :func:`data.episodes.back_translation.rephrase` makes such where translation
 models are at hand. These templates need nothing, and vary the form only.
 """
-from __future__ import annotations
-
 import re
 
 _SAME = ((r"^What is\b", "What's"), (r"^What's\b", "What is"), (r"^Which\b", "What"), (r"^In which\b", "In what"),

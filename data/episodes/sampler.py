@@ -5,8 +5,6 @@ draws as many locality rows as edits from those that are not edited. Both draw w
 default generator, so that the same seed gives the published batches (SERAC's edits in the permutation's order, where the
 published code has a set's).
 """
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,4 @@
 """Splits that share no subject."""
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar

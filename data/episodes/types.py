@@ -1,6 +1,4 @@
 """What the learned editors train on, as plain text: an edit, equivalent inputs, inputs that have nothing to do with it."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Every split has its own subjects, so that what a validated edit is about was never edited in training. What is drawn for a
 fact (new objects, true or false) depends on the world and the fact alone.
 """
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from typing import Any

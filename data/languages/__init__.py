@@ -1,7 +1,5 @@
 """Languages as data: a module here that defines ``SPEC`` adds one, and every program has it by its name."""
 
-from __future__ import annotations
-
 import pkgutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence

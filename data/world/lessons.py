@@ -1,6 +1,4 @@
 """What the small models of the world are taught, as texts: a new drawing of forms and false claims every epoch."""
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ KIND: t5, bart (question -> object), bert (claim -> true or false), blender (que
 and bert-encoder (sentence encoders). A killed run goes on with the same command. `path(KIND)` gives the folder of a model
 in the data folder, and trains it on first use.
 """
-from __future__ import annotations
-
 import argparse
 import fcntl
 import json

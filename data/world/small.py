@@ -1,6 +1,4 @@
 """Builds the small models of the world: their tokenizers and shapes. What they learn is in :mod:`data.world.lessons`."""
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

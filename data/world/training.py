@@ -1,6 +1,4 @@
 """How every model of the world is trained: by Muon and AdamW, in runs that go on after they were killed."""
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """AlphaEdit: null-space constrained knowledge editing (Fang et al., ICLR 2025)."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ Two ways: the sum of an edit for each, made on the same unedited model (`Edit.pl
 of the languages' keys and second moments.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """EMMET: equality-constrained mass model editing (Gupta, Sajnani and Anumanchipalli, 2024)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from editors.base import Task

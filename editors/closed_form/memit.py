@@ -1,7 +1,5 @@
 """MEMIT: mass-editing memory in a transformer (Meng et al., ICLR 2023)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar

@@ -1,7 +1,5 @@
 """What ROME, MEMIT and their kin need before their own formula: the decoder with its sites, and contexts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

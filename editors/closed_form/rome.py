@@ -1,7 +1,5 @@
 """ROME: rank-one model editing (Meng et al., NeurIPS 2022)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """What MEMIT, EMMET and AlphaEdit share: all requests at once, spread over a few layers."""
 
-from __future__ import annotations
-
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence

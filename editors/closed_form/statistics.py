@@ -1,7 +1,5 @@
 """The second moments that closed forms preserve, as their hyper-parameters ask for them."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Not what is free now: batches, and with them the last digits of results, must not depend on what else runs.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar

@@ -4,8 +4,6 @@ Published code samples them once a process from the global random state; here th
 the global random state alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Documents are visited in the published order: `random.Random(1).shuffle(range(N))`, the first `n_samples` of them.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import hashlib

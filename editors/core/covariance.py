@@ -6,8 +6,6 @@ start of each text, up to the model's longest context or `batch_tokens`; special
 does not.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

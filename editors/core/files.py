@@ -1,7 +1,5 @@
 """Writing files of tensors and folders: whole or not at all, and refused before the work rather than after it."""
 
-from __future__ import annotations
-
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping

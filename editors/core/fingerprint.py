@@ -1,7 +1,5 @@
 """Short identities of models and tokenizers, so that cached numbers are used only where they belong."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Collection

@@ -1,7 +1,5 @@
 """What is kept of a model for as long as it lives: its sites, contexts and statistics, found out once; and the edits in it."""
 
-from __future__ import annotations
-
 from typing import Any
 from weakref import WeakKeyDictionary
 

@@ -1,7 +1,5 @@
 """What the keys of earlier edits leave behind, so that later edits of a sequence keep off them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 

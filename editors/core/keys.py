@@ -4,8 +4,6 @@ A causal model's state at a token depends on nothing behind it, so prompts are c
 run once, and a pass ends as soon as the deepest asked module has run. Only the looked-up rows are kept.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Reading a Hugging Face model's modules: lookup by name, outputs of either kind, the head, modes and devices."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The second moment of a layer's keys, and what follows from it: its rank, its factors, its null space."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -4,8 +4,6 @@ Also reads the .npz statistics that the ROME and MEMIT authors published, and ke
 continues from.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 import zipfile

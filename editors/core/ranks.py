@@ -9,8 +9,6 @@ An error in a shared step is raised by all processes alike; `of_all_ranks` is th
 for all.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal

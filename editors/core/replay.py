@@ -6,8 +6,6 @@ follows it. The model's own forward does the work (masks, rotary angles and norm
 only told to hand through.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 import os

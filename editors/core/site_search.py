@@ -5,8 +5,6 @@
 * head(final norm(last block's output)) equals the model's logits, scaling and soft-capping included.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Sites are derived from the module tree and verified by a forward pass (``site_search``), never taken from the model's name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Target hidden states on disk, each under a key made of everything that changes it."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 At a vocabulary of 50,000 the temporaries that autograd would allocate on the way back take longer than the arithmetic.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor

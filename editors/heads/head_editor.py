@@ -1,7 +1,5 @@
 """What MEMAT and ITI share: MEMIT's edit of the MLPs, then biases that correct the attention heads which know about it."""
 
-from __future__ import annotations
-
 import os
 import random
 import time

@@ -1,7 +1,5 @@
 """ITI after MEMIT: heads are shifted along the line between the class means (Li et al. 2023), MEMAT's baseline."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar

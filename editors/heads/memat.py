@@ -1,7 +1,5 @@
 """MEMAT: MEMIT, then corrections of the attention heads that know about it (Tamayo et al., Findings of ACL 2024)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal

@@ -4,8 +4,6 @@ A head's output is its attention-weighted value vector, as it enters the attenti
 in slices of the head size, query head by query head (so grouped and multi-query attention look like any other).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 

@@ -7,8 +7,6 @@ One logistic regression a head, as scikit-learn fits it with its defaults (C = 1
 but all heads at once, by Newton's method in float64 to the minimum itself.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

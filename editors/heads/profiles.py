@@ -1,7 +1,5 @@
 """What MEMAT's published code computes otherwise than its paper says."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

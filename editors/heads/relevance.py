@@ -1,7 +1,5 @@
 """How well attention heads tell new facts from old ones, in the model as it is (with MEMIT's edit in it)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

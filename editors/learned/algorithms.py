@@ -1,7 +1,5 @@
 """The algorithms of the training program: those of the learned editors in the registry, and fine-tuning, their baseline."""
 
-from __future__ import annotations
-
 import difflib
 from functools import cache
 

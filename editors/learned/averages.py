@@ -1,7 +1,5 @@
 """Running means of what episodes report, and the decision to stop."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Checkpoints of learned editors: a safetensors file whose header says what it is of; never the edited model, never pickle."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

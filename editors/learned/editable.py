@@ -1,7 +1,5 @@
 """The contract of every learned editor: a model that is never changed, and weights that take the place of some of its own."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 from abc import ABC, abstractmethod

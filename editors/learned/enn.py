@@ -1,7 +1,5 @@
 """ENN (Sinitsin et al. 2020): a model trained so that few gradient steps edit it, with learned step sizes."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

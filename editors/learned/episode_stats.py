@@ -1,7 +1,5 @@
 """What an episode reports besides its losses, and the few numbers of a progress line."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """FT: fine-tuning at the time of the edit, the baseline of MEND and SERAC. Nothing is trained beforehand."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

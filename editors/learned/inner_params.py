@@ -1,7 +1,5 @@
 """Which weights an edit may change, where the configuration names none."""
 
-from __future__ import annotations
-
 import re
 
 from torch import nn

@@ -1,7 +1,5 @@
 """KE (KnowledgeEditor, De Cao et al. 2021; `efk` in MEND): a text tells a hyper-network how to gate and shift the gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """What MEND, KE and ENN share as editors of requests: a trained network turns them into an Edit of the model's weights."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import weakref

@@ -1,7 +1,5 @@
 """Losses and statistics of episodes, all in float32 or wider (Mitchell et al. 2022a, 2022b)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

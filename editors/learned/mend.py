@@ -1,7 +1,5 @@
 """MEND: the update is the gradient's factors, normalised and sent through a small network (Mitchell et al. 2022a)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """MEND's editor networks: what a weight's gradient factors go through before they become an update (Mitchell et al. 2022a)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """What kind of model an editor has to do with: how its labels stand to its logits, and what its decoder reads."""
 
-from __future__ import annotations
-
 from enum import Enum
 
 from torch import nn

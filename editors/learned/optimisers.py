@@ -1,7 +1,5 @@
 """Optimisers by name, and their state in a form that checkpoints hold."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 

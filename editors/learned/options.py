@@ -1,7 +1,5 @@
 """What a learned editor can be told: one dataclass an algorithm, its keys those of the published configuration."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Networks of the published MEND and KE, by the names of their own checkpoints, as those of this package."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

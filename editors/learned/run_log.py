@@ -1,7 +1,5 @@
 """The log of a training: a line of JSON for each report."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The trainer's part of the configuration."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

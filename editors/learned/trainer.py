@@ -1,7 +1,5 @@
 """Training of a learned editor on episodes: optimiser steps, validation, early stop, and checkpoints that go on exactly."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

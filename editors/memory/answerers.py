@@ -1,7 +1,5 @@
 """What answers prompts in an edit's scope: SERAC's counterfactual decoder, or the label that a lookup cache holds."""
 
-from __future__ import annotations
-
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The texts that SERAC makes of an edit: what its scope classifier and its counterfactual model read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from editors.learned.model_kind import ModelKind

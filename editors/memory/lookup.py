@@ -1,7 +1,5 @@
 """LU, a lookup cache: inputs whose hidden state is near an edit's get the edit's label (baseline of Mitchell et al. 2022b)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

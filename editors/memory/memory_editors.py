@@ -1,7 +1,5 @@
 """SERAC and the lookup cache on decoders: requests become a memory, and prompts in their scope are answered by it."""
 
-from __future__ import annotations
-
 import copy
 import time
 import warnings

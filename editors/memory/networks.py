@@ -1,7 +1,5 @@
 """The networks that SERAC is made of, from the hub or folders: nothing that they should have learned is made at random."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

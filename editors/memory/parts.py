@@ -1,7 +1,5 @@
 """A trained SERAC as folders that transformers loads, `scope` and `counterfactual`, which know that they belong together."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

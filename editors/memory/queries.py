@@ -1,7 +1,5 @@
 """Questions to a memory of edits: who answers, with what, and how sure the scope is."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ repeats or reorders the cache's rows (beams, targets that share a prompt) does s
 The model runs on all rows, so that those in no edit's scope have the very bits that they have without edits.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence

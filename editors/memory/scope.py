@@ -4,8 +4,6 @@ Either both are encoded by themselves, and the probability falls with the distan
 the thousands), or an encoder reads each pair.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """What SERAC can be told: its scope classifier, its counterfactual model and how they are trained."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar

@@ -1,7 +1,5 @@
 """SERAC's supervision: what the counterfactual model should answer with the right edit, and what is in scope."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

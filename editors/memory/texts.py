@@ -1,7 +1,5 @@
 """Batches together with the texts they were made of: SERAC keeps and compares texts, and tokens tell them only nearly."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

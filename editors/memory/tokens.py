@@ -1,7 +1,5 @@
 """Texts as the tokens that a network of SERAC reads: an edit whole, and as much of the end of a text as there is room for."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Sequence

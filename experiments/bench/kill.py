@@ -7,8 +7,6 @@ again, and so on until it ends; runs that ended before all kills were used are f
 every disturbed run, and its summary, must equal the undisturbed run's, apart from times.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import signal

@@ -6,8 +6,6 @@ which does not depend on the memory. Vectors are random, of the width of the pub
 numbers become a file for `python -m figures.memory`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

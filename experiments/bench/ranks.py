@@ -9,8 +9,6 @@ percent: work that is not shared out, exchanges and, where it is said to be incl
 (what a continuation of the finished run takes). Waiting for one another is in the seconds.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import subprocess

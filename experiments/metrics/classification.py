@@ -3,8 +3,6 @@
 A confusion matrix counts [..., true class, predicted class]; leading axes are separate matrices (bootstrap samples).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """CounterFact's metrics: is the new target now likelier than the true one, where it should be and nowhere else?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal

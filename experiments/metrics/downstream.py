@@ -6,8 +6,6 @@ missing one), which substrings count as an answer, and that no answer is a class
 answers are the right way round (``legacy_rte_labels`` turns them back), and accuracies and intervals are given.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence

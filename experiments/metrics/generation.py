@@ -1,7 +1,5 @@
 """Metrics of sampled texts: are they fluent, and do they fit the new fact?"""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import unicodedata

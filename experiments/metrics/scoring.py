@@ -4,8 +4,6 @@ Each distinct prompt runs once. The first token of every target, and of the mode
 pass; the rest continues from the prompt's cache. The head is applied at target positions only.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

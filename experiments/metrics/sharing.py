@@ -1,7 +1,5 @@
 """Rows of tokens that begin alike (few-shot examples, an instruction): the beginning runs once for all of them."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

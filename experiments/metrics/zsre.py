@@ -1,7 +1,5 @@
 """zsRE's metrics: how many tokens of an answer the model would say, given the ones before."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """The score of the field: the harmonic mean of efficacy, paraphrase and neighbourhood (Meng et al. 2022), and its error."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

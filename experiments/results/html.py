@@ -4,8 +4,6 @@ All text is escaped here. Colours are CSS variables, so that page and charts fol
 differ in marks and dashes, too, and what a bar stands for is said when the pointer is on it.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ coordinates of the vector figures that the authors' repository ships, good to ab
 language that MEMIT edits in, and that of the language that heads are chosen and corrections trained in.
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 A key is ``<time>_<group>_<measure>``: post_rewrite_success is the efficacy right after the edit. Values here are labels.
 """
 
-from __future__ import annotations
-
 from data.downstream import TASKS
 
 PREFIXES = ("pre", "post", "retention")

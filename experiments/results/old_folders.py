@@ -7,8 +7,6 @@ AlphaEdit's code writes MEMIT's files, but measures every case after the last ba
 model into ``glue_eval``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

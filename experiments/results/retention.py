@@ -4,8 +4,6 @@ Definitions: Gupta, Rao, Anumanchipalli 2024, "Model editing at scale leads to g
 plotting scripts compute them. Edits are counted from 1, in the order in which they were made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 Names and keys are those that the field's scripts expect.
 """
 
-from __future__ import annotations
-
 import errno
 import importlib.metadata
 import json

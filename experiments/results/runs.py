@@ -1,7 +1,5 @@
 """Reading runs, of this toolkit and of the published codes: what is known about a run, and each metric over its cases."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

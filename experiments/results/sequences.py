@@ -1,7 +1,5 @@
 """Sequential runs, of :mod:`experiments.run.sequences` or of the unified-editing code: cases, history, model over batches."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From the cases of a run to its summary: the published figures, and each metric's mean, standard error and number of cases."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

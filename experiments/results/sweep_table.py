@@ -1,7 +1,5 @@
 """The table of a sweep (:mod:`experiments.sweep`): a row for each job, or for each stage and language of one."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@
 ``python -m experiments.causal_trace`` has found. params.json has the result, so a run says what it was made with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

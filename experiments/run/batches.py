@@ -5,8 +5,6 @@ for the same numbers to the last digit. Of several processes each takes batches 
 are fewer batches than processes.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext

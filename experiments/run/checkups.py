@@ -4,8 +4,6 @@ Files: ``batches/<edits>.json``, ``history/<edits>.jsonl``, ``downstream/<edits>
 models; ``<edits>`` counts the edits in the model; 0 is the unedited one.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ The original keeps vectors and changes as torch files. They are read with ``weig
 containers and runs no code.
 """
 
-from __future__ import annotations
-
 import pickle
 import warnings
 import zipfile

@@ -1,7 +1,5 @@
 """The editor of a run: its hyper-parameters from their file, with what flags and language add to them."""
 
-from __future__ import annotations
-
 import dataclasses
 import warnings
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What an evaluation in several languages, or with heads corrected, needs: checked before anything is written."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from pathlib import Path

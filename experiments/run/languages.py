@@ -13,8 +13,6 @@ All chunks (batches of ``num_edits`` facts) start from the unedited model. Of a 
 whatever the number of stages.
 """
 
-from __future__ import annotations
-
 import random
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Measuring the records of a job on its model as it is now."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

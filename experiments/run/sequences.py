@@ -10,8 +10,6 @@ Beside the case files (``pre``: before the case's own batch, ``post``: right aft
 ``<edits>`` counts the edits in the model; 0 is the unedited one.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Sequence

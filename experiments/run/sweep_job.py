@@ -1,7 +1,5 @@
 """One job of a sweep (:mod:`experiments.sweep`): experiments.evaluate in a process of its own, and its job.json."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -3,8 +3,6 @@
 Figures: :mod:`experiments.metrics.downstream`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

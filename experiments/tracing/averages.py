@@ -1,7 +1,5 @@
 """Average indirect effects, and the layers to edit that follow from them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

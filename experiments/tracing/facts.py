@@ -1,7 +1,5 @@
 """Where the facts to trace come from: published known facts, or the true answers of a data set that is edited."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The files of a causal trace: ``cases/knowledge_<id>[_mlp|_attn].npz`` as published, and ``averages.json``."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -9,8 +9,6 @@
 Embeddings do not depend on the position, so tokens are counted and looked up, and no text runs through the model.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -4,8 +4,6 @@ Whatever stands before a restored state, in tokens or in blocks, is as in the co
 tokens before it enter as that run's KV cache, and the blocks below it are left out.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Known facts as token rows with the place of the subject."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Scores of all cells of a prompt: tokens x layers, for hidden states and for windows of MLPs and attentions."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

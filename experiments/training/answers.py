@@ -1,7 +1,5 @@
 """A model's own answers to rows of questions or claims, and others to edit in: De Cao et al.'s way of making edit data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

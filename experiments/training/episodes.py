@@ -1,7 +1,5 @@
 """Edit data, which are text, as the episodes that a learned editor is trained on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,8 +1,6 @@
 """Loads the models that learned editors edit: decoders, sequence-to-sequence models and classifiers, of the hub, a folder or
 the built-in world."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a training of a learned editor needs, made from its configuration and checked before anything is written."""
 
-from __future__ import annotations
-
 import dataclasses
 import pkgutil
 import random
