@@ -160,8 +160,7 @@ def command(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", help="of a finished trace")
     parser.add_argument("--known_ids", type=_numbers, default=[],
                         help="comma list of facts to draw one by one; first: the first that the model knows")
-    args = parser.parse_args(argv)
-    print("written:", *main(args.folder, args.out, args.known_ids))
+    print("written:", *main(**vars(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

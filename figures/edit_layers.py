@@ -123,8 +123,7 @@ def main(folder: str | Path, out: str | Path) -> list[Path]:
 def command(argv: Sequence[str] | None = None) -> None:
     parser = figure_parser("edit_layers", __doc__, "results/edit_layers")
     parser.add_argument("folder", help="holds a trace and runs of single-block edits")
-    args = parser.parse_args(argv)
-    print("written:", *main(args.folder, args.out))
+    print("written:", *main(**vars(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

@@ -60,8 +60,7 @@ def main(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
 def command() -> None:
     parser = figure_parser("memat_comparison", __doc__, "results/memat_comparison", "beginning of the files' names")
     parser.add_argument("folders", nargs="+", help="run folders, or folders with runs somewhere in them")
-    args = parser.parse_args()
-    print("written:", *main(args.folders, args.out))
+    print("written:", *main(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

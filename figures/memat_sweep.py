@@ -152,8 +152,7 @@ def command() -> None:
     parser.add_argument("folders", nargs="+", help="run folders, or folders with runs somewhere in them")
     parser.add_argument("--over", choices=("heads", "alpha"), default="heads", help="the x axis (default: %(default)s)")
     parser.add_argument("--published", action="store_true", help="add the published values, of another model and other data")
-    args = parser.parse_args()
-    print("written:", *main(args.folders, args.out, args.over, args.published))
+    print("written:", *main(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -152,8 +152,7 @@ def command() -> None:
     parser.add_argument("runs", nargs="+", help="run folders, or folders of runs")
     parser.add_argument("--last_token", action="store_true",
                         help="zsRE: as published, only the last token of an answer counts, but for neighbourhood")
-    args = parser.parse_args()
-    print("written:", *main(args.runs, args.out, args.last_token))
+    print("written:", *main(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -86,8 +86,7 @@ def main(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
 def command() -> None:
     parser = figure_parser("summary", __doc__, "results/summary")
     parser.add_argument("runs", nargs="+", help="run folders, or folders of runs")
-    args = parser.parse_args()
-    print("written:", *main(args.runs, args.out))
+    print("written:", *main(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -71,19 +72,11 @@ class Claims(nn.Module):
         return self.classifier(self.model(**batch).pooler_output)
 
 
-def _bert(shape: Shape, tok) -> Claims:
-    return Claims(BertModel(_bert_config(shape, tok)))
-
-
-def _encoder(shape: Shape, tok) -> BertModel:
-    return BertModel(_bert_config(shape, tok))
-
-
-def _bert_config(shape: Shape, tok) -> BertConfig:
-    return BertConfig(vocab_size=len(tok), hidden_size=shape.width, num_hidden_layers=shape.layers,
-                      num_attention_heads=shape.heads, intermediate_size=shape.ff, max_position_embeddings=POSITIONS,
-                      hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=tok.pad_token_id,
-                      initializer_range=shape.width**-0.5)
+def _bert(shape: Shape, tok) -> BertModel:
+    return BertModel(BertConfig(
+        vocab_size=len(tok), hidden_size=shape.width, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
+        intermediate_size=shape.ff, max_position_embeddings=POSITIONS, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, pad_token_id=tok.pad_token_id, initializer_range=shape.width**-0.5))
 
 
 def _distilbert(shape: Shape, tok) -> DistilBertModel:
@@ -100,8 +93,7 @@ def _t5(shape: Shape, tok) -> T5ForConditionalGeneration:
         eos_token_id=tok.eos_token_id, decoder_start_token_id=tok.pad_token_id))
 
 
-def _bart(shape: Shape, tok, kind=(BartConfig, BartForConditionalGeneration), start: str = "eos_token_id"):
-    config, model = kind
+def _bart(shape: Shape, tok, config=BartConfig, model=BartForConditionalGeneration, start: str = "eos_token_id"):
     return model(config(
         vocab_size=len(tok), d_model=shape.width, encoder_layers=shape.layers, decoder_layers=shape.layers,
         encoder_attention_heads=shape.heads, decoder_attention_heads=shape.heads, encoder_ffn_dim=shape.ff,
@@ -111,12 +103,11 @@ def _bart(shape: Shape, tok, kind=(BartConfig, BartForConditionalGeneration), st
         decoder_start_token_id=getattr(tok, start)))
 
 
-def _blender(shape: Shape, tok):
-    return _bart(shape, tok, (BlenderbotSmallConfig, BlenderbotSmallForConditionalGeneration), "bos_token_id")
-
-
-BUILD: dict[str, Callable] = {"bert": _bert, "t5": _t5, "bart": _bart, "blender": _blender, "distilbert": _distilbert,
-                              "bert-encoder": _encoder}
+BUILD: dict[str, Callable] = {
+    "bert": lambda shape, tok: Claims(_bert(shape, tok)), "bert-encoder": _bert, "distilbert": _distilbert, "t5": _t5,
+    "bart": _bart, "blender": partial(_bart, config=BlenderbotSmallConfig, model=BlenderbotSmallForConditionalGeneration,
+                                      start="bos_token_id"),
+}
 FRAMED = ("bert", "distilbert", "bert-encoder")
 """Kinds whose texts begin with [CLS]."""
 

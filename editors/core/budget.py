@@ -18,6 +18,13 @@ PARTS = {"forward": 16, "statistics": 8, "moments": 4, "values": 8, "corrections
 STATISTICS_TOKENS, STATISTICS_TOKENS_CPU = 16384, 512
 """Largest forward pass that collects keys. On a CPU smaller ones are faster, because activations stay in its cache."""
 
+ENCODER_TOKENS = 16384
+"""Padded tokens that go through an encoder of SERAC together."""
+TRACE_TOKENS, TRACE_TOKENS_CPU = 32768, 2048
+"""Tokens in a pass of causal tracing, about."""
+LOGITS = 2**26
+"""Numbers in the logits of rows that run together: a quarter of a gigabyte of float32."""
+
 _Item = TypeVar("_Item")
 
 
@@ -61,8 +68,8 @@ def token_budget(model: nn.Module, most: int | None = None) -> int:
 
 
 def logit_rows(model: nn.Module) -> int:
-    """Rows of logits to hold at once: a quarter of a gigabyte of float32."""
-    return max(1, 2**26 // model.config.get_text_config().vocab_size)
+    """Rows of logits to hold at once."""
+    return max(1, LOGITS // model.config.get_text_config().vocab_size)
 
 
 def consecutive(

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from . import ranks
 from .budget import forward_tokens
@@ -24,7 +23,7 @@ _Place = tuple[str, int, str]
 
 def compute_keys(
     decoder: Decoder, requests: Sequence[Request], layers: Sequence[int], contexts: Sequence[Sequence[str]],
-    fact_token: str = "subject_last", batch_tokens: int | None = None, progress: bool = False,
+    fact_token: str = "subject_last", batch_tokens: int | None = None,
 ) -> dict[int, Float[Tensor, "requests d_in"]]:
     """{layer: keys}: input of the down-projection at the looked-up token, averaged over contexts.
 
@@ -40,19 +39,18 @@ def compute_keys(
             texts.append((fill(template, request.prompt), request.subject))
             shares.append((i, weight))
     places = [("down_proj", layer, "in") for layer in dict.fromkeys(layers)]
-    states = _read(decoder, locate_all(decoder.tok, texts, fact_token), shares, places, batch_tokens, progress)
+    states = _read(decoder, locate_all(decoder.tok, texts, fact_token), shares, places, batch_tokens)
     return {layer: states["down_proj", layer, "in"] for layer in layers}
 
 
 def compute_hidden(
-    decoder: Decoder, requests: Sequence[Request], layer: int, fact_token: str = "subject_last",
-    batch_tokens: int | None = None, progress: bool = False,
+    decoder: Decoder, requests: Sequence[Request], layer: int, fact_token: str = "subject_last"
 ) -> Float[Tensor, "requests d_model"]:
     """Output of block ``layer`` at the looked-up token of each bare prompt, float32 at least."""
     texts = [(request.prompt, request.subject) for request in requests]
     shares = [(i, 1.0) for i in range(len(texts))]
     place = ("block", layer, "out")
-    return _read(decoder, locate_all(decoder.tok, texts, fact_token), shares, [place], batch_tokens, progress)[place]
+    return _read(decoder, locate_all(decoder.tok, texts, fact_token), shares, [place])[place]
 
 
 def layer_io(
@@ -68,7 +66,7 @@ def layer_io(
 
 def _read(
     decoder: Decoder, located: Sequence[Located], shares: Sequence[tuple[int, float]], places: Sequence[_Place],
-    batch_tokens: int | None = None, progress: bool = False,
+    batch_tokens: int | None = None,
 ) -> dict[_Place, Tensor]:
     """{place: [results, width]}: result i is the sum of weight * row over the located tokens whose share is (i, weight)."""
     uses: dict[tuple[int, ...], list[tuple[int, float]]] = defaultdict(list)
@@ -77,7 +75,6 @@ def _read(
     most_tokens = batch_tokens or forward_tokens(decoder)
     results = max((i for i, _ in shares), default=-1) + 1
     sums: dict[_Place, Tensor] = {}
-    bar = tqdm(total=len(uses), desc="keys", unit="prompt", disable=None if progress else True)
 
     def mixed(rows: list[tuple[int, ...]]) -> tuple[list[int], dict[_Place, Tensor]]:
         # Which results the rows of this batch enter, and with what weight: a product adds them in a fixed order.
@@ -88,10 +85,9 @@ def _read(
         for i, row, weight in entries:
             mixing[place_of[i], row] += weight
         states = _forward(decoder, rows, places)
-        bar.update(len(rows))
         return touched, {place: mixing.to(state) @ state for place, state in states.items()}
 
-    with bar, torch.no_grad(), decoder.evaluating():
+    with torch.no_grad(), decoder.evaluating():
         for touched, states in ranks.each(mixed, list(pack(list(uses), most_tokens))):
             for place, state in states.items():
                 if place not in sums:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -101,7 +102,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     spelled_out = [m for m in modes if isinstance(m, NewGELUActivation) and "forward" not in vars(m)]
     model.eval()
     for module in spelled_out:
-        module.forward = _gelu
+        module.forward = partial(nn.functional.gelu, approximate="tanh")
     try:
         yield
     finally:
@@ -122,7 +123,3 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for p in trained:
             p.requires_grad_(True)
-
-
-def _gelu(x: Tensor) -> Tensor:
-    return nn.functional.gelu(x, approximate="tanh")

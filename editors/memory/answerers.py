@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import UserError
+from editors.core.budget import ENCODER_TOKENS, LOGITS
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from editors.core.modules import input_device
 from editors.core.prompts import encode_target, pad_batch, pad_id
@@ -18,10 +19,7 @@ from .form import Form
 from .routing import unrouted
 from .scope import nearest, ScopeClassifier
 from .store import EditStore, Entry
-from .tokens import encode, first_piece, TOKENS, window, without_end
-
-LOGITS = 2**26
-"""Numbers in the logits of rows that run together."""
+from .tokens import encode, first_piece, window, without_end
 
 
 class MemoryAnswerer(ABC):
@@ -113,7 +111,7 @@ class SeracAnswerer(MemoryAnswerer):
     def _run(self, rows: Sequence[Sequence[int]], last: int) -> Float[Tensor, "rows last vocabulary"]:
         """Logits behind the last tokens of each row, in parts that fit in memory."""
         vocabulary = self.decoder.config.get_text_config().vocab_size
-        size = max(1, min(TOKENS // max(map(len, rows)), LOGITS // (last * vocabulary)))
+        size = max(1, min(ENCODER_TOKENS // max(map(len, rows)), LOGITS // (last * vocabulary)))
         logits = []
         with unrouted(self.decoder):
             for start in range(0, len(rows), size):
@@ -164,7 +162,7 @@ class LookupAnswerer(MemoryAnswerer):
     @torch.no_grad()
     def keys(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows width"]:
         """The mean over the tokens of the last hidden states."""
-        size = max(1, TOKENS // max(map(len, rows)))
+        size = max(1, ENCODER_TOKENS // max(map(len, rows)))
         means = []
         for start in range(0, len(rows), size):
             batch = pad_batch(rows[start:start + size], pad_id(self.tok), input_device(self.model))

@@ -14,11 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.errors import UserError
+from editors.core.budget import ENCODER_TOKENS
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from editors.core.prompts import pad_batch, pad_id
 from .form import Form
 from .store import EditStore, Entry
-from .tokens import encode, TOKENS, window
+from .tokens import encode, window
 
 BLOCK = 65536
 """Edits that are compared with the queries together."""
@@ -144,7 +145,7 @@ class EmbeddingScopeClassifier(ScopeClassifier):
         return self.pooling
 
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "texts width"]:
-        """One encoder pass for up to TOKENS tokens."""
+        """One encoder pass for up to ENCODER_TOKENS tokens."""
         with self._grad():
             parts = [self._pass(part) for part in self._parts(texts)]
         return torch.cat(parts)
@@ -152,7 +153,7 @@ class EmbeddingScopeClassifier(ScopeClassifier):
     def _parts(self, texts: Sequence[str]) -> list[Sequence[str]]:
         if self.encoder.training:
             return [texts]
-        size = max(1, TOKENS // max(1, *(len(text.encode()) for text in texts)))  # a token is a byte at least
+        size = max(1, ENCODER_TOKENS // max(1, *(len(text.encode()) for text in texts)))  # a token is a byte at least
         return [texts[i:i + size] for i in range(0, len(texts), size)]
 
     def _pass(self, texts: Sequence[str]) -> Tensor:
@@ -207,7 +208,7 @@ class CrossScopeClassifier(ScopeClassifier):
 
     def _read(self, pairs: Sequence[tuple[str, str]]) -> Float[Tensor, " pairs"]:
         longest = max(len((context + text).encode()) for context, text in pairs)
-        size = len(pairs) if self.encoder.training else max(1, TOKENS // longest)
+        size = len(pairs) if self.encoder.training else max(1, ENCODER_TOKENS // longest)
         with self._grad():
             parts = []
             for start in range(0, len(pairs), size):

@@ -11,9 +11,6 @@ from common.errors import UserError
 from editors.core.modules import longest_context
 from editors.core.prompts import encode_target, pad_id
 
-TOKENS = 16384
-"""Tokens, padding included, that go through an encoder together."""
-
 
 def window(model: nn.Module, tok: Any) -> int:
     """Tokens that an encoder can read."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from common.errors import UserError
-from editors.core.budget import allowance, consecutive
+from editors.core.budget import TRACE_TOKENS, TRACE_TOKENS_CPU, allowance, consecutive
 from editors.core.decoder import Decoder
 
 from experiments.tracing.noise import Noise
@@ -25,8 +25,6 @@ attentions, of later blocks would make of them there."""
 PUBLISHED_WINDOW = 10
 MAX_PROMPTS = 64
 """Prompts whose runs are kept together, at most."""
-TOKENS = {"cpu": 2048}
-"""Device -> tokens in a pass, about; on others 32,768."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def _batches(passes: Passes, cells: Sequence[Cell]) -> Iterator[list[Cell]]:
     for cell in cells:
         groups[cell.start, len(passes.prompts[cell.prompt].ids) - cell.token].append(cell)
     decoder = passes.decoder
-    tokens = TOKENS.get(decoder.device.type, 32768)
+    tokens = TRACE_TOKENS_CPU if decoder.device.type == "cpu" else TRACE_TOKENS
     vocabulary = decoder.model.config.get_text_config().vocab_size
     memory = allowance(decoder.device, "restored")
     for (start, columns), group in groups.items():
