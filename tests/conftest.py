@@ -15,7 +15,7 @@ REALDATA = ROOT.parent / "shared" / "realdata"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-torch.set_num_threads(1)  # tiny models: a second thread only waits
+torch.set_num_threads(1)  # also while module fixtures run
 
 
 def golden_models(kind: str) -> list[str]:
@@ -46,6 +46,12 @@ def realdata() -> Path:
     if not REALDATA.is_dir():
         pytest.skip("samples of the real data sets are not beside this checkout (../shared/realdata)")
     return REALDATA
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny models: a second thread only waits. And programs that a test runs set their own number, which changes last digits."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
