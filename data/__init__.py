@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +62,14 @@ def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | N
         raise UserError(f"the limit on the size of data set {str(ds_name)!r} should be at least 1, found {limit}")
     if language is not None:
         raw, source = raw_records(ds_name, language, data_dir)
+        spec = languages.spec(language)
         try:
-            return languages.spec(language).parse(raw, source, limit)
+            records = spec.parse(raw, source, limit)
         except UserError as error:
             raise UserError(f"{error} (read as records in {language})") from error
+        if spec.joined is None:
+            return records
+        return [record if record.joined is not None else replace(record, joined=spec.joined) for record in records]
     raw, schema, source = _raw(str(ds_name), data_dir)
     records = _PARSERS[schema](raw, source, limit)
     if not records:

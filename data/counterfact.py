@@ -47,8 +47,15 @@ def _record(fields: Fields) -> Record:
         attribute_prompts=fields.texts("attribute_prompts", optional=True),
         generation_prompts=fields.texts("generation_prompts", optional=True),
         schema="counterfact",
+        joined=read_joined(fields),
         extra=fields.rest(),
     )
+
+
+def read_joined(fields: Fields) -> bool | None:
+    """The record's own word on whether targets are joined to their prompts: beside ``requested_rewrite`` or in it."""
+    joined = fields.optional_flag("joined")
+    return fields.nested("requested_rewrite").optional_flag("joined") if joined is None else joined
 
 
 def read_target(fields: Fields) -> Target:

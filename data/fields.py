@@ -52,6 +52,10 @@ class Fields:
             raise self.error(f"{key!r} should be an integer, found {value}")
         return value
 
+    def optional_flag(self, key: str) -> bool | None:
+        """True or false, or None where the key is missing or null."""
+        return self._typed(key, bool, "true or false") if self.has(key) else None
+
     def number(self, key: str) -> float:
         """A number, whole or not."""
         value = self._typed(key, (int, float), "a number")

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.orthography import continuation
+
 
 @dataclass(frozen=True)
 class Target:
@@ -21,7 +23,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt whose expected continuation is its own: one token of a zsRE locality answer."""
+    """A prompt whose expected continuation is its own: zsRE's locality answer, or one token of it."""
 
     prompt: str
     target: str
@@ -34,6 +36,8 @@ class Record:
     ``prompt`` holds exactly one ``{}``, the subject's place; all other prompts are complete strings.
     ``neighborhood_prompts`` are strings that expect ``target_true`` (CounterFact), or :class:`Prompt` (zsRE; empty when
     the records were loaded without a tokenizer, see :func:`data.zsre.with_locality`).
+    ``joined`` says whether targets stand behind their prompts without a space; None: what stands on both sides decides (see
+    :func:`common.orthography.continuation`).
     ``extra`` has every other key of the file as it stands (``loc``, ``answers``, ``two_hop``, ...).
     """
 
@@ -49,11 +53,12 @@ class Record:
     relation_id: str | None = None
     schema: str = "counterfact"
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    joined: bool | None = None
 
     def requested_rewrite(self) -> dict[str, Any]:
         """The edit as the published case files write it; what a data set does not have is left out."""
         rewrite = {"prompt": self.prompt, "relation_id": self.relation_id, "target_new": self.target_new.to_dict(),
-                   "target_true": self.target_true and self.target_true.to_dict(), "subject": self.subject}
+                   "target_true": self.target_true and self.target_true.to_dict(), "subject": self.subject, "joined": self.joined}
         return {key: value for key, value in rewrite.items() if value is not None}
 
     def request(self) -> dict[str, Any]:
@@ -67,8 +72,8 @@ class Record:
     def sentences(self) -> tuple[str, str]:
         """(the new fact, the true fact), each as a sentence: prompt, subject and object."""
         true = self.worded_for_true()
-        return (f"{self.prompt.replace('{}', self.subject)} {self.target_new.str}",
-                f"{true.prompt.replace('{}', true.subject)} {self.target_true.str}")
+        return ("".join(continuation(self.prompt.replace("{}", self.subject), self.target_new.str, self.joined)),
+                "".join(continuation(true.prompt.replace("{}", true.subject), self.target_true.str, self.joined)))
 
 
 @dataclass(frozen=True)
@@ -104,5 +109,6 @@ def fingerprint(records: Iterable[Record]) -> str:
     """SHA-256 of the records' whole content, to tell one data set (or one selection of it) from another."""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(json.dumps(vars(record), sort_keys=True, default=vars).encode())
+        content = {key: value for key, value in vars(record).items() if key != "joined" or value is not None}
+        digest.update(json.dumps(content, sort_keys=True, default=vars).encode())
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from common.orthography import continuation, is_whole_word
 from data.fields import Fields
 from data.records import Prompt, Record, Target
 
@@ -56,8 +57,8 @@ def template_of(question: str, subject: str) -> str | None:
     """
     if "{" in question or "}" in question or subject not in question:
         return None
-    whole_word = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", question)
-    start = whole_word.start() if whole_word else question.index(subject)
+    places = [match.start() for match in re.finditer(f"(?={re.escape(subject)})", question)]
+    start = next((place for place in places if is_whole_word(question, place, place + len(subject))), places[0])
     return question[:start] + "{}" + question[start + len(subject):]
 
 
@@ -67,17 +68,26 @@ def with_locality(records: Iterable[Record], tok: PreTrainedTokenizerBase) -> li
             for record in records]
 
 
-def locality_prompts(record: Record, tok: PreTrainedTokenizerBase) -> tuple[Prompt, ...]:
-    """One prompt for each token of " " + ``loc_ans``: ``loc``, "?" and the answer's tokens before it, decoded.
+def locality(record: Record) -> tuple[Prompt, ...]:
+    """The locality question with its whole answer; the ``neighborhood_prompts`` of a record that has none of its own."""
+    if "loc" not in record.extra:
+        return tuple(record.neighborhood_prompts)
+    return (Prompt(record.extra["loc"] + "?", record.extra["loc_ans"]),)
 
-    The target is that one token, decoded alone; half of a character decodes to U+FFFD, as published. Special tokens of
-    the tokenizer are not part of an answer (the published code asks a Llama for its bos), and a token that decodes to
-    nothing (SentencePiece's lone word boundary) has no prompt.
+
+def locality_prompts(record: Record, tok: PreTrainedTokenizerBase) -> tuple[Prompt, ...]:
+    """As published, one prompt for each token of " " + ``loc_ans``: ``loc``, "?" and the answer's tokens before it, decoded.
+
+    The target is that one token, decoded alone; half of a character decodes to U+FFFD. The one prompt is :func:`locality` where
+    that can't be done: a tokenizer does not give back the text it was given (SentencePiece's drop the space in front), or the
+    answer follows without a space.
     """
-    ids = tok(" " + record.extra["loc_ans"], add_special_tokens=False, verbose=False)["input_ids"]
-    question = record.extra["loc"] + "?"
-    prompts = (Prompt(question + _decode(tok, ids[:i]), _decode(tok, ids[i:i + 1])) for i in range(len(ids)))
-    return tuple(prompt for prompt in prompts if prompt.target)
+    whole, = locality(record)
+    _, answer = continuation(whole.prompt, whole.target, record.joined)
+    ids = tok(answer, add_special_tokens=False, verbose=False)["input_ids"]
+    if not answer.startswith(" ") or _decode(tok, ids) != answer:
+        return (whole,)
+    return tuple(Prompt(whole.prompt + _decode(tok, ids[:i]), _decode(tok, ids[i:i + 1])) for i in range(len(ids)))
 
 
 def _decode(tok: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -90,12 +100,12 @@ def _record(fields: Fields, number: int) -> Record | None:
     answers = fields.texts("answers", blanks=True)
     if not answers or not answers[0].strip():
         raise fields.error("'answers' has no first answer")
-    loc, loc_ans = fields.text("loc"), fields.text("loc_ans")
+    loc, loc_ans, joined = fields.text("loc"), fields.text("loc_ans"), fields.optional_flag("joined")
     if _LOCALITY_MARK not in loc:
         raise fields.error(f"'loc' should contain {_LOCALITY_MARK!r}, found {loc!r}")
     prompt = template_of(question, subject)
     if prompt is None:
         return None
     return Record(case_id=number, subject=subject, prompt=prompt, target_new=Target(answers[0]), target_true=NO_TRUE_TARGET,
-                  paraphrase_prompts=(rephrase,), neighborhood_prompts=(), schema="zsre",
+                  paraphrase_prompts=(rephrase,), neighborhood_prompts=(), schema="zsre", joined=joined,
                   extra={**fields.rest(), "answers": list(answers), "loc": loc, "loc_ans": loc_ans})

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
 from data.episodes.lines import numbered_lines
-from editors.core.prompts import fill, parse_requests
+from editors.core.prompts import parse_requests
 from editors.memory.store import EditStore
 from experiments.run.cli import at_least_one, Parser, run_program
 from experiments.run.config import add_flags, FolderFlags, ModelFlags, RunConfig
@@ -167,11 +167,13 @@ def add_from(memory: EditStore, path: Path) -> list[int]:
     return ids
 
 
-def _edit(edit: Any) -> tuple[str, str]:
+def _edit(edit: Any) -> tuple[str, str, bool | None]:
     if isinstance(edit, Mapping) and isinstance(edit.get("input"), str) and isinstance(edit.get("label"), str | None):
-        return edit["input"], edit.get("label") or ""
+        if not isinstance(edit.get("joined"), bool | None):
+            raise UserError(f"joined must be true or false, not {edit['joined']!r}")
+        return edit["input"], edit.get("label") or "", edit.get("joined")
     request, = parse_requests([edit])
-    return fill(request.prompt, request.subject), request.target_new.strip()
+    return request.text, request.target_new.strip(), request.joined
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

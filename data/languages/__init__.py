@@ -30,6 +30,10 @@ class LanguageSpec:
     corpora: Mapping[str, str] = field(default_factory=dict)
     """Where second moments come from: corpus of the hyper-parameters (``mom2_dataset``) -> the same in this language."""
 
+    joined: bool | None = None
+    """Whether targets stand behind their prompts without a space, where a record does not say so itself; None: what stands on
+    both sides decides (:func:`common.orthography.continuation`)."""
+
     def corpus(self, dataset: str) -> str:
         """The counterpart of a corpus (``mom2_dataset``) in this language. Files are taken as they are, and so is English.
 

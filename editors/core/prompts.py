@@ -12,7 +12,9 @@ from typing import TypeVar
 import torch
 
 from common.errors import UserError
+from common.orthography import continuation, without_space
 
+Ids = tuple[int, ...]
 _Row = TypeVar("_Row", bound=Sequence[int])
 FACT_TOKENS = ("subject_first", "subject_last", "subject_first_after_last", "last", "subject_last_separate")
 
@@ -25,13 +27,29 @@ class Request:
     """Has exactly one ``{}``, which stands for the subject."""
     subject: str
     target_new: str
-    """Starts with a space, as the continuation of the prompt does."""
+    """As it continues the prompt: with a space in front, or without ("l'" + "Alguer")."""
     case_id: int | str | None = None
     target_true: str | None = None
     true_prompt: str | None = None
     """The prompt that target_true continues, where it has to agree with its object ("{}, la"); None: `prompt`."""
     true_subject: str | None = None
     """The subject as it stands in true_prompt; None: `subject`."""
+    joined: bool | None = None
+    """Whether targets stand behind their prompt without a space; None: see :func:`common.orthography.continuation`."""
+
+    @property
+    def text(self) -> str:
+        """The prompt with its subject."""
+        return fill(self.prompt, self.subject)
+
+    @property
+    def true_text(self) -> str:
+        """What stands before target_true."""
+        return without_space(fill(self.true_prompt or self.prompt, self.true_subject or self.subject))
+
+    def target_ids(self, tok) -> list[int]:
+        """Token ids of target_new behind the prompt."""
+        return encode_target(tok, self.target_new, self.text)
 
 
 @dataclass(frozen=True)
@@ -45,10 +63,10 @@ class Located:
 
 
 def parse_requests(requests: Sequence[Mapping | Request], tok=None) -> list[Request]:
-    """Checked requests. A target gets the leading space that it lacks.
+    """Checked requests. Prompts lose spaces at their end, and targets are as they continue them.
 
-    Accepts the field's mapping {"prompt", "subject", "target_new": {"str"} or str, ["case_id"], ["target_true"]} and
-    Request objects. With ``tok`` subjects and targets must also tokenise to something. Raises UserError with one
+    Accepts the field's mapping {"prompt", "subject", "target_new": {"str"} or str, ["case_id"], ["target_true"], ["joined"]}
+    and Request objects. With ``tok`` subjects and targets must also tokenise to something. Raises UserError with one
     line that names the request by its position and case_id.
     """
     if isinstance(requests, (Mapping, Request, str)) or not isinstance(requests, Iterable):
@@ -64,8 +82,8 @@ def check_lengths(tok, requests: Sequence[Request], templates: Sequence[str], po
     if positions is None or not templates:
         return
     for i, request in enumerate(requests):
-        target = len(encode_target(tok, request.target_new)) - 1
-        texts = [fill(template, fill(request.prompt, request.subject)) for template in templates]
+        target = len(request.target_ids(tok)) - 1
+        texts = [fill(template, request.text) for template in templates]
         for template, (ids, _) in zip(templates, tokenize(tok, texts)):
             if len(ids) + target > positions:
                 context = "" if template == "{}" else f" in the context {template!r}"
@@ -200,22 +218,40 @@ def pad_id(tok) -> int:
     return next((i for i in (tok.pad_token_id, tok.eos_token_id) if i is not None and i < tok.vocab_size), 0)
 
 
-def encode_target(tok, target: str) -> list[int]:
-    """Token ids of ``target`` as it continues a text: no BOS, and no lone space piece of SentencePiece tokenizers.
+def prompt_ids(tok, text: str) -> Ids:
+    """Token ids of a text to be continued: with the special tokens that a tokenizer puts in front, without an EOS behind it."""
+    (ids, _), = tokenize(tok, [text])
+    return tuple(ids)
 
-    A leading unknown piece (a space that the vocabulary lacks) is dropped. Raises UserError if nothing is left.
+
+def target_ids(tok, prompt: str, target: str, joined: bool | None = None) -> list[int]:
+    """Token ids of ``target`` as it continues ``prompt``; spaces at the prompt's end and around the target do not count.
+
+    joined: whether it follows without a space; None: see :func:`common.orthography.continuation`. The ids are to be put behind those
+    of the prompt, so no token holds characters of both. Behind a space they are the same for all prompts. Left out are a
+    BOS, the space that SentencePiece puts before a text, and an unknown piece that stands for a space alone. Raises UserError
+    if nothing that the model knows is left.
     """
-    # Behind other text the target is tokenised as behind a prompt; alone, some tokenizers put a second space before it.
-    for anchor in ("a", ".", "0"):
+    prompt, text = continuation(prompt, target, joined)
+    return encode_target(tok, text, prompt)
+
+
+def encode_target(tok, target: str, prompt: str = "") -> list[int]:
+    """:func:`target_ids` of a target that begins as it continues the prompt, with a space or without."""
+    # Behind other text the target is tokenised as behind a prompt; alone, some tokenizers put a space before it. The other text
+    # must not merge with it. Joined, what stands right before matters: the prompt itself, if it does not merge.
+    anchors = ("a", ".", "0", "\n") if not prompt or target.startswith(" ") else (prompt, prompt[-1], "\n", "a", ".", "0")
+    for anchor in anchors:
         (ids, offsets), = tokenize(tok, [anchor + target])
         if not any(start < len(anchor) < end for start, end in offsets):
-            ids = [i for i, (_, end) in zip(ids, offsets) if end > len(anchor)]
+            first = next((i for i, (_, end) in enumerate(offsets) if end > len(anchor)), len(ids))
+            ids, spans = ids[first:], [(start - len(anchor), end - len(anchor)) for start, end in offsets[first:]]
             break
     else:
-        (ids, _), = tokenize(tok, [target], add_special_tokens=False)
-    while ids and ids[0] in (tok.unk_token_id, tok.bos_token_id):
-        ids = ids[1:]
-    if not ids:
+        (ids, spans), = tokenize(tok, [target], add_special_tokens=False)
+    while ids and ids[0] in (tok.unk_token_id, tok.bos_token_id) and not target[: spans[0][1]].strip():
+        ids, spans = ids[1:], spans[1:]
+    if all(token == tok.unk_token_id for token in ids):
         raise UserError(f"the target {target!r} tokenises to nothing that the model knows")
     return ids
 
@@ -225,10 +261,11 @@ def tokenize(tok, texts: Sequence[str], add_special_tokens: bool = True) -> list
     if not getattr(tok, "is_fast", False):
         raise UserError(f"{type(tok).__name__} gives no character offsets: load a fast tokenizer (use_fast=True)")
     coded = tok(list(texts), return_offsets_mapping=True, add_special_tokens=add_special_tokens, verbose=False)
+    special = set(tok.all_special_ids)
     rows = []
-    for ids, offsets in zip(coded["input_ids"], coded["offset_mapping"]):
+    for text, ids, offsets in zip(texts, coded["input_ids"], coded["offset_mapping"]):
         keep = len(ids)
-        while keep and offsets[keep - 1][0] == offsets[keep - 1][1]:
+        while keep and text and offsets[keep - 1][0] == offsets[keep - 1][1] and ids[keep - 1] in special:
             keep -= 1
         rows.append((ids[:keep], offsets[:keep]))
     return rows
@@ -248,7 +285,7 @@ def _parse(request: Mapping | Request, number: int, tok) -> Request:
             raise UserError(f"{_name(number, request.get('case_id'))} lacks {', '.join(missing)}")
         request = Request(
             request["prompt"], request["subject"], _target(request["target_new"]), request.get("case_id"),
-            _target(request.get("target_true")), request.get("true_prompt"), request.get("true_subject"),
+            _target(request.get("target_true")), request.get("true_prompt"), request.get("true_subject"), request.get("joined"),
         )
     where = _name(number, request.case_id)
     for name in ("prompt", "subject", "target_new", "target_true", "true_prompt", "true_subject"):
@@ -264,16 +301,28 @@ def _parse(request: Mapping | Request, number: int, tok) -> Request:
         raise UserError(f"{where}: the subject is empty")
     if not request.target_new.strip():
         raise UserError(f"{where}: the target is empty")
-    target = request.target_new if request.target_new.startswith(" ") else " " + request.target_new
+    if request.true_prompt is not None and request.true_prompt.count("{}") != 1:
+        raise UserError(f"{where}: true_prompt {request.true_prompt!r} needs exactly one '{{}}', where the subject stands")
+    if not isinstance(request.joined, bool | None):
+        raise UserError(f"{where}: joined must be true or false, not {request.joined!r}")
+    request = _normalised(request)
     if tok is not None:
         try:
-            encode_target(tok, target)
+            request.target_ids(tok)
             locate(tok, request.prompt, request.subject, "subject_last")
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-    if request.true_prompt is not None and request.true_prompt.count("{}") != 1:
-        raise UserError(f"{where}: true_prompt {request.true_prompt!r} needs exactly one '{{}}', where the subject stands")
-    return replace(request, target_new=target)
+    return request
+
+
+def _normalised(request: Request) -> Request:
+    """With prompts without spaces at their end, and the new target as it continues its own."""
+    prompt, subject = without_space(request.prompt), request.subject
+    if prompt.endswith("{}"):
+        subject = without_space(subject)
+    true_prompt = request.true_prompt and without_space(request.true_prompt)
+    _, target = continuation(fill(prompt, subject), request.target_new, request.joined)
+    return replace(request, prompt=prompt, subject=subject, target_new=target, true_prompt=true_prompt)
 
 
 def _target(value):

@@ -12,7 +12,7 @@ from torch import Tensor
 from .budget import allowance, consecutive
 from .decoder import Decoder
 from .modules import get_module
-from .prompts import Request, continued, encode_target, fill, locate
+from .prompts import Request, continued, fill, locate
 from .replay import Replay
 
 MOST, MOST_CPU = 64, 16
@@ -36,7 +36,7 @@ class TokenisedRequest:
         target_tokens: str = "ids",
     ) -> TokenisedRequest:
         """The request's token rows in these contexts. Raises UserError as `prompts.locate` and `encode_target` do."""
-        target = encode_target(tok, request.target_new)
+        target = request.target_ids(tok)
         prompts = [fill(t, request.prompt) for t in templates]
         located = [locate(tok, prompt, request.subject, fact_token) for prompt in prompts]
         rows = [continued(tok, fill(p, request.subject), x.ids, target, target_tokens) for p, x in zip(prompts, located)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.errors import UserError
 from editors.core.budget import forward_tokens
 from editors.core.decoder import Decoder
-from editors.core.prompts import encode_target, fill, pack, pad_batch, Request, tokenize
+from editors.core.prompts import pack, pad_batch, prompt_ids, Request, target_ids, tokenize
 from . import probes
 from .outputs import Head, head_outputs
 
@@ -33,8 +33,7 @@ class Relevance:
 
 def prompt_pair(request: Request) -> tuple[str, str]:
     """What stands before the new object, and before the old one."""
-    true_prompt, true_subject = request.true_prompt or request.prompt, request.true_subject or request.subject
-    return fill(request.prompt, request.subject), fill(true_prompt, true_subject)
+    return request.text, request.true_text
 
 
 def sentence_rows(decoder: Decoder, requests: Sequence[Request], end: str = "target") -> list[list[int]]:
@@ -45,16 +44,22 @@ def sentence_rows(decoder: Decoder, requests: Sequence[Request], end: str = "tar
     request has two different ones.
     """
     texts: list[str] = []
+    rows: list[list[int]] = []
     for number, request in enumerate(requests):
         if not request.target_true:
             raise UserError(f"request {number} (case_id {request.case_id}) has no target_true: heads are chosen by what tells "
                             "the new fact from the old one; give it, or give the heads")
-        new, true = prompt_pair(request)
-        texts += [new, true] if end == "prompt" else [new + request.target_new, f"{true} {request.target_true.lstrip()}"]
+        pair = prompt_pair(request)
+        texts += pair
+        prompts = [list(prompt_ids(decoder.tok, text)) for text in pair]
+        if end == "target":
+            prompts[0] += request.target_ids(decoder.tok)
+            prompts[1] += target_ids(decoder.tok, pair[1], request.target_true, request.joined)
+        rows += prompts
     if end == "prompt" and texts[::2] == texts[1::2]:
         raise UserError("probe_token: the new and the old object of every request stand behind the same prompt, so that "
                         'nothing tells them apart there; take "target"')
-    rows, limit = [ids for ids, _ in tokenize(decoder.tok, texts)], decoder.positions
+    limit = decoder.positions
     for i, row in enumerate(rows):
         if limit and len(row) > limit:
             request = requests[i // 2]
@@ -75,8 +80,8 @@ def features(
 def says_targets(decoder: Decoder, requests: Sequence[Request]) -> Bool[Tensor, " requests"]:
     """Whether each token of a request's new target is the likeliest one behind its prompt and the target's tokens before it."""
     tok = decoder.tok
-    targets = [encode_target(tok, request.target_new) for request in requests]
-    prompts = [ids for ids, _ in tokenize(tok, [fill(request.prompt, request.subject) for request in requests])]
+    targets = [request.target_ids(tok) for request in requests]
+    prompts = [ids for ids, _ in tokenize(tok, [request.text for request in requests])]
     rows = {i: (*ids, *target[:-1]) for i, (ids, target) in enumerate(zip(prompts, targets))}
     right = torch.zeros(len(requests), dtype=torch.bool)
     by_row: dict[tuple[int, ...], list[int]] = {}

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from editors.core.budget import allowance, consecutive
 from editors.core.decoder import Decoder
 from editors.core.modules import frozen
-from editors.core.prompts import continued, encode_target, fill, locate, pad_batch, Request, tokenize
+from editors.core.prompts import continued, fill, locate, pad_batch, Request, tokenize
 from editors.core.replay import Replay
 from editors.core.value_losses import target_losses
 from .outputs import Head, head_outputs, last_tokens, shifted
@@ -73,7 +73,7 @@ class _FactRows:
 
     @staticmethod
     def build(tok, request: Request, templates: Sequence[str], kl_prompt: str, settings: Settings) -> _FactRows:
-        target = encode_target(tok, request.target_new)
+        target = request.target_ids(tok)
         texts = [fill(fill(t, request.prompt), request.subject) for t in templates]
         rows = [continued(tok, text, ids, target, settings.target_tokens)
                 for text, (ids, _) in zip(texts, tokenize(tok, texts))]

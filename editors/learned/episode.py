@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from common.errors import UserError
-from editors.core.prompts import pad_id, tokenize
+from editors.core.prompts import encode_target, pad_id, prompt_ids, tokenize
 from .losses import IGNORED
 from .model_kind import ModelKind
 
@@ -165,6 +165,10 @@ class Collator:
         rows, labels = [], []
         for example, (ids, offsets) in zip(examples, tokenize(self.tok, [e.input + (e.target or "") for e in examples])):
             n = self._target_length(example, offsets)
+            seam = len(example.input)
+            if example.target and not example.input[-1].isspace() and any(a < seam < b for a, b in offsets):
+                target = encode_target(self.tok, example.target, example.input)
+                n, ids = len(target), [*prompt_ids(self.tok, example.input), *target]
             if n is not None and end:
                 n, ids = n + 1, ids + end
             if self.max_length is not None and len(ids) > self.max_length:

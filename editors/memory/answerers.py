@@ -14,7 +14,7 @@ from common.errors import UserError
 from editors.core.budget import ENCODER_TOKENS, LOGITS
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from editors.core.modules import input_device
-from editors.core.prompts import encode_target, pad_batch, pad_id
+from editors.core.prompts import pad_batch, pad_id, target_ids
 from .form import Form
 from .routing import unrouted
 from .scope import nearest, ScopeClassifier
@@ -146,7 +146,7 @@ class LookupAnswerer(MemoryAnswerer):
         self.threshold, self.onehot_logit, self.model = threshold, onehot_logit, model
         # What ends the label goes on for ever.
         end = [] if tok.eos_token_id is None else [tok.eos_token_id]
-        self._labels = [[*encode_target(tok, " " + entry.label), *end] for entry in memory]
+        self._labels = [[*target_ids(tok, entry.input, entry.label, entry.joined), *end] for entry in memory]
         self._vectors = memory.vectors(self._of_entries, f"lookup-{model_fingerprint(model)}-{tokenizer_fingerprint(tok)}")
 
     def find(self, prompts: Sequence[Sequence[int]]) -> list[tuple[float, int]]:

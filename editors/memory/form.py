@@ -26,4 +26,4 @@ class Form:
         """What the counterfactual model reads before a query."""
         if self.kind is ModelKind.DECODER and not entry.label:
             return f"{entry.input} "
-        return f"{entry.input} {entry.label} "
+        return f"{entry.text} "

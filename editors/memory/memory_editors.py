@@ -18,7 +18,6 @@ from common.errors import UserError
 from editors.base import Editor, Task
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from editors.core.modules import input_device, text_config
-from editors.core.prompts import fill
 from editors.learned.model_kind import ModelKind
 from editors.learned.options import Options
 from .answerers import LookupAnswerer, SeracAnswerer
@@ -43,7 +42,7 @@ class MemoryEditor(Editor):
         later one holds; contexts, caches and memories of keys mean nothing here."""
         edits = EditStore()
         for request in task.requests:
-            edits.add(fill(request.prompt, request.subject), request.target_new.strip())
+            edits.add(request.text, request.target_new.strip(), request.joined)
         return self.of_memory(task.model, task.tok, edits, {"requests": len(task.requests)}, task.started)
 
     def of_memory(self, model: nn.Module, tok, edits: EditStore, about: Mapping[str, Any] | None = None,

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.errors import UserError
+from common.orthography import continuation
 from editors.core.files import write_tensors
 
 KIND, VERSION = "edit memory", 1
@@ -29,6 +30,13 @@ class Entry:
     id: int
     input: str
     label: str
+    joined: bool | None = None
+    """Whether the label follows its input without a space; None: see :func:`common.orthography.continuation`."""
+
+    @property
+    def text(self) -> str:
+        """The input, continued by its label."""
+        return "".join(continuation(self.input, self.label, self.joined))
 
 
 class EditStore:
@@ -69,15 +77,15 @@ class EditStore:
         other._rows, other._vectors, other._vectors_of = dict(self._rows), self._vectors, self._vectors_of
         return other
 
-    def add(self, input: str, label: str = "") -> int:
+    def add(self, input: str, label: str = "", joined: bool | None = None) -> int:
         """Writes an edit by the rule above; returns its id. Raises UserError for an empty input, or a label that lacks."""
         input, label = self._checked(input, label)
         id = self._id_of.get(_key(input))
         if id is None:
             id, self.next_id = self.next_id, self.next_id + 1
-        elif self._entries[id] == Entry(id, input, label):
+        elif self._entries[id] == Entry(id, input, label, joined):
             return id
-        self._put(Entry(id, input, label))
+        self._put(Entry(id, input, label, joined))
         return id
 
     def remove(self, id: int) -> Entry:
@@ -91,7 +99,7 @@ class EditStore:
         """Changes what is given. Raises UserError if there is no such edit, or another one has the new input."""
         previous = self[id]
         input, label = previous.input if input is None else input, previous.label if label is None else label
-        entry = Entry(id, *self._checked(input, label))
+        entry = Entry(id, *self._checked(input, label), previous.joined)
         owner = self._id_of.get(_key(entry.input), id)
         if owner != id:
             raise UserError(f"edit {owner} has the input {entry.input[:60]!r} already: update or remove that one")
@@ -141,7 +149,8 @@ class EditStore:
 
         about: JSON-ready, what else there is to tell.
         """
-        texts = json.dumps([[entry.id, entry.input, entry.label] for entry in self], ensure_ascii=False).encode()
+        rows = [[entry.id, entry.input, entry.label, *([] if entry.joined is None else [entry.joined])] for entry in self]
+        texts = json.dumps(rows, ensure_ascii=False).encode()
         tensors = {"edits": torch.frombuffer(bytearray(texts), dtype=torch.uint8)}
         header = {"kind": KIND, "version": VERSION, "edits": len(self), "next_id": self.next_id, "labelled": self.labelled,
                   "sha256": hashlib.sha256(texts).hexdigest(), "about": dict(about or {})}

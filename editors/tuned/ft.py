@@ -15,7 +15,7 @@ from common.errors import UserError
 from editors.base import Task, WeightEditor
 from editors.changes import Dense
 from editors.configuration import Bound, Count, NotNegative, Positive
-from editors.core.prompts import encode_target, fill, pad_batch, pad_id, Request, tokenize
+from editors.core.prompts import fill, pad_batch, pad_id, Request, tokenize
 from editors.core.modules import input_device
 from editors.core.sites import find_sites
 from editors.hparams import HParams
@@ -144,9 +144,9 @@ class _Batch:
 
     @staticmethod
     def build(tok, requests: Sequence[Request], device: torch.device) -> _Batch:
-        texts = [fill(request.prompt, request.subject) for request in requests]
+        texts = [request.text for request in requests]
         inputs = pad_batch([ids for ids, _ in tokenize(tok, texts)], pad_id(tok), device)
-        return _Batch(inputs, [encode_target(tok, request.target_new) for request in requests])
+        return _Batch(inputs, [request.target_ids(tok) for request in requests])
 
     def loss(self, model: nn.Module) -> torch.Tensor:
         """Mean over requests of the mean over the target's tokens of -log p at the last prompt token."""

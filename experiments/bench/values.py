@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from editors.core.decoder import Decoder
-from editors.core.prompts import Request, encode_target, fill, locate, pad_batch, pad_id
+from editors.core.prompts import Request, fill, locate, pad_batch, pad_id
 from editors.core.modules import first, get_module
 from editors.core.values import LOSS_GOAL, optimise
 
@@ -80,7 +80,7 @@ def made_up_requests(number: int, vocabulary: int, seed: int) -> tuple[list[Requ
 def _plain(decoder: Decoder, request: Request, layer: int, templates: Sequence[str]) -> torch.Tensor:
     """The target state of one request, as the published code finds it."""
     model, tok, sites = decoder.model, decoder.tok, decoder.sites
-    target = encode_target(tok, request.target_new)
+    target = request.target_ids(tok)
     located = [locate(tok, fill(t, request.prompt), request.subject, SETTINGS.fact_token) for t in templates]
     kl = locate(tok, SETTINGS.kl_prompt, request.subject, SETTINGS.fact_token)
     rows = [x.ids + target[:-1] for x in located] + [kl.ids]

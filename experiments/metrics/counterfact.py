@@ -1,15 +1,16 @@
 """CounterFact's metrics: is the new target now likelier than the true one, where it should be and nowhere else?"""
 
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.errors import UserError
 from data.records import Record, Variant, VariantRecord
-from editors.core.prompts import encode_target, fill
+from editors.core.prompts import fill
 
-from experiments.metrics.scoring import ask, generated_metrics, Ids, Plan, prompt_ids
+from experiments.metrics.scoring import ask, generated_metrics, Ids, Plan, Tokens
 
 Pairing = Literal["matched", "legacy"]
 
@@ -23,7 +24,7 @@ def counterfact_metrics(
     For the groups ``rewrite``, ``paraphrase``, ``neighborhood`` and ``attribute``, one entry a prompt:
 
     * ``<group>_prompts_probs``: {"target_new", "target_true"}: the *negative log-probability* per target token of
-      " " + target behind the prompt, in nats (the name is the published one).
+      the target as it continues the prompt, in nats (the name is the published one).
     * ``<group>_prompts_correct``: every token of the expected target is the most probable one after the true tokens before
       it. Expected are ``target_true`` for neighborhood, ``target_new`` for the others.
     * ``<group>_prompts_generated``: the model's own greedy continuation, a few tokens longer than the expected target;
@@ -41,41 +42,62 @@ def counterfact_metrics(
     ``target_true``; neighbours in the list are compared, so that each wording meets the other's object, and one paraphrase or
     neighbour another.
     """
-    target = cache(lambda text: tuple(encode_target(tok, " " + text)))
-    prompt = cache(lambda text: prompt_ids(tok, text))
-    groups_of_records = [
-        {group: [(prompt(new), prompt(true)) for new, true in pairs] for group, pairs in _groups(record, pairing).items()}
-        for record in records]
+    tokens = Tokens(tok)
+    groups_of_records = [_asked_groups(tokens, record, pairing) for record in records]
     plan = Plan(length=contains_length)
-    for record, groups in zip(records, groups_of_records):
-        for group, pairs in groups.items():
-            for for_new, for_true in pairs:
-                plan.score(for_new, target(record.target_new.str))
-                plan.score(for_true, target(record.target_true.str))
+    for groups in groups_of_records:
+        for questions in groups.values():
+            for question in questions:
+                plan.score(*question.new)
+                plan.score(*question.true)
                 if generated:
-                    row, expected = _expected(record, group, for_new, for_true)
-                    plan.generate(row, target(expected))
+                    plan.generate(*question.expected)
     answers = ask(model, tok, plan)
 
     results = []
     for record, groups in zip(records, groups_of_records):
-        new, true = target(record.target_new.str), target(record.target_true.str)
         metrics: dict[str, Any] = {}
-        for group, pairs in groups.items():
-            expectations = [_expected(record, group, *pair) for pair in pairs]
+        for group, questions in groups.items():
             metrics[f"{group}_prompts_probs"] = [
-                {"target_new": answers.scores[for_new, new].nll, "target_true": answers.scores[for_true, true].nll}
-                for for_new, for_true in pairs]
+                {"target_new": answers.scores[question.new].nll, "target_true": answers.scores[question.true].nll}
+                for question in questions]
             metrics[f"{group}_prompts_correct"] = [
-                answers.scores[row, target(expected)].predicted == target(expected) for row, expected in expectations]
+                answers.scores[question.expected].predicted == question.expected[1] for question in questions]
             if generated:
-                texts, targets = [answers.texts[row] for row, _ in expectations], [expected for _, expected in expectations]
-                metrics |= generated_metrics(group, texts, targets)
+                expected = (record.target_true if group == "neighborhood" else record.target_new).str
+                rows = [question.expected[0] for question in questions]
+                metrics |= generated_metrics(group, [answers.texts[row] for row in rows], [expected] * len(rows))
                 if contains_length:
                     metrics[f"{group}_prompts_generated_contains"] = [
-                        expected.strip() in answers.long_texts[row] for row, expected in expectations]
+                        expected.strip() in answers.long_texts[row] for row in rows]
         results.append(metrics)
     return results
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A prompt with each of the two targets behind it: (token ids of the prompt, of the target)."""
+
+    new: tuple[Ids, Ids]
+    true: tuple[Ids, Ids]
+    expected: tuple[Ids, Ids]
+    """That of the two which the group asks for."""
+
+
+def _asked_groups(tokens: Tokens, record: Record, pairing: Pairing) -> dict[str, list[_Question]]:
+    """{group: its questions}. Raises UserError naming the case for a target that the tokenizer has nothing for."""
+    groups = {}
+    for group, pairs in _groups(record, pairing).items():
+        groups[group] = []
+        for prompts in pairs:
+            try:
+                new, true = (
+                    (tokens.prompt(prompt), tokens.target(prompt, target.str, record.joined))
+                    for prompt, target in zip(prompts, (record.target_new, record.target_true)))
+            except UserError as error:
+                raise UserError(f"case {record.case_id}: {error}") from None
+            groups[group].append(_Question(new, true, true if group == "neighborhood" else new))
+    return groups
 
 
 def _groups(record: Record, pairing: Pairing) -> dict[str, list[tuple[str, str]]]:
@@ -92,8 +114,3 @@ def _groups(record: Record, pairing: Pairing) -> dict[str, list[tuple[str, str]]
 def _prompts(wording: Record | Variant) -> dict[str, Sequence[str]]:
     return {"rewrite": [fill(wording.prompt, wording.subject)], "paraphrase": wording.paraphrase_prompts,
             "neighborhood": wording.neighborhood_prompts, "attribute": wording.attribute_prompts}
-
-
-def _expected(record: Record, group: str, for_new: Ids, for_true: Ids) -> tuple[Ids, str]:
-    """(the prompt of the pair that the expected target should follow, the expected target)."""
-    return (for_true, record.target_true.str) if group == "neighborhood" else (for_new, record.target_new.str)

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.downstream import Example
-from editors.core.prompts import encode_target, pad_id
+from editors.core.prompts import encode_target, Ids, pad_id, prompt_ids
 from editors.core.modules import evaluating, longest_context
 
 from experiments.metrics.classification import figures, wilson
 from experiments.metrics.incremental import check_length, continue_rows
-from experiments.metrics.scoring import end_tokens, Ids, prompt_ids, score_targets
+from experiments.metrics.scoring import end_tokens, score_targets
 from experiments.metrics.sharing import SharedPrefix
 
 

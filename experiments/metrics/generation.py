@@ -19,10 +19,10 @@ from data.snippets import Snippets
 from editors.core import ranks
 from editors.core.budget import token_budget
 from editors.core.modules import longest_context
-from editors.core.prompts import pad_id
+from editors.core.prompts import pad_id, prompt_ids
 
 from experiments.metrics.incremental import check_length, continue_rows, read, shortened
-from experiments.metrics.scoring import ask, Plan, prompt_ids
+from experiments.metrics.scoring import ask, Plan
 
 TOP_K = 5
 MAX_LENGTH = 100

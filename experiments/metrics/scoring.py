@@ -4,7 +4,6 @@ Each distinct prompt runs once. The first token of every target, and of the mode
 pass; the rest continues from the prompt's cache. The head is applied at target positions only.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,22 +13,21 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common import orthography
 from editors.core import ranks
 from editors.core.budget import logit_rows
 from editors.core.modules import longest_context
-from editors.core.prompts import pad_id
+from editors.core.prompts import encode_target, Ids, pad_id, prompt_ids
 
 from experiments.metrics.incremental import (
     batches, check_length, continue_rows, extend, Prefix, read, shortened,
 )
 
-Ids = tuple[int, ...]
-
 EXTRA_TOKENS = 4
 """Tokens generated beyond a target's length, to see whether the model stops there."""
 
-_STOPS = ".!?…"
-_NATURAL_STOP = re.compile(rf"""\s*$|[ \t]*\n|[{_STOPS}]+["'”’»)\]]*(\s|$)""")
+TAIL = 8
+"""Tokens that are decoded together where one alone is only a part of a character."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +100,36 @@ def ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, plan: Plan) -> Ans
     return Answers(scores, texts, long_texts)
 
 
-def prompt_ids(tok: PreTrainedTokenizerBase, text: str) -> Ids:
-    """Token ids of a text to be continued: with the BOS that a tokenizer puts before it, without an EOS put behind it."""
-    ids = tok(text, verbose=False)["input_ids"]
-    if tok.eos_token and len(ids) > 1 and ids[-1] == tok.eos_token_id and not text.endswith(tok.eos_token):
-        ids = ids[:-1]
-    return tuple(ids)
+class Tokens:
+    """A tokenizer's ids of prompts, and of targets behind them, each found once."""
+
+    def __init__(self, tok: PreTrainedTokenizerBase):
+        self.tok = tok
+        self._prompts: dict[str, Ids] = {}
+        self._targets: dict[tuple[str, str], Ids] = {}
+
+    def prompt(self, text: str) -> Ids:
+        """Of a prompt without the spaces at its end."""
+        if text not in self._prompts:
+            self._prompts[text] = prompt_ids(self.tok, orthography.without_space(text))
+        return self._prompts[text]
+
+    def target(self, prompt: str, target: str, joined: bool | None) -> Ids:
+        """Of a target as it continues the prompt. Raises UserError for one that the tokenizer has nothing for."""
+        prompt, text = orthography.continuation(prompt, target, joined)
+        key = ("" if text.startswith(" ") else prompt, text)  # behind a space the prompt does not matter
+        if key not in self._targets:
+            self._targets[key] = tuple(encode_target(self.tok, text, prompt))
+        return self._targets[key]
 
 
 def compare(continuation: str, target: str) -> tuple[bool, bool]:
     """(exact, starts): whether a continuation is the target and then comes to a natural stop (end of the sentence, the line
-    or the text), and whether it starts with the target as whole words."""
+    or the text), and whether it starts with the target as whole words. See :mod:`common.orthography`."""
     text, target = continuation.lstrip(), target.strip()
     rest = text[len(target):]
-    starts = text.startswith(target) and not re.match(r"\w", rest)
-    ends_itself = target[-1:] in _STOPS and rest[:1].isspace()  # "Washington, D.C." needs no second full stop
-    return starts and (ends_itself or bool(_NATURAL_STOP.match(rest))), starts
+    starts = text.startswith(target) and orthography.ends_word(target, rest)
+    return starts and (orthography.is_complete(target, rest) or orthography.stops(rest)), starts
 
 
 def generated_metrics(group: str, texts: Sequence[str], targets: Sequence[str]) -> dict[str, list]:
@@ -185,14 +197,19 @@ def _generate(
     lengths: dict[int, int] = {}
 
     @cache
-    def stops(token: int) -> bool:
-        text = tok.decode([token])
-        return "\n" in text or text.rstrip("\"'”’»)]")[-1:] in tuple(_STOPS)
+    def text_of(token: int) -> str:
+        return tok.decode([token])
+
+    def stops(ids: list[int]) -> bool:
+        text = text_of(ids[-1])
+        if "\ufffd" in text:  # a part of a character
+            return orthography.ends_sentence(tok.decode(ids[-TAIL:]))
+        return "\n" in text or orthography.ends_sentence(text)
 
     def finished(row: int, ids: list[int]) -> bool:
         target_length, length = plan.target_lengths[prompts[row]], len(prompts[row]) + len(ids)
         full = len(ids) >= target_length + EXTRA_TOKENS or length >= limit
-        if full or ids[-1] in ends or (len(ids) > target_length and stops(ids[-1])):
+        if full or ids[-1] in ends or (len(ids) > target_length and stops(ids)):
             lengths.setdefault(row, len(ids))
         return row in lengths and length >= min(plan.length, limit)
 

@@ -12,7 +12,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
-from data import orders
+from common.orthography import without_space
+from data import orders, zsre
 import data
 from data.download import Unavailable, data_folder
 from data.files import read_json
@@ -22,9 +23,8 @@ from editors.core.contexts import as_groups
 from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
 from editors.core.modules import longest_context
-from editors.core.prompts import encode_target, fill, parse_requests
+from editors.core.prompts import fill, parse_requests, prompt_ids, target_ids
 from experiments.metrics.incremental import check_length, shortened
-from experiments.metrics.scoring import prompt_ids
 from experiments.run import auto_hparams, head_files, tasks
 from experiments.run.config import ALWAYS, IF_SET, OR_NULL, RunConfig, WITH_TASKS
 from experiments.run.hparams_file import configured, is_automatic, load_editor, world_corpus
@@ -195,16 +195,21 @@ def check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records:
     """Raises UserError for the first case with a prompt that, with its target, is longer than the model's positions."""
     limit = longest_context(model)
     for record in records if limit else ():
-        targets = [" " + target.str for target in (record.target_new, record.target_true) if target]
+        neighbours = zsre.locality(record) if record.schema == "zsre" else record.neighborhood_prompts
+        targets = [target.str for target in (record.target_new, record.target_true) if target]
         prompts = [(p.prompt, [p.target]) if isinstance(p, Prompt) else (p, targets) for p in
-                   (fill(record.prompt, record.subject), *record.paraphrase_prompts, *record.neighborhood_prompts,
-                    *record.attribute_prompts)]
+                   (fill(record.prompt, record.subject), *record.paraphrase_prompts, *neighbours, *record.attribute_prompts)]
         for prompt, behind in prompts:
             longest = max(behind, key=lambda text: len(text.encode()))
-            if len((prompt + longest).encode()) < limit:
+            if len(f"{prompt} {longest}".encode()) < limit:
                 continue  # a token is a byte at least, so this fits, and needs no tokenizing
-            row = prompt_ids(tok, prompt) + max((tuple(encode_target(tok, text)) for text in behind), key=len)
-            check_length(model, row, f"case {record.case_id}: the prompt {shortened(prompt)} with its target")
+            where = f"case {record.case_id}: "
+            try:
+                targets_ids = [target_ids(tok, prompt, text, record.joined) for text in behind]
+            except UserError as error:
+                raise UserError(f"{where}{error}") from None
+            row = prompt_ids(tok, without_space(prompt)) + tuple(max(targets_ids, key=len))
+            check_length(model, row, f"{where}the prompt {shortened(prompt)} with its target")
 
 
 def is_sampled(record: Record, config: RunConfig) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from common.errors import UserError
 from data.known import KnownFact
-from editors.core.prompts import encode_target, tokenize
+from editors.core.prompts import target_ids, tokenize
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def trace_prompts(tok, facts: Sequence[KnownFact], positions: int | None) -> lis
         if not fact.attribute.strip():
             raise UserError(f"{name}: its attribute is empty")
         try:
-            expected = encode_target(tok, " " + fact.attribute.strip())[0]
+            expected = target_ids(tok, fact.prompt, fact.attribute)[0]
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         prompts.append(TracePrompt(fact, ids, subject_tokens[0], subject_tokens[-1] + 1, expected))

@@ -186,13 +186,11 @@ def bos_tokenizer(tmp_path_factory):
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
 
 
-def test_locality_prompts_have_no_bos_and_no_empty_target(bos_tokenizer):
+def test_a_locality_answer_stays_whole_where_text_does_not_come_back(bos_tokenizer):
     (record,) = zsre.parse([ZSRE], "x")
     assert bos_tokenizer("the")["input_ids"][0] == bos_tokenizer.bos_token_id
     prompts = zsre.locality_prompts(record, bos_tokenizer)
-    assert [p.target for p in prompts][:2] == ["the", "old"]
-    assert prompts[0] == Prompt("nq question: who rules the sea?", "the")
-    assert all("<s>" not in p.prompt + p.target and p.target for p in prompts)
+    assert prompts == (Prompt("nq question: who rules the sea?", "the old king"),)
 
 
 def test_a_file_of_neither_schema(tmp_path):

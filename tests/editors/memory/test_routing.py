@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 import editors
-from editors.core.prompts import pad_batch
+from editors.core.prompts import pad_batch, prompt_ids
 from editors.learned.model_kind import ModelKind
 from editors.memory.answerers import LookupAnswerer, SeracAnswerer
 from editors.memory.form import Form
@@ -15,7 +15,7 @@ from editors.memory.routed import RoutedEdit
 from editors.memory.routing import is_routed
 from editors.memory.store import EditStore
 from experiments.metrics.incremental import read
-from experiments.metrics.scoring import Plan, ask, prompt_ids
+from experiments.metrics.scoring import Plan, ask
 from experiments.metrics.sharing import SharedPrefix
 from tests.models import tiny_model, tiny_tokenizer
 

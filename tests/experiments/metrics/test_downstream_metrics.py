@@ -10,10 +10,10 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from common.errors import UserError
 from data.downstream import TASKS, Example, load
+from editors.core.prompts import prompt_ids
 from experiments.metrics import classification, incremental
 from experiments.metrics.classification import bootstrap, confusion, f1, figures, mcc, wilson
 from experiments.metrics.downstream import choose, downstream_metrics, FORMS, make_questions, parse, read_answers
-from experiments.metrics.scoring import prompt_ids
 from experiments.metrics.sharing import SharedPrefix
 
 PAIR = {"sentence1": "One {x}.", "sentence2": "Two."}

@@ -12,9 +12,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
-from editors.core.prompts import encode_target
+from editors.core.prompts import encode_target, prompt_ids
 from experiments.metrics import incremental
-from experiments.metrics.scoring import Plan, ask, compare, prompt_ids
+from experiments.metrics.scoring import Plan, ask, compare
 
 
 @pytest.fixture(scope="module")

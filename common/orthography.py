@@ -3,8 +3,6 @@
 No language is known here, only properties that Unicode gives characters. What these can't tell, a record says (`joined`).
 """
 
-from __future__ import annotations
-
 import regex
 
 _SPACES = r"\p{Zs}\u200b"
@@ -52,10 +50,15 @@ def continuation(prompt: str, target: str, joined: bool | None = None) -> tuple[
     punctuation or a digit, a target in a script without spaces is joined where the prompt's last letter is of such a script,
     too. Else one.
     """
-    bare, target = _spaces_at_end.sub("", prompt), target.strip()
+    bare, target = without_space(prompt), target.strip()
     if joined is None:
-        joined = _is_joined(bare, target, len(bare) < len(prompt))
+        joined = _is_joined(bare, target)
     return bare, target if joined else " " + target
+
+
+def without_space(prompt: str) -> str:
+    """The prompt without spaces at its end; line breaks and tabs stay."""
+    return _spaces_at_end.sub("", prompt)
 
 
 def ends_word(text: str, rest: str) -> bool:
@@ -66,6 +69,12 @@ def ends_word(text: str, rest: str) -> bool:
         return False
     last = _last_base.search(text)
     return bool(_unspaced.match(rest) or last and _unspaced.match(last[1]))
+
+
+def is_whole_word(text: str, start: int, end: int) -> bool:
+    """Whether what stands at these places of a text neither begins nor ends within a word."""
+    begins = not regex.search(rf"[{_WORD}]$", text[:start]) or ends_word(text[:start], text[start:])
+    return begins and ends_word(text[start:end], text[end:])
 
 
 def stops(rest: str) -> bool:
@@ -83,16 +92,11 @@ def is_complete(text: str, rest: str) -> bool:
     return text[-1:] in tuple(_BARE_STOPS) and rest[:1].isspace() or bool(_clear_stop.match(text[-1:]))
 
 
-def _is_joined(prompt: str, target: str, spaced: bool) -> bool:
-    """`continuation`'s rule for a prompt without spaces at its end. spaced: it had some."""
+def _is_joined(prompt: str, target: str) -> bool:
+    """`continuation`'s rule for a prompt without spaces at its end."""
     if not prompt or not target:
         return False
-    if _glue.search(prompt) or _starts_closing.match(target):
-        return True
-    if _opens(prompt):
-        # "« " has a space of its own.
-        return not spaced or regex.match(r"[\p{Ps}¿¡]", prompt[-1]) is not None
-    if _is_elided(prompt):
+    if _glue.search(prompt) or _starts_closing.match(target) or _opens(prompt) or _is_elided(prompt):
         return True
     last = _last_base.search(prompt)
     if last is None:
