@@ -5,6 +5,7 @@ Norms, biases and embeddings are perturbed, because freshly initialised ones (1,
 """
 
 import functools
+import json
 import string
 
 import tokenizers
@@ -99,3 +100,73 @@ def tiny_tokenizer(kind: str = "byte_level") -> PreTrainedTokenizerFast:
         tok.post_processor = processors.ByteLevel(trim_offsets=False)
     names = dict(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>" if kind == "metaspace" else None)
     return PreTrainedTokenizerFast(tokenizer_object=tok, **names)
+
+
+TRAINED = ("byte_level_bpe", "llama2", "unigram")
+TEXTS = {
+    "Chinese": ["中国的首都是北京。", "日本的首都是东京。", "北京大学在北京。", "他说“东京是日本的首都”。", "奥运会于2008年在北京举行！"],
+    "Japanese": ["日本の首都は東京です。", "東京タワーは東京にあります。", "京都は古い都です。", "「東京」と言いました。"],
+    "Thai": ["เมืองหลวงของประเทศไทยคือกรุงเทพมหานคร", "กรุงเทพเป็นเมืองหลวง", "เชียงใหม่อยู่ในประเทศไทย"],
+    "Korean": ["대한민국의 수도는 서울 입니다.", "서울은 큰 도시 입니다.", "부산은 항구 도시 입니다."],
+    "Arabic": ["عاصمة مصر هي القاهرة.", "القاهرة مدينة كبيرة.", "هل القاهرة في مصر؟"],
+    "Hindi": ["भारत की राजधानी दिल्ली है।", "दिल्ली एक बड़ा शहर है।", "मुंबई भारत में है।"],
+    "Catalan": ["La ciutat de l'Alguer és a Sardenya.", "Viu a l’Alguer, la capital de l'illa.", "Parla d'Alacant i de l'Alguer."],
+}
+
+
+@functools.cache
+def trained_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on TEXTS and the words of the tiny ones; at most 900 tokens.
+
+    byte_level_bpe: GPT-2's way, with a merge for whatever is frequent. llama2: as Llama 2's, a BPE over a whole text with "▁" for
+    spaces and in front, bytes for unknown characters, and a decoder that strips the space in front. unigram: SentencePiece's
+    other model, as in T5 and mBART.
+    """
+    corpus, specials = [text for texts in TEXTS.values() for text in texts * 8] + _CORPUS, ["<unk>", "<bos>", "<eos>"]
+    if kind == "byte_level_bpe":
+        tok = tokenizers.Tokenizer(models.BPE())
+        tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        tok.train_from_iterator(corpus, trainers.BpeTrainer(
+            vocab_size=700, special_tokens=specials, show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+        return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
+    if kind == "unigram":
+        tok = tokenizers.Tokenizer(models.Unigram())
+        tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        tok.decoder = decoders.Metaspace(prepend_scheme="always")
+        tok.train_from_iterator(corpus, trainers.UnigramTrainer(
+            vocab_size=600, special_tokens=specials, unk_token="<unk>", show_progress=False))
+    else:
+        plain = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+        plain.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+        plain.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")  # words for training alone
+        plain.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=600, show_progress=False, initial_alphabet=sorted(
+            string.ascii_letters + string.digits + string.punctuation + "\u2581")))
+        state = json.loads(plain.to_str())["model"]
+        pieces = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(state["vocab"], key=state["vocab"].get)]
+        tok = tokenizers.Tokenizer(models.BPE(
+            {piece: i for i, piece in enumerate(pieces)}, [tuple(merge) for merge in state["merges"]],
+            unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        tok.normalizer = plain.normalizer
+        tok.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                         decoders.Strip(" ", 1, 0)])
+    tok.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<eos>")
+
+
+def taught(model, rows, steps: int = 300):
+    """The model, trained until each row's tokens are the likeliest ones behind those before them. rows: (prompt, target) ids."""
+    adam = torch.optim.Adam(model.parameters(), lr=3e-3)
+    with torch.enable_grad():
+        for _ in range(steps):
+            right, loss = True, 0.0
+            for prompt, target in rows:
+                logits = model(torch.tensor([[*prompt, *target]])).logits[0, len(prompt) - 1:-1]
+                loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(target))
+                right &= logits.argmax(-1).tolist() == list(target)
+            if right:
+                return model.eval()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    raise AssertionError("the model has not learned its rows")
