@@ -58,7 +58,8 @@ class Record:
     def requested_rewrite(self) -> dict[str, Any]:
         """The edit as the published case files write it; what a data set does not have is left out."""
         rewrite = {"prompt": self.prompt, "relation_id": self.relation_id, "target_new": self.target_new.to_dict(),
-                   "target_true": self.target_true and self.target_true.to_dict(), "subject": self.subject, "joined": self.joined}
+                   "target_true": self.target_true and self.target_true.to_dict(), "subject": self.subject,
+                   "joined": self.joined}
         return {key: value for key, value in rewrite.items() if value is not None}
 
     def request(self) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def _record(fields: Fields) -> Record:
             raise fields.error(f"{key!r} has {counts[0]} prompts in eval_target_new and {counts[1]} in eval_target_true")
     return VariantRecord(
         case_id=fields.integer("case_id"), target_new=target_new, target_true=target_true, relation_id=relation_id,
-        schema="counterfact", joined=fields.optional_flag("joined"), extra=fields.rest(), true_variant=true_variant, **vars(new_variant))
+        schema="counterfact", joined=fields.optional_flag("joined"), extra=fields.rest(), true_variant=true_variant,
+        **vars(new_variant))
 
 
 def _block(fields: Fields, target: str) -> tuple[Target, Variant]:

@@ -79,13 +79,13 @@ def locality_prompts(record: Record, tok: PreTrainedTokenizerBase) -> tuple[Prom
     """As published, one prompt for each token of " " + ``loc_ans``: ``loc``, "?" and the answer's tokens before it, decoded.
 
     The target is that one token, decoded alone; half of a character decodes to U+FFFD. The one prompt is :func:`locality` where
-    that can't be done: a tokenizer does not give back the text it was given (SentencePiece's drop the space in front), or the
-    answer follows without a space.
+    that can't be done: a tokenizer does not give back the text it was given, or treats its beginning differently
+    (SentencePiece's), or the answer follows without a space.
     """
     whole, = locality(record)
     _, answer = continuation(whole.prompt, whole.target, record.joined)
-    ids = tok(answer, add_special_tokens=False, verbose=False)["input_ids"]
-    if not answer.startswith(" ") or _decode(tok, ids) != answer:
+    ids, behind = tok([answer, "a" + answer], add_special_tokens=False, verbose=False)["input_ids"]
+    if not answer.startswith(" ") or _decode(tok, ids) != answer or behind[-len(ids):] != ids:
         return (whole,)
     return tuple(Prompt(whole.prompt + _decode(tok, ids[:i]), _decode(tok, ids[i:i + 1])) for i in range(len(ids)))
 

@@ -110,7 +110,8 @@ TEXTS = {
     "Korean": ["대한민국의 수도는 서울 입니다.", "서울은 큰 도시 입니다.", "부산은 항구 도시 입니다."],
     "Arabic": ["عاصمة مصر هي القاهرة.", "القاهرة مدينة كبيرة.", "هل القاهرة في مصر؟"],
     "Hindi": ["भारत की राजधानी दिल्ली है।", "दिल्ली एक बड़ा शहर है।", "मुंबई भारत में है।"],
-    "Catalan": ["La ciutat de l'Alguer és a Sardenya.", "Viu a l’Alguer, la capital de l'illa.", "Parla d'Alacant i de l'Alguer."],
+    "Catalan": ["La ciutat de l'Alguer és a Sardenya.", "Viu a l’Alguer, la capital de l'illa.",
+                "Parla d'Alacant i de l'Alguer."],
 }
 
 
@@ -118,9 +119,9 @@ TEXTS = {
 def trained_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A tokenizer trained on TEXTS and the words of the tiny ones; at most 900 tokens.
 
-    byte_level_bpe: GPT-2's way, with a merge for whatever is frequent. llama2: as Llama 2's, a BPE over a whole text with "▁" for
-    spaces and in front, bytes for unknown characters, and a decoder that strips the space in front. unigram: SentencePiece's
-    other model, as in T5 and mBART.
+    byte_level_bpe: GPT-2's way, with a merge for whatever is frequent. llama2: as Llama 2's, a BPE over a whole text with "▁"
+    for spaces and in front, bytes for unknown characters, and a decoder that strips the space in front. unigram:
+    SentencePiece's other model, as in T5 and mBART.
     """
     corpus, specials = [text for texts in TEXTS.values() for text in texts * 8] + _CORPUS, ["<unk>", "<bos>", "<eos>"]
     if kind == "byte_level_bpe":
@@ -151,11 +152,12 @@ def trained_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         tok.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
                                          decoders.Strip(" ", 1, 0)])
     tok.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<eos>")
+    names = dict(bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<eos>")
+    return PreTrainedTokenizerFast(tokenizer_object=tok, **names)
 
 
 def taught(model, rows, steps: int = 300):
-    """The model, trained until each row's tokens are the likeliest ones behind those before them. rows: (prompt, target) ids."""
+    """The model, trained until each row's target tokens are the likeliest ones. rows: (prompt, target) ids."""
     adam = torch.optim.Adam(model.parameters(), lr=3e-3)
     with torch.enable_grad():
         for _ in range(steps):

@@ -227,8 +227,8 @@ def prompt_ids(tok, text: str) -> Ids:
 def target_ids(tok, prompt: str, target: str, joined: bool | None = None) -> list[int]:
     """Token ids of ``target`` as it continues ``prompt``; spaces at the prompt's end and around the target do not count.
 
-    joined: whether it follows without a space; None: see :func:`common.orthography.continuation`. The ids are to be put behind those
-    of the prompt, so no token holds characters of both. Behind a space they are the same for all prompts. Left out are a
+    joined: whether it follows without a space; None: see :func:`common.orthography.continuation`. The ids are to be put behind
+    those of the prompt, so no token holds characters of both. Behind a space they are the same for all prompts. Left out are a
     BOS, the space that SentencePiece puts before a text, and an unknown piece that stands for a space alone. Raises UserError
     if nothing that the model knows is left.
     """

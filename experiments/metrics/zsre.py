@@ -23,7 +23,7 @@ def zsre_metrics(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records: 
     * ``<group>_prompts_generated``, ``..._generated_exact``, ``..._generated_starts``: as for CounterFact, one a question.
 
     Definition: the evaluation of MEMIT (Meng et al. 2023), which makes text of the tokens before i and tokenises it again. Here
-    the ids stay ids. Where a record has a locality answer as published, one prompt a token, and half of a character has become
+    the ids stay ids. Where a record has its locality answer as published, one prompt a token, and half of a character is
     U+FFFD in it, that one token is asked for behind that text, so that published figures of GPT-2 stay what they are.
     """
     tokens = Tokens(tok)

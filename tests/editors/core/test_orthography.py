@@ -1,7 +1,10 @@
 """Targets continue their prompts, sentences end and words end as they do in each script, whatever the tokenizer."""
 
+import dataclasses
+
 import pytest
 
+import data
 import editors
 from common.errors import UserError
 from common.orthography import continuation, ends_sentence, ends_word, is_whole_word, stops
@@ -24,12 +27,14 @@ JOINED = [
 SPACED = [
     ("The car is made by", "Honda"), ("Q:", "Honda"), ("Q:", "2006"), ("costs $", "5"), ("🚗", "Honda"), ("", "Honda"),
     ("The capital is", "北京"), ("Capital:", "北京"), ("Tokyo (1964),", "東京"), ("the word", "《红楼梦》"),
-    ("대한민국의 수도는", "서울"), ("عاصمة مصر هي", "القاهرة"), ("بھارت کا دارالحکومت", "دہلی"), ("भारत की राजधानी", "दिल्ली"), ("בירת", "ישראל"),
+    ("대한민국의 수도는", "서울"), ("عاصمة مصر هي", "القاهرة"), ("بھارت کا دارالحکومت", "دہلی"), ("भारत की राजधानी", "दिल्ली"),
+    ("בירת", "ישראל"),
     ("רח'", "הרצל"), ("La capital de Catalunya és", "Barcelona"),
     ("the Beatles'", "Help"), ("Marx'", "Kapital"), ("the film 'Titanic'", "is"), ("rock 'n'", "roll"), ("about 5'", "x"),
     ("Der Film „Titanic“", "x"), ("Der Film »Titanic«", "x"), ("Le film « Titanic »", "x"), ("Filmen ”Titanic”", "x"),
     ('the film "Titanic"', "x"), ("the film “Titanic”", "x"),
-    ("the city", "'s-Hertogenbosch"), ("the city", "’s-Hertogenbosch"), ("the language", ".NET"), ("the album", "...And Justice"),
+    ("the city", "'s-Hertogenbosch"), ("the city", "’s-Hertogenbosch"),
+    ("the language", ".NET"), ("the album", "...And Justice"),
 ]
 
 
@@ -93,8 +98,9 @@ def test_ids_with_trained_tokenizers(kind, language):
     tokens = Tokens(tok)
     for before, after in (("", ""), (" ", ""), ("", " "), (" ", " \n")):
         for ending in ("", " "):
-            request, = parse_requests([{"prompt": template + ending, "subject": subject, "target_new": before + target + after}], tok)
-            assert request.target_ids(tok) == ids and tuple(ids) == tokens.target(prompt + ending, before + target + after, None)
+            spaced = before + target + after
+            request, = parse_requests([{"prompt": template + ending, "subject": subject, "target_new": spaced}], tok)
+            assert request.target_ids(tok) == ids and tuple(ids) == tokens.target(prompt + ending, spaced, None)
             assert tokens.prompt(prompt + ending) == prompt_ids(tok, request.text)
     assert parse_requests([request]) == [request]
     other = target_ids(tok, prompt, target, joined=not joined)
@@ -117,27 +123,26 @@ def test_no_space_piece_stands_before_a_joined_target(kind, prompt, target):
 
 
 def test_a_token_of_both_sides_is_not_taken():
-    """"是北" is one token of this tokenizer: the target keeps its own characters, whatever would merge."""
-    tok = trained_tokenizer("byte_level_bpe")
-    tok = type(tok)(tokenizer_object=tok._tokenizer, eos_token="<eos>")
-    ids = target_ids(tok, "中国的首都是", "北京")
-    assert tok.decode(ids) == "北京"
-    assert tok.decode(target_ids(tok, "首都是", "北京大学")) == "北京大学"
+    """"在北京" is one token of this text: the target keeps its own characters, whatever would merge."""
+    tok, prompt = trained_tokenizer("llama2"), "北京大学在"
+    whole, ids = tok(prompt + "北京").input_ids, target_ids(tok, prompt, "北京")
+    assert tok.decode(ids) == "北京" and whole != [*prompt_ids(tok, prompt), *ids]
 
 
 def test_the_same_edit_whatever_spaces_stand_around(tiny_gpt2):
     """A3: " Honda", "Honda " and a prompt with a space at its end were three other edits."""
     model, tok = tiny_gpt2
-    hparams = {"layers": [1], "num_steps": 2, "lr": 1e-3, "weight_decay": 0.0, "kl_factor": 0.0, "norm_constraint": 1e-3}
+    hparams = {"layers": [1], "num_steps": 2, "lr": 1e-3, "weight_decay": 0.0, "norm_constraint": 1e-3}
     deltas = []
-    for prompt, target in (("{} is made by", "Honda"), ("{} is made by", " Honda"), ("{} is made by", "Honda "), ("{} is made by ", "Honda")):
-        edit = editors.load("FT", hparams).edit(model, tok, [{"prompt": prompt, "subject": "The car", "target_new": target}])
+    for space, target in (("", "Honda"), ("", " Honda"), ("", "Honda "), (" ", "Honda")):
+        edit = editors.load("FT", hparams).edit(model, tok, [
+            {"prompt": "{} is made by" + space, "subject": "The car", "target_new": target}])
         deltas.append(edit.deltas())
     for delta in deltas[1:]:
         assert all((delta[name] == deltas[0][name]).all() for name in delta)
 
 
-def test_a_records_own_word(tmp_path, monkeypatch):
+def test_a_records_own_word():
     raw = {"case_id": 0, "requested_rewrite": {"prompt": "{} is in", "subject": "Orla", "target_new": {"str": "A"},
                                                "target_true": {"str": "B"}},
            "paraphrase_prompts": [], "neighborhood_prompts": []}
@@ -154,13 +159,12 @@ def test_a_records_own_word(tmp_path, monkeypatch):
         parse_requests([{"case_id": 3, "prompt": "{} is", "subject": "Orla", "target_new": "A", "joined": 1}])
 
 
-def test_a_languages_word(occitan, monkeypatch):
-    import dataclasses
-
-    import data
-    spec = languages.spec("occitan")
-    monkeypatch.setattr("data.languages.occitan.SPEC", dataclasses.replace(spec, joined=True))
-    assert {r.joined for r in data.load("world", limit=3)} == {None}
+def test_a_languages_word(golden, monkeypatch):
+    """Holds where a record does not say so itself."""
+    path, english = golden / "multi_counterfact.json", languages.spec("english")
+    assert {record.joined for record in data.load(path, language="english")} == {None}
+    monkeypatch.setattr(languages, "spec", lambda name: dataclasses.replace(english, joined=True))
+    assert {record.joined for record in data.load(path, language="english")} == {True}
 
 
 def test_a_question_is_joined_as_its_record_says():

@@ -6,6 +6,7 @@ import torch
 import data
 from common.errors import UserError
 from data import counterfact, zsre
+from editors.core.prompts import parse_requests, prompt_ids, target_ids
 from experiments.metrics.counterfact import counterfact_metrics
 from experiments.metrics.zsre import zsre_metrics
 from tests.models import TOKENIZERS, taught, tiny_model, tiny_tokenizer, trained_tokenizer
@@ -56,8 +57,9 @@ def test_a_model_that_says_every_answer(kind, answer):
         for group in ("rewrite", "paraphrase", "neighborhood"):
             assert metrics[f"{group}_prompts_correct"] == [True] * len(rows[0][1])
             assert metrics[f"{group}_prompts_generated_exact"] == [True]
-    raw = {"case_id": 0, "requested_rewrite": {"prompt": "Where does {} live?", "subject": "Orla", "target_new": {"str": answer},
-                                               "target_true": {"str": answer}},
+    target = {"str": answer}
+    rewrite = {"prompt": "Where does {} live?", "subject": "Orla", "target_new": target, "target_true": target}
+    raw = {"case_id": 0, "requested_rewrite": rewrite,
            "paraphrase_prompts": questions[1:2], "neighborhood_prompts": questions[2:]}
     metrics, = counterfact_metrics(model, tok, counterfact.parse([raw], "x"))
     for group in ("rewrite", "paraphrase", "neighborhood"):
@@ -105,9 +107,8 @@ def test_scripts_without_spaces(kind):
                                                "target_true": {"str": "东京"}},
            "paraphrase_prompts": [prompts["paraphrase"]], "neighborhood_prompts": [prompts["neighborhood"]]}
     record, = counterfact.parse([raw], "x")
-    from editors.core.prompts import parse_requests, prompt_ids, target_ids
     end = tok("。", add_special_tokens=False)["input_ids"][-1:] if kind != "byte_level_bpe" else tok("。")["input_ids"]
-    rows = [(list(prompt_ids(tok, prompts[group])), [*target_ids(tok, prompts[group], answers[group]), *end]) for group in prompts]
+    rows = [(prompt_ids(tok, prompt), [*target_ids(tok, prompt, answers[group]), *end]) for group, prompt in prompts.items()]
     model = taught(model_of(tok), rows)
     metrics, = counterfact_metrics(model, tok, [record])
     for group in prompts:
@@ -117,19 +118,16 @@ def test_scripts_without_spaces(kind):
         assert nll == pytest.approx(plain(model, row, target)[1], rel=1e-4)
     request, = parse_requests([record.request()], tok)
     assert request.target_new == "北京"
-    spaced = zsre_record("北京", loc_ans="东京", subject="中国", src="中国的首都是哪里？", rephrase="哪里是中国的首都？")
-    assert len(zsre.with_locality([spaced], tok)[0].neighborhood_prompts) >= 1
-    assert zsre_metrics(model, tok, [spaced])
 
 
 def test_spaces_around_change_nothing(tiny_gpt2):
     """A3: a target with a space in front or behind and a prompt that ends in one were measured as others."""
     model, tok = tiny_gpt2
     results = []
-    for prompt, target in (("{} is made by", "Honda"), ("{} is made by", " Honda"), ("{} is made by", "Honda "), ("{} is made by ", "Honda")):
-        end = prompt[13:]
-        raw = {"case_id": 0, "requested_rewrite": {"prompt": prompt, "subject": "The car", "target_new": {"str": target},
-                                                   "target_true": {"str": target}},
+    for end, target in (("", "Honda"), ("", " Honda"), ("", "Honda "), (" ", "Honda")):
+        raw = {"case_id": 0, "requested_rewrite": {
+                   "prompt": "{} is made by" + end, "subject": "The car", "target_new": {"str": target},
+                   "target_true": {"str": target}},
                "paraphrase_prompts": ["A car is made by" + end], "neighborhood_prompts": ["Cars are made by" + end]}
         results.append(counterfact_metrics(model, tok, counterfact.parse([raw], "x")))
         results[-1] += zsre_metrics(model, tok, [zsre_record(target, rephrase="Who made it?" + end)])
