@@ -16,8 +16,12 @@ _unspaced = regex.compile(rf"[{_UNSPACED}]")
 _full_width = regex.compile(r"[[\p{ea=F}]||[\p{ea=W}&&\p{P}]||[\u30fb\uff61-\uff65]]", regex.V1)
 
 _spaces_at_end = regex.compile(rf"[{_SPACES}]+$")
-_base = regex.compile(r"[^\p{M}\p{Cf}]")
 _last_base = regex.compile(r"([^\p{M}\p{Cf}])[\p{M}\p{Cf}]*$")
+_letter = regex.compile(r"\p{L}")
+_word_begins = regex.compile(rf"[{_WORD}]")
+_word_ends = regex.compile(rf"[{_WORD}]$")
+_mark = regex.compile(r"[\p{M}\u200c\u200d\u2060]")
+_opening = regex.compile(r"[\p{Ps}¿¡]")
 _glue = regex.compile(r"[\s\u00ad\u200c\u200d\u2060]$")
 _last_letter = regex.compile(r"(\p{L})\P{L}*$")
 _first_letter = regex.compile(r"[\p{P}\p{S}]*([\p{L}\p{N}])")
@@ -63,9 +67,9 @@ def without_space(prompt: str) -> str:
 
 def ends_word(text: str, rest: str) -> bool:
     """Whether a word can end between a text and the rest. Scripts without spaces have no boundaries to be kept."""
-    if not regex.match(rf"[{_WORD}]", rest):
+    if not _word_begins.match(rest):
         return True
-    if regex.match(r"[\p{M}\u200c\u200d\u2060]", rest):
+    if _mark.match(rest):
         return False
     last = _last_base.search(text)
     return bool(_unspaced.match(rest) or last and _unspaced.match(last[1]))
@@ -73,7 +77,7 @@ def ends_word(text: str, rest: str) -> bool:
 
 def is_whole_word(text: str, start: int, end: int) -> bool:
     """Whether what stands at these places of a text neither begins nor ends within a word."""
-    begins = not regex.search(rf"[{_WORD}]$", text[:start]) or ends_word(text[:start], text[start:])
+    begins = not _word_ends.search(text[:start]) or ends_word(text[:start], text[start:])
     return begins and ends_word(text[start:end], text[end:])
 
 
@@ -104,7 +108,7 @@ def _is_joined(prompt: str, target: str) -> bool:
     if _unspaced.match(last[1]) or _full_width.match(last[1]):
         return True
     first = _first_letter.match(target)
-    if regex.match(r"\p{L}", last[1]) or not (_full_width.match(target) or first and _unspaced.match(first[1])):
+    if _letter.match(last[1]) or not (_full_width.match(target) or first and _unspaced.match(first[1])):
         return False
     letter = _last_letter.search(prompt)
     return letter is None or _unspaced.match(letter[1]) is not None
@@ -113,7 +117,7 @@ def _is_joined(prompt: str, target: str) -> bool:
 def _opens(prompt: str) -> bool:
     """Whether a prompt ends in an opening bracket or quote. Some languages close with what others open with."""
     mark, before = prompt[-1], prompt[:-1]
-    if regex.match(r"[\p{Ps}¿¡]", mark):
+    if _opening.match(mark):
         return True
     if mark in "“‘«‹":
         openers = {"“": "„‟", "‘": "‚‛", "«": "»", "‹": "›"}[mark]

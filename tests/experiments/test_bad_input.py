@@ -105,7 +105,7 @@ def test_records(program, flags, golden, tmp_path, change, message):
     ("case_id", -1, "record 2: its case_id -1 is negative"),
     ("paraphrase_prompts", ["\ud800 is"], "'paraphrase_prompts' has half of a character .*ud800 is'"),
     ("neighborhood_prompts", ["word " * 140],
-     "case 2: the prompt '(word ){15}wo...' with its target has 283 tokens, .*128 positions"),
+     "case 2: the prompt '(word ){15}wo...' with its target has 282 tokens, .*128 positions"),
     ("generation_prompts", ["word " * 140], None),  # not looked at without generation tests
 ])
 def test_other_prompts(program, flags, golden, tmp_path, key, value, message):
