@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.errors import UserError
+from common.orthography import without_space
 from data.known import KnownFact
 from editors.core.prompts import target_ids, tokenize
 
@@ -30,7 +31,7 @@ def trace_prompts(tok, facts: Sequence[KnownFact], positions: int | None) -> lis
     naming the fact for a subject that no token covers, an attribute without tokens, or a prompt that is too long.
     """
     prompts = []
-    for fact, (ids, offsets) in zip(facts, tokenize(tok, [fact.prompt for fact in facts])):
+    for fact, (ids, offsets) in zip(facts, tokenize(tok, [without_space(fact.prompt) for fact in facts])):
         name = f"known fact {fact.known_id}"
         start = fact.prompt.index(fact.subject)
         end = start + len(fact.subject)
