@@ -50,7 +50,7 @@ def realdata() -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Tiny models: a second thread only waits. And programs that a test runs set their own number, which changes last digits."""
+    """Tiny models: a second thread only waits. And programs that a test runs set their own number, and so the last digits."""
     torch.set_num_threads(1)
 
 
