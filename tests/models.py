@@ -53,10 +53,14 @@ def tiny_model(arch: str, seed: int = 0, attn_implementation: str = "eager", **o
     name, entries = _CONFIGS[arch]
     entries = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **entries, **overrides}
     entries = {key: value for key, value in entries.items() if value is not None or key in overrides}
-    config = getattr(transformers, name)(**entries)
+    return perturbed_model(getattr(transformers, name)(**entries), seed, attn_implementation)
+
+
+def perturbed_model(config: transformers.PretrainedConfig, seed: int = 0, attn_implementation: str = "eager"):
+    """A random float32 model of a configuration, in eval mode, none of whose parameters is 0 or 1."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation).float()
         with torch.no_grad():
             for parameter in model.parameters():
                 # Norms leave 1, biases leave 0, attention comes to depend on content.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from .decoder import Decoder
-from .modules import LeaveForward, first, hooked
+from .modules import by_row, first, hooked, LeaveForward
 from .prompts import pad_batch
 
 
@@ -176,9 +176,10 @@ def only_at(module: nn.Module, places: Int[Tensor, " places"]) -> Iterator[None]
         return tuple(x.reshape(1, -1, x.shape[-1])[:, places.to(x.device)] for x in args)
 
     def scatter(module, args, output):
-        shape = shapes.pop()
-        full = output.new_zeros(shape[:-1].numel(), output.shape[-1])
-        return full.index_copy(0, places.to(output.device), output[0]).reshape(*shape[:-1], -1)
+        shape, states = shapes.pop(), by_row(first(output), 1)[0]  # Llama 4's experts give their router's logits besides
+        full = states.new_zeros(shape[:-1].numel(), states.shape[-1])
+        full = full.index_copy(0, places.to(states.device), states).reshape(*shape[:-1], -1)
+        return full if isinstance(output, Tensor) else (full, *output[1:])
 
     with hooked([module.register_forward_pre_hook(gather), module.register_forward_hook(scatter)]):
         yield

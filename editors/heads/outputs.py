@@ -24,12 +24,17 @@ Head = tuple[int, int]
 
 
 def head_shape(decoder: Decoder) -> tuple[int, int]:
-    """(query heads a layer, head size). Raises UserError where the configuration and the projections do not agree."""
-    heads = getattr(text_config(decoder.model), "num_attention_heads", None)
-    width = projection(decoder, 0)[1].shape[1]
+    """(query heads a layer, head size). Raises UserError where the configuration and the projections do not agree, or where
+    layers differ."""
+    name, heads = type(decoder.model).__name__, getattr(text_config(decoder.model), "num_attention_heads", None)
+    widths = {layer: projection(decoder, layer)[1].shape[1] for layer in range(decoder.sites.layers)}
+    width = widths[0]
+    other = next((layer for layer in widths if widths[layer] != width), None)
+    if other is not None:
+        raise UserError(f"{name}: its layers have heads of different sizes, {width} inputs of the output projection in layer 0 "
+                        f"and {widths[other]} in layer {other}; MEMAT and ITI need heads of one size")
     if not isinstance(heads, int) or width % heads:
-        raise UserError(f"{type(decoder.model).__name__}: {heads} attention heads do not divide the output projection's "
-                        f"{width} inputs")
+        raise UserError(f"{name}: {heads} attention heads do not divide the output projection's {width} inputs")
     return heads, width // heads
 
 

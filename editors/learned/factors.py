@@ -65,7 +65,8 @@ def gradient_factors(alg, batch: Batch, segments: int = 1, size: int = CHUNK, cr
 
     alg: a LowRankEditable. segments: the batch holds so many edits, each of equally many rows, and each has a loss of its own.
     Detached, unless create_graph. No parameter needs a gradient, none gets one. Batches of more than `size` rows of one edit go
-    through the model in parts, with the result of one pass. Raises UserError if nothing is scored.
+    through the model in parts, with the result of one pass. Raises UserError if nothing is scored, and where the model's
+    forward gives no factors.
     """
     parts_of: dict[str, list[Factors]] = {name: [] for name in alg.inner}
     total = float(scored(alg, batch).sum())
@@ -83,6 +84,8 @@ def gradient_factors(alg, batch: Batch, segments: int = 1, size: int = CHUNK, cr
         missing = [name for name in alg.inner if name not in activations]
         if missing:
             raise UserError(f"inner_params: {missing[0]} takes no part in the model's forward pass")
+        if not loss.requires_grad:
+            raise UserError(f"{type(alg.model).__name__} keeps no graph of its forward pass, so the loss has no gradient")
         deltas = torch.autograd.grad(loss, [activations[name][1] for name in alg.inner], create_graph=create_graph)
         for name, delta in zip(alg.inner, deltas):
             u = activations[name][0] if create_graph else activations[name][0].detach()

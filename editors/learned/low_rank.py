@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from common.errors import UserError
 from editors.changes import Dense, LowRank
 from editors.core.modules import hooked
 from .editable import Editable, forward
@@ -170,6 +171,9 @@ class LowRankEditable(Editable):
         rows = self.added.get(name)
 
         def hook(module, inputs, output):
+            if seen is not None and (name in seen or not isinstance(output, Tensor)):
+                what = "runs more than once in a forward pass" if name in seen else "puts out more than a linear map does"
+                raise UserError(f"inner_params: the module of {name} {what}, so the gradient has no such factors")
             if rows is not None:
                 output = output + rows.of(inputs[0])
             if seen is not None:

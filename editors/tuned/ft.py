@@ -107,11 +107,10 @@ class FT(WeightEditor):
     def _weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters of the listed modules (weights and biases), or the one parameter that the template names."""
         template = self.hparams.rewrite_module_tmp
-        if template is None:
-            template = find_sites(model, self.hparams.templates()).down_proj
+        sites = None if template else find_sites(model, self.hparams.templates())
         weights = {}
         for layer in self.hparams.layers:
-            path = fill(template, str(layer))
+            path = fill(template, str(layer)) if template else sites.name("down_proj", layer)
             of_layer = {n: p for n, p in model.named_parameters() if n == path or n.startswith(path + ".")}
             if not of_layer:
                 raise UserError(f"the model has no module or parameter {path!r}: check layers and rewrite_module_tmp")
@@ -125,9 +124,8 @@ class FT(WeightEditor):
             loss = batch.loss(model)
             total += loss.item() * len(batch.targets)
             if loss.item() >= LOSS_GOAL:
-                gradients = torch.autograd.grad(loss, list(weights.values()))
-                for master, gradient in zip(masters.values(), gradients):
-                    master.grad = gradient.to(master.dtype)
+                for master, gradient in zip(masters.values(), _gradients(loss, weights)):
+                    master.grad = None if gradient is None else gradient.to(master.dtype)
                 optimiser.step()
             with torch.no_grad():
                 for name, master in masters.items():
@@ -135,6 +133,18 @@ class FT(WeightEditor):
                         master.copy_(torch.clamp(master, starts[name] - bound, starts[name] + bound))
                     weights[name].copy_(master)
         return total / sum(len(batch.targets) for batch in batches)
+
+
+def _gradients(loss: torch.Tensor, weights: Mapping[str, nn.Parameter]) -> Sequence[torch.Tensor | None]:
+    """Of the loss; None of a weight that plays no part in it, such as that of an expert to which no token is sent.
+
+    Raises UserError where none does.
+    """
+    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True) if loss.requires_grad else [None]
+    if all(gradient is None for gradient in gradients):
+        raise UserError(f"the loss has no gradient of {next(iter(weights))}, nor of the other weights: they take no part in "
+                        "the model's forward pass, or it keeps no graph")
+    return gradients
 
 
 @dataclass(frozen=True)
