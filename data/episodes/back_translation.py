@@ -41,8 +41,8 @@ def rephrase(texts: Sequence[str], to_pivot: str, from_pivot: str, beams: int = 
 def translate(texts: Sequence[str], name: str, beams: int, batch_size: int) -> list[list[str]]:
     """The ``beams`` best translations of each text by the model ``name``. Raises UserError when it can't be had."""
     try:
-        tok = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
+        tok = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"translation model {name} did not load ({reason}); fetch it beforehand or name a folder, or leave out "

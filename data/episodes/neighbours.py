@@ -76,8 +76,8 @@ def _sentence_vectors(name: str, texts: Sequence[str]) -> np.ndarray:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tok = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
+        tok = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"sentence encoder {name} did not load ({reason}); fetch it beforehand, name a folder with "

@@ -13,6 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from common.errors import UserError
 from editors.core.files import write_tensors
+from editors.core.pretrained import check_report, SAFE
 
 HEAD = "classifier_head.safetensors"
 """The head's file in an encoder's folder."""
@@ -59,9 +60,14 @@ class BertClassifier(nn.Module):
     def from_pretrained(source: str | Path, dtype: torch.dtype = torch.float32, **options) -> BertClassifier:
         """From what `save_pretrained` wrote; from an encoder without a head (hub id or folder) with a fresh one: seed it first.
 
-        options: of transformers' `from_pretrained`. Raises UserError for a head that does not fit.
+        options: of transformers' `from_pretrained`. Raises UserError for an encoder whose checkpoint lacks parameters (those of
+        a pooler aside, a part of the head), and for a head that does not fit.
         """
-        model = BertClassifier(AutoModel.from_pretrained(source, dtype=dtype, **options))
+        encoder, report = AutoModel.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE, **options
+        )
+        check_report(str(source), report, new=("pooler.",))
+        model = BertClassifier(encoder)
         head = Path(source) / HEAD
         if head.is_file():
             try:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
 from common.errors import UserError
 from editors.base import Editor, Task
 from editors.core.fingerprint import model_fingerprint, tokenizer_fingerprint
 from editors.core.modules import input_device, text_config
+from editors.core.pretrained import read_tokenizer
 from editors.learned.model_kind import ModelKind
 from editors.learned.options import Options
 from .answerers import LookupAnswerer, SeracAnswerer
@@ -77,10 +77,7 @@ class MemoryEditor(Editor):
                 raise UserError(f"the edit's networks are gone: they were of run {info['networks'].get('run')}, those there "
                                 f"now are of run {networks.get('run')}; put the old ones back, or make the edit again")
             tokenizer = info["tokenizer"]
-            try:
-                tok = AutoTokenizer.from_pretrained(tokenizer["name"])
-            except (OSError, ValueError):
-                raise UserError(f"the edit's tokenizer {tokenizer['name']!r} does not load") from None
+            tok = read_tokenizer(tokenizer["name"], lambda *_: f"the edit's tokenizer {tokenizer['name']!r} does not load")
             if tokenizer_fingerprint(tok) != tokenizer["fingerprint"]:
                 raise UserError(f"the tokenizer {tokenizer['name']!r} is not the one that the edit was made with")
             return self.answerer(tok)(model, memory)

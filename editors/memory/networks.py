@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from common.errors import UserError
 from editors.core.modules import input_device
+from editors.core.pretrained import check_report, SAFE
 from editors.learned.classifier import BertClassifier
 from .serac_options import SERACOptions
 
@@ -27,9 +28,9 @@ def load_classifier(options: SERACOptions, trained: bool = False, **loading) -> 
         raise UserError(f"cls_class: {name} is no class of models")
     head = {"num_labels": 2} if options.cross_attend else {}
     try:
-        tok = AutoTokenizer.from_pretrained(options.cls_name, **loading)
+        tok = AutoTokenizer.from_pretrained(options.cls_name, **SAFE, **loading)
         encoder, report = loader.from_pretrained(
-            options.cls_name, dtype=torch.float32, output_loading_info=True, **head, **loading
+            options.cls_name, dtype=torch.float32, output_loading_info=True, **head, **SAFE, **loading
         )
     except (OSError, ValueError) as error:
         raise UserError(f"cls_name: {options.cls_name!r} does not load ({_short(error)})") from None
@@ -45,9 +46,9 @@ def load_classifier(options: SERACOptions, trained: bool = False, **loading) -> 
 def load_decoder(source: str, model: nn.Module) -> tuple[nn.Module, Any]:
     """(the counterfactual decoder in the edited model's dtype and place, its tokenizer). Raises UserError."""
     try:
-        tok = AutoTokenizer.from_pretrained(source)
+        tok = AutoTokenizer.from_pretrained(source, **SAFE)
         dtype = next(model.parameters()).dtype
-        decoder, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        decoder, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **SAFE)
     except (OSError, ValueError) as error:
         raise UserError(f"counterfactual: {source} does not load ({_short(error)})") from None
     check_whole(f"counterfactual: {source}", report["missing_keys"])
@@ -61,9 +62,11 @@ def load_like(model: nn.Module, name: str, **loading) -> nn.Module:
     try:
         if isinstance(model, BertClassifier):
             return BertClassifier.from_pretrained(name, **loading)
-        return type(model).from_pretrained(name, dtype=torch.float32, **loading).eval()
+        small, report = type(model).from_pretrained(name, dtype=torch.float32, output_loading_info=True, **SAFE, **loading)
     except (OSError, ValueError) as error:
         raise UserError(f"small_name: {name!r} does not load ({_short(error)})") from None
+    check_report(name, report)
+    return small.eval()
 
 
 def check_whole(source: str, missing: Iterable[str], why: str = "") -> None:

@@ -77,7 +77,7 @@ def about_part(source: str) -> Mapping[str, Any]:
     Raises UserError where there is no model.
     """
     try:
-        return getattr(AutoConfig.from_pretrained(source), "serac", None) or {}
+        return getattr(AutoConfig.from_pretrained(source, trust_remote_code=False), "serac", None) or {}
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: no model there ({' '.join(str(error).split())[:160]})") from None
 

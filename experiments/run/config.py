@@ -120,7 +120,7 @@ def _device_map(word: str) -> str:
 class ModelFlags:
     """What :func:`experiments.run.models.load_model` takes."""
 
-    model_name: str = flag("world", "Hugging Face hub id, local folder, or the built-in world")
+    model_name: str = flag("world", "Hugging Face hub id, local folder, .gguf file, the built-in world, or smollm2")
     dtype: str = flag(
         "auto", "of the model; auto: the checkpoint's own, but float32 where a CPU would compute in 16 bits",
         choices=("auto", "float32", "float16", "bfloat16", "float64"))

@@ -1,4 +1,4 @@
-"""Loads a model and its tokenizer from the Hugging Face hub, a folder, or the built-in world."""
+"""Loads a model and its tokenizer from the Hugging Face hub, a folder, a GGUF file, or the built-in world."""
 
 import difflib
 from pathlib import Path
@@ -6,47 +6,40 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from editors.core import ranks
 from editors.core.fingerprint import model_fingerprint
+from editors.core.gguf_file import is_gguf, SMOLLM2, smollm2
+from editors.core.pretrained import check_tokenizer, Explain, read_config, read_model, read_tokenizer, reading, short
 
 # Only to suggest a name when one is misspelt; any causal language model of the hub or of a folder loads.
-KNOWN = ("world", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "EleutherAI/gpt-j-6B", "EleutherAI/gpt-neox-20b",
-         "EleutherAI/pythia-1b", "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B", "Qwen/Qwen2.5-7B",
+KNOWN = ("world", SMOLLM2, "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "EleutherAI/gpt-j-6B", "EleutherAI/gpt-neox-20b",
+         "EleutherAI/pythia-1b", "HuggingFaceTB/SmolLM2-135M-Instruct", "meta-llama/Llama-2-7b-hf",
+         "meta-llama/Meta-Llama-3-8B", "Qwen/Qwen2.5-7B",
          "projecte-aina/aguila-7b")
 
 
 def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode and its tokenizer, with the padding token set (to eos if it has none).
 
-    ``name``: hub id, local folder, or ``world``. ``dtype``, ``device``: see :class:`experiments.run.config.ModelFlags`.
-    Raises ``UserError`` for an unknown model, an unreachable hub, damaged weights, a device that is not there, or devices
-    that are too small for the model.
+    ``name``: hub id, local folder, GGUF file, ``world`` or ``smollm2``. ``dtype``, ``device``: see
+    :class:`experiments.run.config.ModelFlags`.
+    Raises ``UserError`` for an unknown model, an unreachable hub, files that are damaged or disagree, a device that is not
+    there, or devices that are too small for the model.
     """
     source, local = source_of(name)
-    place = device_of(device)
-    try:
-        config = AutoConfig.from_pretrained(source, local_files_only=local)
-        tok = AutoTokenizer.from_pretrained(source, local_files_only=local)
+    place, explain = device_of(device), explainer(name, source, local)
+    with reading(source):
+        config = read_config(source, explain, local_files_only=local)
+        tok = read_tokenizer(source, explain, local_files_only=local)
         # Never pickled weights: a checkpoint without safetensors is refused (the hub converts such ones on demand).
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=_dtype(dtype, config, place), use_safetensors=True, local_files_only=local,
-            device_map="auto" if place == "map" else None, output_loading_info=True)
-    except SafetensorError as error:
-        raise UserError(f"model {name!r}: its weights are damaged ({error}); copy or download them again") from error
-    except (OSError, ValueError) as error:
-        raise UserError(why_not(name, source, local, error)) from error
-    if loading["missing_keys"]:
-        lacking = sorted(loading["missing_keys"])[0]
-        raise UserError(f"model {name!r}: its weights lack {lacking}; copy or download them again")
-    if tok.pad_token_id is None:
-        if tok.eos_token is None:
-            raise UserError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
-                               "set one in its folder")
-        tok.pad_token = tok.eos_token
+        model = read_model(
+            AutoModelForCausalLM, source, explain, config, dtype=_dtype(dtype, config, place), local_files_only=local,
+            device_map="auto" if place == "map" else None)
+    check_tokenizer(source, model, tok)
+    set_padding(name, tok)
     if place == "map":
         check_in_memory(name, model)
     else:
@@ -57,10 +50,16 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model alone. Raises as :func:`load_model`."""
     source, local = source_of(name)
-    try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=local)
-    except (OSError, ValueError) as error:
-        raise UserError(why_not(name, source, local, error)) from error
+    return read_tokenizer(source, explainer(name, source, local), local_files_only=local)
+
+
+def set_padding(name: str, tok: PreTrainedTokenizerBase) -> None:
+    """The end-of-sequence token pads where there is no padding token: padding is masked everywhere. UserError if neither is."""
+    if tok.pad_token_id is None:
+        if tok.eos_token is None:
+            raise UserError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
+                               "set one in its folder")
+        tok.pad_token = tok.eos_token
 
 
 def check_in_memory(name: str, model: PreTrainedModel) -> None:
@@ -78,14 +77,18 @@ def identity(model: PreTrainedModel) -> str:
 
 
 def source_of(name: str) -> tuple[str, bool]:
-    """(folder or hub id, whether only this machine's files are to be used)."""
+    """(folder, GGUF file or hub id, whether only this machine's files are to be used)."""
     if name == "world":
         from data import world
         if not world.CHECKPOINT.is_dir():
             raise UserError(f"model 'world': its checkpoint {world.CHECKPOINT} is missing; get the complete repository")
         return str(world.CHECKPOINT), True
-    if Path(name).is_dir():
+    if name == SMOLLM2 and not Path(name).is_dir():
+        return str(smollm2()), True
+    if Path(name).is_dir() or is_gguf(name) and Path(name).is_file():
         return name, True
+    if is_gguf(name):
+        raise UserError(f"model {name!r}: no such file")
     # What looks like a path is never looked up on the hub by mistake.
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model {name!r}: no such folder")
@@ -127,15 +130,21 @@ def _dtype(dtype: str, config, place: str) -> torch.dtype:
     return torch.float32 if place == "cpu" and of_checkpoint.itemsize < 4 else of_checkpoint
 
 
-def why_not(name: str, source: str, local: bool, error: Exception) -> str:
-    """One line for the many ways in which transformers fails to load a model."""
-    if Path(source).is_dir():
-        missing = [file for file in ("config.json", "tokenizer.json") if not (Path(source) / file).exists()]
-        return f"model {name!r}: " + (f"the folder has no {missing[0]}" if missing else str(error).splitlines()[0])
-    if local:
-        return (f"model {name!r}: not on this machine, and the Hugging Face hub can't be reached; "
-                f"download it beforehand, give a local folder, or use the model 'world'{name_hint(name)}")
-    return f"model {name!r}: {str(error).splitlines()[0]}"
+def explainer(name: str, source: str, local: bool) -> Explain:
+    """What makes one line of the many ways in which transformers fails to load a model."""
+    def explain(what: str, error: Exception) -> str:
+        if Path(source).is_dir():
+            missing = [file for file in ("config.json", "tokenizer.json") if not (Path(source) / file).exists()]
+            if missing and (what == "config.json" or "tokenizer.json" in missing and what == "tokenizer.json"):
+                return f"model {name!r}: the folder has no {missing[0]}"
+            if what == "weights" and not isinstance(error, OSError):
+                what = "config.json: no model can be made of it"
+            return f"model {name!r}: {what}: {short(error)}"
+        if local and not is_gguf(source):
+            return (f"model {name!r}: not on this machine, and the Hugging Face hub can't be reached; "
+                    f"download it beforehand, give a local folder, or use the model 'world'{name_hint(name)}")
+        return f"model {name!r}: {short(error)}"
+    return explain
 
 
 def name_hint(name: str) -> str:

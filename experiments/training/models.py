@@ -11,12 +11,12 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
 
 from common.errors import UserError
 from editors.learned.classifier import BertClassifier
 from editors.learned.model_kind import ModelKind, model_kind
-from experiments.run.models import device_of, source_of, why_not
+from editors.core.pretrained import read_config, read_model, read_tokenizer, strictly
+from experiments.run.models import device_of, explainer, set_padding, source_of
 
 KINDS = {
     "gen": (ModelKind.DECODER,), "fc": (ModelKind.CLASSIFIER,), "fnli": (ModelKind.CLASSIFIER,),
@@ -50,28 +50,25 @@ def load_editable(
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise UserError(f"model.class_name: transformers has no {class_name!r}{hint}")
     target_device = device_of(device)
-    options = {"dtype": dtype, "local_files_only": local, "use_safetensors": True}
+    explain = explainer(name, source, local)
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": local}
     if eager:
         options["attn_implementation"] = "eager"
-    try:
-        _check_class(cls, AutoConfig.from_pretrained(source, local_files_only=local), name, experiment)
-        model = cls.from_pretrained(source, **options)
-        tok = AutoTokenizer.from_pretrained(settings.get("tokenizer_name") or source, local_files_only=local)
-    except SafetensorError as error:
-        raise UserError(f"model {name!r}: its weights are damaged ({error}); copy or download them again") from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(why_not(name, source, local, error)) from error
+    config = read_config(source, explain, local_files_only=local)
+    _check_class(cls, config, name, experiment)
+    if cls is BertClassifier:
+        with strictly(source, "weights", explain):
+            model = cls.from_pretrained(source, use_safetensors=True, **options)
+    else:
+        model = read_model(cls, source, explain, config, **options)
+    tokenizer = settings.get("tokenizer_name")
+    tok_source, tok_local = source_of(tokenizer) if tokenizer else (source, local)
+    tok = read_tokenizer(tok_source, explainer(tokenizer or name, tok_source, tok_local), local_files_only=tok_local)
     if settings.get("pt"):
         load_weights(model, Path(settings["pt"]))
     if model_kind(model) not in KINDS[experiment]:
         raise _unfit(name, model_kind(model).value, experiment)
-    if tok.pad_token_id is None:
-        if tok.eos_token is None:
-            raise UserError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
-                            "set one in its folder")
-        tok.pad_token = tok.eos_token  # padding is masked everywhere, so which token it is makes no difference
+    set_padding(name, tok)
     return model.to("cpu" if target_device == "map" else target_device).eval().requires_grad_(False), tok
 
 
@@ -79,6 +76,10 @@ def _check_class(cls: type, config, name: str, experiment: str) -> None:
     """Before weights are loaded into a class with a head that they don't have."""
     if bool(getattr(config, "is_encoder_decoder", False)) != any(kind.is_seq2seq for kind in KINDS[experiment]):
         raise _unfit(name, config.model_type, experiment)
+    own = getattr(cls, "config_class", None)
+    if own is not None and not isinstance(config, own):
+        raise UserError(f"model.class_name: {cls.__name__} is for models of type {own.model_type}, and {name!r} is of type "
+                        f"{config.model_type}: its weights would be random numbers; use {_CLASS_OF[experiment]}")
     for architecture in config.architectures or []:
         causal = "CausalLM" in architecture or "LMHead" in architecture
         encoder = architecture.endswith(("ForSequenceClassification", "ForMaskedLM", "BertModel"))
