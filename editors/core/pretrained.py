@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GgufConfig
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from common.errors import UserError
 from . import gguf_file
@@ -28,9 +30,11 @@ OBJECTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer
 """Files of a folder that hold a JSON object, where they are there."""
 PACKAGES = {"bitsandbytes": ("bitsandbytes", "bitsandbytes"), "gptq": ("gptqmodel", "gptqmodel"),
             "awq": ("gptqmodel", "gptqmodel"), "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
-            "quanto": ("optimum", "optimum-quanto"), "torchao": ("torchao", "torchao"), "hqq": ("hqq", "hqq"), "aqlm": ("aqlm", "aqlm")}
+            "quanto": ("optimum", "optimum-quanto"), "torchao": ("torchao", "torchao"), "hqq": ("hqq", "hqq"),
+            "aqlm": ("aqlm", "aqlm")}
 """Quantisation -> (module, package that holds it) of what transformers reads it with."""
 
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 log = logging.getLogger(__name__)
 
 Explain = Callable[[str, Exception], str]
@@ -41,7 +45,11 @@ def read_config(source: str, explain: Explain, **options) -> Any:
     """The configuration of a folder, a GGUF file or a model of the hub. Raises UserError."""
     with reading(source), strictly(source, "config.json", explain):
         _check_objects(source, explain)
-        return AutoConfig.from_pretrained(*_place(source), **_gguf(source), **SAFE, **options)
+        config = AutoConfig.from_pretrained(*_place(source), **_gguf(source), **SAFE, **options)
+        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+        if layers is not None and layers < 1:
+            raise ValueError(f"the number of layers is {layers}")
+        return config
 
 
 def read_tokenizer(source: str, explain: Explain, **options) -> Any:
@@ -77,21 +85,25 @@ def read_model(cls: type, source: str, explain: Explain, config=None, new: Itera
             model = model.dequantize()
         if method:
             log.info("%s: stored in %s, dequantised to %s here", Path(source).name, method, str(model.dtype).partition(".")[2])
-    check_report(source, report, new)
+    check_report(source, report, new, model)
     if gguf_file.is_gguf(source):
         model.config._name_or_path = source
     check_finite_weights(model, f"model {source!r}")
     return model
 
 
-def check_report(source: str, report: dict[str, Any], new: Iterable[str] = ()) -> None:
-    """Raises UserError where the checkpoint lacks parameters of the model or has them in other shapes, as transformers'
-    loading report tells; new: beginnings of the names that may be lacking."""
+def check_report(source: str, report: dict[str, Any], new: Iterable[str] = (), model: nn.Module | None = None) -> None:
+    """Raises UserError where the checkpoint lacks parameters of the model, has them in other shapes, or has more blocks than
+    it, as transformers' loading report tells; new: beginnings of the names that may be lacking."""
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(new)))
     if missing:
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(f"model {source!r}: its weights lack {missing[0]}{others}, which would be random numbers: copy or "
                         "download them again, or choose the class of models that they are of")
+    superfluous = sorted(_like(model, report["unexpected_keys"])) if model is not None else []
+    if superfluous:
+        raise UserError(f"model {source!r}: its weights hold {superfluous[0]}, for which its config.json has no place: the two are "
+                        "not of the same model")
     mismatched = sorted(report["mismatched_keys"])
     if mismatched:
         name, found, wanted = mismatched[0]
@@ -139,6 +151,8 @@ def quiet() -> Iterator[None]:
 
 def short(error: Exception) -> str:
     """What an exception says, in one line."""
+    if "trust_remote_code" in str(error):
+        return "the model is made by code of its own, which is never run (trust_remote_code stays off)"
     lines = [line for line in str(error).splitlines() if line.strip()]
     text = lines[0].strip() if lines else "no reason given"
     return text if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: {text}"
@@ -156,6 +170,12 @@ def _check_objects(source: str, explain: Explain) -> None:
                 raise UserError(f"model {source!r}: {name} holds {json.dumps(content)[:40]}, not the object that it should")
 
 
+def _like(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The names that are those of the model's parameters but for the numbers in them."""
+    own = {NUMBER.sub("*", name) for name, _ in model.named_parameters()}
+    return [name for name in names if NUMBER.search(name) and NUMBER.sub("*", name) in own]
+
+
 def _dequantised(config, source: str) -> str | None:
     """The quantisation of a checkpoint that is undone as it is read; None where there is none, or it stays."""
     settings = getattr(config, "quantization_config", None)
@@ -165,6 +185,8 @@ def _dequantised(config, source: str) -> str | None:
     method = str(settings.get("quant_method") or "")
     if method.startswith("bitsandbytes") or any(settings.get(f"load_in_{bits}bit") for bits in (4, 8)):
         method = "bitsandbytes"
+    if method and method not in AUTO_QUANTIZER_MAPPING and method not in PACKAGES:
+        raise ValueError(f"config.json: its weights are quantised with {method!r}, which transformers does not know")
     module, package = PACKAGES.get(method, (None, None))
     if module and find_spec(module) is None:
         raise UserError(f"model {source!r}: its weights are quantised ({method}), and the package that reads them is not "
