@@ -21,7 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from common.errors import UserError
 from .changes import Change, check_finite, LowRank
 from .core.files import new_folder
-from .core.modules import get_module
+from .core.modules import get_plain_module
+from .core.wrappers import plain_parameters, unwrapped
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for `max_lora_rank`."""
@@ -59,7 +60,7 @@ def factors(changes: Mapping[str, Change], model: nn.Module, max_rank: int | Non
     weights, biases = {}, {}
     for name, change in changes.items():
         module, _, attribute = name.rpartition(".")
-        linear = get_module(model, module)
+        linear = get_plain_module(model, module)
         if attribute not in ("weight", "bias") or not isinstance(linear, (nn.Linear, Conv1D)):
             raise UserError(
                 f"{name} (of {type(linear).__name__}): a LoRA adapter changes weights and biases of linear maps alone; "
@@ -75,7 +76,7 @@ def factors(changes: Mapping[str, Change], model: nn.Module, max_rank: int | Non
             biases[module] = change.dense()
     loras = {}
     for module in weights.keys() | biases.keys():
-        linear, bias = get_module(model, module), biases.get(module)
+        linear, bias = get_plain_module(model, module), biases.get(module)
         if module in weights:
             up, down, rank, error = _factors(weights[module], max_rank)
             if isinstance(linear, Conv1D):  # the weight is [d_in, d_out]
@@ -113,11 +114,12 @@ def save(
             warnings.warn(f"the edit changes nothing in {module}: its part of the adapter is zero", stacklevel=2)
     rank = max(lora.rank for lora in loras.values())
     pattern = {module: lora.rank for module, lora in loras.items() if lora.rank != rank}
+    base_model = base_model or getattr(unwrapped(model).config, "_name_or_path", "") or None
     config = LoraConfig(
-        task_type="CAUSAL_LM", base_model_name_or_path=base_model or getattr(model.config, "_name_or_path", "") or None,
+        task_type="CAUSAL_LM", base_model_name_or_path=base_model,
         inference_mode=True, r=rank, lora_alpha=rank, rank_pattern=pattern, alpha_pattern=dict(pattern), lora_dropout=0.0,
         target_modules=list(loras), lora_bias=with_bias,
-        fan_in_fan_out=any(isinstance(get_module(model, module), Conv1D) for module in loras),
+        fan_in_fan_out=any(isinstance(get_plain_module(model, module), Conv1D) for module in loras),
     )
     config.target_modules = list(loras)  # a set would be written in any order
     tensors = {}
@@ -161,4 +163,4 @@ def _widths(linear: nn.Linear | Conv1D) -> tuple[int, int]:
 
 def _is_shared(model: nn.Module, weight: nn.Parameter) -> bool:
     """Whether several modules hold the weight (embedding and head, where they are tied)."""
-    return sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
+    return sum(parameter is weight for parameter in plain_parameters(model).values()) > 1

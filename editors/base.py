@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from common.errors import UserError
 from .changes import Change, check_finite
 from .core import ranks
+from .core.batching import check_continues
+from .core.checks import check_editable, check_finite_weights
 from .core.covariance import pin
 from .core.fingerprint import model_fingerprint
 from .core.key_memory import KeyMemory
 from .core.prompts import check_lengths, parse_requests, Request
 from .core.modules import evaluating, longest_context
+from .core.wrappers import plain_parameters, unwrapped
 from .edit import Edit
 from .hparams import HParams
 
@@ -43,12 +46,14 @@ class Task:
     def of(cls, model: nn.Module, tok, requests: Sequence[Mapping | Request], *options, **more) -> Task:
         """From requests as a user gives them, parsed and checked; for the rest see the fields.
 
-        Raises UserError for none, a malformed one, and one that is longer than the model's positions.
+        Raises UserError for none, a malformed one, and one that is longer than the model's positions, and for a model whose
+        weights are not finite.
         """
-        started, parsed = time.perf_counter(), parse_requests(requests, tok)
+        model, started, parsed = unwrapped(model), time.perf_counter(), parse_requests(requests, tok)
         if not parsed:
             raise UserError("no requests: give at least one")
         check_lengths(tok, parsed, ["{}"], longest_context(model))
+        check_finite_weights(model, type(model).__name__)
         return cls(model, tok, parsed, *options, **more, started=started)
 
 
@@ -59,6 +64,8 @@ class Editor(ABC):
     hparams_class: ClassVar[type]
     hparams_folder: ClassVar[str | None] = None
     """Folder in hparams/ if not `name`: variants share the files of their editor."""
+    needs_cache: ClassVar[bool] = True
+    """Whether it continues rows from a cache of keys and values, which recurrent and hybrid decoders don't keep."""
 
     def __init__(self, hparams: HParams):
         self.hparams = hparams
@@ -93,6 +100,9 @@ class WeightEditor(Editor):
     """An editor whose edits change weights, and which can edit the same model again and again. A subclass gives `changes`."""
 
     def _edit(self, task: Task) -> Edit:
+        check_editable(task.model)
+        if self.needs_cache:
+            check_continues(task.model, f"an edit by {self.name}")
         with evaluating(task.model), torch.inference_mode(False), torch.enable_grad():
             changes, info = self.changes(task)
         # One process's, where several work: theirs may differ in the last bits, and the models must not.
@@ -101,7 +111,7 @@ class WeightEditor(Editor):
         about = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(task.requests),
                  "model": model_fingerprint(task.model), **info}
         edit = Edit(changes, about | {"seconds": {**info.get("seconds", {}), "total": time.perf_counter() - task.started}})
-        weights = dict(task.model.named_parameters())
+        weights = plain_parameters(task.model)
         rounded = {name: change for name, change in changes.items() if name in weights and weights[name].element_size() < 4}
         return Edit(changes, edit.info | {"rounding": Edit(rounded).rounding(task.model)}) if rounded else edit
 
@@ -111,6 +121,10 @@ class WeightEditor(Editor):
 
     def begin(self, model: nn.Module, tok, context_templates: Sequence | None = None, progress: bool = True) -> dict[str, Any]:
         """What the editor takes from the unedited model before a sequence's first edit, for the sequence to keep."""
+        model = unwrapped(model)
+        check_editable(model)
+        if self.needs_cache:
+            check_continues(model, f"an edit by {self.name}")
         pin(model)
         with evaluating(model):
             return self.prepare(Task(model, tok, [], context_templates, progress=progress))

@@ -21,22 +21,24 @@ from . import adapter, registry
 from .changes import add_to, Change, Dense, LowRank
 from .core.files import write_tensors
 from .core.kept import kept
-from .core.modules import get_module
+from .core.modules import get_plain_module
+from .core.wrappers import plain_module, unwrapped
 
 FORMAT = 1
 
 
 def applied_to(model: nn.Module) -> dict[Edit, dict[str, Tensor | None]]:
     """The edits now in a model, oldest first, each with the exact weights it replaced; None: a bias that was not there."""
-    return kept(model, "edits")
+    return kept(unwrapped(model), "edits")
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
     """What an editor returns: one change for each edited parameter, and where it came from.
 
-    changes: parameter name -> LowRank or Dense, on the CPU, float32 or wider. A bias may be named that the model's linear map
-        lacks: `apply` makes it, beginning at 0, and `revert` takes it away again.
+    changes: parameter name -> LowRank or Dense, on the CPU, float32 or wider. The name is that of the plain model, whatever the
+        model is wrapped in (peft, torch.compile, DistributedDataParallel), so an edit of one form applies to the others.
+        A bias may be named that the model's linear map lacks: `apply` makes it, beginning at 0, and `revert` takes it away.
     info: JSON-ready provenance (algorithm, hyper-parameters, requests, seconds of each phase).
     """
 
@@ -193,7 +195,10 @@ def _put_back(model: nn.Module, originals: Mapping[str, Tensor | None]) -> None:
 def _missing_bias(model: nn.Module, name: str) -> nn.Parameter | None:
     """A bias of zeros where `name` is one that a linear map has room for and lacks; None where it is anything else."""
     module_name, _, attribute = name.rpartition(".")
-    module = dict(model.named_modules()).get(module_name)
+    try:
+        module = plain_module(model, module_name)
+    except AttributeError:
+        return None
     weight = getattr(module, "weight", None)
     if attribute != "bias" or getattr(module, "bias", 0) is not None or not isinstance(weight, nn.Parameter):
         return None
@@ -202,12 +207,12 @@ def _missing_bias(model: nn.Module, name: str) -> nn.Parameter | None:
 
 
 def _set_bias(model: nn.Module, name: str, bias: nn.Parameter | None) -> None:
-    get_module(model, name.rpartition(".")[0]).bias = bias
+    get_plain_module(model, name.rpartition(".")[0]).bias = bias
 
 
 def _parameter(model: nn.Module, name: str) -> nn.Parameter:
     module_name, _, attribute = name.rpartition(".")
-    parameter = getattr(get_module(model, module_name), attribute, None)
+    parameter = getattr(get_plain_module(model, module_name), attribute, None)
     if not isinstance(parameter, nn.Parameter):
         raise UserError(f"the model has no parameter {name!r}: the edit was made for another model")
     return parameter

@@ -16,6 +16,7 @@ from .core.files import write_tensors
 from .core.key_memory import KeyMemory
 from .core.prompts import Request
 from .core.solve import double
+from .core.wrappers import plain_parameters
 from .edit import Edit
 
 
@@ -53,7 +54,7 @@ class EditSequence:
     def edit(self, requests: Sequence[Mapping | Request]) -> Edit:
         """Edit a batch into the model for good. After an error the model is as it was before."""
         edit = self.editor.edit(self.model, self.tok, requests, memory=self._memory, **self._options)
-        parameters = dict(self.model.named_parameters())
+        parameters = plain_parameters(self.model)
         new_biases = [name for name in edit.changes if name not in parameters]
         if new_biases:
             raise UserError(f"{new_biases[0]}: the model has no such bias, and a sequence can't make one: edit batches one by "
@@ -71,12 +72,12 @@ class EditSequence:
     def close(self) -> None:
         """The editor's last step, after the last batch."""
         for name, weight in self.editor.at_the_end(self._originals, self._current()).items():
-            self.model.get_parameter(name).detach().copy_(weight)
+            plain_parameters(self.model)[name].detach().copy_(weight)
 
     def revert(self) -> None:
         """The model is as it was before the first batch, to the last bit; the sequence begins anew."""
         for name, weight in self._originals.items():
-            self.model.get_parameter(name).detach().copy_(weight)
+            plain_parameters(self.model)[name].detach().copy_(weight)
         self._originals, self._memory, self.batches = {}, KeyMemory(), 0
 
     def distances(self) -> dict[str, dict[str, float]]:
@@ -116,7 +117,7 @@ class EditSequence:
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
-        parameters = dict(self.model.named_parameters())
+        parameters = plain_parameters(self.model)
         for name, original in parts["original"].items():
             if name not in parameters or not torch.equal(parameters[name].detach().cpu(), original):
                 raise UserError(f"{path}: {name} of this model is not what the sequence began with")
@@ -129,4 +130,5 @@ class EditSequence:
 
     def _current(self) -> dict[str, Tensor]:
         """The edited weights as they are now, beside the originals."""
-        return {name: self.model.get_parameter(name).detach().to(old.device) for name, old in self._originals.items()}
+        weights = plain_parameters(self.model)
+        return {name: weights[name].detach().to(old.device) for name, old in self._originals.items()}

@@ -26,7 +26,7 @@ from editors.core.fingerprint import tokenizer_fingerprint
 from experiments.results import run_folder
 from experiments.run.cli import a_seed, at_least_one, HelpFormatter, Parser, run_program
 from experiments.run.config import add_flags, FolderFlags, ModelFlags
-from experiments.run.models import identity, load_model
+from experiments.run.models import check_readable, identity, load_model
 from experiments.tracing import files
 from experiments.tracing.averages import averages, proposal
 from experiments.tracing.facts import PUBLISHED, load_facts
@@ -61,6 +61,7 @@ def main(
     source = str(fact_file or ("world" if name == "world" else PUBLISHED))
     facts = load_facts(source, data_dir, dataset_size_limit)
     model, tok = load_model(model_name, dtype, device) if isinstance(model_name, str) else model_name
+    check_readable(model, "causal tracing")
     decoder = Decoder.of(model, tok)
     sites = decoder.sites
     window = window or default_window(sites.layers)

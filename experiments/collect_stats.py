@@ -25,7 +25,7 @@ from editors.core.moment_store import Moment
 from experiments.run.cli import at_least_one, HelpFormatter, Parser, run_program
 from experiments.run.config import add_flags, FolderFlags, ModelFlags, RunConfig, RunFlags
 from experiments.run.hparams_file import load_editor
-from experiments.run.models import load_model
+from experiments.run.models import check_readable, load_model
 
 PUBLISHED_URL = "https://memit.baulab.info/data/stats"
 ALWAYS_COLLECTED = ("mom2", "mean", "norm_mean")
@@ -98,6 +98,7 @@ def _prepare(args: argparse.Namespace) -> tuple[dict[str, Any], Corpus, Decoder]
     settings = _settings(args)
     corpus = find_corpus(settings["dataset"])
     model, tok = load_model(args.model_name, args.dtype, args.device)
+    check_readable(model)
     return settings, corpus, Decoder.of(model, tok, settings["templates"])
 
 

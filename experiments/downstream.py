@@ -21,7 +21,7 @@ from experiments.results.tables import Table
 from experiments.run import tasks
 from experiments.run.cli import HelpFormatter, Parser, run_program
 from experiments.run.config import add_flags, flag, FolderFlags, ModelFlags, TaskFlags
-from experiments.run.models import identity, load_model
+from experiments.run.models import check_readable, identity, load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ def main(config: DownstreamConfig) -> Path:
     runs = tasks.prepare(config, source, config.data_dir)
     edit = None if config.edit is None else Edit.load(config.edit)
     model, tok = load_model(config.model_name, config.dtype, config.device)
+    check_readable(model)
     about = {"model": f"{Path(config.model_name).name}, {identity(model)}", "tokenizer": tokenizer_fingerprint(tok),
              "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type,
              "edit": config.edit and str(config.edit), "data": str(source or "published"), "gen_len": config.gen_len,

@@ -58,7 +58,7 @@ def _new_edit(args: argparse.Namespace) -> RoutedEdit:
     """An edit without requests, of the editor and for the model that were named."""
     from editors.memory.memory_editors import MemoryEditor
     from experiments.run.hparams_file import load_editor
-    from experiments.run.models import load_model
+    from experiments.run.models import check_readable, load_model
 
     if args.statements:
         raise UserError("--statements: a decoder's edits have labels")
@@ -67,7 +67,9 @@ def _new_edit(args: argparse.Namespace) -> RoutedEdit:
                                    data_dir=args.data_dir))[1]
     if not isinstance(editor, MemoryEditor):
         raise UserError(f"--alg_name {args.alg_name}: keeps no memory of edits; SERAC and LU do")
-    return editor.of_memory(*load_model(args.model_name, args.dtype, args.device), EditStore())
+    model, tok = load_model(args.model_name, args.dtype, args.device)
+    check_readable(model, f"answers of {args.alg_name}")
+    return editor.of_memory(model, tok, EditStore())
 
 
 def show(args: argparse.Namespace) -> None:

@@ -12,6 +12,9 @@ from .kept import kept
 
 EDITABLE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
+QUANTISED_MODULES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.", "bitsandbytes.", "hqq.",
+                     "optimum.quanto")
+
 
 def check_editable(model: nn.Module) -> None:
     """Raises UserError, in one line, for a model whose weights can't be edited: quantised, in 8 bits or integers, offloaded,
@@ -21,7 +24,13 @@ def check_editable(model: nn.Module) -> None:
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
         method = getattr(getattr(model, "quantization_method", None), "value", None) or "by transformers"
         raise UserError(f"{name} is quantised ({method}) and can't be edited: load it in 16 or 32 bits")
+    for module in model.modules():
+        if type(module).__module__.startswith(QUANTISED_MODULES):
+            raise UserError(f"{name} is quantised ({type(module).__name__}) and can't be edited: load it in 16 or 32 bits")
     for weight, parameter in model.named_parameters():
+        if type(parameter).__module__.startswith(QUANTISED_MODULES) or type(parameter.data).__module__.startswith("torchao"):
+            raise UserError(f"{weight} is quantised ({type(parameter).__name__}) and can't be edited: load the model in 16 or "
+                            "32 bits")
         if parameter.is_meta:
             raise UserError(f"{weight} is not in memory (a meta tensor) and can't be edited: load the model into memory")
         if parameter.is_inference():

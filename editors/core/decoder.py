@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .modules import evaluating, get_module, input_device, logits_of, longest_context
 from .prompts import pad_id
 from .sites import Sites, find_sites, weight_of
+from .wrappers import unwrapped
 
 
 class Weight(NamedTuple):
@@ -45,7 +46,7 @@ class Decoder:
 
         tok: None where no text is read. templates: module names of published files.
         """
-        return cls(model, tok, find_sites(model, templates))
+        return cls(unwrapped(model), tok, find_sites(model, templates))
 
     def module(self, site: str, layer: int) -> nn.Module:
         """The module of a site ("block", "down_proj", "mlp", "attn", "attn_out") in a layer."""

@@ -7,6 +7,8 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
+from .wrappers import plain_name, unwrapped
+
 SAMPLES = 1024
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -18,9 +20,11 @@ def model_fingerprint(model: nn.Module, without: Collection[str] = ()) -> str:
     The sum is one of integers, so it is the same on every device and for any number of threads. The name that a model was
     loaded under plays no part.
     """
+    model = unwrapped(model)
     digest = hashlib.sha256(type(model).__name__.encode())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            name = plain_name(name)
             if name in without:
                 digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
                 continue

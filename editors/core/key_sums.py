@@ -7,16 +7,17 @@ up to 44 % of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from . import ranks
 from .decoder import Decoder
-from .modules import LeaveForward, hooked
+from .modules import LeaveForward, first, hooked
 from .prompts import pack, pad_batch
 
 WINDOW = 512
@@ -120,12 +121,26 @@ def add_batch(decoder: Decoder, sums: Mapping[int, KeySums], rows: Sequence[Sequ
 
         return hook
 
-    handles = (
-        decoder.down_proj(layer).register_forward_pre_hook(reader(layer), with_kwargs=True) for layer in sums
-    )
+    handles = [
+        partial(decoder.down_proj(layer).register_forward_pre_hook, reader(layer), with_kwargs=True) for layer in sums
+    ]
+    if kept is not None and decoder.model.dtype not in (torch.float32, torch.bfloat16):
+        handles += [partial(decoder.block(layer).register_forward_hook, blank(mask == 0)) for layer in range(deepest)]
     device = decoder.device
-    with hooked(handles), torch.no_grad(), decoder.evaluating():
+    with hooked(place() for place in handles), torch.no_grad(), decoder.evaluating():
         decoder.stack(input_ids=batch["input_ids"].to(device), attention_mask=mask.to(device), use_cache=False)
+
+
+def blank(padding: Bool[Tensor, "rows tokens"]) -> Callable:
+    """A hook of blocks that puts 0 at padding: where a sliding window sees nothing but padding, eager attention gives NaN in some
+    dtypes, and tokens that do not see it take NaN times 0 from it in the next block."""
+
+    def hook(module, args, output):
+        hidden = first(output)
+        hidden = hidden.masked_fill(padding[..., None].to(hidden.device), 0)
+        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+    return hook
 
 
 def _tokenise(tok, texts: Sequence[str], max_length: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
+from .wrappers import plain_module, unwrapped
 
 
 def get_module(model: nn.Module, name: str) -> nn.Module:
@@ -22,6 +23,14 @@ def get_module(model: nn.Module, name: str) -> nn.Module:
     except AttributeError:
         near = difflib.get_close_matches(name, [n for n, _ in model.named_modules() if n], n=1, cutoff=0.0)
         raise UserError(f"{type(model).__name__} has no module {name!r}; nearest: {near[0]!r}") from None
+
+
+def get_plain_module(model: nn.Module, name: str) -> nn.Module:
+    """The bare module of this name in the plain model, whatever the model is wrapped in; UserError as `get_module`."""
+    try:
+        return plain_module(model, name)
+    except AttributeError:
+        return get_module(unwrapped(model), name)
 
 
 def first(output) -> Tensor:

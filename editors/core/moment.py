@@ -56,14 +56,14 @@ class Moment:
     @property
     def noted_rank(self) -> int:
         """The rank that was noted when so few keys were collected that it could be below d_in; else d_in."""
-        return self.identity.get("rank", self.d_in)
+        return min(self.identity.get("rank", self.d_in), max(self.count, 1))
 
     @cached_property
     def rank(self) -> int:
-        """Of C, as far as its precision tells; d_in where Cholesky succeeds."""
+        """Of C, as far as its precision tells, and never above the number of keys; d_in where Cholesky succeeds."""
         if self.noted_rank == self.d_in and torch.linalg.cholesky_ex(self.matrix.double())[1]:
-            return spectrum(self.matrix)["rank"]
-        return self.noted_rank
+            return min(spectrum(self.matrix)["rank"], self.count)
+        return min(self.noted_rank, self.count)
 
     def factor(self, ridge: float = 0.0) -> solve.Factor:
         """Cholesky factor of C + ridge I. Raises UserError, with layer, keys and remedy, if that is not positive definite."""

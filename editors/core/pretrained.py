@@ -102,8 +102,8 @@ def check_report(source: str, report: dict[str, Any], new: Iterable[str] = (), m
                         "download them again, or choose the class of models that they are of")
     superfluous = sorted(_like(model, report["unexpected_keys"])) if model is not None else []
     if superfluous:
-        raise UserError(f"model {source!r}: its weights hold {superfluous[0]}, for which its config.json has no place: the two are "
-                        "not of the same model")
+        raise UserError(f"model {source!r}: its weights hold {superfluous[0]}, for which its config.json has no place: the two "
+                        "are not of the same model")
     mismatched = sorted(report["mismatched_keys"])
     if mismatched:
         name, found, wanted = mismatched[0]

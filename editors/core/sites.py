@@ -13,6 +13,7 @@ from common.errors import UserError
 from .kept import kept
 from .modules import get_module
 from .site_search import search
+from .wrappers import bare, plain_name, unwrapped
 
 # Published hyper-parameter names of the sites.
 OVERRIDES = {
@@ -61,7 +62,7 @@ def find_sites(model: nn.Module, overrides: Mapping[str, str] | None = None) -> 
     None leaves a site to be derived. The model is left as it was: no hook, mode, cache or gradient flag stays changed.
     Raises UserError naming the site that was not found or does not do what it should, and what was tried.
     """
-    chosen = {}
+    model, chosen = unwrapped(model), {}
     for key, value in (overrides or {}).items():
         if key not in OVERRIDES:
             raise UserError(f"unknown site {key!r}; known: {', '.join(OVERRIDES)}")
@@ -74,16 +75,15 @@ def find_sites(model: nn.Module, overrides: Mapping[str, str] | None = None) -> 
 
 
 def weight_of(model: nn.Module, sites: Sites, layer: int) -> tuple[str, nn.Parameter, bool]:
-    """(parameter name, parameter, in_first) of the down-projection at ``layer``.
+    """(the parameter's name in the plain model, parameter, in_first) of the down-projection at ``layer``.
 
     in_first: the parameter is [d_in, d_out] (Conv1D) rather than [d_out, d_in] (Linear). The class decides, because
     shapes cannot when d_in == d_out. Raises UserError if the weight is quantised or not in memory.
     """
     name = sites.name("down_proj", layer)
-    linear = get_module(model, name)
-    if hasattr(linear, "base_layer"):  # a peft adapter around the linear map: the edit belongs to the map itself
-        name, linear = f"{name}.base_layer", linear.base_layer
-    name, weight = f"{name}.weight", linear.weight
+    linear = get_module(unwrapped(model), name)
+    linear = bare(linear)  # of an adapted linear map: the edit belongs to the map itself
+    name, weight = f"{plain_name(name)}.weight", linear.weight
     if not weight.is_floating_point():
         raise UserError(f"{name} is quantised ({weight.dtype}) and cannot be edited: load the model in 16 or 32 bits")
     if weight.is_meta:

@@ -70,6 +70,8 @@ def factorise(moment: Float[Tensor, "d_in d_in"], ridge: float = 0.0, where: str
         if not torch.isfinite(matrix).all():
             raise UserError(f"{where}: the second moment holds NaN or infinity: collect the statistics again")
         rank = int(torch.linalg.matrix_rank(matrix, hermitian=True))
+        if count is not None and not ridge:
+            rank = min(rank, count)  # what is above it are the sums' rounding errors
         after_keys = "" if count is None else f" after {count} keys"
         raise UserError(
             f"{where}: the second moment is not positive definite (rank {rank} of {len(matrix)}{after_keys}): raise "

@@ -101,6 +101,7 @@ class LearnedEditor(WeightEditor):
     """Edits all requests at once, with the trained networks in evaluation mode."""
 
     hparams_class = LearnedHParams
+    needs_cache = False
     hparams: LearnedHParams
     algorithm: ClassVar[type[Editable]]
     any_model: ClassVar[bool] = False

@@ -18,6 +18,7 @@ from editors.configuration import Bound, Count, NotNegative, Positive
 from editors.core.prompts import fill, pad_batch, pad_id, Request, tokenize
 from editors.core.modules import input_device
 from editors.core.sites import find_sites
+from editors.core.wrappers import plain_name, plain_parameters
 from editors.hparams import HParams
 
 LOSS_GOAL = 1e-2
@@ -71,6 +72,7 @@ class FT(WeightEditor):
 
     name = "FT"
     hparams_class = FTHParams
+    needs_cache = False
 
     def changes(self, task: Task) -> tuple[dict[str, Dense], dict[str, Any]]:
         hp, model, tok, requests = self.hparams, task.model, task.tok, task.requests
@@ -108,10 +110,10 @@ class FT(WeightEditor):
         """The parameters of the listed modules (weights and biases), or the one parameter that the template names."""
         template = self.hparams.rewrite_module_tmp
         sites = None if template else find_sites(model, self.hparams.templates())
-        weights = {}
+        weights, parameters = {}, plain_parameters(model)
         for layer in self.hparams.layers:
-            path = fill(template, str(layer)) if template else sites.name("down_proj", layer)
-            of_layer = {n: p for n, p in model.named_parameters() if n == path or n.startswith(path + ".")}
+            path = fill(template, str(layer)) if template else plain_name(sites.name("down_proj", layer))
+            of_layer = {n: p for n, p in parameters.items() if n == path or n.startswith(path + ".")}
             if not of_layer:
                 raise UserError(f"the model has no module or parameter {path!r}: check layers and rewrite_module_tmp")
             weights |= of_layer

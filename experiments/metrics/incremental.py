@@ -1,10 +1,14 @@
-"""Prompts run once through the model, and whatever is asked behind them continues from their key/value cache."""
+"""Prompts run once through the model, and whatever is asked behind them continues from their key/value cache.
+
+A model that reads padding into its states, or keeps no such cache, reads every row anew instead, in groups of one length:
+slower, and right (see editors.core.batching).
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -12,24 +16,31 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from common.errors import UserError
+from editors.core.batching import batching, run
 from editors.core.budget import logit_rows, token_budget
 from editors.core.prompts import pad_batch
 from editors.core.modules import input_device, longest_context
+from editors.memory.routing import is_routed
 
 
 @dataclass
 class Prefix:
     """Left-padded rows of tokens that the model has read."""
 
-    cache: DynamicCache
+    cache: DynamicCache | None
+    """None: the rows are read anew, from `ids`."""
     mask: Int[Tensor, "rows width"]
     """1 at real tokens."""
     lengths: Int[Tensor, " rows"]
     """Real tokens of each row."""
+    ids: list[list[int]] = field(default_factory=list)
+    """Of each row, without a cache."""
 
     def select(self, rows: Sequence[int]) -> Prefix:
         """These rows (repeats allowed) as a prefix of their own; this one stays as it is."""
         index = torch.tensor(rows, device=self.mask.device)
+        if self.cache is None:
+            return Prefix(None, self.mask[index], self.lengths[index], [list(self.ids[row]) for row in rows])
         cache = DynamicCache()
         for number, layer in enumerate(self.cache.layers):
             layer_index = index.to(layer.keys.device)
@@ -40,6 +51,9 @@ class Prefix:
 def read(model: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Prefix, Float[Tensor, "rows vocabulary"]]:
     """Run token rows of unequal length in one pass: the prefix, and the logits behind each row (the head runs only there)."""
     batch = pad_batch(rows, pad_id, input_device(model), side="left")
+    if not continues(model):
+        prefix = Prefix(None, batch["attention_mask"], batch["attention_mask"].sum(1), [list(row) for row in rows])
+        return prefix, _anew(model, prefix.ids, [1] * len(rows))[:, -1]
     # Without the configuration's layer types every layer keeps all its tokens. Sliding windows are then left to the masks;
     # a cache that drops old columns would count padding as tokens.
     cache, mask = DynamicCache(), batch["attention_mask"]
@@ -57,10 +71,18 @@ def extend(
     last columns only; 0 for all.
     """
     mask = torch.ones_like(tokens) if mask is None else mask
+    if prefix.cache is None:
+        return _extend_anew(model, prefix, tokens, mask)
     positions = (prefix.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)) * mask
     prefix.mask = torch.cat([prefix.mask, mask], 1)
     prefix.lengths = prefix.lengths + mask.sum(1)
     return _forward(model, tokens, prefix.mask, positions, prefix.cache, logits_to_keep=logits_to_keep)
+
+
+def continues(model: PreTrainedModel) -> bool:
+    """Whether rows of the model can be padded on the left and continued from a cache. Under edits that go by the prompt that
+    is taken for granted, since a prompt that is read anew with what follows it would be another."""
+    return is_routed(model) or batching(model).continues
 
 
 def continue_rows(
@@ -123,6 +145,41 @@ def check_length(model: PreTrainedModel, row: Sequence[int], what: str) -> None:
         raise UserError(f"{what} tokenises to nothing; remove it from the data")
     if limit and len(row) > limit:
         raise UserError(f"{what} has {len(row)} tokens, more than the model's {limit} positions; shorten it in the data")
+
+
+def _extend_anew(
+    model: PreTrainedModel, prefix: Prefix, tokens: Int[Tensor, "rows columns"], mask: Int[Tensor, "rows columns"]
+) -> Float[Tensor, "rows columns vocabulary"]:
+    """:func:`extend` without a cache: the whole rows once more. Columns of logits where the mask is 0 mean nothing."""
+    counts = mask.sum(1).tolist()
+    prefix.ids = [row + new[:count] for row, new, count in zip(prefix.ids, tokens.tolist(), counts)]
+    prefix.mask = torch.cat([prefix.mask, mask], 1)
+    prefix.lengths = prefix.lengths + mask.sum(1)
+    logits = _anew(model, prefix.ids, counts)
+    return torch.cat([logits, logits.new_zeros(len(logits), tokens.shape[1] - logits.shape[1], logits.shape[2])], 1)
+
+
+def _anew(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], counts: Sequence[int]
+) -> Float[Tensor, "rows columns vocabulary"]:
+    """Logits behind the last so many tokens of each row, in the first columns; rows of one length run together, unpadded."""
+    device, columns, placed = input_device(model), max(counts), {}
+    by_length: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_length.setdefault(len(row), []).append(i)
+    for length, all_of_length in by_length.items():
+        size = max(1, min(token_budget(model) // length, logit_rows(model) // length))
+        for start in range(0, len(all_of_length), size):
+            group = all_of_length[start : start + size]
+            most = max(counts[i] for i in group)
+            logits = run(model, torch.tensor([rows[i] for i in group], device=device), logits_to_keep=max(1, most))
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            for i, of_row in zip(group, logits):
+                placed[i] = of_row[len(of_row) - counts[i] :]
+    out = next(iter(placed.values())).new_zeros(len(rows), columns, next(iter(placed.values())).shape[-1])
+    for i, of_row in placed.items():
+        out[i, : len(of_row)] = of_row
+    return out
 
 
 def _forward(model, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, **options) -> Tensor:

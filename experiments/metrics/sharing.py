@@ -13,7 +13,7 @@ from editors.core.budget import token_budget
 from editors.memory.routing import is_routed
 
 from experiments.metrics import incremental
-from experiments.metrics.incremental import extend, Prefix
+from experiments.metrics.incremental import continues, extend, Prefix
 
 MIN_SHARED = 8
 """Tokens in common from which on an extra pass pays."""
@@ -25,7 +25,7 @@ class SharedPrefix:
     def __init__(self, model: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int):
         self._model, self._rows, self._pad = model, rows, pad_id
         shared = min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)  # at least a row's last token is its own
-        worthwhile = len(rows) > 1 and shared >= MIN_SHARED and not is_routed(model)
+        worthwhile = len(rows) > 1 and shared >= MIN_SHARED and not is_routed(model) and continues(model)
         self._start = shared if worthwhile else 0
         self._base = incremental.read(model, [rows[0][:self._start]], pad_id)[0] if self._start else None
 

@@ -28,7 +28,7 @@ from experiments.metrics.incremental import check_length, shortened
 from experiments.run import auto_hparams, head_files, tasks
 from experiments.run.config import ALWAYS, IF_SET, OR_NULL, RunConfig, WITH_TASKS
 from experiments.run.hparams_file import configured, is_automatic, load_editor, world_corpus
-from experiments.run.models import identity, load_model
+from experiments.run.models import check_readable, identity, load_model
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Generate = Callable[[Sequence[Record]], list[dict[str, Any]]]
@@ -126,6 +126,7 @@ def prepare(config: RunConfig, loaded: Loaded | None = None) -> RunJob:
         hparams, editor = load_editor(config)
     model, tok = loaded or load_model(config.model_name, config.dtype, config.device)
     model.eval()  # without dropout
+    check_readable(model, f"an edit by {config.alg_name}" if editors.editor_class(config.alg_name).needs_cache else None)
     if automatic:
         hparams, traced = auto_hparams.propose_hparams(config, model, tok)
         editor = configured(config, hparams)

@@ -21,7 +21,7 @@ from experiments.run import head_files
 from experiments.run.config import ATTENTION, RunConfig
 from experiments.run.hparams_file import is_automatic, load_editor
 from experiments.run.job import check_flags, check_lengths, Languages, Loaded, RunJob
-from experiments.run.models import identity, load_model
+from experiments.run.models import check_readable, identity, load_model
 
 
 def prepare(config: RunConfig, loaded: Loaded | None = None) -> RunJob:
@@ -34,6 +34,7 @@ def prepare(config: RunConfig, loaded: Loaded | None = None) -> RunJob:
     hparams, _ = load_editor(config)
     model, tok = loaded or load_model(config.model_name, config.dtype, config.device)
     model.eval()  # without dropout
+    check_readable(model, f"an edit by {config.alg_name}" if editors.editor_class(config.alg_name).needs_cache else None)
     first, heads = languages.spec(config.language).name, languages.spec(config.language_eval).name
     if config.languages_measured:
         measured = [languages.spec(name).name for name in config.languages_measured.split(",")]

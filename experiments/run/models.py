@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from common.errors import UserError
 from editors.core import ranks
+from editors.core.batching import check_continues, check_padding
 from editors.core.fingerprint import model_fingerprint
 from editors.core.gguf_file import is_gguf, SMOLLM2, smollm2
 from editors.core.pretrained import check_tokenizer, Explain, read_config, read_model, read_tokenizer, reading, short
@@ -60,6 +61,16 @@ def set_padding(name: str, tok: PreTrainedTokenizerBase) -> None:
             raise UserError(f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
                                "set one in its folder")
         tok.pad_token = tok.eos_token
+
+
+def check_readable(model: PreTrainedModel, needs_cache: str | None = None) -> None:
+    """Before a program measures or edits: raises UserError for a model of which that would go wrong.
+
+    needs_cache: what can't do without continuing rows from a cache of keys and values, if anything.
+    """
+    check_padding(model, "what is computed in batches")
+    if needs_cache:
+        check_continues(model, needs_cache)
 
 
 def check_in_memory(name: str, model: PreTrainedModel) -> None:

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
-from editors.core.modules import by_row, evaluating, first, get_module, logits_of
+from editors.core.modules import by_row, evaluating, first, get_module, get_plain_module, logits_of
 from editors.core.sites import find_sites, weight_of
+from editors.core.wrappers import plain_parameters
 from tests.models import ARCHITECTURES, INNER, LAYERS, VOCABULARY, WIDTH, tiny_model
 
 # block list, down_proj, mlp, attn, attn_out within the block; decoder, embed, final_norm.
@@ -269,8 +270,8 @@ def test_adapters_around_the_projection(arch, targets):
     model = peft.get_peft_model(tiny_model(arch), config)
     sites = find_sites(model)
     name, weight, in_first = weight_of(model, sites, 1)
-    assert name == f"{sites.name('down_proj', 1)}.base_layer.weight" and dict(model.named_parameters())[name] is weight
-    assert in_first == (arch == "gpt2") == isinstance(get_module(model, name.removesuffix(".weight")), Conv1D)
+    assert name == f"{find_sites(tiny_model(arch)).name('down_proj', 1)}.weight" and plain_parameters(model)[name] is weight
+    assert in_first == (arch == "gpt2") == isinstance(get_plain_module(model, name.removesuffix(".weight")), Conv1D)
 
 
 def test_dispatched_by_accelerate():
