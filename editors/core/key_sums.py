@@ -124,16 +124,16 @@ def add_batch(decoder: Decoder, sums: Mapping[int, KeySums], rows: Sequence[Sequ
     handles = [
         partial(decoder.down_proj(layer).register_forward_pre_hook, reader(layer), with_kwargs=True) for layer in sums
     ]
-    if kept is not None and decoder.model.dtype not in (torch.float32, torch.bfloat16):
-        handles += [partial(decoder.block(layer).register_forward_hook, blank(mask == 0)) for layer in range(deepest)]
+    if real_tokens is not None and decoder.model.dtype not in (torch.float32, torch.bfloat16):
+        handles += [partial(decoder.block(layer).register_forward_hook, _blank(mask == 0)) for layer in range(deepest)]
     device = decoder.device
     with hooked(place() for place in handles), torch.no_grad(), decoder.evaluating():
         decoder.stack(input_ids=batch["input_ids"].to(device), attention_mask=mask.to(device), use_cache=False)
 
 
-def blank(padding: Bool[Tensor, "rows tokens"]) -> Callable:
-    """A hook of blocks that puts 0 at padding: where a sliding window sees nothing but padding, eager attention gives NaN in some
-    dtypes, and tokens that do not see it take NaN times 0 from it in the next block."""
+def _blank(padding: Bool[Tensor, "rows tokens"]) -> Callable:
+    """A hook of blocks that puts 0 at padding: where a sliding window sees nothing but padding, eager attention gives NaN in
+    some dtypes, and tokens that do not see it take NaN times 0 from it in the next block."""
 
     def hook(module, args, output):
         hidden = first(output)

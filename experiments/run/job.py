@@ -18,6 +18,7 @@ import data
 from data.download import Unavailable, data_folder
 from data.files import read_json
 from data.records import Prompt, Record, fingerprint
+import editors
 from editors.base import Editor
 from editors.core.contexts import as_groups
 from editors.core.files import check_writable

@@ -11,6 +11,7 @@ from data import bilingual, in_every_language, languages, world
 import data
 from data.download import data_folder
 from data.records import Record
+import editors
 from editors.base import Editor
 from editors.core.decoder import Decoder
 from editors.core.prompts import parse_requests

@@ -14,6 +14,7 @@ import torch
 
 from common.errors import UserError
 from data import episodes
+from editors.core.checks import check_editable
 from editors.learned import algorithms
 from editors.learned.editable import Editable
 from editors.learned.episode import Collator
@@ -74,6 +75,7 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
     model, tok = load_editable(
         model_settings, experiment, config["device"], dtype, config["data_dir"], algorithm.needs_eager(tree)
     )
+    check_editable(model)
     set_dropout(model, config["dropout"])
     inner = inner_params_of(model_settings, model)
     alg = algorithm.build(model, inner, _options(config, algorithm, tree), tok=tok, small_name=model_settings.get("small_name"))

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 
+from editors import Edit
 from experiments import evaluate, summarize
 from experiments.run.cli import run_program
 from experiments.run.config import RunConfig
@@ -21,7 +22,7 @@ def program(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr("sys.argv", [module.__name__, *map(str, argv)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
-            run_program(module.command)
+            run_program(getattr(module, "command", module.main))
         errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
         assert caught.value.code == 2 and len(errors) == 1
         assert not list(tmp_path.glob("results/*/*"))
@@ -214,3 +215,43 @@ def test_an_interrupt_is_no_traceback(capsys):
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_program(lambda: 1 / 0)
+
+@pytest.mark.parametrize("module", ["evaluate", "collect_stats", "causal_trace", "downstream", "export"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(program, flags, golden, tmp_path, module, value):
+    from importlib import import_module
+
+    from safetensors.torch import load_file, save_file
+    folder = shutil.copytree(golden / "tiny-gpt2", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.h.3.mlp.c_proj.weight"][2, 3] = value
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    edit = tmp_path / "edit.safetensors"
+    Edit({}, {}).save(edit)
+    argv = {"evaluate": arguments({**flags, "--model_name": folder}),
+            "collect_stats": ["--model_name", folder, "--layers", "1", "--dataset", golden / "corpus.jsonl"],
+            "causal_trace": ["--model_name", folder, "--fact_file", "world", "--output_dir", tmp_path / "trace"],
+            "downstream": ["--model_name", folder, "--downstream_tasks", "sst", "--downstream_data", "world",
+                           "--results_dir", tmp_path / "results"],
+            "export": [edit, "--model_name", folder, "--out", tmp_path / "out"]}[module]
+    line = program(import_module(f"experiments.{module}"), *argv)
+    assert "transformer.h.3.mlp.c_proj.weight is not finite" in line
+    assert not (tmp_path / "trace").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("module", ["evaluate", "causal_trace", "memory"])
+def test_recurrent_models_end_before_anything_long_begins(program, flags, golden, hparams, tmp_path, module):
+    from importlib import import_module
+
+    import transformers
+    sizes = {"vocab_size": 1000, "hidden_size": 32, "num_hidden_layers": 4}
+    transformers.RwkvForCausalLM(transformers.RwkvConfig(**sizes, attention_hidden_size=32)).save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(golden / "tiny-gpt2" / name, tmp_path / "model")
+    argv = {"evaluate": arguments({**flags, "--alg_name": "ROME", "--hparams_fname": hparams("ROME"),
+                                   "--model_name": tmp_path / "model"}),
+            "causal_trace": ["--model_name", tmp_path / "model", "--fact_file", "world", "--output_dir", tmp_path / "trace"],
+            "memory": ["create", tmp_path / "memory.safetensors", "--alg_name", "LU", "--hparams_fname", "world.json",
+                       "--model_name", tmp_path / "model"]}[module]
+    assert "RwkvForCausalLM reads padding into its states" in program(import_module(f"experiments.{module}"), *argv)
+    assert not (tmp_path / "trace").exists()

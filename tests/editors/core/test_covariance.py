@@ -637,3 +637,25 @@ def test_rank_and_condition_as_far_as_float32_tells(count, rank):
     if rank == 256:
         exact = torch.linalg.svdvals(keys.double())
         assert measured["condition"] == pytest.approx(float((exact[0] / exact[-1]) ** 2), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("arch", ["gemma2", "gemma3", "mistral"])
+def test_padding_that_sees_nothing_leaves_the_sums_alone(arch, dtype, tmp_path, monkeypatch):
+    """Eager attention makes NaN of a position whose window holds padding alone."""
+    monkeypatch.setenv("KE_STATS_DIR", str(tmp_path))
+    model, tok = tiny_model(arch).to(dtype), word_tokenizer()
+    corpus = word_corpus(tmp_path / "corpus.jsonl", [60, 2, 31, 5, 1])
+    moments = collect(model, tok, [0, 2, 3], corpus, 5, dtype="float64", pack_tokens=400)
+    texts = [json.loads(line)["text"] for line in open(corpus)]
+    for layer, keys in direct(model, tok, texts, [0, 2, 3], 128).items():
+        error = relative(moments[layer].matrix, keys.T @ keys / len(keys))
+        assert error < (1e-6 if dtype == torch.float64 else 1e-2)  # the models take softmax in float32
+
+
+def test_rank_is_at_most_the_number_of_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv("KE_STATS_DIR", str(tmp_path))
+    moment = collect(tiny_model("llama"), word_tokenizer(), [1], word_corpus(tmp_path / "corpus.jsonl", [5]), 1)[1]
+    assert moment.count == 5 and moment.rank <= 5 and moment.noted_rank <= 5
+    with pytest.raises(UserError, match=r"rank [1-5] of 56 after 5 keys"):
+        moment.factor()
