@@ -65,14 +65,15 @@ def check_continues(model: nn.Module, what: str) -> None:
     found = batching(model)
     if not found.continues:
         reason = "reads padding into its states" if not found.left else "goes on from no key/value cache"
-        raise UserError(f"{type(unwrapped(model)).__name__} {reason} (a recurrent or hybrid decoder), and {what} would be wrong: "
-                        "FT and the metrics of experiments.evaluate and experiments.downstream are right for it")
+        raise UserError(f"{type(unwrapped(model)).__name__} {reason} (a recurrent or hybrid decoder), and {what} would be "
+                        "wrong: FT and the metrics of experiments.evaluate and experiments.downstream are right for it")
 
 
 def check_padding(model: nn.Module, what: str) -> None:
     """Raises UserError unless padding behind a row leaves it alone; what: what needs that."""
     if not batching(model).right:
-        raise UserError(f"{type(unwrapped(model)).__name__}: padding behind a row changes its logits, and {what} would be wrong")
+        raise UserError(f"{type(unwrapped(model)).__name__}: padding behind a row changes its logits, and {what} would be "
+                        "wrong")
 
 
 def run(model: nn.Module, ids: Int[Tensor, "rows tokens"], **options) -> Float[Tensor, "rows tokens vocabulary"]:
@@ -96,8 +97,8 @@ def _try(model: nn.Module) -> Batching | None:
         beginning = run(model, torch.tensor([long[:SHORT]], device=device))[0]
         together = run(model, torch.tensor([long, other], device=device))
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{type(model).__name__} can't read a row of {LONG} tokens ({type(error).__name__}: {reason})") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise UserError(f"{type(model).__name__} can't read a row of {LONG} tokens ({reason})") from error
     if not all(torch.isfinite(logits).all() for logits in alone):
         return None
     if not _close(alone[0][:SHORT], beginning):
