@@ -72,11 +72,13 @@ class Replay:
 
     def _run_prefix(self, prefixes: Sequence[list[int]]) -> DynamicCache:
         """The cache of everything before the looked-up column. Beginnings that rows share (contexts) run once."""
-        cache, device = DynamicCache(config=self.decoder.model.config), self.ids.device
+        # Without the configuration's windows every layer keeps all tokens, and they are left to the masks: Moshi has windows for
+        # its caches that its masks know nothing of.
+        cache, device = DynamicCache(), self.ids.device
         stems = [tuple(row[:length]) for row, length in zip(prefixes, shared_beginnings(prefixes))]
         unique = sorted(set(stems))
         saved = sum(map(len, stems)) - sum(map(len, unique))
-        if saved < len(prefixes) or any(layer.is_sliding for layer in cache.layers):
+        if saved < len(prefixes):
             end = self.lookup
             self._fill(cache, self.ids[:, :end], self.mask[:, :end], self.positions[:, :end])
             return cache
