@@ -19,15 +19,16 @@ from editors.changes import check_finite
 from editors.core import ranks, solve
 from editors.core.covariance import pin
 from editors.core.fingerprint import model_fingerprint
-from editors.core.keys import compute_hidden, compute_keys
+from editors.core.keys import compute_keys
 from editors.core.moment import Moment
 from editors.core.prompts import Request
 from editors.core.modules import evaluating
 from editors.core.values import optimise_jointly
 from editors.edit import Edit
+from .aim import Aim, value_site
 from .memit import MEMIT
 from .prepared import trial
-from .spread import spread
+from .spread import distances, share_left, spread
 from .statistics import described, factorised, second_moments
 
 
@@ -67,8 +68,10 @@ def joint_edit(
             of_layer["languages"] = [described(by_layer)[layer] for by_layer in moments]
         values = optimise_jointly(
             decoder, [task.requests for task in tasks], z_layer, [editor.hparams for editor, _ in languages],
-            [language.templates for language in prepared], "block", progress=progress,
+            [language.templates for language in prepared], value_site(decoder, z_layer), progress=progress,
         )
+        aims = [Aim.of(decoder, task.requests, editor.hparams.fact_token, z_layer, language)
+                for task, (editor, _), language in zip(tasks, languages, values)]
 
         def keys(layer: int) -> Float[Tensor, "n d_in"]:
             by_language = [
@@ -78,23 +81,25 @@ def joint_edit(
             return torch.stack(by_language).mean(0)
 
         def missing() -> Float[Tensor, "n d_model"]:
-            by_language = []
-            for task, language, (editor, _) in zip(tasks, values, languages):
-                current = compute_hidden(decoder, task.requests, z_layer, editor.hparams.fact_token)
-                by_language.append(language.target.to(current) - current)
-            return torch.stack(by_language).mean(0)
+            return torch.stack([aim.missing() for aim in aims]).mean(0)
+
+        def residual(layers: Sequence[int], distance: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+            if decoder.sites.straight(layers):
+                return distance / len(layers)
+            return torch.stack([aim.residual(layers, distance) for aim in aims]).mean(0)
 
         with trial(decoder) as change:
             steps = spread(
-                decoder, first.layers, keys, missing, lambda layer, k: solve.memit(factors[layer], weight, k),
-                change if languages[0][0].refreshes else None, progress,
+                decoder, first.layers, keys, missing, residual, lambda layer, k: solve.memit(factors[layer], weight, k),
+                change, languages[0][0].refreshes, progress,
             )
+    left = distances(steps)
     # One process's, where several work: theirs may differ in the last bits, and the models must not.
     changes = ranks.same({decoder.weight(layer).name: step.update.smaller() for layer, step in steps.items()})
     check_finite(changes)
     info = {"editor": languages[0][0].name, "languages": len(languages), "hparams": asdict(first),
             "requests": len(tasks[0].requests), "model": model_fingerprint(model), "statistics": statistics,
-            "seconds": {"total": time.perf_counter() - started}}
+            "missing": left, "share_left": share_left(left), "seconds": {"total": time.perf_counter() - started}}
     return Edit(changes, info)
 
 

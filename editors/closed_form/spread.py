@@ -13,10 +13,11 @@ from tqdm import tqdm
 from editors.base import Task, WeightEditor
 from editors.changes import Dense, LowRank
 from editors.core.decoder import Decoder
-from editors.core.keys import compute_hidden, compute_keys
+from editors.core.keys import compute_keys
 from editors.core.moment import Moment
 from editors.core.value_cache import cached_optimise
 from editors.hparams import UNIFIED_FIXED, UNIFIED_IGNORED, ValueHParams
+from .aim import Aim, value_site
 from .objective import Goal, objective_distances
 from .prepared import begun_with, prepare, Prepared, to_change, trial
 from .statistics import second_moments
@@ -60,29 +61,54 @@ class Step:
     """R, the layer's share of it."""
     adjusted: Float[Tensor, "d_in n"]
     """A."""
+    left: list[Float[Tensor, "n d_model"]] = field(default_factory=list)
+    """What they lacked once the update was in the model: one entry."""
 
 
 def spread(
     decoder: Decoder, layers: Sequence[int], keys: Callable[[int], Float[Tensor, "n d_in"]],
     missing: Callable[[], Float[Tensor, "n d_model"]],
+    residual_of: Callable[[Sequence[int], Float[Tensor, "n d_model"]], Float[Tensor, "n d_model"]],
     adjust: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]],
-    change: Callable[[int, LowRank | Dense], None] | None, progress: bool,
+    change: Callable[[int, LowRank | Dense], None], refresh: bool, progress: bool,
 ) -> dict[int, Step]:
-    """{layer: its update R A^T and what led there}: A from its keys, R what is missing divided by the number of layers left.
+    """{layer: its update R A^T and what led there}: A from its keys, R its part of what is missing. All are in the model then.
 
-    change: puts an update into the model, so that the next layer's keys and what is missing then are measured with it; None:
-    they are those of the model as it is.
+    residual_of: (the layers left, what is missing) -> R of the first of them (`Aim.residual`).
+    change: puts an update into the model. refresh: at once, so that the next layer's keys and what is missing then are
+    measured with it; else they are those of the model as it is.
     """
     steps = {}
     bar = tqdm(layers, desc="layers", unit="layer", leave=False, disable=None if progress else True)
+    distance = missing()
     for layers_done, layer in enumerate(bar):
-        layer_keys, distance = keys(layer).T, missing()
-        adjusted, residual = adjust(layer, layer_keys), distance.T / (len(layers) - layers_done)
+        layer_keys = keys(layer).T
+        adjusted, residual = adjust(layer, layer_keys), residual_of(layers[layers_done:], distance).T
         update = to_change(decoder.weight(layer), residual.to(adjusted), adjusted)
         steps[layer] = Step(update, layer_keys, distance, residual, adjusted)
-        if change is not None:
+        if refresh:
             change(layer, update)
+            distance = missing()
+            steps[layer].left.append(distance)
+    for layer in () if refresh else layers:
+        change(layer, steps[layer].update)
+        steps[layer].left.append(missing())
     return steps
+
+
+def distances(steps: Mapping[int, Step]) -> dict[str, dict[str, list[float]]]:
+    """{layer: {"before", "after"}}, JSON-ready: for each request the length of what its state lacked when the layer's update
+    was sought, and once it was in the model."""
+    def lengths(rows: Float[Tensor, "n d_model"]) -> list[float]:
+        return [float(f"{length:.6g}") for length in rows.norm(dim=1).tolist()]
+
+    return {str(layer): {"before": lengths(step.missing), "after": lengths(step.left[0])} for layer, step in steps.items()}
+
+
+def share_left(missing: Mapping[str, Mapping[str, Sequence[float]]]) -> list[float]:
+    """Of each request, how much of the way to its target state the whole edit left. missing: what `distances` gave."""
+    first, last = next(iter(missing.values())), list(missing.values())[-1]
+    return [after / before if before else 0.0 for before, after in zip(first["before"], last["after"])]
 
 
 class SpreadEditor(WeightEditor):
@@ -128,33 +154,33 @@ class SpreadEditor(WeightEditor):
 
         z_layer = hp.layers[-1]
         started = time.perf_counter()
-        targets = cached_optimise(
-            decoder, requests, z_layer, hp, prepared.templates, "block", folder=task.z_cache, progress=task.progress
-        ).target
+        values = cached_optimise(
+            decoder, requests, z_layer, hp, prepared.templates, value_site(decoder, z_layer), folder=task.z_cache,
+            progress=task.progress,
+        )
         seconds["values"] = time.perf_counter() - started
 
         def keys_of(layers: list[int]) -> dict[int, Float[Tensor, "n d_in"]]:
             return compute_keys(decoder, requests, layers, prepared.contexts, hp.fact_token)
 
-        def missing() -> Float[Tensor, "n d_model"]:
-            current = compute_hidden(decoder, requests, z_layer, hp.fact_token)
-            return targets.to(current) - current
-
         started = time.perf_counter()
+        aim = Aim.of(decoder, requests, hp.fact_token, z_layer, values)
         with trial(decoder) as change:
             steps = spread(
-                decoder, hp.layers, lambda layer: keys_of([layer])[layer], missing, solver.adjust,
-                change if self.refreshes else None, task.progress,
+                decoder, hp.layers, lambda layer: keys_of([layer])[layer], aim.missing, aim.residual, solver.adjust, change,
+                self.refreshes, task.progress,
             )
             if task.memory is not None and solver.remember:  # the keys that the edited model has, as published
                 task.memory.stage({layer: solver.remember(layer, keys.T) for layer, keys in keys_of(hp.layers).items()})
         changes: dict[str, LowRank | Dense] = {}
-        distances = {}
+        objective = {}
         for layer, step in steps.items():
             name, parameter, in_first = decoder.weight(layer)
             changes[name] = self.written(step.update, parameter.detach())
-            goal = Goal.of(step.keys, step.residual, step.adjusted, targets, targets.to(step.missing) - step.missing)
+            goal = Goal.of(step.keys, step.residual, step.adjusted, aim.states, aim.states.to(step.missing) - step.missing)
             preserved = solver.moments[layer].matrix if hp.calculate_objective_value else None
-            distances[str(layer)] = objective_distances(goal, changes[name], parameter, in_first, preserved)
+            objective[str(layer)] = objective_distances(goal, changes[name], parameter, in_first, preserved)
         seconds["insert"] = time.perf_counter() - started
-        return changes, {"seconds": seconds, "statistics": solver.statistics, "objective_distances": distances}
+        missing = distances(steps)
+        return changes, {"seconds": seconds, "statistics": solver.statistics, "objective_distances": objective,
+                         "missing": missing, "share_left": share_left(missing)}

@@ -54,6 +54,18 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(getattr(module, "base_layer", module), (nn.Linear, Conv1D))
 
 
+def in_features(module: nn.Module) -> int:
+    """Width of a linear map's input."""
+    linear = getattr(module, "base_layer", module)
+    return linear.nx if isinstance(linear, Conv1D) else linear.in_features
+
+
+def is_mixture(module: nn.Module) -> bool:
+    """Whether experts are among which each token chooses: their weights are three-dimensional, or a list of modules."""
+    return any("expert" in name.lower().rpartition(".")[2] or "expert" in type(part).__name__.lower()
+               for name, part in module.named_modules())
+
+
 def text_config(model: nn.Module):
     """The configuration of the decoder; of a multimodal model, its language part."""
     return model.config.get_text_config()

@@ -2,12 +2,14 @@
 
 * every block, down-projection and attention output gives one d_model-wide row a token;
 * changing a projection's output at one token changes its block's output there, and nowhere else;
+* what is added to a down-projection's output arrives at the block's output in one of the ways of `arrival`;
 * head(final norm(last block's output)) equals the model's logits, scaling and soft-capping included.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,29 @@ from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
 from common.errors import UserError
-from .modules import by_row, evaluating, first, get_module, hooked, input_device, is_linear, logits_of, text_config
+from .modules import (
+    by_row, evaluating, first, get_module, hooked, in_features, input_device, is_linear, is_mixture, logits_of, text_config,
+)
 
 _LAYERED = ("block", "down_proj", "mlp", "attn", "attn_out")
 _OLD_HEAD = "embed_out"  # what transformers before 5 called the head of GPT-NeoX; published files still do
 _PROBE_IDS = (3, 7, 5, 4)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What arrives at a block's output, at the same token, when e is added to the output of its down-projection."""
+
+    kind: Literal["identity", "constant", "gate", "norm", "other"]
+    """identity: e. constant: a constant times e. gate: e times a number that the token decides. norm: it depends on the
+    direction of the sum alone. other: something else."""
+    factor: float = 1.0
+    """The constant."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether any change of the block's output can be written at the down-projection."""
+        return self.kind in ("identity", "constant", "gate")
 
 
 @dataclass
@@ -58,13 +78,14 @@ def search(model: nn.Module, chosen: Mapping[str, str]) -> dict:
         sites["decoder"] = sites["block"].partition(".{}")[0].rpartition(".")[0]
         sites["embed"] = _name_of(model, model.get_input_embeddings(), "embed")
         sites["lm_head"] = _head_name(model, sites.get("lm_head"))
-        _find_projections(model, sites, trace, d_model)
+        _find_attention(model, sites, trace, d_model)
+        arrivals = _find_down_projections(model, sites, trace, layers, d_model)
         if "final_norm" not in sites:
             sites["final_norm"] = _final_norm(model, sites, trace, layers)
         _verify_layers(model, sites, trace, layers, d_model)
-        _verify_projections(model, sites, trace)
+        _verify_attention(model, sites, trace)
         _verify_head(model, sites, trace, layers)
-    return {"layers": layers, "d_model": d_model, **sites}
+    return {"layers": layers, "d_model": d_model, "arrivals": arrivals, **sites}
 
 
 def _check_overrides(model: nn.Module, chosen: Mapping[str, str], layers: int) -> None:
@@ -123,11 +144,16 @@ def _head_name(model: nn.Module, override: str | None) -> str:
     raise UserError(f"lm_head_module {override!r} is not the head of {type(model).__name__}, which is {name!r}")
 
 
-def _find_projections(model: nn.Module, sites: dict, trace: _Trace, d_model: int) -> None:
-    """Fill in attn, attn_out, down_proj and mlp: of the linear maps of block 0, the last to run that maps to d_model."""
-    root = sites["block"].format(0)
+def _linear_maps(model: nn.Module, trace: _Trace, root: str) -> list[str]:
+    """The linear maps that ran below ``root``, in the order in which they finished; none that lies within another (peft)."""
     linears = [name for name in trace.inside(root) if is_linear(get_module(model, name))]
-    linears = [name for name in linears if not any(name.startswith(f"{other}.") for other in linears)]
+    return [name for name in linears if not any(name.startswith(f"{other}.") for other in linears)]
+
+
+def _find_attention(model: nn.Module, sites: dict, trace: _Trace, d_model: int) -> None:
+    """Fill in attn and attn_out: of the linear maps of the attention in block 0, the last to run that maps to d_model."""
+    root = sites["block"].format(0)
+    linears = _linear_maps(model, trace, root)
     if "attn" not in sites:
         children = [
             child for child, module in get_module(model, root).named_children()
@@ -137,20 +163,110 @@ def _find_projections(model: nn.Module, sites: dict, trace: _Trace, d_model: int
         if len(children) != 1:
             raise _failure(model, "attn", f"children of {root} named so with linear maps: {children or 'none'}")
         sites["attn"] = f"{sites['block']}.{children[0]}"
-    inner = f"{sites['attn'].format(0)}."
-    for site in ("attn_out", "down_proj"):
-        if site in sites:
-            continue
-        tried = {n: trace.shapes[n] for n in linears if n.startswith(inner) == (site == "attn_out")}
-        fitting = [name for name, shape in tried.items() if _fits(shape, d_model)]
+    if "attn_out" not in sites:
+        within = [name for name in linears if name.startswith(f"{sites['attn'].format(0)}.")]
+        fitting = [name for name in within if _fits(trace.shapes[name], d_model)]
         if not fitting:
-            seen = ", ".join(f"{n.removeprefix(root + '.')} -> {list(shape)}" for n, shape in tried.items()) or "none"
-            raise _failure(model, site, f"wanted a linear map of every token to width {d_model}; linear maps: {seen}")
-        sites[site] = sites["block"] + fitting[-1].removeprefix(root)
+            raise _failure(model, "attn_out", _wanted(within, trace, root, d_model))
+        sites["attn_out"] = sites["block"] + fitting[-1].removeprefix(root)
+
+
+def _find_down_projections(
+    model: nn.Module, sites: dict, trace: _Trace, layers: int, d_model: int
+) -> tuple[Arrival | None, ...]:
+    """Fill in down_proj, down_projs and mlp; returns how each down-projection's output arrives at its block's output.
+
+    Of the linear maps outside the attention that give d_model numbers a token, a block's down-projection is the one that reads
+    the widest input (of equal ones the last to run) and whose output arrives at the block's output at the same token alone.
+    A block of experts may have none: then both are None.
+    """
+    template, override = sites["block"], sites.get("down_proj")
+    names: list[str | None] = []
+    arrivals: list[Arrival | None] = []
+    for layer in range(layers):
+        root, attention = template.format(layer), f"{sites['attn'].format(layer)}."
+        tried = [name for name in _linear_maps(model, trace, root) if not name.startswith(attention)]
+        if override is not None:
+            tried = [override.format(layer)]
+        fitting = [name for name in tried if _fits(trace.shapes.get(name, (0,)), d_model) and is_linear(get_module(model, name))]
+        fitting = sorted(reversed(fitting), key=lambda name: -in_features(get_module(model, name)))
+        proven = ((name, how) for name in fitting if (how := _arrival(model, trace, root, name)) is not None)
+        name, how = next(proven, (None, None))
+        if name is None and (override is not None or not is_mixture(get_module(model, root))):
+            if fitting:
+                what = f"changing {' or '.join(fitting)} at a token does not change {root} there alone"
+            else:
+                what = _wanted(tried, trace, root, d_model)
+            raise _failure(model, "down_proj", what)
+        names.append(name)
+        arrivals.append(how)
+    sites["down_projs"] = tuple(names)
+    suffixes = [name.removeprefix(template.format(layer)) for layer, name in enumerate(names) if name]
+    if "down_proj" not in sites:
+        sites["down_proj"] = template + suffixes[0] if suffixes else ""
     if "mlp" not in sites:
-        # The block's child that holds the projection; in OPT that child is the projection itself.
-        child = sites["down_proj"].removeprefix(sites["block"] + ".").partition(".")[0]
-        sites["mlp"] = f"{sites['block']}.{child}"
+        # The block's child that holds the projection (in OPT that child is the projection itself), or the experts.
+        child = suffixes[0].split(".")[1] if suffixes else _mixture_child(model, template.format(0))
+        sites["mlp"] = f"{template}.{child}"
+    return tuple(arrivals)
+
+
+def _wanted(tried: Sequence[str], trace: _Trace, root: str, d_model: int) -> str:
+    seen = ", ".join(f"{n.removeprefix(root + '.')} -> {list(trace.shapes.get(n, ()))}" for n in tried) or "none"
+    return f"wanted a linear map of every token to width {d_model}; linear maps: {seen}"
+
+
+def _mixture_child(model: nn.Module, root: str) -> str:
+    """The child of a block that holds its experts."""
+    return next(name for name, child in get_module(model, root).named_children() if is_mixture(child))
+
+
+def _arrival(model: nn.Module, trace: _Trace, root: str, name: str) -> Arrival | None:
+    """How what is added to the output of a linear map arrives at the output of its block; None: not at all, or elsewhere too.
+
+    The block runs again with the output changed: at the last token in two directions, at another token, and with its length
+    doubled, the latter three only where the first addition does not arrive as it is.
+    """
+    (args, kwargs), clean = trace.inputs[root], trace.outputs[root]
+    block, module = get_module(model, root), get_module(model, name)
+
+    def changed(token: int, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """The block's output with the map's output at a token changed."""
+        def disturb(module, args, output):
+            out = first(output).clone()
+            rows = by_row(out, batch=1)
+            rows[:, token] = of(rows[:, token])
+            return (out, *output[1:]) if isinstance(output, tuple) else out
+
+        with hooked([module.register_forward_hook(disturb)]):
+            return first(block(*args, **kwargs))
+
+    def addition(seed: int) -> Tensor:
+        # Not constant over the width, which a norm behind the projection would remove.
+        generator = torch.Generator().manual_seed(seed)
+        size = 10 * (1 + clean.abs().max())
+        return size * torch.empty(clean.shape[-1]).uniform_(-1, 1, generator=generator).to(clean)
+
+    one, two = addition(1), addition(2)
+    here = changed(-1, lambda out: out + one)
+    if torch.equal(here[:, -1], clean[:, -1]) or not _close(here[:, :-1], clean[:, :-1]):
+        return None
+    if _close(here[:, -1], clean[:, -1] + one):
+        return Arrival("identity")
+    first_token = changed(0, lambda out: out + one)[:, 0] - clean[:, 0]
+    factors = []
+    for arrived, added in ((here[:, -1] - clean[:, -1], one), (changed(-1, lambda out: out + two)[:, -1] - clean[:, -1], two),
+                           (first_token, one)):
+        factor = float((arrived * added).sum() / (added * added).sum())
+        rounding = 16 * torch.finfo(clean.dtype).eps * (clean.abs().max() + added.abs().max())
+        factors.append(factor if (arrived - factor * added).abs().max() <= rounding else math.nan)
+    last, other_way, elsewhere = factors
+    like = max(1e-5, 16 * torch.finfo(clean.dtype).eps)
+    if math.isclose(last, other_way, rel_tol=like):
+        return Arrival("constant", last) if math.isclose(last, elsewhere, rel_tol=like) else Arrival("gate")
+    # Long enough that a norm's epsilon is nothing.
+    short, long = (changed(-1, lambda out, times=times: times * (out + one)) for times in (100, 200))
+    return Arrival("norm" if _close(short[:, -1], long[:, -1]) else "other")
 
 
 def _final_norm(model: nn.Module, sites: dict, trace: _Trace, layers: int) -> str:
@@ -166,7 +282,7 @@ def _final_norm(model: nn.Module, sites: dict, trace: _Trace, layers: int) -> st
 
 
 def _verify_layers(model: nn.Module, sites: dict, trace: _Trace, layers: int, d_model: int) -> None:
-    for site in _LAYERED:
+    for site in ("block", "mlp", "attn", "attn_out"):
         for layer in range(layers):
             name = sites[site].format(layer)
             shape = trace.shapes.get(name)
@@ -174,28 +290,14 @@ def _verify_layers(model: nn.Module, sites: dict, trace: _Trace, layers: int, d_
                 what = "did not run or does not exist" if shape is None else f"returns {list(shape)}"
                 raise _failure(model, site, f"{name} {what}; wanted width {d_model} for every token")
             module = get_module(model, name)
-            if site in ("down_proj", "attn_out") and not is_linear(module):
+            if site == "attn_out" and not is_linear(module):
                 raise _failure(model, site, f"{name} is a {type(module).__name__}; wanted a linear map (Linear or Conv1D)")
 
 
-def _verify_projections(model: nn.Module, sites: dict, trace: _Trace) -> None:
-    """Run block 0 again with one token of a projection's output changed: the block's output there must change."""
+def _verify_attention(model: nn.Module, sites: dict, trace: _Trace) -> None:
     name = sites["block"].format(0)
-    args, kwargs = trace.inputs[name]
-    block, clean = get_module(model, name), trace.outputs[name]
-
-    def disturb(module, args, output):
-        out = first(output).clone()
-        # Not constant over the width, which a norm behind the projection would remove.
-        ramp = torch.linspace(-1, 1, out.shape[-1], dtype=out.dtype, device=out.device)
-        by_row(out, batch=1)[:, -1] += 10 * (1 + out.abs().max()) * ramp
-        return (out, *output[1:]) if isinstance(output, tuple) else out
-
-    for site in ("down_proj", "attn_out"):
-        with hooked([get_module(model, sites[site].format(0)).register_forward_hook(disturb)]):
-            changed = first(block(*args, **kwargs))
-        if torch.equal(changed[:, -1], clean[:, -1]) or not _close(changed[:, :-1], clean[:, :-1]):
-            raise _failure(model, site, f"changing {sites[site].format(0)} at a token does not change {name} there alone")
+    if _arrival(model, trace, name, sites["attn_out"].format(0)) is None:
+        raise _failure(model, "attn_out", f"changing {sites['attn_out'].format(0)} at a token does not change {name} there alone")
 
 
 def _verify_head(model: nn.Module, sites: dict, trace: _Trace, layers: int) -> None:

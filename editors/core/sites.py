@@ -3,7 +3,7 @@
 Sites are derived from the module tree and verified by a forward pass (``site_search``), never taken from the model's name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from common.errors import UserError
 from .kept import kept
 from .modules import get_module
-from .site_search import search
+from .site_search import Arrival, search
 from .wrappers import bare, plain_name, unwrapped
 
 # Published hyper-parameter names of the sites.
@@ -36,7 +36,8 @@ class Sites:
     """Width of the residual stream."""
     block: str
     down_proj: str
-    """The MLP's last linear map, d_in -> d_model: the module that ROME and MEMIT edit."""
+    """The MLP's last linear map, d_in -> d_model: the module that ROME and MEMIT edit. In a mixture of experts that of the
+    expert which every token passes; "" where there is none."""
     mlp: str
     """The MLP; equals ``down_proj`` where the block holds its linear maps directly (OPT)."""
     attn: str
@@ -47,12 +48,29 @@ class Sites:
     embed: str
     final_norm: str
     lm_head: str
+    down_projs: tuple[str | None, ...]
+    """The down-projection of each layer, which in some models has another name in some layers; None: experts alone."""
+    arrivals: tuple[Arrival | None, ...]
+    """How the output of each layer's down-projection arrives at the block's output."""
 
     def name(self, site: str, layer: int) -> str:
         """Full module name of ``site`` ("block", "down_proj", "mlp", "attn", "attn_out") at ``layer`` (from 0)."""
         if not 0 <= layer < self.layers:
             raise UserError(f"layer {layer} does not exist: the model has layers 0 to {self.layers - 1}")
-        return getattr(self, site).format(layer)
+        if site != "down_proj":
+            return getattr(self, site).format(layer)
+        name = self.down_projs[layer]
+        if name is None:
+            dense = [str(i) for i, name in enumerate(self.down_projs) if name]
+            instead = f"edit layers {', '.join(dense)}" if dense else (
+                "FT of modules that you name (rewrite_module_tmp), tracing and metrics work")
+            raise UserError(f"layer {layer} is a mixture of experts without one that every token passes, so there is no one "
+                            f"down-projection to edit; {instead}")
+        return name
+
+    def straight(self, layers: Sequence[int]) -> bool:
+        """Whether what the down-projections of these layers put out arrives in the residual stream as it is."""
+        return all(self.arrivals[layer] is None or self.arrivals[layer].kind == "identity" for layer in layers)
 
 
 def find_sites(model: nn.Module, overrides: Mapping[str, str] | None = None) -> Sites:

@@ -1,6 +1,5 @@
 """Target hidden states on disk, each under a key made of everything that changes it."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -23,6 +22,9 @@ SETTINGS = (
     "fact_token", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay", "clamp_norm_factor", "kl_factor", "kl_prompt",
     "target_tokens",
 )
+
+FINDINGS = ("down_projs", "arrivals")
+"""Of the sites, what follows from the others and the weights."""
 
 
 def cached_optimise(
@@ -49,7 +51,7 @@ def cached_optimise(
         "tokenizer": tokenizer_fingerprint(decoder.tok),
         "settings": {name: getattr(settings, name) for name in SETTINGS},
         "templates": list(templates),
-        "site": [site, layer, dataclasses.asdict(decoder.sites)],
+        "site": [site, layer, {name: value for name, value in vars(decoder.sites).items() if name not in FINDINGS}],
     }
     paths = [Path(folder) / f"{_key(common, request)}.safetensors" for request in requests]
     if ranks.from_first(lambda: all(path.exists() for path in paths)):

@@ -1,0 +1,57 @@
+"""What the residual stream shall become at the looked-up tokens, and what the layers of a spread edit write towards it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from editors.core.decoder import Decoder
+from editors.core.keys import compute_hidden
+from editors.core.prompts import Request
+from editors.core.reach import outputs_for, put_through
+from editors.core.values import Values
+
+
+def value_site(decoder: Decoder, layer: int) -> Literal["block", "down_proj"]:
+    """Where target states are sought: at the block's output, as published, wherever any change of it can be written; else at
+    the down-projection's, behind which a norm (Gemma 2 and 3, OLMo 2, GLM 4, EXAONE 4) lets only some states through."""
+    arrival = decoder.sites.arrivals[layer]
+    return "block" if arrival is None or arrival.linear else "down_proj"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Where one set of requests is to arrive."""
+
+    decoder: Decoder
+    requests: Sequence[Request]
+    fact_token: str
+    layer: int
+    """The last edited one."""
+    states: Float[Tensor, "n d_model"]
+    """Of its output, as they shall be at the bare prompts."""
+
+    @classmethod
+    def of(cls, decoder: Decoder, requests: Sequence[Request], fact_token: str, layer: int, values: Values) -> Aim:
+        """From target states sought at `value_site`. Called before a weight changes."""
+        states = values.target
+        if value_site(decoder, layer) == "down_proj":
+            states = put_through(decoder, requests, layer, states, fact_token)
+        return cls(decoder, requests, fact_token, layer, states)
+
+    def missing(self) -> Float[Tensor, "n d_model"]:
+        """What the model, as it is now, lacks."""
+        current = compute_hidden(self.decoder, self.requests, self.layer, self.fact_token)
+        return self.states.to(current) - current
+
+    def residual(self, layers: Sequence[int], missing: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """What the first of the layers left shall add to its down-projection's output: an equal part of what is missing where
+        all outputs arrive in the residual stream as they are, else what lets such a part arrive."""
+        if self.decoder.sites.straight(layers):
+            return missing / len(layers)
+        current, output = outputs_for(self.decoder, self.requests, layers, self.states, self.fact_token)
+        return (output - current).to(missing)
