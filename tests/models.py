@@ -46,6 +46,21 @@ _CONFIGS = {
     "olmo2": ("Olmo2Config", _MODERN),
 }
 ARCHITECTURES = list(_CONFIGS)
+# Decoders in which what a down-projection puts out does not arrive in the residual stream as it is, and mixtures of experts.
+_EXPERTS = {**_MODERN, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_CONFIGS |= {
+    "granite": ("GraniteConfig", {**_MODERN, "residual_multiplier": 0.22}),
+    "glm4": ("Glm4Config", {**_MODERN, "head_dim": 8}),
+    "exaone4": ("Exaone4Config", {**_MODERN, "sliding_window": 6, "layer_types": _ALTERNATING}),
+    "qwen2_moe": ("Qwen2MoeConfig", {**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 40}),
+    "llama4": ("Llama4TextConfig", {**_MODERN, "head_dim": 8, "intermediate_size_mlp": INNER, "num_local_experts": 4}),
+    "ernie4_5_moe": ("Ernie4_5_MoeConfig", {**_EXPERTS, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 2,
+                                            "moe_layer_start_index": 1}),
+    "mixtral": ("MixtralConfig", {**_MODERN, "num_local_experts": 4}),
+    "gpt_oss": ("GptOssConfig", {**_MODERN, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
+                                 "layer_types": _ALTERNATING}),
+    "qwen3_moe": ("Qwen3MoeConfig", {**_EXPERTS, "num_experts": 4, "mlp_only_layers": [0]}),
+}
 
 
 def tiny_model(arch: str, seed: int = 0, attn_implementation: str = "eager", **overrides):

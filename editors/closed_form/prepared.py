@@ -1,5 +1,6 @@
 """What ROME, MEMIT and their kin need before their own formula: the decoder with its sites, and contexts."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ def prepare(
         contexts = as_groups(task.context_templates)
     if contexts[0][0] != "{}":
         raise UserError(f'context_templates: the first must be the bare "{{}}", found {contexts[0][0]!r}')
+    shared = [layer for layer in hparams.layers if decoder.sites.mixtures[layer] and decoder.sites.name("down_proj", layer)]
+    if shared:
+        warnings.warn(f"layers {shared} are mixtures of experts: only the expert that every token passes is edited, "
+                      f"{decoder.sites.name('down_proj', shared[0])}", stacklevel=2)
     prepared = Prepared(decoder, contexts)
     check_lengths(task.tok, task.requests, prepared.templates[1:], decoder.positions)
     return prepared

@@ -201,6 +201,7 @@ def _find_down_projections(
         names.append(name)
         arrivals.append(how)
     sites["down_projs"] = tuple(names)
+    sites["mixtures"] = tuple(is_mixture(get_module(model, template.format(layer))) for layer in range(layers))
     suffixes = [name.removeprefix(template.format(layer)) for layer, name in enumerate(names) if name]
     if "down_proj" not in sites:
         sites["down_proj"] = template + suffixes[0] if suffixes else ""

@@ -50,13 +50,20 @@ class Sites:
     lm_head: str
     down_projs: tuple[str | None, ...]
     """The down-projection of each layer, which in some models has another name in some layers; None: experts alone."""
+    mixtures: tuple[bool, ...]
+    """Whether the MLP of each layer is a mixture of experts."""
     arrivals: tuple[Arrival | None, ...]
     """How the output of each layer's down-projection arrives at the block's output."""
 
     def name(self, site: str, layer: int) -> str:
-        """Full module name of ``site`` ("block", "down_proj", "mlp", "attn", "attn_out") at ``layer`` (from 0)."""
+        """Full module name of ``site`` ("block", "down_proj", "mlp", "mlp_out", "attn", "attn_out") at ``layer`` (from 0).
+
+        mlp_out: what puts out all that the MLP computes: its down-projection, or the whole of a mixture of experts.
+        """
         if not 0 <= layer < self.layers:
             raise UserError(f"layer {layer} does not exist: the model has layers 0 to {self.layers - 1}")
+        if site == "mlp_out":
+            site = "mlp" if self.mixtures[layer] else "down_proj"
         if site != "down_proj":
             return getattr(self, site).format(layer)
         name = self.down_projs[layer]

@@ -23,7 +23,7 @@ SETTINGS = (
     "target_tokens",
 )
 
-FINDINGS = ("down_projs", "arrivals")
+FINDINGS = ("down_projs", "mixtures", "arrivals")
 """Of the sites, what follows from the others and the weights."""
 
 

@@ -24,8 +24,9 @@ from editors.core.replay import Replay, only_at
 from experiments.tracing.noise import Noise
 from experiments.tracing.prompts import TracePrompt
 
-Site = Literal["block", "down_proj", "attn_out"]
-"""The module whose output is restored: of MLP and attention the last linear map, before anything that the module adds."""
+Site = Literal["block", "mlp_out", "attn_out"]
+"""The module whose output is restored: of MLP and attention the last linear map, before anything that the module adds; of a
+mixture of experts the whole."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Passes:
     ):
         self.decoder, self.prompts = decoder, list(prompts)
         self.rows = noise.samples + 1
-        self.outputs: dict[Site, list[Float[Tensor, "rows tokens d_model"]]] = {"block": [], "down_proj": [], "attn_out": []}
+        self.outputs: dict[Site, list[Float[Tensor, "rows tokens d_model"]]] = {"block": [], "mlp_out": [], "attn_out": []}
         self.companions: tuple | None = None
         self.cache = DynamicCache()  # all layers complete, whatever the model's window: prefixes are cut out of it
         batch = pad_batch([p.ids for p in prompts for _ in range(self.rows)], decoder.pad_id, decoder.device)
@@ -187,7 +188,7 @@ class Continuation(Replay):
         if not self.start:
             noisy = self._corrupted(self.passes.embedded)
             yield self.decoder.embedding.register_forward_hook(lambda module, args, output: noisy)
-        for site in ("down_proj", "attn_out"):
+        for site in ("mlp_out", "attn_out"):
             severed = [i for i, cell in enumerate(self.cells) if cell.severed == site]
             for layer in range(self.start, self.decoder.sites.layers - (self.columns > 1)):
                 restored = [i for i, cell in enumerate(self.cells) if cell.site == site and cell.low <= layer < cell.high]
@@ -197,8 +198,9 @@ class Continuation(Replay):
 
     def _changing(self, restored: list[int], severed: list[int], source: Float[Tensor, "runs tokens d_model"]):
         def change(module, args, output):
-            changed = by_row(output, len(self._rows)).clone()
+            changed = by_row(first(output), len(self._rows)).clone()
             self._put(changed, restored, source, clean=True)
             self._put(changed, severed, source, clean=False)
-            return changed.reshape(output.shape)
+            changed = changed.reshape(first(output).shape)
+            return changed if isinstance(output, Tensor) else (changed, *output[1:])
         return change

@@ -17,9 +17,9 @@ from experiments.tracing.noise import Noise
 from experiments.tracing.passes import Cell, Passes, Site
 from experiments.tracing.prompts import TracePrompt
 
-KINDS: Mapping[str, Site] = {"state": "block", "mlp": "down_proj", "attn": "attn_out"}
+KINDS: Mapping[str, Site] = {"state": "block", "mlp": "mlp_out", "attn": "attn_out"}
 """{kind: whose outputs it restores}."""
-SEVERED: Mapping[str, Site] = {"no_mlp": "down_proj", "no_attn": "attn_out"}
+SEVERED: Mapping[str, Site] = {"no_mlp": "mlp_out", "no_attn": "attn_out"}
 """{kind: whose outputs stay corrupted}: hidden states at the subject's last token, restored without what the MLPs, or the
 attentions, of later blocks would make of them there."""
 PUBLISHED_WINDOW = 10
