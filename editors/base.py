@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,10 +22,14 @@ from .core.covariance import pin
 from .core.fingerprint import model_fingerprint
 from .core.key_memory import KeyMemory
 from .core.prompts import check_lengths, parse_requests, Request
+from .core.recall import not_said, Recall, recall, TargetNotReached
 from .core.modules import evaluating, longest_context
 from .core.wrappers import plain_parameters, unwrapped
 from .edit import Edit
 from .hparams import HParams
+
+FAR = 0.2
+"""Share of the way to a target state that may be left without a word."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Task:
         if not parsed:
             raise UserError("no requests: give at least one")
         check_lengths(tok, parsed, ["{}"], longest_context(model))
+        _warn_of_contradictions(parsed)
         check_finite_weights(model, type(model).__name__)
         return cls(model, tok, parsed, *options, **more, started=started)
 
@@ -99,6 +105,10 @@ class Editor(ABC):
 class WeightEditor(Editor):
     """An editor whose edits change weights, and which can edit the same model again and again. A subclass gives `changes`."""
 
+    tells_what_is_said: ClassVar[bool] = True
+    """Whether the Edit's info holds, for each request, the edited model's probability of the target ("target_probability") and
+    whether it says it ("reached"). A warning (TargetNotReached) names those that it does not."""
+
     def _edit(self, task: Task) -> Edit:
         check_editable(task.model)
         if self.needs_cache:
@@ -111,6 +121,8 @@ class WeightEditor(Editor):
         about = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(task.requests),
                  "model": model_fingerprint(task.model), **info}
         edit = Edit(changes, about | {"seconds": {**info.get("seconds", {}), "total": time.perf_counter() - task.started}})
+        if self.tells_what_is_said:
+            edit = Edit(changes, edit.info | what_is_said(edit, task))
         weights = plain_parameters(task.model)
         rounded = {name: change for name, change in changes.items() if name in weights and weights[name].element_size() < 4}
         return Edit(changes, edit.info | {"rounding": Edit(rounded).rounding(task.model)}) if rounded else edit
@@ -139,3 +151,34 @@ class WeightEditor(Editor):
         originals, current: the edited weights before the sequence and now.
         """
         return {}
+
+
+def what_is_said(edit: Edit, task: Task) -> dict[str, list]:
+    """For the Edit's info, what of the targets the edited model says. Warns of those that it does not say, and of states that
+    were left far from their targets."""
+    def measured() -> Recall:
+        with edit.applied(task.model):
+            return recall(task.model, task.tok, task.requests)
+
+    told = ranks.from_first(measured)
+    lines = [not_said(task.requests, told)]
+    far = [i for i, share in enumerate(edit.info.get("share_left", [])) if share > FAR]
+    if far:
+        named = ", ".join(f"{task.requests[i].text!r} ({edit.info['share_left'][i]:.2f})" for i in far[:3])
+        more = ", ..." if len(far) > 3 else ""
+        lines.append(f"{len(far)} of {len(task.requests)} states stayed further than {FAR} of the way from their targets: "
+                     f"{named}{more}")
+    for line in filter(None, lines):
+        warnings.warn(line, TargetNotReached, stacklevel=4)
+    return {"target_probability": told.probability, "reached": told.said}
+
+
+def _warn_of_contradictions(requests: Sequence[Request]) -> None:
+    """Of requests that continue the same text by different targets, of which an edit can hold one at the most."""
+    first_of: dict[str, int] = {}
+    for i, request in enumerate(requests):
+        first = requests[first_of.setdefault(request.text, i)]
+        if first.target_new != request.target_new:
+            warnings.warn(f"requests {first_of[request.text]} and {i} continue {request.text!r} by {first.target_new!r} and by "
+                          f"{request.target_new!r}: the model can say one at the most", stacklevel=4)
+            return

@@ -12,6 +12,7 @@ there, and everything is computed in groups that only the data and ``num_edits``
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from common.errors import UserError
 from editors.core import ranks
+from editors.core.recall import TargetNotReached
 from experiments.results import run_folder
 from experiments.run import batches, language_job, languages, sequences
 from experiments.run.cli import run_program
@@ -46,7 +48,8 @@ def main(config: RunConfig | str | None = None, model_name: str | Loaded | None 
     if config.continue_from_run is not None:
         earlier = ranks.from_first(lambda: run_folder.existing_run(folder, config.continue_from_run))
 
-    with _folders(config):
+    with _folders(config), warnings.catch_warnings():
+        warnings.simplefilter("ignore", TargetNotReached)  # of thousands of batches; what the edits reach is what is measured
         job = ranks.in_turn(lambda: (language_job.prepare if config.language else prepare)(config, loaded))
         run = ranks.from_first(lambda: open_run(folder, job, earlier))
         try:

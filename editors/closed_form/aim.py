@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from editors.core.decoder import Decoder
-from editors.core.keys import compute_hidden
+from editors.core.keys import compute_hidden, compute_keys
 from editors.core.prompts import Request
 from editors.core.reach import outputs_for, put_through
 from editors.core.values import Values
+from editors.hparams import ValueHParams
+from .prepared import Prepared
 
 
 def value_site(decoder: Decoder, layer: int) -> Literal["block", "down_proj"]:
@@ -29,6 +32,8 @@ class Aim:
 
     decoder: Decoder
     requests: Sequence[Request]
+    contexts: Sequence[Sequence[str]]
+    """Groups of templates that keys are averaged over."""
     fact_token: str
     layer: int
     """The last edited one."""
@@ -36,12 +41,16 @@ class Aim:
     """Of its output, as they shall be at the bare prompts."""
 
     @classmethod
-    def of(cls, decoder: Decoder, requests: Sequence[Request], fact_token: str, layer: int, values: Values) -> Aim:
+    def of(cls, prepared: Prepared, requests: Sequence[Request], hparams: ValueHParams, values: Values) -> Aim:
         """From target states sought at `value_site`. Called before a weight changes."""
-        states = values.target
+        decoder, layer, states = prepared.decoder, hparams.layers[-1], values.target
         if value_site(decoder, layer) == "down_proj":
-            states = put_through(decoder, requests, layer, states, fact_token)
-        return cls(decoder, requests, fact_token, layer, states)
+            states = put_through(decoder, requests, layer, states, hparams.fact_token)
+        return cls(decoder, requests, prepared.contexts, hparams.fact_token, layer, states)
+
+    def keys(self, layers: Sequence[int]) -> dict[int, Float[Tensor, "n d_in"]]:
+        """{layer: what enters its down-projection in the model as it is now}."""
+        return compute_keys(self.decoder, self.requests, layers, self.contexts, self.fact_token)
 
     def missing(self) -> Float[Tensor, "n d_model"]:
         """What the model, as it is now, lacks."""
@@ -55,3 +64,25 @@ class Aim:
             return missing / len(layers)
         current, output = outputs_for(self.decoder, self.requests, layers, self.states, self.fact_token)
         return (output - current).to(missing)
+
+
+@dataclass(frozen=True)
+class JointAim:
+    """Where the same facts are to arrive in several languages, of which one change shall do for all: the means of theirs."""
+
+    aims: Sequence[Aim]
+
+    def keys(self, layers: Sequence[int]) -> dict[int, Float[Tensor, "n d_in"]]:
+        """As `Aim.keys`."""
+        by_language = [aim.keys(layers) for aim in self.aims]
+        return {layer: torch.stack([keys[layer] for keys in by_language]).mean(0) for layer in layers}
+
+    def missing(self) -> Float[Tensor, "n d_model"]:
+        """As `Aim.missing`."""
+        return torch.stack([aim.missing() for aim in self.aims]).mean(0)
+
+    def residual(self, layers: Sequence[int], missing: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """As `Aim.residual`."""
+        if self.aims[0].decoder.sites.straight(layers):
+            return missing / len(layers)
+        return torch.stack([aim.residual(layers, missing) for aim in self.aims]).mean(0)

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from common.errors import UserError
 from editors.base import Task
@@ -19,13 +18,12 @@ from editors.changes import check_finite
 from editors.core import ranks, solve
 from editors.core.covariance import pin
 from editors.core.fingerprint import model_fingerprint
-from editors.core.keys import compute_keys
 from editors.core.moment import Moment
 from editors.core.prompts import Request
 from editors.core.modules import evaluating
 from editors.core.values import optimise_jointly
 from editors.edit import Edit
-from .aim import Aim, value_site
+from .aim import Aim, JointAim, value_site
 from .memit import MEMIT
 from .prepared import trial
 from .spread import distances, share_left, spread
@@ -70,28 +68,12 @@ def joint_edit(
             decoder, [task.requests for task in tasks], z_layer, [editor.hparams for editor, _ in languages],
             [language.templates for language in prepared], value_site(decoder, z_layer), progress=progress,
         )
-        aims = [Aim.of(decoder, task.requests, editor.hparams.fact_token, z_layer, language)
-                for task, (editor, _), language in zip(tasks, languages, values)]
-
-        def keys(layer: int) -> Float[Tensor, "n d_in"]:
-            by_language = [
-                compute_keys(decoder, task.requests, [layer], language.contexts, editor.hparams.fact_token)[layer]
-                for task, language, (editor, _) in zip(tasks, prepared, languages)
-            ]
-            return torch.stack(by_language).mean(0)
-
-        def missing() -> Float[Tensor, "n d_model"]:
-            return torch.stack([aim.missing() for aim in aims]).mean(0)
-
-        def residual(layers: Sequence[int], distance: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-            if decoder.sites.straight(layers):
-                return distance / len(layers)
-            return torch.stack([aim.residual(layers, distance) for aim in aims]).mean(0)
-
+        aims = [Aim.of(language, task.requests, editor.hparams, of_language)
+                for language, task, (editor, _), of_language in zip(prepared, tasks, languages, values)]
         with trial(decoder) as change:
             steps = spread(
-                decoder, first.layers, keys, missing, residual, lambda layer, k: solve.memit(factors[layer], weight, k),
-                change, languages[0][0].refreshes, progress,
+                decoder, first.layers, JointAim(aims), lambda layer, keys: solve.memit(factors[layer], weight, keys), change,
+                languages[0][0].refreshes, progress,
             )
     left = distances(steps)
     # One process's, where several work: theirs may differ in the last bits, and the models must not.

@@ -13,11 +13,10 @@ from tqdm import tqdm
 from editors.base import Task, WeightEditor
 from editors.changes import Dense, LowRank
 from editors.core.decoder import Decoder
-from editors.core.keys import compute_keys
 from editors.core.moment import Moment
 from editors.core.value_cache import cached_optimise
 from editors.hparams import UNIFIED_FIXED, UNIFIED_IGNORED, ValueHParams
-from .aim import Aim, value_site
+from .aim import Aim, JointAim, value_site
 from .objective import Goal, objective_distances
 from .prepared import begun_with, prepare, Prepared, to_change, trial
 from .statistics import second_moments
@@ -66,33 +65,30 @@ class Step:
 
 
 def spread(
-    decoder: Decoder, layers: Sequence[int], keys: Callable[[int], Float[Tensor, "n d_in"]],
-    missing: Callable[[], Float[Tensor, "n d_model"]],
-    residual_of: Callable[[Sequence[int], Float[Tensor, "n d_model"]], Float[Tensor, "n d_model"]],
+    decoder: Decoder, layers: Sequence[int], aim: Aim | JointAim,
     adjust: Callable[[int, Float[Tensor, "d_in n"]], Float[Tensor, "d_in n"]],
     change: Callable[[int, LowRank | Dense], None], refresh: bool, progress: bool,
 ) -> dict[int, Step]:
     """{layer: its update R A^T and what led there}: A from its keys, R its part of what is missing. All are in the model then.
 
-    residual_of: (the layers left, what is missing) -> R of the first of them (`Aim.residual`).
     change: puts an update into the model. refresh: at once, so that the next layer's keys and what is missing then are
     measured with it; else they are those of the model as it is.
     """
     steps = {}
     bar = tqdm(layers, desc="layers", unit="layer", leave=False, disable=None if progress else True)
-    distance = missing()
+    distance = aim.missing()
     for layers_done, layer in enumerate(bar):
-        layer_keys = keys(layer).T
-        adjusted, residual = adjust(layer, layer_keys), residual_of(layers[layers_done:], distance).T
+        layer_keys = aim.keys([layer])[layer].T
+        adjusted, residual = adjust(layer, layer_keys), aim.residual(layers[layers_done:], distance).T
         update = to_change(decoder.weight(layer), residual.to(adjusted), adjusted)
         steps[layer] = Step(update, layer_keys, distance, residual, adjusted)
         if refresh:
             change(layer, update)
-            distance = missing()
+            distance = aim.missing()
             steps[layer].left.append(distance)
     for layer in () if refresh else layers:
         change(layer, steps[layer].update)
-        steps[layer].left.append(missing())
+        steps[layer].left.append(aim.missing())
     return steps
 
 
@@ -160,18 +156,12 @@ class SpreadEditor(WeightEditor):
         )
         seconds["values"] = time.perf_counter() - started
 
-        def keys_of(layers: list[int]) -> dict[int, Float[Tensor, "n d_in"]]:
-            return compute_keys(decoder, requests, layers, prepared.contexts, hp.fact_token)
-
         started = time.perf_counter()
-        aim = Aim.of(decoder, requests, hp.fact_token, z_layer, values)
+        aim = Aim.of(prepared, requests, hp, values)
         with trial(decoder) as change:
-            steps = spread(
-                decoder, hp.layers, lambda layer: keys_of([layer])[layer], aim.missing, aim.residual, solver.adjust, change,
-                self.refreshes, task.progress,
-            )
+            steps = spread(decoder, hp.layers, aim, solver.adjust, change, self.refreshes, task.progress)
             if task.memory is not None and solver.remember:  # the keys that the edited model has, as published
-                task.memory.stage({layer: solver.remember(layer, keys.T) for layer, keys in keys_of(hp.layers).items()})
+                task.memory.stage({layer: solver.remember(layer, keys.T) for layer, keys in aim.keys(hp.layers).items()})
         changes: dict[str, LowRank | Dense] = {}
         objective = {}
         for layer, step in steps.items():

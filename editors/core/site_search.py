@@ -188,7 +188,8 @@ def _find_down_projections(
         tried = [name for name in _linear_maps(model, trace, root) if not name.startswith(attention)]
         if override is not None:
             tried = [override.format(layer)]
-        fitting = [name for name in tried if _fits(trace.shapes.get(name, (0,)), d_model) and is_linear(get_module(model, name))]
+        fitting = [name for name in tried if _fits(trace.shapes.get(name, (0,)), d_model)]
+        fitting = [name for name in fitting if is_linear(get_module(model, name))]
         fitting = sorted(reversed(fitting), key=lambda name: -in_features(get_module(model, name)))
         proven = ((name, how) for name in fitting if (how := _arrival(model, trace, root, name)) is not None)
         name, how = next(proven, (None, None))
@@ -296,9 +297,9 @@ def _verify_layers(model: nn.Module, sites: dict, trace: _Trace, layers: int, d_
 
 
 def _verify_attention(model: nn.Module, sites: dict, trace: _Trace) -> None:
-    name = sites["block"].format(0)
-    if _arrival(model, trace, name, sites["attn_out"].format(0)) is None:
-        raise _failure(model, "attn_out", f"changing {sites['attn_out'].format(0)} at a token does not change {name} there alone")
+    block, projection = sites["block"].format(0), sites["attn_out"].format(0)
+    if _arrival(model, trace, block, projection) is None:
+        raise _failure(model, "attn_out", f"changing {projection} at a token does not change {block} there alone")
 
 
 def _verify_head(model: nn.Module, sites: dict, trace: _Trace, layers: int) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from common.errors import UserError
-from editors.base import Task
+from editors.base import Task, what_is_said
 from editors.closed_form.memit import MEMIT, MEMITHParams
 from editors.closed_form.prepared import prepare, Prepared
 from editors.closed_form.spread import SpreadHParams
@@ -110,6 +110,7 @@ class HeadEditor(MEMIT):
 
     hparams_class: ClassVar[type[HeadHParams]]
     hparams: HeadHParams
+    tells_what_is_said = False  # of the whole edit it is told below, not of MEMIT's part
     overwrites: bool = False
     """Whether of the corrected heads of one layer only the last counts."""
 
@@ -147,7 +148,8 @@ class HeadEditor(MEMIT):
         info = memit.info | {"seconds": seconds, **biases.info}
         if probed is not None:
             info |= {"voters": len(probed.voters), "probe_accuracy": probed.accuracy.tolist()}
-        return memit.plus(biases, info)
+        edit = memit.plus(biases, info)
+        return Edit(edit.changes, edit.info | what_is_said(edit, task))
 
     def _memit(self, task: Task) -> Edit:
         edit = super()._edit(task)

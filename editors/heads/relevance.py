@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from common.errors import UserError
-from editors.core.budget import forward_tokens
 from editors.core.decoder import Decoder
-from editors.core.prompts import pack, pad_batch, prompt_ids, Request, target_ids, tokenize
+from editors.core.prompts import prompt_ids, Request, target_ids
+from editors.core.recall import recall
 from . import probes
 from .outputs import Head, head_outputs
 
@@ -79,25 +79,7 @@ def features(
 
 def says_targets(decoder: Decoder, requests: Sequence[Request]) -> Bool[Tensor, " requests"]:
     """Whether each token of a request's new target is the likeliest one behind its prompt and the target's tokens before it."""
-    tok = decoder.tok
-    targets = [request.target_ids(tok) for request in requests]
-    prompts = [ids for ids, _ in tokenize(tok, [request.text for request in requests])]
-    rows = {i: (*ids, *target[:-1]) for i, (ids, target) in enumerate(zip(prompts, targets))}
-    right = torch.zeros(len(requests), dtype=torch.bool)
-    by_row: dict[tuple[int, ...], list[int]] = {}
-    for i, row in rows.items():
-        by_row.setdefault(row, []).append(i)
-    with torch.no_grad(), decoder.evaluating():
-        for batch in pack(list(by_row), forward_tokens(decoder)):
-            inputs = pad_batch(batch, decoder.pad_id, decoder.device)
-            hidden = decoder.stack(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            ).last_hidden_state
-            for states, row in zip(hidden, batch):
-                for i in by_row[row]:
-                    behind = states[len(row) - len(targets[i]) : len(row)]
-                    right[i] = decoder.logits(behind).argmax(-1).tolist() == targets[i]
-    return right
+    return torch.tensor(recall(decoder.model, decoder.tok, requests).said, dtype=torch.bool)
 
 
 def probe(

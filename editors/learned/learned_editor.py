@@ -104,6 +104,7 @@ class LearnedEditor(WeightEditor):
     needs_cache = False
     hparams: LearnedHParams
     algorithm: ClassVar[type[Editable]]
+    tells_what_is_said = False  # the model may be no decoder
     any_model: ClassVar[bool] = False
     """Whether the model may differ from that of the checkpoint."""
     applied: ClassVar[Mapping[str, Any]] = {}

@@ -17,8 +17,9 @@ STRAIGHT = ["llama", "gptj"]
 LINEAR = ["granite", "qwen2_moe"]
 NORMED = ["gemma2", "gemma3", "olmo2", "glm4", "exaone4"]
 FACT = {"prompt": "{} works as a", "subject": "Tamsin Brackholt", "target_new": {"str": "native city"}}
-FACTS = [FACT, *({"prompt": "The native language of {} is", "subject": subject, "target_new": {"str": target}} for subject, target
-                 in (("Orla Venn", "clock"), ("Nyvian Lutmere", "Orla"), ("Brackholt", "Tamsin")))]
+_LANGUAGES = (("Orla Venn", "clock"), ("Nyvian Lutmere", "Orla"), ("Brackholt", "Tamsin"))
+FACTS = [FACT, *({"prompt": "The native language of {} is", "subject": subject, "target_new": {"str": target}}
+                 for subject, target in _LANGUAGES)]
 BARE = [["{}"]]
 
 
@@ -33,7 +34,7 @@ def hparams(tmp_path, monkeypatch):
         values = {"layers": layers, "fact_token": "subject_last", "v_num_grad_steps": 25, "v_lr": 0.5, "v_loss_layer": 3,
                   "v_weight_decay": 0.5, "clamp_norm_factor": 4, "kl_factor": 0.0625, "mom2_update_weight": 1e-4,
                   "mom2_dataset": str(tmp_path / "corpus.jsonl"), "mom2_n_samples": len(texts), "mom2_dtype": "float32",
-                  "relative_ridge": 1e-6}
+                  "relative_ridge": 1e-3}
         if alg_name == "EMMET":
             values["emmet_lambda"] = 1e-4
         if alg_name == "AlphaEdit":

@@ -29,7 +29,8 @@ def test_a_wide_map_that_feeds_nothing_is_passed_over():
     model = tiny_model("llama")
     for block in model.model.layers:
         block.mlp.idle = nn.Linear(2 * INNER, WIDTH)
-        block.mlp.register_forward_hook(lambda mlp, args, output: mlp.idle(torch.zeros(*output.shape[:-1], 2 * INNER)) * 0 + output)
+        block.mlp.register_forward_hook(
+            lambda mlp, args, output: mlp.idle(torch.zeros(*output.shape[:-1], 2 * INNER)) * 0 + output)
     assert find_sites(model).down_proj == "model.layers.{}.mlp.down_proj"
 
 
