@@ -72,8 +72,8 @@ class Replay:
 
     def _run_prefix(self, prefixes: Sequence[list[int]]) -> DynamicCache:
         """The cache of everything before the looked-up column. Beginnings that rows share (contexts) run once."""
-        # Without the configuration's windows every layer keeps all tokens, and they are left to the masks: Moshi has windows for
-        # its caches that its masks know nothing of.
+        # Without the configuration's windows every layer keeps all tokens, and they are left to the masks: Moshi has windows
+        # for its caches that its masks know nothing of.
         cache, device = DynamicCache(), self.ids.device
         stems = [tuple(row[:length]) for row, length in zip(prefixes, shared_beginnings(prefixes))]
         unique = sorted(set(stems))

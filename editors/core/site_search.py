@@ -188,6 +188,7 @@ def _find_down_projections(
         tried = [name for name in _linear_maps(model, trace, root) if not name.startswith(attention)]
         if override is not None:
             tried = [override.format(layer)]
+            _check_projection(model, trace, tried[0], d_model)
         fitting = [name for name in tried if _fits(trace.shapes.get(name, (0,)), d_model)]
         fitting = [name for name in fitting if is_linear(get_module(model, name))]
         fitting = sorted(reversed(fitting), key=lambda name: -in_features(get_module(model, name)))
@@ -211,6 +212,16 @@ def _find_down_projections(
         child = suffixes[0].split(".")[1] if suffixes else _mixture_child(model, template.format(0))
         sites["mlp"] = f"{template}.{child}"
     return tuple(arrivals)
+
+
+def _check_projection(model: nn.Module, trace: _Trace, name: str, d_model: int) -> None:
+    """Raises UserError for a module that a user named and that can't be a down-projection."""
+    shape, module = trace.shapes.get(name), get_module(model, name)
+    if shape is None or not _fits(shape, d_model):
+        what = "did not run" if shape is None else f"returns {list(shape)}"
+        raise _failure(model, "down_proj", f"{name} {what}; wanted width {d_model} for every token")
+    if not is_linear(module):
+        raise _failure(model, "down_proj", f"{name} is a {type(module).__name__}; wanted a linear map (Linear or Conv1D)")
 
 
 def _wanted(tried: Sequence[str], trace: _Trace, root: str, d_model: int) -> str:
@@ -260,8 +271,9 @@ def _arrival(model: nn.Module, trace: _Trace, root: str, name: str) -> Arrival |
     for arrived, added in ((here[:, -1] - clean[:, -1], one), (changed(-1, lambda out: out + two)[:, -1] - clean[:, -1], two),
                            (first_token, one)):
         factor = float((arrived * added).sum() / (added * added).sum())
-        rounding = 16 * torch.finfo(clean.dtype).eps * (clean.abs().max() + added.abs().max())
-        factors.append(factor if (arrived - factor * added).abs().max() <= rounding else math.nan)
+        rounding = 4 * torch.finfo(clean.dtype).eps * max(here.abs().max(), clean.abs().max())
+        linear = (arrived - factor * added).abs().max() <= rounding < arrived.abs().max() / 16
+        factors.append(factor if linear else math.nan)
     last, other_way, elsewhere = factors
     like = max(1e-5, 16 * torch.finfo(clean.dtype).eps)
     if math.isclose(last, other_way, rel_tol=like):

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from common.errors import UserError
 from editors.core.modules import first, get_module
 from editors.core.sites import find_sites
-from tests.models import INNER, LAYERS, WIDTH, tiny_model
+from tests.models import INNER, LAYERS, VOCABULARY, WIDTH, tiny_model
 
 KINDS = {
     "gpt2": "identity", "gptj": "identity", "falcon": "identity", "llama": "identity", "llama4": "identity",
@@ -55,6 +56,17 @@ def test_experts_with_a_shared_one():
                                 *(f"model.layers.{i}.mlp.shared_experts.down_proj" for i in range(1, LAYERS)))
     assert sites.mixtures == (False, True, True, True)
     assert sites.name("mlp_out", 0) == "model.layers.0.mlp.down_proj" and sites.name("mlp_out", 1) == "model.layers.1.mlp"
+
+
+def test_dense_layers_below_experts():
+    """As DeepSeek's: the first blocks are dense, those above have shared experts under another name."""
+    config = transformers.DeepseekV3Config(
+        vocab_size=VOCABULARY, num_hidden_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=4, num_key_value_heads=4,
+        intermediate_size=INNER, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_group=1, topk_group=1,
+        q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, v_head_dim=8, qk_nope_head_dim=8, first_k_dense_replace=2)
+    sites = find_sites(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
+    names = ["mlp", "mlp", "mlp.shared_experts", "mlp.shared_experts"]
+    assert sites.down_projs == tuple(f"model.layers.{i}.{name}.down_proj" for i, name in enumerate(names))
 
 
 @pytest.mark.parametrize("arch", ["mixtral", "gpt_oss"])
