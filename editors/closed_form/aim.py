@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -13,17 +12,22 @@ from torch import Tensor
 from editors.core.decoder import Decoder
 from editors.core.keys import compute_hidden, compute_keys
 from editors.core.prompts import Request
-from editors.core.reach import outputs_for, put_through
-from editors.core.values import Values
+from editors.core.reach import outputs_for, put_through, slopes
+from editors.core.values import Site, Through, Values
 from editors.hparams import ValueHParams
 from .prepared import Prepared
 
 
-def value_site(decoder: Decoder, layer: int) -> Literal["block", "down_proj"]:
-    """Where target states are sought: at the block's output, as published, wherever any change of it can be written; else at
-    the down-projection's, behind which a norm (Gemma 2 and 3, OLMo 2, GLM 4, EXAONE 4) lets only some states through."""
-    arrival = decoder.sites.arrivals[layer]
-    return "block" if arrival is None or arrival.linear else "down_proj"
+def value_site(decoder: Decoder, requests: Sequence[Request], layers: Sequence[int], fact_token: str) -> Site:
+    """Where target states are sought: at the last block's output, as published, wherever any change of it can be written; else
+    at the outputs of all edited down-projections, whose norms (Gemma 2 and 3, OLMo 2, GLM 4, EXAONE 4) let only some states
+    through, each its part."""
+    arrival = decoder.sites.arrivals[layers[-1]]
+    if arrival is None or arrival.linear:
+        return "block"
+    slope, length = slopes(decoder, requests, layers, fact_token)
+    # The root makes an equal part in each layer as long, all together, as their sum.
+    return Through(layers, 1 / (len(layers) ** 0.5 * slope), length)
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,19 @@ class Aim:
     """The last edited one."""
     states: Float[Tensor, "n d_model"]
     """Of its output, as they shall be at the bare prompts."""
+    outputs: Mapping[int, Float[Tensor, "n d_model"]]
+    """Of the down-projections, with which they were found; none where they were sought at the block's output."""
 
     @classmethod
-    def of(cls, prepared: Prepared, requests: Sequence[Request], hparams: ValueHParams, values: Values) -> Aim:
-        """From target states sought at `value_site`. Called before a weight changes."""
-        decoder, layer, states = prepared.decoder, hparams.layers[-1], values.target
-        if value_site(decoder, layer) == "down_proj":
-            states = put_through(decoder, requests, layer, states, hparams.fact_token)
-        return cls(decoder, requests, prepared.contexts, hparams.fact_token, layer, states)
+    def of(cls, prepared: Prepared, requests: Sequence[Request], hparams: ValueHParams, site: Site, values: Values) -> Aim:
+        """From target states sought at the site. Called before a weight changes."""
+        decoder, layers, states = prepared.decoder, hparams.layers, values.target
+        outputs = {}
+        if isinstance(site, Through):
+            stacked = states.unflatten(1, (len(layers), -1))
+            states = put_through(decoder, requests, layers, stacked, hparams.fact_token)
+            outputs = dict(zip(layers, stacked.unbind(1)))
+        return cls(decoder, requests, prepared.contexts, hparams.fact_token, layers[-1], states, outputs)
 
     def keys(self, layers: Sequence[int]) -> dict[int, Float[Tensor, "n d_in"]]:
         """{layer: what enters its down-projection in the model as it is now}."""
@@ -62,7 +71,8 @@ class Aim:
         all outputs arrive in the residual stream as they are, else what lets such a part arrive."""
         if self.decoder.sites.straight(layers):
             return missing / len(layers)
-        current, output = outputs_for(self.decoder, self.requests, layers, self.states, self.fact_token)
+        start = torch.stack([self.outputs[layer] for layer in layers], 1) if self.outputs else None
+        current, output = outputs_for(self.decoder, self.requests, layers, self.states, self.fact_token, start)
         return (output - current).to(missing)
 
 

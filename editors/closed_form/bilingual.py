@@ -64,12 +64,14 @@ def joint_edit(
         statistics = described(means, factors.added)
         for layer, of_layer in statistics.items():
             of_layer["languages"] = [described(by_layer)[layer] for by_layer in moments]
+        sites = [value_site(decoder, task.requests, first.layers, editor.hparams.fact_token)
+                 for task, (editor, _) in zip(tasks, languages)]
         values = optimise_jointly(
             decoder, [task.requests for task in tasks], z_layer, [editor.hparams for editor, _ in languages],
-            [language.templates for language in prepared], value_site(decoder, z_layer), progress=progress,
+            [language.templates for language in prepared], sites, progress=progress,
         )
-        aims = [Aim.of(language, task.requests, editor.hparams, of_language)
-                for language, task, (editor, _), of_language in zip(prepared, tasks, languages, values)]
+        aims = [Aim.of(language, task.requests, editor.hparams, site, of_language)
+                for language, task, (editor, _), site, of_language in zip(prepared, tasks, languages, sites, values)]
         with trial(decoder) as change:
             steps = spread(
                 decoder, first.layers, JointAim(aims), lambda layer, keys: solve.memit(factors[layer], weight, keys), change,

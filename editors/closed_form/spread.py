@@ -150,14 +150,14 @@ class SpreadEditor(WeightEditor):
 
         z_layer = hp.layers[-1]
         started = time.perf_counter()
+        site = value_site(decoder, requests, hp.layers, hp.fact_token)
         values = cached_optimise(
-            decoder, requests, z_layer, hp, prepared.templates, value_site(decoder, z_layer), folder=task.z_cache,
-            progress=task.progress,
+            decoder, requests, z_layer, hp, prepared.templates, site, folder=task.z_cache, progress=task.progress
         )
         seconds["values"] = time.perf_counter() - started
 
         started = time.perf_counter()
-        aim = Aim.of(prepared, requests, hp, values)
+        aim = Aim.of(prepared, requests, hp, site, values)
         with trial(decoder) as change:
             steps = spread(decoder, hp.layers, aim, solver.adjust, change, self.refreshes, task.progress)
             if task.memory is not None and solver.remember:  # the keys that the edited model has, as published

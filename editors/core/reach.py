@@ -33,26 +33,52 @@ PROBES = 4
 
 
 def put_through(
-    decoder: Decoder, requests: Sequence[Request], layer: int, outputs: Float[Tensor, "n d_model"], fact_token: str
+    decoder: Decoder, requests: Sequence[Request], layers: Sequence[int], outputs: Float[Tensor, "n layers d_model"],
+    fact_token: str,
 ) -> Float[Tensor, "n d_model"]:
-    """The output of block `layer` at the looked-up tokens of the bare prompts, if its down-projection put these out."""
+    """The output of the last layer's block at the looked-up tokens of the bare prompts, if the down-projections of `layers` put
+    these out."""
     def through(blocks: _Blocks, rows: slice) -> Tensor:
-        return blocks.run({layer: outputs[rows].to(blocks.device)}).states[layer].detach().cpu()
+        put_in = {layer: outputs[rows, i].to(blocks.device, blocks.dtype) for i, layer in enumerate(layers)}
+        return blocks.run(put_in).states[layers[-1]].detach().cpu()
 
-    return torch.cat(_by_chunk(decoder, requests, [layer], fact_token, through))
+    return torch.cat(_by_chunk(decoder, requests, layers, fact_token, through))
+
+
+def slopes(
+    decoder: Decoder, requests: Sequence[Request], layers: Sequence[int], fact_token: str
+) -> tuple[Float[Tensor, "n layers"], Float[Tensor, " n"]]:
+    """(what a small addition to each down-projection's output becomes at its block's output, as a ratio of lengths; the length
+    of the last block's output) at the bare prompts."""
+    generator = torch.Generator().manual_seed(0)
+
+    def measured(blocks: _Blocks, rows: slice) -> tuple[Tensor, Tensor]:
+        run, ratios = blocks.run({}), []
+        for layer in layers:
+            output = run.outputs[layer].detach()
+            added = torch.randn(output.shape, generator=generator).to(output)
+            added *= 0.1 * output.norm(dim=1, keepdim=True) / added.norm(dim=1, keepdim=True)
+            moved = blocks.run({layer: output + added}, layer).states[layer] - run.states[layer]
+            ratios.append((moved.norm(dim=1) / added.norm(dim=1)).detach().cpu())
+        return torch.stack(ratios, 1), run.states[layers[-1]].detach().norm(dim=1).cpu()
+
+    ratios, lengths = zip(*_by_chunk(decoder, requests, layers, fact_token, measured))
+    return torch.cat(ratios), torch.cat(lengths)
 
 
 def outputs_for(
     decoder: Decoder, requests: Sequence[Request], layers: Sequence[int], goal: Float[Tensor, "n d_model"], fact_token: str,
+    start: Float[Tensor, "n layers d_model"] | None = None,
 ) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, "n d_model"]]:
     """(what the down-projection of the first of `layers` puts out now, what it should put out) at the bare prompts.
 
     goal: what the output of the last layer's block shall be. All layers take equal parts of the way, as far as they can; the
-    first one's is meant.
+    first one's is meant. start: outputs of all to begin the search with; by default what they put out now.
     """
     def sought(blocks: _Blocks, rows: slice) -> tuple[Tensor, Tensor]:
         current = blocks.run({}).outputs[layers[0]].detach()
-        return current.cpu(), blocks.sought(goal[rows].to(current))[layers[0]].cpu()
+        put_in = {} if start is None else {layer: start[rows, i].to(current) for i, layer in enumerate(layers)}
+        return current.cpu(), blocks.sought(goal[rows].to(current), put_in)[layers[0]].cpu()
 
     current, output = zip(*_by_chunk(decoder, requests, layers, fact_token, sought))
     return torch.cat(current), torch.cat(output)
@@ -120,24 +146,28 @@ class _Blocks:
             self.replay()
         return run
 
-    def sought(self, goal: Float[Tensor, "n d_model"]) -> dict[int, Float[Tensor, "n d_model"]]:
-        """{layer: output} with which the last block's output comes as near to the goal as can be found."""
+    def sought(
+        self, goal: Float[Tensor, "n d_model"], put_in: Mapping[int, Float[Tensor, "n d_model"]]
+    ) -> dict[int, Float[Tensor, "n d_model"]]:
+        """{layer: output} with which the last block's output comes as near to the goal as is found, beginning with these."""
         end = self.layers[-1]
         run = self.run({})
-        best, put_in = {layer: output.detach() for layer, output in run.outputs.items()}, {}
+        best = {layer: output.detach() for layer, output in run.outputs.items()}
         at_first = nearest = (goal - run.states[end]).detach().norm(dim=1)
-        for _ in range(SWEEPS if len(self.layers) > 1 else 1):
+        put_in = dict(put_in)
+        for sweep in range(SWEEPS + 1):
+            if sweep or put_in:
+                left = (goal - self.run(put_in).states[end]).detach().norm(dim=1)
+                better = (left < nearest)[:, None]
+                best = {layer: torch.where(better, put_in[layer], output) for layer, output in best.items()}
+                nearest = torch.minimum(left, nearest)
+            if (nearest <= ENOUGH * at_first).all() or sweep == SWEEPS or (sweep and len(self.layers) == 1):
+                break
             for layers_done, layer in enumerate(self.layers):
                 run = self.run(put_in)
                 missing = goal - run.states[end]
                 wanted = run.states[layer] + missing / (len(self.layers) - layers_done)
                 put_in[layer] = self._towards(layer, put_in, run.outputs[layer], wanted.detach())
-            left = (goal - self.run(put_in).states[end]).detach().norm(dim=1)
-            better = (left < nearest)[:, None]
-            best = {layer: torch.where(better, put_in[layer], output) for layer, output in best.items()}
-            nearest = torch.minimum(left, nearest)
-            if (nearest <= ENOUGH * at_first).all():
-                break
         return best
 
     def _towards(

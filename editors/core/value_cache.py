@@ -16,7 +16,7 @@ from .decoder import Decoder
 from .files import check_writable, write_tensors
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 from .prompts import Request
-from .values import Values, ValueSettings, optimise
+from .values import Site, Values, ValueSettings, optimise
 
 SETTINGS = (
     "fact_token", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay", "clamp_norm_factor", "kl_factor", "kl_prompt",
@@ -33,7 +33,7 @@ def cached_optimise(
     layer: int,
     settings: ValueSettings,
     templates: Sequence[str],
-    site: str,
+    site: Site,
     folder: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> Values:
@@ -51,7 +51,8 @@ def cached_optimise(
         "tokenizer": tokenizer_fingerprint(decoder.tok),
         "settings": {name: getattr(settings, name) for name in SETTINGS},
         "templates": list(templates),
-        "site": [site, layer, {name: value for name, value in vars(decoder.sites).items() if name not in FINDINGS}],
+        "site": [site if isinstance(site, str) else list(site.layers), layer,
+                 {name: value for name, value in vars(decoder.sites).items() if name not in FINDINGS}],
     }
     paths = [Path(folder) / f"{_key(common, request)}.safetensors" for request in requests]
     if ranks.from_first(lambda: all(path.exists() for path in paths)):

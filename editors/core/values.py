@@ -26,7 +26,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from . import ranks
 from .decoder import Decoder
-from .modules import by_row, first, frozen
+from .modules import by_row, first, frozen, hooked
 from .prompts import Request
 from .replay import Replay, only_at
 from .value_losses import target_losses
@@ -51,8 +51,29 @@ class ValueSettings(Protocol):
 
 
 @dataclass(frozen=True)
+class Through:
+    """In place of a site: the outputs of several down-projections at once, behind which a norm lets only some states through.
+
+    delta is in units of the residual stream, so that step size, clamp and decay mean what they do where it is added there.
+    """
+
+    layers: Sequence[int]
+    """Ascending."""
+    scale: Float[Tensor, "n layers"]
+    """What one unit of delta adds to each output."""
+    length: Float[Tensor, " n"]
+    """|z_0|: of the last block's output."""
+
+
+Site = Literal["block", "down_proj"] | Through
+
+
+@dataclass(frozen=True)
 class Values:
-    """initial: the hidden state of the unedited model at the bare prompt; target = initial + delta."""
+    """initial: the hidden state of the unedited model at the bare prompt; target = initial + delta.
+
+    Of several outputs (`Through`) one row is those of all layers, one after another.
+    """
 
     initial: Float[Tensor, "n d_model"]
     delta: Float[Tensor, "n d_model"]
@@ -73,7 +94,7 @@ def optimise(
     layer: int,
     settings: ValueSettings,
     templates: Sequence[str],
-    site: Literal["block", "down_proj"],
+    site: Site,
     watch: Watcher | None = None,
     progress: bool = True,
 ) -> Values:
@@ -83,7 +104,7 @@ def optimise(
     The model is left as it was; results are float32 at least, on the CPU.
     Raises UserError for a target without tokens or a subject that cannot be located.
     """
-    return optimise_jointly(decoder, [requests], layer, [settings], [templates], site, watch, progress)[0]
+    return optimise_jointly(decoder, [requests], layer, [settings], [templates], [site], watch, progress)[0]
 
 
 def optimise_jointly(
@@ -92,14 +113,14 @@ def optimise_jointly(
     layer: int,
     settings: Sequence[ValueSettings],
     templates: Sequence[Sequence[str]],
-    site: Literal["block", "down_proj"],
+    sites: Sequence[Site],
     watch: Watcher | None = None,
     progress: bool = True,
 ) -> list[Values]:
     """The Values in each language of facts that are stated in several: one delta for each fact.
 
-    requests: a list for each language, the same facts in the same order, with settings and templates of their own. The loss is
-    the mean of theirs, and delta is clamped by the smallest |z_0|. Step size, number of steps and clamp are those of the first
+    requests: a list for each language, the same facts in the same order, with settings, templates and site of their own. The
+    loss is the mean of theirs, and delta is clamped by the smallest |z_0|. Step size, steps and clamp are those of the first
     settings. For the rest see `optimise`.
     """
     by_language = [
@@ -113,27 +134,28 @@ def optimise_jointly(
     ]
     # Alike rows together: little padding.
     order = sorted(by_language[0], key=lambda request: (request.columns, request.width))
-    states: dict[int, tuple[list[Tensor], Tensor]] = {}
+    states: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
     desc = f"values at block {layer}"
     bar = tqdm(total=len(order), desc=desc, unit="request", leave=False, disable=None if progress else True)
 
-    def optimised(chunk: list[TokenisedRequest]) -> list[tuple[int, list[Tensor], Tensor]]:
+    def optimised(chunk: list[TokenisedRequest]) -> list[tuple[int, list[Tensor], list[Tensor]]]:
         parts = [
             _Objective(decoder, [translations[request.number] for request in chunk], layer, language, site)
-            for translations, language in zip(by_language, settings)
+            for translations, language, site in zip(by_language, settings, sites)
         ]
         rows = []
-        for number, initials, delta in _descend(parts, watch):
-            rows.append((number, [initial.cpu() for initial in initials], delta.cpu()))
+        for number, initials, deltas in _descend(parts, watch):
+            rows.append((number, [initial.cpu() for initial in initials], [delta.cpu() for delta in deltas]))
             bar.update()
         return rows
 
     with bar, frozen(decoder.model), decoder.evaluating():  # only delta moves
         for rows in ranks.each(optimised, list(chunks(order, decoder))):
-            states |= {number: (initials, delta) for number, initials, delta in rows}
-    delta = torch.stack([states[i][1] for i in range(len(order))])
-    initials_by_language = zip(*(states[i][0] for i in range(len(order))), strict=True)
-    values_by_language = [Values(torch.stack(initials), delta) for initials in initials_by_language]
+            states |= {number: (initials, deltas) for number, initials, deltas in rows}
+    initials_by_language, deltas_by_language = (
+        zip(*(states[i][part] for i in range(len(order))), strict=True) for part in (0, 1))
+    values_by_language = [Values(torch.stack(initials), torch.stack(deltas))
+                          for initials, deltas in zip(initials_by_language, deltas_by_language)]
     for values, facts in zip(values_by_language, requests):
         for request, row in zip(facts, values.target):
             if not torch.isfinite(row).all():
@@ -144,11 +166,12 @@ def optimise_jointly(
     return values_by_language
 
 
-def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tuple[int, list[Tensor], Tensor]]:
-    """Adam on the mean of the objectives; yields (number, initial states, delta) of each request as it is done."""
+def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]:
+    """Adam on the mean of the objectives; yields (number, initial states, deltas) of each request as it is done."""
     first_part, settings = parts[0], parts[0].settings
     decoder, device = first_part.decoder, first_part.decoder.device_of("block", first_part.layer)
-    delta = torch.zeros(len(first_part.numbers), decoder.sites.d_model, device=device, dtype=decoder.state_dtype)
+    width = decoder.sites.d_model * len(first_part.layers)
+    delta = torch.zeros(len(first_part.numbers), width, device=device, dtype=decoder.state_dtype)
     moment1, moment2 = torch.zeros_like(delta), torch.zeros_like(delta)
     with ExitStack() as stack:
         for part in parts:
@@ -164,7 +187,7 @@ def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tup
                 (gradient,) = torch.autograd.grad(loss.sum(), delta)
             delta = delta.detach()
             for i in finished.nonzero()[:, 0].tolist():
-                yield first_part.numbers[i], [part.initial[i] for part in parts], delta[i]
+                yield first_part.numbers[i], [part.initial[i] for part in parts], [part.added(delta)[i] for part in parts]
             if finished.all():
                 return
             if finished.any():
@@ -177,7 +200,7 @@ def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tup
             moment2 = BETA2 * moment2 + (1 - BETA2) * gradient**2
             scale = (moment2 / (1 - BETA2 ** (step + 1))).sqrt() + EPSILON
             delta = delta - settings.v_lr / (1 - BETA1 ** (step + 1)) * moment1 / scale
-            smallest = torch.stack([part.initial.norm(dim=1, keepdim=True) for part in parts]).amin(0)
+            smallest = torch.stack([part.length[:, None] for part in parts]).amin(0)
             radius = settings.clamp_norm_factor * smallest
             norm = delta.norm(dim=1, keepdim=True)
             delta = torch.where(norm > radius, delta * (radius / norm), delta)
@@ -186,22 +209,37 @@ def _descend(parts: Sequence[_Objective], watch: Watcher | None) -> Iterator[tup
 class _Objective:
     """The loss of one chunk: state is one row a still active request, group after group."""
 
-    def __init__(self, decoder: Decoder, requests: list[TokenisedRequest], layer: int, settings: ValueSettings, site: str):
+    def __init__(self, decoder: Decoder, requests: list[TokenisedRequest], layer: int, settings: ValueSettings, site: Site):
         self.decoder, self.settings, self.layer, self.site = decoder, settings, layer, site
         self.numbers = [request.number for request in requests]
-        start = layer + 1 if site == "block" else layer
+        self.layers, self._scale, self._length = [layer], None, None
+        if isinstance(site, Through):
+            self.layers = list(site.layers)
+            self._scale, self._length = site.scale[self.numbers], site.length[self.numbers]
+        start = layer + 1 if site == "block" else self.layers[0]
         self.groups = [ReplayRows(decoder, group, start, settings.kl_factor > 0) for group in alike(requests, decoder.device)]
         self.kl_initial: Tensor | None = None
         self.initial: Tensor | None = None
         last = decoder.sites.layers - 1
         # As published MEMIT may score at an inner block; ROME, whose delta enters at down_proj, always at the model's output.
-        inner = site == "block" and settings.v_loss_layer is not None
+        inner = site != "down_proj" and settings.v_loss_layer is not None
         self.loss_layer = max(settings.v_loss_layer, layer) if inner else last
         self.looks_ahead = self.loss_layer < last
 
-    def losses(self, delta: Float[Tensor, "n d_model"]) -> dict[str, Float[Tensor, " n"]]:
+    @property
+    def length(self) -> Float[Tensor, " n"]:
+        """|z_0|."""
+        return self.initial.norm(dim=1) if self._length is None else self._length.to(self.initial)
+
+    def added(self, delta: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
+        """What is added to the outputs."""
+        if self._scale is None:
+            return delta
+        return (delta.unflatten(1, (len(self.layers), -1)) * self._scale.to(delta)[..., None]).flatten(1)
+
+    def losses(self, delta: Float[Tensor, "n width"]) -> dict[str, Float[Tensor, " n"]]:
         targets, subjects, initial = [], [], []
-        for group, part in zip(self.groups, delta.split([group.requests for group in self.groups])):
+        for group, part in zip(self.groups, self.added(delta).split([group.requests for group in self.groups])):
             read = group.read.to(delta.device)
             with self._only_at(read.unique()):
                 out = self._replayed(group.replay, part[group.owner.to(part.device)])
@@ -226,7 +264,7 @@ class _Objective:
         terms = {"nll": torch.zeros_like(delta[:, 0]).index_add(0, request_of.to(delta.device), nll)}
         if self.settings.kl_factor:
             terms["kl"] = self.settings.kl_factor * kl.to(delta.device)
-        terms["wd"] = self.settings.v_weight_decay * delta.norm(dim=1) / self.initial.norm(dim=1) ** 2
+        terms["wd"] = self.settings.v_weight_decay * delta.norm(dim=1) / self.length**2
         return terms
 
     def _replayed(self, replay: Replay, delta: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows columns d_model"]:
@@ -236,17 +274,22 @@ class _Objective:
             changed = replay.hidden[:, :1] + delta[:, None].to(replay.hidden)
             return replay(torch.cat([changed, replay.hidden[:, 1:]], 1))
 
-        def add(module, args, output):
-            shaped = by_row(output, len(delta))
-            self._before_delta = shaped[:, 0].detach()
-            changed = torch.cat([shaped[:, :1] + delta[:, None].to(shaped), shaped[:, 1:]], 1)
-            return changed.reshape(output.shape)
+        before: list[Tensor] = []  # the layers' own outputs at column 0, with what is added below them
 
-        hook = self.decoder.down_proj(self.layer).register_forward_hook(add)
-        try:
-            return replay()
-        finally:
-            hook.remove()
+        def adding(part: Float[Tensor, "rows d_model"]):
+            def add(module, args, output):
+                shaped = by_row(output, len(part))
+                before.append(shaped[:, 0].detach())
+                changed = torch.cat([shaped[:, :1] + part[:, None].to(shaped), shaped[:, 1:]], 1)
+                return changed.reshape(output.shape)
+
+            return add
+
+        parts = zip(self.layers, delta.chunk(len(self.layers), dim=1))
+        with hooked(self.decoder.down_proj(layer).register_forward_hook(adding(part)) for layer, part in parts):
+            out = replay()
+        self._before_delta = torch.cat([x.to(delta.device) for x in before], 1) if len(before) > 1 else before[0]
+        return out
 
     @contextmanager
     def _only_at(self, places: Int[Tensor, " places"]) -> Iterator[None]:
@@ -269,6 +312,8 @@ class _Objective:
         if self.settings.kl_factor:
             self.kl_initial = self.kl_initial[index.to(self.kl_initial.device)]
         self.initial = self.initial[active]
+        if self._scale is not None:
+            self._scale, self._length = self._scale[index], self._length[index]
         self.numbers = [self.numbers[i] for i in index.tolist()]
 
     @contextmanager

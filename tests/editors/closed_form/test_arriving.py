@@ -1,16 +1,19 @@
 """Spread edits arrive where a constant, a gate or a norm stands between the down-projection and the residual stream."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import editors
 from common.errors import UserError
+from editors.closed_form.aim import value_site
 from editors.core.decoder import Decoder
 from editors.core.keys import compute_hidden
 from editors.core.prompts import parse_requests
 from editors.core.reach import outputs_for, put_through
+from editors.core.values import optimise
 from tests.models import tiny_model, tiny_tokenizer
 
 STRAIGHT = ["llama", "gptj"]
@@ -21,6 +24,8 @@ _LANGUAGES = (("Orla Venn", "clock"), ("Nyvian Lutmere", "Orla"), ("Brackholt", 
 FACTS = [FACT, *({"prompt": "The native language of {} is", "subject": subject, "target_new": {"str": target}}
                  for subject, target in _LANGUAGES)]
 BARE = [["{}"]]
+SETTINGS = SimpleNamespace(fact_token="subject_last", v_num_grad_steps=10, v_lr=0.5, v_loss_layer=3, v_weight_decay=0.5,
+                           clamp_norm_factor=4, kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids")
 
 
 @pytest.fixture
@@ -98,10 +103,10 @@ def test_outputs_put_in_by_hand_arrive(arch):
     model, tok = tiny_model(arch), tiny_tokenizer()
     decoder, requests = Decoder.of(model, tok), parse_requests(FACTS, tok)
     other = torch.randn(len(FACTS), decoder.sites.d_model, generator=torch.Generator().manual_seed(0))
-    goal = put_through(decoder, requests, 1, other, "subject_last")
+    goal = put_through(decoder, requests, [1], other[:, None], "subject_last")
     current, found = outputs_for(decoder, requests, [1], goal, "subject_last")
-    start = put_through(decoder, requests, 1, current, "subject_last")
-    left = (put_through(decoder, requests, 1, found, "subject_last") - goal).norm(dim=1) / (start - goal).norm(dim=1)
+    start = put_through(decoder, requests, [1], current[:, None], "subject_last")
+    left = (put_through(decoder, requests, [1], found[:, None], "subject_last") - goal).norm(dim=1) / (start - goal).norm(dim=1)
     assert torch.allclose(start, compute_hidden(decoder, requests, 1), atol=1e-5)
     assert left.max() <= 0.01
 
@@ -126,3 +131,21 @@ def test_experts_alone_are_refused(alg_name, hparams):
 def test_llama4_and_its_kin_are_edited(arch, hparams):
     *_, edit = edited(arch, "MEMIT", hparams("MEMIT", [1, 2]), FACTS)
     assert max(edit.info["share_left"]) < 0.01
+
+
+@pytest.mark.parametrize("arch", ["gemma2", "olmo2"])
+def test_clamp_and_step_are_in_units_of_the_stream(arch):
+    """A hundredfold output of the down-projection, which its norm does not feel, leaves the arriving states as they were."""
+    def moved(factor):
+        model, tok = tiny_model(arch), tiny_tokenizer()
+        with torch.no_grad():
+            for block in model.model.layers:
+                block.mlp.down_proj.weight *= factor
+        decoder, requests = Decoder.of(model, tok), parse_requests(FACTS, tok)
+        site = value_site(decoder, requests, [1, 2], "subject_last")
+        values = optimise(decoder, requests, 2, SETTINGS, ["{}"], site, progress=False)
+        states = put_through(decoder, requests, [1, 2], values.target.unflatten(1, (2, -1)), "subject_last")
+        return states - compute_hidden(decoder, requests, 2)
+
+    once, hundredfold = moved(10), moved(1000)
+    assert ((once - hundredfold).norm(dim=1) <= 0.02 * once.norm(dim=1)).all()
