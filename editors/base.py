@@ -160,8 +160,8 @@ def what_is_said(edit: Edit, task: Task) -> dict[str, list]:
         with edit.applied(task.model):
             return recall(task.model, task.tok, task.requests)
 
-    told = ranks.from_first(measured)
-    lines = [not_said(task.requests, told)]
+    recalled = ranks.from_first(measured)
+    lines = [not_said(task.requests, recalled)]
     far = [i for i, share in enumerate(edit.info.get("share_left", [])) if share > FAR]
     if far:
         named = ", ".join(f"{task.requests[i].text!r} ({edit.info['share_left'][i]:.2f})" for i in far[:3])
@@ -170,7 +170,7 @@ def what_is_said(edit: Edit, task: Task) -> dict[str, list]:
                      f"{named}{more}")
     for line in filter(None, lines):
         warnings.warn(line, TargetNotReached, stacklevel=4)
-    return {"target_probability": told.probability, "reached": told.said}
+    return {"target_probability": recalled.probability, "reached": recalled.said}
 
 
 def _warn_of_contradictions(requests: Sequence[Request]) -> None:

@@ -50,21 +50,21 @@ def batching(model: nn.Module) -> Batching:
     Raises UserError for a model that can't read a row, or whose logits of a row depend on the other rows of a batch.
     """
     model = unwrapped(model)
-    known = kept(model, "batching")
-    if "found" not in known:
+    results = kept(model, "batching")
+    if "batching" not in results:
         with evaluating(model), torch.no_grad():
-            found = _try(model)
-        if found is None:
+            allowed = _try(model)
+        if allowed is None:
             return Batching(True, True, True)
-        known["found"] = found
-    return known["found"]
+        results["batching"] = allowed
+    return results["batching"]
 
 
 def check_continues(model: nn.Module, what: str) -> None:
     """Raises UserError unless rows padded on the left go on from a cache; what: what needs that."""
-    found = batching(model)
-    if not found.continues:
-        reason = "reads padding into its states" if not found.left else "goes on from no key/value cache"
+    allowed = batching(model)
+    if not allowed.continues:
+        reason = "reads padding into its states" if not allowed.left else "goes on from no key/value cache"
         raise UserError(f"{type(unwrapped(model)).__name__} {reason} (a recurrent or hybrid decoder), and {what} would be "
                         "wrong: FT and the metrics of experiments.evaluate and experiments.downstream are right for it")
 
@@ -81,8 +81,8 @@ def run(model: nn.Module, ids: Int[Tensor, "rows tokens"], **options) -> Float[T
 
     options: as of the model's forward; those that it does not know are left out.
     """
-    known = inspect.signature(model.forward).parameters
-    options = {name: value for name, value in {"use_cache": False, **options}.items() if name in known}
+    parameters = inspect.signature(model.forward).parameters
+    options = {name: value for name, value in {"use_cache": False, **options}.items() if name in parameters}
     with torch.no_grad():
         return model(input_ids=ids, **options).logits
 
@@ -140,6 +140,6 @@ def _forward(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, **o
     return model(input_ids=ids, attention_mask=mask, **{"use_cache": False, **options}).logits
 
 
-def _close(logits: Tensor, wanted: Tensor) -> bool:
-    scale = wanted.double().square().mean().sqrt()
-    return bool((logits.double() - wanted.double()).square().mean().sqrt() <= TOLERANCE[wanted.element_size()] * scale)
+def _close(logits: Tensor, expected: Tensor) -> bool:
+    scale = expected.double().square().mean().sqrt()
+    return bool((logits.double() - expected.double()).square().mean().sqrt() <= TOLERANCE[expected.element_size()] * scale)

@@ -106,9 +106,9 @@ def check_report(source: str, report: dict[str, Any], new: Iterable[str] = (), m
                         "are not of the same model")
     mismatched = sorted(report["mismatched_keys"])
     if mismatched:
-        name, found, wanted = mismatched[0]
-        raise UserError(f"model {source!r}: its weights do not fit its config.json: {name} has shape {list(found)}, "
-                        f"not {list(wanted)}")
+        name, stored, expected = mismatched[0]
+        raise UserError(f"model {source!r}: its weights do not fit its config.json: {name} has shape {list(stored)}, "
+                        f"not {list(expected)}")
 
 
 def check_tokenizer(source: str, model: nn.Module, tok) -> None:
@@ -172,8 +172,8 @@ def _check_objects(source: str, explain: Explain) -> None:
 
 def _like(model: nn.Module, names: Iterable[str]) -> list[str]:
     """The names that are those of the model's parameters but for the numbers in them."""
-    own = {NUMBER.sub("*", name) for name, _ in model.named_parameters()}
-    return [name for name in names if NUMBER.search(name) and NUMBER.sub("*", name) in own]
+    templates = {NUMBER.sub("*", name) for name, _ in model.named_parameters()}
+    return [name for name in names if NUMBER.search(name) and NUMBER.sub("*", name) in templates]
 
 
 def _dequantised(config, source: str) -> str | None:

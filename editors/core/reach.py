@@ -166,14 +166,14 @@ class _Blocks:
             for layers_done, layer in enumerate(self.layers):
                 run = self.run(put_in)
                 missing = goal - run.states[end]
-                wanted = run.states[layer] + missing / (len(self.layers) - layers_done)
-                put_in[layer] = self._towards(layer, put_in, run.outputs[layer], wanted.detach())
+                nearer = run.states[layer] + missing / (len(self.layers) - layers_done)
+                put_in[layer] = self._towards(layer, put_in, run.outputs[layer], nearer.detach())
         return best
 
     def _towards(
-        self, layer: int, put_in: Mapping[int, Tensor], start: Float[Tensor, "n d_model"], wanted: Float[Tensor, "n d_model"]
+        self, layer: int, put_in: Mapping[int, Tensor], start: Float[Tensor, "n d_model"], goal: Float[Tensor, "n d_model"]
     ) -> Float[Tensor, "n d_model"]:
-        """The output of a layer's down-projection with which its block puts out what is wanted, or comes nearest to it.
+        """The output of a layer's down-projection with which its block puts out what is sought, or comes nearest to it.
 
         Each step divides what is missing by the slope of each channel, which for a constant or a gate is all there is, and for
         a norm all but one direction.
@@ -186,7 +186,7 @@ class _Blocks:
         for step in range(STEPS + 1):
             output.requires_grad_(True)
             state = self.run({**put_in, layer: output}, layer).states[layer]
-            missing = (wanted - state).detach()
+            missing = (goal - state).detach()
             left = missing.norm(dim=1)
             if nearest is None:
                 nearest = at_first = left

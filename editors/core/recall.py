@@ -51,12 +51,13 @@ def recall(model: nn.Module, tok, requests: Sequence[Request]) -> Recall:
     return Recall(probability, said)
 
 
-def not_said(requests: Sequence[Request], told: Recall) -> str | None:
+def not_said(requests: Sequence[Request], recalled: Recall) -> str | None:
     """The line about the requests whose targets the model does not say; None if it says all."""
-    failed = [i for i, said in enumerate(told.said) if not said]
+    failed = [i for i, said in enumerate(recalled.said) if not said]
     if not failed:
         return None
-    examples = [f"{requests[i].text + requests[i].target_new!r} (probability {told.probability[i]:.2g})" for i in failed[:3]]
+    examples = [f"{requests[i].text + requests[i].target_new!r} (probability {recalled.probability[i]:.2g})"
+                for i in failed[:3]]
     named = ", ".join(examples) + (", ..." if len(failed) > 3 else "")
     return f"{len(failed)} of {len(requests)} targets were not reached, the edited model would say something else: {named}"
 
