@@ -70,7 +70,7 @@ def draw_perplexity(runs: Runs) -> plt.Figure | None:
     for number, curve in enumerate(curves):
         if curve:
             lines.plot(ax, number, *zip(*curve))
-    lines.label_axes(ax, EDITS, "perplexity (mean over texts)")
+    lines.label_axes(ax, EDITS, "perplexity")
     lines.scale([ax])
     lines.legend(figure, [label for label, _ in runs])
     return figure

@@ -12,7 +12,7 @@ import random
 import re
 import warnings
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,21 @@ class Corpus:
         if self.identity.startswith("hub:"):
             return _HubTexts(self)
         return _scan(*_version_of(Path(self.name)))[1]
+
+    def stream(self) -> Iterator[str]:
+        """Pieces of all texts as one: the lines of a .txt file as they are, other texts with blank lines between them.
+
+        Raises UserError as `texts()`, and for a file that is not UTF-8.
+        """
+        if not self.identity.startswith("hub:") and Path(self.name).suffix == ".txt":
+            try:
+                with open(self.name, encoding="utf-8-sig", newline="") as file:
+                    yield from file
+            except UnicodeDecodeError:
+                raise UserError(f"corpus {self.name}: not UTF-8") from None
+            return
+        for number, text in enumerate(self.texts()):
+            yield "\n\n" + text if number else text
 
 
 def find_corpus(dataset: str) -> Corpus:

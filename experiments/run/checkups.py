@@ -4,7 +4,6 @@ Files: ``batches/<edits>.json``, ``history/<edits>.jsonl``, ``downstream/<edits>
 models; ``<edits>`` counts the edits in the model; 0 is the unedited one.
 """
 
-import itertools
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,18 +11,16 @@ from typing import Any
 
 import psutil
 
-from common.errors import UserError
 from data.files import json_lines, write_text
 from data.records import Record
 from editors.core import ranks
 from editors.core.corpus import find_corpus
 from editors.sequence import EditSequence
+from experiments.metrics.perplexity import stream_ids, stream_perplexity
 from experiments.results import run_folder
 from experiments.run import tasks
 from experiments.run.job import RunJob
 from experiments.run.measure import metrics_of
-
-PERPLEXITY_TEXTS = 20
 
 
 class Checkups:
@@ -31,12 +28,10 @@ class Checkups:
 
     def __init__(self, job: RunJob, run: Path):
         self.job, self.run, self.config = job, run, job.config
-        self.texts = None
+        self.stream = None
         if job.perplexity_corpus:
-            texts = find_corpus(job.perplexity_corpus).texts()
-            self.texts = list(itertools.islice((text for text in texts if text.strip()), PERPLEXITY_TEXTS))
-            if not self.texts:
-                raise UserError(f"--perplexity_corpus {job.perplexity_corpus}: it holds no text")
+            corpus = find_corpus(job.perplexity_corpus)
+            self.stream = stream_ids(job.tok, corpus, self.config.perplexity_tokens)
 
     @property
     def between_batches(self) -> bool:
@@ -117,12 +112,10 @@ class Checkups:
             write_text(path, json_lines(lines))
 
     def _perplexity(self) -> dict[str, Any]:
-        if self.texts is None:
+        if self.stream is None:
             return {}
-        from experiments.metrics.generation import perplexities  # nltk and scikit-learn are slow to import
-
-        values = perplexities(self.job.model, self.job.tok, self.texts)
-        return {"perplexity": sum(values) / len(values)}
+        measured = stream_perplexity(self.job.model, self.job.tok, self.stream)
+        return {"perplexity": measured.perplexity, "perplexity_tokens": measured.tokens}
 
     def _downstream(self, edits: int) -> dict[str, Any]:
         def measure_and_write() -> dict[str, Any]:  # not shared out: the first process does it

@@ -197,8 +197,11 @@ class SequenceFlags:
         None, "measure so many of the earlier edits; by default all", parse=at_least_one,
         needs={"history_eval_steps": "--history_eval_steps"}, settles=ALWAYS)
     perplexity_corpus: str | None = flag(
-        None, "measure the perplexity of the first 20 texts of this .txt or .jsonl file, or data set of the hub, on the "
+        None, "measure the perplexity of this .txt or .jsonl file, or data set of the hub, as one stream of tokens, on the "
         "unedited model and whenever the history is measured; world: its own corpus", needs=_CHECKUPS, settles=ALWAYS)
+    perplexity_tokens: int | None = flag(
+        None, "read so many tokens of it; by default all of a file, 500,000 of a data set of the hub", parse=at_least_one,
+        needs={"perplexity_corpus": "--perplexity_corpus"}, settles=OR_NULL)
     save_model: bool = flag(False, "save the edited model as transformers loads it", parse=true_or_false, saves=True)
     save_model_interval: int = flag(100, "batches from one to the next", parse=at_least_one)
     save_model_location: str | Path | None = flag(

@@ -19,6 +19,7 @@ DEFAULTS = {
     "conserve_memory": False, "seed": 0, "save_edits": False,
     "skip_generation_tests": False, "generation_test_interval": 1, "contains_length": 0,
     "sequential": False, "checkpoint_steps": 10, "history_eval_steps": 0, "history_sample": None, "perplexity_corpus": None,
+    "perplexity_tokens": None,
     "save_model": False, "save_model_interval": 100, "save_model_location": None,
     "language": None, "language_eval": None, "languages_measured": None, "pairing": None, "profile": None, "bilingual": None,
     "add_attention": False, "top_num_heads": None, "alpha": None, "head_ind": None, "load_attention": None,
@@ -31,8 +32,8 @@ DEFAULTS = {
 SETTLED = {
     ALWAYS: {"alg_name", "num_edits", "seed", "generation_test_interval", "skip_generation_tests", "sequential",
              "history_eval_steps", "history_sample", "perplexity_corpus"},
-    OR_NULL: {"language", "language_eval", "languages_measured", "pairing", "profile", "bilingual", "top_num_heads", "alpha",
-              "head_ind", "load_attention", "load_delta", "eval_on_others"},
+    OR_NULL: {"perplexity_tokens", "language", "language_eval", "languages_measured", "pairing", "profile", "bilingual",
+              "top_num_heads", "alpha", "head_ind", "load_attention", "load_delta", "eval_on_others"},
     WITH_TASKS: {"downstream_eval_steps", "gen_len", "legacy_rte_labels"},
     IF_SET: set(),
 }

@@ -41,6 +41,7 @@ def test_what_is_written(sequence, golden):
     batches = [read(run, f"batches/{n:06d}.json") for n in (0, 2, 4, 5)]
     assert [batch["edits"] for batch in batches] == [0, 2, 4, 5]
     assert ["perplexity" in batch for batch in batches] == [True, False, True, True]
+    assert len({batch["perplexity_tokens"] for batch in batches if "perplexity" in batch}) == 1
     distances = [next(iter(batch["weights"].values()))["relative_distance"] for batch in batches[1:]]
     assert 0 < distances[0] < distances[1] and batches[3]["memory_mb"] > 0
     # What a case has after its own batch is what the next history finds for the last batch; earlier cases have moved on.
