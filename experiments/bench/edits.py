@@ -16,7 +16,8 @@ from typing import Any
 from unittest import mock
 
 from common.errors import UserError
-from editors.closed_form import memit, spread
+from editors import base
+from editors.closed_form import aim, memit, spread
 from editors.core import solve
 from experiments import evaluate
 from experiments.results import run_folder, summary
@@ -66,8 +67,9 @@ def _clocked(clock: Clock) -> Iterator[None]:
             (evaluate, "prepare", lambda: "model and data"), (batches, "measure", which),
             (run_folder, "write_cases", lambda: "results"), (memit, "prepare", lambda: "contexts"),
             (memit, "second_moments", lambda: "statistics"),
-            (spread, "cached_optimise", lambda: "target states"), (spread, "compute_keys", lambda: "keys"),
-            (spread, "compute_hidden", lambda: "states now"), (solve, "memit", lambda: "solve"),
+            (spread, "cached_optimise", lambda: "target states"), (aim, "compute_keys", lambda: "keys"),
+            (aim, "compute_hidden", lambda: "states now"), (solve, "memit", lambda: "solve"),
+            (base, "what_is_said", lambda: "targets said"),
         ):
             stack.enter_context(mock.patch.object(owner, name, clock.timed(step, getattr(owner, name))))
         yield

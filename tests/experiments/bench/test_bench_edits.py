@@ -13,7 +13,7 @@ def test_every_second_has_a_step(golden, hparams, tmp_path, capsys):
                            "--ds_name", str(golden / "multi_counterfact.json"), "--edits", "3", "--threads", "1",
                            "--out", str(tmp_path / "edits.json")])
     assert set(measured["seconds"]) == {"model and data", "metrics before", "contexts", "statistics", "target states", "keys",
-                                        "states now", "solve", "metrics after", "results", "other"}
+                                        "states now", "solve", "targets said", "metrics after", "results", "other"}
     assert sum(measured["seconds"].values()) == pytest.approx(measured["total"])
     assert all(seconds >= 0 for seconds in (*measured["seconds"].values(), *measured["processor_seconds"].values()))
     assert measured["memory_mib"]["other"] >= measured["memory_mib"]["model and data"] > 10
