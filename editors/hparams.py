@@ -83,6 +83,9 @@ class ValueHParams(HParams):
     target_tokens: ClassVar[str] = "ids"
     """How a target of several tokens is put behind a prompt: as tokens, or ("text") as text that is tokenised anew (MEMAT's
     program)."""
+    end_of_text: bool = False
+    """Whether the tokenizer's end-of-text token is part of the target, so that an answer stops behind it; published: it is
+    not."""
 
     mom2_dataset: str
     """Corpus of the second moments: a Hugging Face data set, "world" (the built-in world's), or the path of a .jsonl (field

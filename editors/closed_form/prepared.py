@@ -61,7 +61,8 @@ def prepare(
         warnings.warn(f"layers {shared} are mixtures of experts: only the expert that every token passes is edited, "
                       f"{decoder.sites.name('down_proj', shared[0])}", stacklevel=2)
     prepared = Prepared(decoder, contexts)
-    check_lengths(task.tok, task.requests, prepared.templates[1:], decoder.positions)
+    checked = prepared.templates if hparams.end_of_text else prepared.templates[1:]  # a Task is of the bare prompt and target
+    check_lengths(task.tok, task.requests, checked, decoder.positions, hparams.end_of_text)
     return prepared
 
 

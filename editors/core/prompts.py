@@ -47,9 +47,13 @@ class Request:
         """What stands before target_true."""
         return without_space(fill(self.true_prompt or self.prompt, self.true_subject or self.subject))
 
-    def target_ids(self, tok) -> list[int]:
-        """Token ids of target_new behind the prompt."""
-        return encode_target(tok, self.target_new, self.text)
+    def target_ids(self, tok, end_of_text: bool = False) -> list[int]:
+        """Token ids of target_new behind the prompt; with the tokenizer's end-of-text token behind them, if asked for.
+
+        Raises UserError for a tokenizer without one.
+        """
+        ids = encode_target(tok, self.target_new, self.text)
+        return [*ids, end_id(tok)] if end_of_text else ids
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,18 @@ def parse_requests(requests: Sequence[Mapping | Request], tok=None) -> list[Requ
     return [_parse(request, i, tok) for i, request in enumerate(requests)]
 
 
-def check_lengths(tok, requests: Sequence[Request], templates: Sequence[str], positions: int | None) -> None:
+def check_lengths(
+    tok, requests: Sequence[Request], templates: Sequence[str], positions: int | None, end_of_text: bool = False
+) -> None:
     """Raises UserError for a request whose prompt and target do not fit into a model's ``positions`` (None: any number).
 
-    templates: contexts with one ``{}`` each, in which the prompt shall fit. The target's last token is never fed to a model.
+    templates: contexts with one ``{}`` each, in which the prompt shall fit. The target's last token, which with end_of_text is
+    the end, is never fed to a model.
     """
     if positions is None or not templates:
         return
     for i, request in enumerate(requests):
-        target = len(request.target_ids(tok)) - 1
+        target = len(request.target_ids(tok, end_of_text)) - 1
         texts = [fill(template, request.text) for template in templates]
         for template, (ids, _) in zip(templates, tokenize(tok, texts)):
             if len(ids) + target > positions:
@@ -216,6 +223,13 @@ def pad_id(tok) -> int:
     So none that was added to the tokenizer: the model's embedding may not have been resized for it.
     """
     return next((i for i in (tok.pad_token_id, tok.eos_token_id) if i is not None and i < tok.vocab_size), 0)
+
+
+def end_id(tok) -> int:
+    """The id of the end-of-text token. Raises UserError for a tokenizer without one."""
+    if tok.eos_token_id is None:
+        raise UserError("end_of_text: the tokenizer has no end-of-text token; leave it false, or set eos_token in its files")
+    return tok.eos_token_id
 
 
 def prompt_ids(tok, text: str) -> Ids:

@@ -20,7 +20,7 @@ from .values import Site, Values, ValueSettings, optimise
 
 SETTINGS = (
     "fact_token", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay", "clamp_norm_factor", "kl_factor", "kl_prompt",
-    "target_tokens",
+    "target_tokens", "end_of_text",
 )
 
 FINDINGS = ("down_projs", "mixtures", "arrivals")

@@ -33,10 +33,10 @@ class TokenisedRequest:
     @staticmethod
     def build(
         tok, number: int, request: Request, fact_token: str, templates: Sequence[str], kl_prompt: str,
-        target_tokens: str = "ids",
+        target_tokens: str = "ids", end_of_text: bool = False,
     ) -> TokenisedRequest:
         """The request's token rows in these contexts. Raises UserError as `prompts.locate` and `encode_target` do."""
-        target = request.target_ids(tok)
+        target = request.target_ids(tok, end_of_text)
         prompts = [fill(t, request.prompt) for t in templates]
         located = [locate(tok, prompt, request.subject, fact_token) for prompt in prompts]
         rows = [continued(tok, fill(p, request.subject), x.ids, target, target_tokens) for p, x in zip(prompts, located)]

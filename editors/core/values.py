@@ -48,6 +48,7 @@ class ValueSettings(Protocol):
     kl_factor: float
     kl_prompt: str
     target_tokens: str
+    end_of_text: bool
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def optimise_jointly(
     by_language = [
         [
             TokenisedRequest.build(
-                decoder.tok, number, request, language.fact_token, contexts, language.kl_prompt, language.target_tokens
+                decoder.tok, number, request, language.fact_token, contexts, language.kl_prompt, language.target_tokens,
+                language.end_of_text,
             )
             for number, request in enumerate(facts)
         ]

@@ -88,11 +88,12 @@ class MEMAT(HeadEditor):
             lr=hp.correction_lr, clamp=hp.clamp_norm_factor, weight_decay=hp.v_weight_decay,
             kl_factor=hp.kl_factor if profile.correction_kl else 0.0,
             kl_prompt=(hp.head_kl_prompt or hp.kl_prompt) if profile.head_contexts == "own" else "{} is a",
-            fact_token=hp.fact_token, target_tokens=hp.target_tokens, position=hp.train_position, norm=profile.head_norm,
-            divide_by_full_batch=profile.full_batch,
+            fact_token=hp.fact_token, target_tokens=hp.target_tokens, end_of_text=hp.end_of_text,
+            position=hp.train_position, norm=profile.head_norm, divide_by_full_batch=profile.full_batch,
         )
 
     def _corrector(self, task: Task) -> Callable[[Sequence[Head]], Corrections]:
         templates = self.head_templates(task.model, task.tok, task.context_templates)
-        check_lengths(task.tok, task.requests, templates[1:], longest_context(task.model))
+        checked = templates if self.hparams.end_of_text else templates[1:]  # a Task is of the bare prompt and target
+        check_lengths(task.tok, task.requests, checked, longest_context(task.model), self.hparams.end_of_text)
         return lambda heads: self.correct(task.model, task.tok, task.requests, heads, templates, task.progress)

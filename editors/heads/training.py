@@ -47,6 +47,7 @@ class Settings:
     kl_prompt: str
     fact_token: str
     target_tokens: Literal["ids", "text"] = "ids"
+    end_of_text: bool = False
     batch: int = 32
     epochs: int = 1
     position: Literal["last_real", "all", "legacy"] = "last_real"
@@ -73,7 +74,7 @@ class _FactRows:
 
     @staticmethod
     def build(tok, request: Request, templates: Sequence[str], kl_prompt: str, settings: Settings) -> _FactRows:
-        target = request.target_ids(tok)
+        target = request.target_ids(tok, settings.end_of_text)
         texts = [fill(fill(t, request.prompt), request.subject) for t in templates]
         rows = [continued(tok, text, ids, target, settings.target_tokens)
                 for text, (ids, _) in zip(texts, tokenize(tok, texts))]

@@ -43,6 +43,8 @@ class FTHParams(HParams):
     """Largest change of any element of a weight (FT-L); false or null: unconstrained."""
     batch_size: Count = 64
     """Requests a step."""
+    end_of_text: bool = False
+    """Whether the tokenizer's end-of-text token is learned too, behind the whole target; published: it is not."""
     wd_power_law: PowerLaw | None = None
     """[a, b]: with n requests the weight decay is n^a e^b (MEMIT appendix B.1)."""
     legacy_wd_power_law: bool = False
@@ -83,7 +85,7 @@ class FT(WeightEditor):
         masters = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for name, p in weights.items()}
         starts = {name: master.clone() for name, master in masters.items()}
         batches = [
-            _Batch.build(tok, requests[i : i + hp.batch_size], input_device(model))
+            _Batch.build(tok, requests[i : i + hp.batch_size], input_device(model), hp.end_of_text)
             for i in range(0, len(requests), hp.batch_size)
         ]
         optimiser = torch.optim.Adam(masters.values(), lr=hp.lr, weight_decay=hp.decay(len(requests)))
@@ -153,18 +155,32 @@ def _gradients(loss: torch.Tensor, weights: Mapping[str, nn.Parameter]) -> Seque
 class _Batch:
     inputs: dict[str, torch.Tensor]
     targets: list[list[int]]
+    """With the end behind them, if it is learned."""
+    ended: bool
+    """Whether the targets, but for their ends, stand behind their prompts in the inputs."""
 
     @staticmethod
-    def build(tok, requests: Sequence[Request], device: torch.device) -> _Batch:
-        texts = [request.text for request in requests]
-        inputs = pad_batch([ids for ids, _ in tokenize(tok, texts)], pad_id(tok), device)
-        return _Batch(inputs, [request.target_ids(tok) for request in requests])
+    def build(tok, requests: Sequence[Request], device: torch.device, ended: bool = False) -> _Batch:
+        rows = [ids for ids, _ in tokenize(tok, [request.text for request in requests])]
+        targets = [request.target_ids(tok, ended) for request in requests]
+        if ended:
+            rows = [row + target[:-1] for row, target in zip(rows, targets)]
+        return _Batch(pad_batch(rows, pad_id(tok), device), targets, ended)
 
     def loss(self, model: nn.Module) -> torch.Tensor:
-        """Mean over requests of the mean over the target's tokens of -log p at the last prompt token."""
+        """Mean over requests of the mean over the target's tokens of -log p at the last prompt token, an end's at the last."""
         mask = self.inputs["attention_mask"]
         logits = model(input_ids=self.inputs["input_ids"], attention_mask=mask).logits
         last = mask.sum(1) - 1
-        log_p = logits[torch.arange(len(last), device=logits.device), last.to(logits.device)]
-        log_p = log_p.to(torch.promote_types(log_p.dtype, torch.float32)).log_softmax(-1)
-        return -torch.stack([row[target].mean() for row, target in zip(log_p, self.targets)]).mean()
+        if not self.ended:
+            return -torch.stack([row[target].mean() for row, target in zip(_log_p(logits, last), self.targets)]).mean()
+        behind_prompts = last - torch.tensor([len(target) - 1 for target in self.targets], device=last.device)
+        tokens = [torch.cat([row[target[:-1]], ended_row[target[-1:]]]) for row, ended_row, target
+                  in zip(_log_p(logits, behind_prompts), _log_p(logits, last), self.targets)]
+        return -torch.stack([log_p.mean() for log_p in tokens]).mean()
+
+
+def _log_p(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the next token at one place of each row, in float32 at least."""
+    logits = logits[torch.arange(len(places), device=logits.device), places.to(logits.device)]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

@@ -27,7 +27,7 @@ from experiments.bench.race import race, require_equal
 TOLERANCE = 1e-4
 SETTINGS = SimpleNamespace(
     fact_token="subject_last", v_num_grad_steps=25, v_lr=0.5, v_loss_layer=None, v_weight_decay=0.5,
-    clamp_norm_factor=0.75, kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids",
+    clamp_norm_factor=0.75, kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids", end_of_text=False,
 )
 
 

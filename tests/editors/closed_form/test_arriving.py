@@ -25,7 +25,7 @@ FACTS = [FACT, *({"prompt": "The native language of {} is", "subject": subject, 
                  for subject, target in _LANGUAGES)]
 BARE = [["{}"]]
 SETTINGS = SimpleNamespace(fact_token="subject_last", v_num_grad_steps=10, v_lr=0.5, v_loss_layer=3, v_weight_decay=0.5,
-                           clamp_norm_factor=4, kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids")
+                           clamp_norm_factor=4, kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids", end_of_text=False)
 
 
 @pytest.fixture

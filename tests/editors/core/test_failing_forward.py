@@ -20,7 +20,7 @@ REQUESTS = [Request("{} lives in the city of", "Orla Venn", " Lutmere"), Request
 GROUPS = [["{}"], ["The city of Lutmere. {}"]]
 SETTINGS = dict(
     fact_token="subject_last", v_num_grad_steps=3, v_lr=0.5, v_loss_layer=None, v_weight_decay=0.5, clamp_norm_factor=0.75,
-    kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids",
+    kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids", end_of_text=False,
 )
 TOK = tiny_tokenizer("byte_level_bos")
 

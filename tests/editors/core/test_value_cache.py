@@ -20,7 +20,7 @@ REQUESTS = [Request("{} lives in", "Orla Venn", " Lutmere"), Request("{} works a
 TEMPLATES = ["{}", "The ferry was late. {}"]
 HPARAMS = dict(
     fact_token="subject_last", v_num_grad_steps=3, v_lr=0.5, v_loss_layer=None, v_weight_decay=0.5, clamp_norm_factor=0.75,
-    kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids",
+    kl_factor=0.0625, kl_prompt="{} is a", target_tokens="ids", end_of_text=False,
 )
 
 
@@ -73,6 +73,7 @@ CHANGES = {
     "v_loss_layer": lambda: {"v_loss_layer": 2},
     "v_weight_decay": lambda: {"v_weight_decay": 0.4},
     "clamp_norm_factor": lambda: {"clamp_norm_factor": 1.0},
+    "end_of_text": lambda: {"end_of_text": True},
     "kl_factor": lambda: {"kl_factor": 0.0},
     "target_tokens": lambda: {"target_tokens": "text"},
     "kl_prompt": lambda: {"kl_prompt": "{} és"},

@@ -23,7 +23,7 @@ REQUESTS = [
 TOLERANCE = 1e-4
 SETTINGS = dict(
     fact_token="subject_last", v_num_grad_steps=5, v_lr=0.5, v_loss_layer=None, v_weight_decay=0.5, clamp_norm_factor=0.75,
-    kl_factor=0.5, kl_prompt="{} is a", target_tokens="ids",
+    kl_factor=0.5, kl_prompt="{} is a", target_tokens="ids", end_of_text=False,
 )
 
 
