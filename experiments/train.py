@@ -110,6 +110,8 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = str(error).split(":")[-1].strip().splitlines()[0]
+        if key == "model.name":
+            raise UserError("+model=auto needs model.name=NAME: a folder, a GGUF file, smollm2 or a model of the hub") from None
         group = "alg" if key == "alg" else "experiment"
         choices = ", ".join(sorted(p.stem for p in (CONFIGS / group).glob("*.yaml")))
         raise UserError(f"choose +{group}=NAME (there is {choices})") from None

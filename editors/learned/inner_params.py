@@ -10,14 +10,15 @@ from common.errors import UserError
 from .model_kind import model_kind, ModelKind
 
 _FEED_FORWARD = re.compile(r"(^|\.)(mlp|fc1|fc2|DenseReluDense|feed_forward|intermediate|(?<!attention\.)output|ffn)(\.|$)")
+_GATES = ("wi_1", "gate_proj")
 _ROUTER = re.compile(r"(^|\.)(router|gate|shared_expert_gate)(\.|$)")
 
 
 def default_inner_params(model: nn.Module, blocks: int | None = None) -> list[str]:
     """The weights of the feed-forward maps of the last blocks, block after block in the model's order.
 
-    blocks: of each stack; None: three, of an encoder and a decoder two each. Gates of gated layers (T5's wi_1) are left out,
-    routers of experts, and what a multimodal decoder has besides its language model.
+    blocks: of each stack; None: three, of an encoder and a decoder two each. Left out are gates of gated layers (T5's wi_1,
+    Llama's gate_proj), routers of experts, and what a multimodal decoder has besides its language model.
     Raises UserError if there are none.
     """
     kind = model_kind(model)
@@ -33,8 +34,8 @@ def default_inner_params(model: nn.Module, blocks: int | None = None) -> list[st
             names += [
                 f"{path}.{number}.{inner}.weight"
                 for inner, module in stack[number].named_modules()
-                if isinstance(module, (nn.Linear, Conv1D)) and _FEED_FORWARD.search(inner) and not inner.endswith("wi_1")
-                and not _ROUTER.search(inner)
+                if isinstance(module, (nn.Linear, Conv1D)) and _FEED_FORWARD.search(inner)
+                and not inner.endswith(_GATES) and not _ROUTER.search(inner)
             ]
     if not names:
         raise UserError("inner_params: no feed-forward weights were found in the model's last blocks; name the weights")

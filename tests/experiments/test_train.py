@@ -11,7 +11,9 @@ import yaml
 from data.episodes import DataOptions
 from experiments import train
 from experiments.run.cli import run_program
+from experiments.training.models import inner_params_of, load_editable
 from tests.conftest import ROOT
+from tests.models import tiny_model, tiny_tokenizer
 
 CONFIGS = ROOT / "hparams" / "train"
 SMALL = (
@@ -231,6 +233,22 @@ def test_the_published_command_on_files(start, folders, tmp_path):
     assert about["split"] == "validation" and "perplexity/pre_val" in about["results"]
 
 
+def test_any_decoder(start, fails, tmp_path):
+    """Class, tokenizer and weights are those of the folder."""
+    folder = tmp_path / "llama"
+    model = tiny_model("llama", max_position_embeddings=64)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    run = start("+alg=mend", "+experiment=gen", "+model=auto", f"model.name={folder}", *SMALL)
+    last = model.config.num_hidden_layers
+    edited = {f"model.layers.{layer}.mlp.{name}.weight" for layer in range(last - 3, last) for name in ("up_proj", "down_proj")}
+    model = load_editable({"name": str(folder)}, "gen")[0]
+    assert type(model).__name__ == "LlamaForCausalLM" and set(inner_params_of({}, model)) == edited
+    about = json.loads((run / "run.json").read_text())["model"]
+    assert about["name"] == str(folder)
+    assert re.search("model.name=NAME", fails("+alg=mend", "+experiment=gen", "+model=auto", *SMALL))
+
+
 def test_targets_as_long_as_their_texts(fails, folders, tmp_path):
     """Anywhere in the file: the error comes before the training."""
     texts = [f"The river number {i} flows through the old town and then to the sea in spring." for i in range(8)] + ["So."]
@@ -428,8 +446,6 @@ def test_damaged_data_and_archives(fails, start, folders, tmp_path):
 def test_weights_of_lightning_files(folders, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from experiments.training.models import load_editable
-
     weights = load_file(folders["bert"] / "model.safetensors")
     head = load_file(folders["bert"] / "classifier_head.safetensors")
     lightning = {f"model.model.{k}": v + 1 for k, v in weights.items()} | {f"model.{k}": v + 1 for k, v in head.items()}
@@ -470,4 +486,4 @@ def test_configurations_are_complete():
         assert algorithm(path.stem) and yaml.safe_load(path.read_text())["alg"] == path.stem
     for path in (CONFIGS / "model").glob("*.yaml"):
         params = yaml.safe_load(path.read_text())["inner_params"]
-        assert params is None and path.stem == "world" or len(set(params)) == len(params) > 3
+        assert params is None and path.stem in ("world", "auto") or len(set(params)) == len(params) > 3
