@@ -15,6 +15,7 @@ from common.errors import UserError
 from editors.base import Task, WeightEditor
 from editors.changes import Dense, LowRank
 from editors.configuration import Count, Positive
+from editors.core.batching import check_padding
 from editors.core.modules import input_device, longest_context
 from editors.core.prompts import fill, Request
 from . import checkpoint
@@ -121,6 +122,8 @@ class LearnedEditor(WeightEditor):
 
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
         alg, info = self.editable(task.model)
+        if alg.kind is ModelKind.DECODER:
+            check_padding(task.model, f"an edit by {self.name}")
         batch, condition = self._batches(task.model, task.tok, alg, task.requests)
         with torch.no_grad():
             edited, _ = alg.edit(batch, condition, detach_history=True, chunk=self.hparams.chunk)

@@ -15,8 +15,9 @@ from common.errors import UserError
 from editors.base import Task, WeightEditor
 from editors.changes import Dense
 from editors.configuration import Bound, Count, NotNegative, Positive
-from editors.core.prompts import fill, pad_batch, pad_id, Request, tokenize
+from editors.core.batching import check_padding
 from editors.core.modules import input_device
+from editors.core.prompts import fill, pad_batch, pad_id, Request, tokenize
 from editors.core.sites import find_sites
 from editors.core.wrappers import plain_name, plain_parameters
 from editors.hparams import HParams
@@ -78,6 +79,7 @@ class FT(WeightEditor):
 
     def changes(self, task: Task) -> tuple[dict[str, Dense], dict[str, Any]]:
         hp, model, tok, requests = self.hparams, task.model, task.tok, task.requests
+        check_padding(model, f"an edit by {self.name}")
         weights = self._weights(model)
         flags = {p: p.requires_grad for p in model.parameters()}
         originals = {name: p.detach().clone() for name, p in weights.items()}

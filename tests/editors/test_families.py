@@ -62,3 +62,10 @@ def test_maps_without_factors_are_refused(model_type, name, message):
     alg = MEND(model, [name] if name else default_inner_params(model)[-1:], {"rank": 4})
     with pytest.raises(UserError, match=message):
         gradient_factors(alg, BATCH)
+
+
+def test_models_that_look_ahead_are_no_decoders():
+    editor = editors.load("FT", dict(layers=[2], num_steps=3, lr=5e-3, weight_decay=0, norm_constraint=False,
+                                     rewrite_module_tmp="cpmant.encoder.layers.{}.ffn"))
+    with pytest.raises(UserError, match="no decoder: what follows a token changes its logits"):
+        editor.edit(tiny_decoder("cpmant"), tiny_tokenizer(), [REQUEST])
