@@ -43,7 +43,7 @@ SIZES: dict[str, Any] = {
 """Entry -> its value in every configuration that has it."""
 
 _MULTIPLIED = {"embedding_multiplier": 1.5, "residual_multiplier": 0.22, "logits_scaling": 0.5, "attention_multiplier": 0.3}
-_DOTS3 = {"per_layer_config": None, "head_dim": 16, "index_head_dim": 8, "index_n_heads": 4, "index_topk": 16}
+_DOTS3 = {"per_layer_config": None, "head_dim": 16, "index_head_dim": 8, "index_n_heads": 4}
 _HYBRID = ["linear_attention", "full_attention"] * (LAYERS // 2)
 _ALTERNATING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 

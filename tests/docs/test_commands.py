@@ -16,7 +16,7 @@ from tests.docs.pages import commands, inline, name_of, PAGES, words
 
 COMMANDS = [pytest.param(command, id=f"{name_of(page)}-{number}")
             for page in PAGES for number, command in enumerate(commands(page), 1)]
-NO_FLAGS = {"scripts.hyperparameters"}
+NO_FLAGS = {"scripts.hyperparameters", "scripts.models"}
 """Programs without a command line."""
 _parse = argparse.ArgumentParser.parse_args
 
