@@ -7,11 +7,12 @@ import os
 import random
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -45,7 +46,7 @@ FACTS = [
 ]
 TOLERANCE = 1e-4
 """Largest relative difference from the plain loop."""
-VALUES = dict(fact_token="subject_last", v_num_grad_steps=20, v_lr=0.2, v_weight_decay=1e-3, clamp_norm_factor=0.75,
+VALUES = dict(fact_token="subject_last", v_num_grad_steps=20, v_lr=0.05, v_weight_decay=1e-3, clamp_norm_factor=0.75,
               kl_factor=1e-3, mom2_n_samples=10**6)
 
 
@@ -229,22 +230,21 @@ def _plain_loss(s: Subject, request, site: str, delta: Tensor) -> float:
     target, losses = encode_target(s.tok, request.target_new), []
     for context in CONTEXTS:
         row = locate(s.tok, fill(context, request.prompt), request.subject, "subject_last")
-
-        with s.hook(s.decoder.module(site, s.layer), _adding(row.index, delta)):
+        with s.hook(s.decoder.module(site, s.layer), _changing(row.index, lambda state: state + delta)):
             losses.append(s.nll(row.ids, target)[0])
     return sum(losses) / len(losses)
 
 
-def _adding(index: int, delta: Tensor) -> Callable:
-    """A hook that adds delta to what its module puts out at a token."""
+def _changing(index: int, change: Callable[[Tensor], Tensor]) -> Callable:
+    """A hook that changes what its module puts out at a token."""
 
-    def add(module, args, output):
+    def hook(module, args, output):
         changed = by_row(first(output), 1).clone()
-        changed[0, index] += delta
+        changed[0, index] = change(changed[0, index])
         changed = changed.reshape(first(output).shape)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    return add
+    return hook
 
 
 def statistics(s: Subject) -> Cell:
@@ -300,16 +300,21 @@ def share_left(blocks: int) -> Callable[[Subject], Cell]:
         request, layer = s.parsed[0], layers[-1]
         row = locate(s.tok, request.prompt, request.subject, "subject_last")
 
-        def state(hook: Callable | None = None) -> Tensor:
-            with s.watching(s.decoder.block(layer)) as seen, s.hook(s.decoder.down_proj(layer), hook):
+        def state(outputs: Mapping[int, Tensor] = MappingProxyType({})) -> Tensor:
+            """The last block's, if down-projections put these out at the looked-up token."""
+            with ExitStack() as stack:
+                seen = stack.enter_context(s.watching(s.decoder.block(layer)))
+                for number, output in outputs.items():
+                    stack.enter_context(s.hook(s.decoder.down_proj(number), _changing(row.index, lambda _, new=output: new)))
                 s.plain(row.ids)
             return seen["out"][row.index]
 
         edit = s.edit(editor, s.requests[:1], CONTEXTS[:1])
-        site = value_site(s.decoder, layer)
+        site = value_site(s.decoder, [request], layers, "subject_last")
         values = optimise(s.decoder, [request], layer, editor.hparams, CONTEXTS[:1], site, progress=False)
-        before = state()
-        target = values.target[0] if site == "block" else state(_adding(row.index, values.delta[0]))
+        before, target = state(), values.target[0]
+        if site != "block":
+            target = state(dict(zip(layers, target.unflatten(0, (len(layers), -1)))))
         with edit.applied(s.model):
             after = state()
         share = ((target - after).norm() / (target - before).norm()).item()
@@ -348,7 +353,7 @@ def _lowered(s: Subject, editor) -> Cell:
 
 
 memit = lowers("MEMIT")
-memat = lowers("MEMAT", heads=[[1, 0], [3, 2], [3, 1]])
+memat = lowers("MEMAT", correction_lr=0.05, heads=[[1, 0], [3, 2], [3, 1]])
 
 
 def ft(s: Subject) -> Cell:
@@ -371,54 +376,56 @@ def ft(s: Subject) -> Cell:
 
 def mend(s: Subject) -> Cell:
     """The gradient's factors, a short training, and the trained editor's edit."""
-    model = s.model
-    inner = default_inner_params(model, 2)
-    flags = {p: p.requires_grad for p in model.parameters()}
+    flags = {p: p.requires_grad for p in s.model.parameters()}
     try:
-        alg = MEND.build(model.requires_grad_(False), inner, {"rank": 8, "descent": True, "edit_lr": 1e-3})
+        inner = default_inner_params(s.model, 2)
+        alg = MEND.build(s.model.requires_grad_(False), inner, {"rank": 8, "descent": True, "edit_lr": 1e-3})
         collate = Collator(s.tok, alg.kind)
-        texts = [Text(fill(request.prompt, request.subject), request.target_new) for request in s.parsed]
-        batch = collate.batch(texts)
-        weights = {name: model.get_parameter(name).clone().requires_grad_() for name in alg.inner}
-        loss = 0
-        for text in texts:
-            prompt, target = list(prompt_ids(s.tok, text.input)), encode_target(s.tok, text.target)
-            row = torch.tensor([[*prompt, *target[:-1]]])
-            logits = torch.func.functional_call(model, weights, (), {
-                "input_ids": row, "attention_mask": torch.ones_like(row), "use_cache": False}).logits[0]
-            log_p = logits[len(prompt) - 1:].log_softmax(-1)
-            loss = loss - log_p.gather(1, torch.tensor(target)[:, None]).sum()
-        loss = loss / sum(len(encode_target(s.tok, text.target)) for text in texts)
-        plain = dict(zip(weights, torch.autograd.grad(loss, list(weights.values()), allow_unused=True)))
-        distances = []
-        for name, factors in gradient_factors(alg, batch).items():
-            product, gradient = factors.delta.T @ factors.u, plain[name]
-            if gradient is None:
-                distances.append(product.norm().item())
-                continue
-            product = product if alg.model.get_submodule(name.rpartition(".")[0]).__class__.__name__ != "Conv1D" else product.T
-            distances.append(far(product, gradient))
-
-        class Texts:
-            def __len__(self):
-                return 3
-
-            def episode(self, number):
-                one, local = texts[number % 3], texts[(number + 1) % 3]
-                single = collate.batch([one])
-                return Episode(single, single, collate.batch([local]), collate.texts([one.input + one.target]),
-                               torch.tensor([[0, 0]]))
-
+        texts = [Text(request.text, request.target_new) for request in s.parsed]
+        factors = gradient_factors(alg, collate.batch(texts))
+        products = {name: f.u.T @ f.delta if alg.in_first[name] else f.delta.T @ f.u for name, f in factors.items()}
+        plain = _plain_gradients(s, inner)
         config = TrainConfig(lr=1e-4, lr_lr=1e-4, accumulate_bs=2, parallel=2, max_iters=4, val_interval=4, log_interval=4,
                              cedit=1.0, train_base=False)
-        Trainer(alg, config, Texts(), Texts(), s.folder / "mend", progress=False).run()
+        Trainer(alg, config, Texts(texts, collate), Texts(texts, collate), s.folder / "mend", progress=False).run()
         path = s.folder / "mend.safetensors"
         checkpoint.save(path, alg, {})
     finally:
         for p, flag in flags.items():
             p.requires_grad_(flag)
     lowered = _lowered(s, s.editor("MEND", checkpoint=str(path)))
-    return close(*distances) if lowered.kind == "right" else lowered
+    return close(*(far(products[name], plain[name]) for name in inner)) if lowered.kind == "right" else lowered
+
+
+def _plain_gradients(s: Subject, names: Sequence[str]) -> dict[str, Tensor]:
+    """Of the mean loss of the targets' tokens."""
+    weights = {name: s.model.get_parameter(name).detach().clone().requires_grad_() for name in names}
+    log_p = []
+    for request in s.parsed:
+        prompt, target = s.prompt(request), encode_target(s.tok, request.target_new)
+        row = torch.tensor([[*prompt, *target[:-1]]])
+        inputs = {"input_ids": row, "attention_mask": torch.ones_like(row), "use_cache": False}
+        logits = torch.func.functional_call(s.model, weights, (), inputs).logits[0, len(prompt) - 1:]
+        log_p.append(logits.log_softmax(-1).gather(1, torch.tensor(target)[:, None]))
+    gradients = torch.autograd.grad(-torch.cat(log_p).mean(), list(weights.values()), materialize_grads=True)
+    return dict(zip(names, gradients))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Episodes: each text as its own edit, the next one as what is to stay."""
+
+    texts: Sequence[Text]
+    collate: Collator
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def episode(self, number: int) -> Episode:
+        one, other = (self.texts[(number + i) % len(self.texts)] for i in (0, 1))
+        batch = self.collate.batch([one])
+        condition = self.collate.texts([one.input + one.target])
+        return Episode(batch, batch, self.collate.batch([other]), condition, torch.tensor([[0, 0]]))
 
 
 CHECKS: dict[str, Callable[[Subject], Cell]] = {

@@ -44,19 +44,22 @@ SIZES: dict[str, Any] = {
 
 _MULTIPLIED = {"embedding_multiplier": 1.5, "residual_multiplier": 0.22, "logits_scaling": 0.5, "attention_multiplier": 0.3}
 _DOTS3 = {"per_layer_config": None, "head_dim": 16, "index_head_dim": 8, "index_n_heads": 4}
+_QWEN4 = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": POSITIONS,
+          "indexer_compress_ratio": 2, "ngram_vocab_size_base": 500}
 _HYBRID = ["linear_attention", "full_attention"] * (LAYERS // 2)
 _ALTERNATING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1, 3]},
-    "blt": {"encoder_hash_byte_group_vocab": 500},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     **dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), {"logit_scale": 0.5}),
     "cpmant": {"dim_ff": INNER, "dim_head": HEAD},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "dots1": {"n_shared_experts": 1},
-    "dots3_note": {"text_config": _DOTS3},
+    "dots3_note": {"text_config": _DOTS3, "vision_config": {"mlp_layer_types": ["dense"] * LAYERS, "adapter_in_dim": WIDTH,
+                                                            "adapter_out_dim": WIDTH},
+                   "audio_config": {"adapter_input_size": WIDTH, "adapter_output_size": WIDTH}},
     "dots3_note_text": _DOTS3,
     "gemma3n_text": {"layer_types": _ALTERNATING, "num_kv_shared_layers": 0,
                      "activation_sparsity_pattern": [0.95, 0.0, 0.95, 0.0]},
@@ -71,8 +74,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "kimi_linear": {"linear_num_heads": 4, "linear_head_dim": 8, "layer_types": _HYBRID},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
-    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16,
-                       "indexer_compress_ratio": 2, "ngram_vocab_size_base": 500},
+    "qwen4_exp": {"text_config": _QWEN4},
+    "qwen4_exp_text": _QWEN4,
     "reformer": {"axial_pos_shape": [8, 16], "axial_pos_embds_dim": [16, 16], "attention_head_size": 8,
                  "feed_forward_size": INNER},
     "roc_bert": {"pronunciation_embed_dim": 16, "shape_embed_dim": 16},
@@ -83,6 +86,15 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }
 """Type -> what its configuration needs besides, or otherwise."""
+
+NOT_ALONE = {
+    "blt": "reads patches of bytes with four models whose widths follow from each other; no small one was put together",
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "drafts from the states of another model"),
+    "gemma3n": "its vision tower needs the package timm; `gemma3n_text` is its language model",
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "the class for this configuration takes that of its decoder instead, and "
+                                                     "reads codes of sounds"),
+}
+"""Types that are no model by themselves, or not here -> why."""
 
 
 def tiny_decoder(model_type: str, seed: int = 0) -> PreTrainedModel:

@@ -53,7 +53,7 @@ def statistics_tokens(decoder: Decoder, d_in: int, max_length: int) -> int:
     # What one block holds at a time: a few tensors of each width, and attention scores where they are written out.
     per_token = size * (4 * d_in + 16 * decoder.sites.d_model) + 8 * d_in
     if getattr(config, "_attn_implementation", "eager") == "eager":
-        per_token += 3 * 4 * config.num_attention_heads * max_length
+        per_token += 3 * 4 * getattr(config, "num_attention_heads", 0) * max_length
     most = STATISTICS_TOKENS_CPU if device.type == "cpu" else STATISTICS_TOKENS
     return min(most, max(256, allowance(device, "statistics") // per_token))
 

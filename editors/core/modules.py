@@ -79,7 +79,7 @@ def longest_context(model: nn.Module) -> int | None:
     """
     config = text_config(model) if hasattr(model, "config") else None
     names = ("n_positions", "max_position_embeddings", "max_seq_len", "seq_length")
-    return next((value for name in names if (value := getattr(config, name, None))), None)
+    return next((value for name in names if (value := getattr(config, name, None)) and value > 0), None)  # XLNet: -1
 
 
 def logits_of(model: nn.Module, head: str, normed_hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocabulary"]:

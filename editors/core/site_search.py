@@ -340,7 +340,7 @@ def _name_of(model: nn.Module, module: nn.Module | None, what: str) -> str:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     """Equal up to the rounding of the coarser of the two dtypes, relative to the largest value."""
-    if a.shape != b.shape:
+    if a.shape != b.shape or not a.numel():
         return False
     unit = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
     a, b = a.detach().double().cpu(), b.detach().double().cpu()

@@ -33,7 +33,9 @@ def head_shape(decoder: Decoder) -> tuple[int, int]:
     if other is not None:
         raise UserError(f"{name}: its layers have heads of different sizes, {width} inputs of the output projection in layer 0 "
                         f"and {widths[other]} in layer {other}; MEMAT and ITI need heads of one size")
-    if not isinstance(heads, int) or width % heads:
+    if not isinstance(heads, int):
+        raise UserError(f"{name}: its configuration gives no num_attention_heads")
+    if width % heads:
         raise UserError(f"{name}: {heads} attention heads do not divide the output projection's {width} inputs")
     return heads, width // heads
 

@@ -28,7 +28,7 @@ def default_inner_params(model: nn.Module, blocks: int | None = None) -> list[st
         language = set(model.get_decoder().modules())
         lists = [(path, module) for path, module in lists if module in language]
     stacks = [(path, module) for path, module in lists if not any(path.startswith(other + ".") for other, _ in lists)]
-    names = []
+    names, parameters = [], dict(model.named_parameters())  # of a block that stands in several places, one name
     for path, stack in stacks:
         for number in range(max(0, len(stack) - blocks), len(stack)):
             names += [
@@ -37,6 +37,7 @@ def default_inner_params(model: nn.Module, blocks: int | None = None) -> list[st
                 if isinstance(module, (nn.Linear, Conv1D)) and _FEED_FORWARD.search(inner)
                 and not inner.endswith(_GATES) and not _ROUTER.search(inner)
             ]
+    names = [name for name in names if name in parameters]
     if not names:
         raise UserError("inner_params: no feed-forward weights were found in the model's last blocks; name the weights")
     return names

@@ -172,7 +172,8 @@ class _Batch:
     def loss(self, model: nn.Module) -> torch.Tensor:
         """Mean over requests of the mean over the target's tokens of -log p at the last prompt token, an end's at the last."""
         mask = self.inputs["attention_mask"]
-        logits = model(input_ids=self.inputs["input_ids"], attention_mask=mask).logits
+        # Without a cache: RWKV's and xLSTM's is changed in place, which can't be differentiated.
+        logits = model(input_ids=self.inputs["input_ids"], attention_mask=mask, use_cache=False).logits
         last = mask.sum(1) - 1
         if not self.ended:
             return -torch.stack([row[target].mean() for row, target in zip(_log_p(logits, last), self.targets)]).mean()

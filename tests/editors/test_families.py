@@ -5,11 +5,13 @@ import torch
 
 import editors
 from common.errors import UserError
+from editors.core.batching import batching
 from editors.core.decoder import Decoder
 from editors.heads.outputs import head_shape
 from editors.learned.factors import gradient_factors
 from editors.learned.inner_params import default_inner_params
 from editors.learned.mend import MEND
+from scripts import model_checks
 from tests.decoders import tiny_decoder
 from tests.models import tiny_tokenizer
 
@@ -62,6 +64,35 @@ def test_maps_without_factors_are_refused(model_type, name, message):
     alg = MEND(model, [name] if name else default_inner_params(model)[-1:], {"rank": 4})
     with pytest.raises(UserError, match=message):
         gradient_factors(alg, BATCH)
+
+
+def test_a_mask_that_forgets_padding_in_the_cache():
+    """GIT reads padded rows rightly, and goes on rightly from a cache, but not from one that holds padding."""
+    allowed = batching(tiny_decoder("git"))
+    assert allowed.left and not allowed.continues
+
+
+def test_states_changed_in_place_can_be_fine_tuned():
+    editor = editors.load("FT", dict(layers=[2], num_steps=3, lr=5e-3, weight_decay=0, norm_constraint=False))
+    losses = editor.edit(tiny_decoder("rwkv"), tiny_tokenizer(), [REQUEST]).info["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_streams_side_by_side_are_refused():
+    with pytest.raises(UserError, match="site 'down_proj' not found"):
+        Decoder.of(tiny_decoder("gemma3n_text"))
+
+
+def test_windows_of_the_cache_alone_are_passed_over(tmp_path, monkeypatch):
+    """Moshi's masks know nothing of its windows."""
+    monkeypatch.setenv("KE_STATS_DIR", str(tmp_path))
+    cell = model_checks.values(model_checks.Subject(tiny_decoder("moshi"), tiny_tokenizer(), tmp_path))
+    assert cell.kind == "right", cell
+
+
+def test_default_weights_of_blocks_that_stand_in_several_places():
+    model = tiny_decoder("zamba")
+    assert set(default_inner_params(model, 4)) <= set(dict(model.named_parameters()))
 
 
 def test_models_that_look_ahead_are_no_decoders():
