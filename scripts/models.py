@@ -69,9 +69,10 @@ Marks: ✓ right; – refused with one line, which is quoted; **✗** wrong; **!
 
 GROUPS = {
     "right": ("Right on all points", "Whatever is listed above."),
-    "remarks": ("Right, with remarks", "What is not refused is right. What is refused ends in the quoted line, before anything is "
-                                       "edited. Most are mixtures of experts without one that every token passes, recurrent and "
-                                       "hybrid decoders, or encoders used as decoders: metrics, FT and often MEND work."),
+    "remarks": ("Right, with remarks",
+                "What is not refused is right. What is refused ends in the quoted line, before anything is edited. Most are "
+                "mixtures of experts without one that every token passes, recurrent and hybrid decoders, or encoders used as "
+                "decoders: metrics, FT and often MEND work."),
     "refused": ("Refused with a line", "Neither edited nor measured."),
     "faulty": ("Faulty", "Something is wrong, or ends in a traceback. Don't use the toolkit with these."),
     "unbuilt": ("Not built", "Not checked, because no tiny model of the type could be built or run by itself."),
