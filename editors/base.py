@@ -176,9 +176,10 @@ def what_is_said(edit: Edit, task: Task) -> dict[str, list]:
 def _warn_of_contradictions(requests: Sequence[Request]) -> None:
     """Of requests that continue the same text by different targets, of which an edit can hold one at the most."""
     first_of: dict[str, int] = {}
-    for i, request in enumerate(requests):
-        first = requests[first_of.setdefault(request.text, i)]
-        if first.target_new != request.target_new:
-            warnings.warn(f"requests {first_of[request.text]} and {i} continue {request.text!r} by {first.target_new!r} and by "
-                          f"{request.target_new!r}: the model can say one at the most", stacklevel=4)
-            return
+    pairs = [(first_of.setdefault(request.text, i), i) for i, request in enumerate(requests)]
+    pairs = [(first, i) for first, i in pairs if requests[first].target_new != requests[i].target_new]
+    if pairs:
+        first, i = pairs[0]
+        more = f" ({len(pairs)} such requests in all)" if len(pairs) > 1 else ""
+        warnings.warn(f"requests {first} and {i} continue {requests[i].text!r} by {requests[first].target_new!r} and by "
+                      f"{requests[i].target_new!r}: the model can say one at the most{more}", stacklevel=4)

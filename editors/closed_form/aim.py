@@ -61,16 +61,17 @@ class Aim:
         """{layer: what enters its down-projection in the model as it is now}."""
         return compute_keys(self.decoder, self.requests, layers, self.contexts, self.fact_token)
 
-    def missing(self) -> Float[Tensor, "n d_model"]:
-        """What the model, as it is now, lacks."""
+    def missing(self) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, " n"]]:
+        """What the model, as it is now, lacks, and its lengths."""
         current = compute_hidden(self.decoder, self.requests, self.layer, self.fact_token)
-        return self.states.to(current) - current
+        missing = self.states.to(current) - current
+        return missing, missing.norm(dim=1)
 
     def residual(self, layers: Sequence[int], missing: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """What the first of the layers left shall add to its down-projection's output: an equal part of what is missing where
-        all outputs arrive in the residual stream as they are, else what lets such a part arrive."""
+        all outputs arrive in the residual stream as they are or times a constant, else what lets such a part arrive."""
         if self.decoder.sites.straight(layers):
-            return missing / len(layers)
+            return self.decoder.sites.equal_part(layers, missing)
         start = torch.stack([self.outputs[layer] for layer in layers], 1) if self.outputs else None
         current, output = outputs_for(self.decoder, self.requests, layers, self.states, self.fact_token, start)
         return (output - current).to(missing)
@@ -87,12 +88,14 @@ class JointAim:
         by_language = [aim.keys(layers) for aim in self.aims]
         return {layer: torch.stack([keys[layer] for keys in by_language]).mean(0) for layer in layers}
 
-    def missing(self) -> Float[Tensor, "n d_model"]:
-        """As `Aim.missing`."""
-        return torch.stack([aim.missing() for aim in self.aims]).mean(0)
+    def missing(self) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, " n"]]:
+        """As `Aim.missing`; the lengths are the means of the languages', which do not cancel as their vectors may."""
+        vectors, lengths = zip(*(aim.missing() for aim in self.aims))
+        return torch.stack(vectors).mean(0), torch.stack(lengths).mean(0)
 
     def residual(self, layers: Sequence[int], missing: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """As `Aim.residual`."""
-        if self.aims[0].decoder.sites.straight(layers):
-            return missing / len(layers)
+        sites = self.aims[0].decoder.sites
+        if sites.straight(layers):
+            return sites.equal_part(layers, missing)
         return torch.stack([aim.residual(layers, missing) for aim in self.aims]).mean(0)

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from editors.base import Task
+from editors.base import Task, what_is_said
 from editors.changes import check_finite
 from editors.core import ranks, solve
+from editors.core.batching import check_continues
+from editors.core.checks import check_editable
 from editors.core.covariance import pin
 from editors.core.fingerprint import model_fingerprint
 from editors.core.moment import Moment
@@ -54,6 +56,9 @@ def joint_edit(
         counts = ", ".join(str(len(facts)) for _, facts in languages)
         raise UserError(f"the languages have {counts} facts; give the same ones in each")
     tasks = [Task.of(model, tok, facts, progress=progress) for _, facts in languages]
+    model = tasks[0].model
+    check_editable(model)
+    check_continues(model, "a joint edit")
     pin(model)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         prepared = [editor.contexts(task) for (editor, _), task in zip(languages, tasks)]
@@ -84,7 +89,8 @@ def joint_edit(
     info = {"editor": languages[0][0].name, "languages": len(languages), "hparams": asdict(first),
             "requests": len(tasks[0].requests), "model": model_fingerprint(model), "statistics": statistics,
             "missing": left, "share_left": share_left(left), "seconds": {"total": time.perf_counter() - started}}
-    return Edit(changes, info)
+    by_language = [what_is_said(Edit(changes, {}), task) for task in tasks]
+    return Edit(changes, info | {name: [of_language[name] for of_language in by_language] for name in by_language[0]})
 
 
 def _mean(moments: Sequence[Moment]) -> Moment:

@@ -56,12 +56,14 @@ class Step:
     keys: Float[Tensor, "d_in n"]
     missing: Float[Tensor, "n d_model"]
     """What the target states still lacked."""
+    before: Float[Tensor, " n"]
+    """Its lengths."""
     residual: Float[Tensor, "d_model n"]
     """R, the layer's share of it."""
     adjusted: Float[Tensor, "d_in n"]
     """A."""
-    left: list[Float[Tensor, "n d_model"]] = field(default_factory=list)
-    """What they lacked once the update was in the model: one entry."""
+    after: list[Float[Tensor, " n"]] = field(default_factory=list)
+    """The lengths of what they lacked once the update was in the model: one entry."""
 
 
 def spread(
@@ -76,29 +78,29 @@ def spread(
     """
     steps = {}
     bar = tqdm(layers, desc="layers", unit="layer", leave=False, disable=None if progress else True)
-    distance = aim.missing()
+    distance, lengths = aim.missing()
     for layers_done, layer in enumerate(bar):
         layer_keys = aim.keys([layer])[layer].T
         adjusted, residual = adjust(layer, layer_keys), aim.residual(layers[layers_done:], distance).T
         update = to_change(decoder.weight(layer), residual.to(adjusted), adjusted)
-        steps[layer] = Step(update, layer_keys, distance, residual, adjusted)
+        steps[layer] = Step(update, layer_keys, distance, lengths, residual, adjusted)
         if refresh:
             change(layer, update)
-            distance = aim.missing()
-            steps[layer].left.append(distance)
+            distance, lengths = aim.missing()
+            steps[layer].after.append(lengths)
     for layer in () if refresh else layers:
         change(layer, steps[layer].update)
-        steps[layer].left.append(aim.missing())
+        steps[layer].after.append(aim.missing()[1])
     return steps
 
 
 def distances(steps: Mapping[int, Step]) -> dict[str, dict[str, list[float]]]:
     """{layer: {"before", "after"}}, JSON-ready: for each request the length of what its state lacked when the layer's update
     was sought, and once it was in the model."""
-    def lengths(rows: Float[Tensor, "n d_model"]) -> list[float]:
-        return [float(f"{length:.6g}") for length in rows.norm(dim=1).tolist()]
+    def rounded(lengths: Float[Tensor, " n"]) -> list[float]:
+        return [float(f"{length:.6g}") for length in lengths.tolist()]
 
-    return {str(layer): {"before": lengths(step.missing), "after": lengths(step.left[0])} for layer, step in steps.items()}
+    return {str(layer): {"before": rounded(step.before), "after": rounded(step.after[0])} for layer, step in steps.items()}
 
 
 def share_left(missing: Mapping[str, Mapping[str, Sequence[float]]]) -> list[float]:

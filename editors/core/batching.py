@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -23,8 +24,8 @@ from .wrappers import unwrapped
 
 LONG, SHORT = 9, 4
 """Tokens of the two rows that are tried."""
-TOLERANCE = {2: 3e-2, 4: 3e-4, 8: 3e-4}
-"""Bytes of a number of the model -> how far logits may be apart, relative to their root mean square."""
+TOLERANCE, TOLERANCE_16 = 3e-4, 3e-2
+"""How far logits may be apart, relative to their root mean square; the latter where some weights have 16 bits or less."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def run(model: nn.Module, ids: Int[Tensor, "rows tokens"], **options) -> Float[T
 
 
 def _try(model: nn.Module) -> Batching | None:
+    narrow = any(parameter.element_size() < 4 for parameter in model.parameters() if parameter.is_floating_point())
+    close = partial(_close, tolerance=TOLERANCE_16 if narrow else TOLERANCE)
     vocabulary, device = model.get_input_embeddings().weight.shape[0], input_device(model)
     draw = torch.Generator().manual_seed(0)
     low = min(vocabulary // 4, 1000)
@@ -102,9 +105,9 @@ def _try(model: nn.Module) -> Batching | None:
         raise UserError(f"{type(model).__name__} can't read a row of {LONG} tokens ({reason})") from error
     if not all(torch.isfinite(logits).all() for logits in alone):
         return None
-    if not _close(alone[0][:SHORT], beginning):
+    if not close(alone[0][:SHORT], beginning):
         raise UserError(f"{type(model).__name__} is no decoder: what follows a token changes its logits")
-    if not (_close(together[0], alone[0]) and _close(together[1], alone[2])):
+    if not (close(together[0], alone[0]) and close(together[1], alone[2])):
         raise UserError(f"{type(model).__name__}: its logits of a row depend on the other rows of a batch, so that nothing "
                         "measured in batches would mean anything")
     pad = int(torch.randint(low, vocabulary, (), generator=draw))  # what stands there plays no part, or should not
@@ -113,7 +116,7 @@ def _try(model: nn.Module) -> Batching | None:
         batch = pad_batch([long, short], pad, device, side=side)
         logits = _forward(model, batch["input_ids"], batch["attention_mask"], batch["position_ids"])
         tokens = slice(LONG - SHORT, None) if side == "left" else slice(SHORT)
-        return _close(logits[0], alone[0]) and _close(logits[1, tokens], alone[1])
+        return close(logits[0], alone[0]) and close(logits[1, tokens], alone[1])
 
     def continued(rows: Sequence[list[int]]) -> bool:
         cache, beginnings = DynamicCache(), [len(row) * SHORT // LONG for row in rows]
@@ -127,7 +130,7 @@ def _try(model: nn.Module) -> Batching | None:
         mask = torch.cat([start["attention_mask"], rest["attention_mask"]], 1)
         positions = (rest["position_ids"] + start["attention_mask"].sum(1, keepdim=True)) * rest["attention_mask"]
         second = _forward(model, rest["input_ids"], mask, positions, past_key_values=cache, use_cache=True)
-        return all(_close(torch.cat([first, second], 1)[i][mask[i].bool()], alone[i]) for i in range(len(rows)))
+        return all(close(torch.cat([first, second], 1)[i][mask[i].bool()], alone[i]) for i in range(len(rows)))
 
     left = _holds(lambda: padded("left"))
     # Together, too: there are models whose masks forget the padding in the cache.
@@ -147,6 +150,6 @@ def _forward(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, **o
     return model(input_ids=ids, attention_mask=mask, **{"use_cache": False, **options}).logits
 
 
-def _close(logits: Tensor, expected: Tensor) -> bool:
+def _close(logits: Tensor, expected: Tensor, tolerance: float) -> bool:
     scale = expected.double().square().mean().sqrt()
-    return bool((logits.double() - expected.double()).square().mean().sqrt() <= TOLERANCE[expected.element_size()] * scale)
+    return bool((logits.double() - expected.double()).square().mean().sqrt() <= tolerance * scale)

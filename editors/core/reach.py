@@ -27,9 +27,10 @@ STEPS = 12
 """Steps towards one block's output, at the most; behind a constant or a gate the first one arrives."""
 ENOUGH = 1e-3
 """Share of the distance at which a search ends."""
-_Result = TypeVar("_Result")
 PROBES = 4
 """Random directions that the slope of each channel is estimated from."""
+
+_Result = TypeVar("_Result")
 
 
 def put_through(
@@ -50,14 +51,13 @@ def slopes(
 ) -> tuple[Float[Tensor, "n layers"], Float[Tensor, " n"]]:
     """(what a small addition to each down-projection's output becomes at its block's output, as a ratio of lengths; the length
     of the last block's output) at the bare prompts."""
-    generator = torch.Generator().manual_seed(0)
-
     def measured(blocks: _Blocks, rows: slice) -> tuple[Tensor, Tensor]:
         run, ratios = blocks.run({}), []
         for layer in layers:
             output = run.outputs[layer].detach()
-            added = torch.randn(output.shape, generator=generator).to(output)
-            added *= 0.1 * output.norm(dim=1, keepdim=True) / added.norm(dim=1, keepdim=True)
+            # The same direction for every request, so that none depends on the others.
+            added = torch.randn(output.shape[1], generator=torch.Generator().manual_seed(layer)).to(output)
+            added = added / added.norm() * 0.1 * output.norm(dim=1, keepdim=True)
             moved = blocks.run({layer: output + added}, layer).states[layer] - run.states[layer]
             ratios.append((moved.norm(dim=1) / added.norm(dim=1)).detach().cpu())
         return torch.stack(ratios, 1), run.states[layers[-1]].detach().norm(dim=1).cpu()
@@ -75,12 +75,12 @@ def outputs_for(
     goal: what the output of the last layer's block shall be. All layers take equal parts of the way, as far as they can; the
     first one's is meant. start: outputs of all to begin the search with; by default what they put out now.
     """
-    def sought(blocks: _Blocks, rows: slice) -> tuple[Tensor, Tensor]:
+    def search(blocks: _Blocks, rows: slice) -> tuple[Tensor, Tensor]:
         current = blocks.run({}).outputs[layers[0]].detach()
         put_in = {} if start is None else {layer: start[rows, i].to(current) for i, layer in enumerate(layers)}
         return current.cpu(), blocks.sought(goal[rows].to(current), put_in)[layers[0]].cpu()
 
-    current, output = zip(*_by_chunk(decoder, requests, layers, fact_token, sought))
+    current, output = zip(*_by_chunk(decoder, requests, layers, fact_token, search))
     return torch.cat(current), torch.cat(output)
 
 
@@ -196,7 +196,7 @@ class _Blocks:
                 break
             slope = torch.zeros_like(missing)
             for _ in range(PROBES):
-                signs = (torch.randint(0, 2, missing.shape, generator=generator) * 2 - 1).to(missing)
+                signs = (torch.randint(0, 2, missing.shape[1:], generator=generator) * 2 - 1).to(missing)
                 (gradient,) = torch.autograd.grad((state * signs).sum(), output, retain_graph=True)
                 slope += signs * gradient / PROBES
             typical = slope.abs().median(dim=1, keepdim=True).values.clamp_min(torch.finfo(slope.dtype).tiny)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .budget import token_budget
+from .budget import logit_rows, token_budget
 from .modules import evaluating, hooked, input_device
 from .prompts import Request, pack, pad_batch, pad_id, prompt_ids
 
@@ -35,7 +35,9 @@ def recall(model: nn.Module, tok, requests: Sequence[Request]) -> Recall:
         requests_of.setdefault(row, []).append(i)
     probability, said = [0.0] * len(rows), [False] * len(rows)
     with torch.no_grad(), evaluating(model):
-        for batch in pack(list(requests_of), token_budget(model)):
+        longest = max(map(len, targets), default=1)
+        budget = max(1, logit_rows(model) // longest) * max(map(len, rows), default=1)
+        for batch in pack(list(requests_of), min(token_budget(model), budget)):
             inputs = pad_batch([row[:-1] for row in batch], pad_id(tok), input_device(model))
             # Of every row as many places as its longest target has tokens: those that predict its last tokens.
             lengths = [max(len(targets[i]) for i in requests_of[row]) for row in batch]

@@ -2,7 +2,7 @@
 
 * every block, down-projection and attention output gives one d_model-wide row a token;
 * changing a projection's output at one token changes its block's output there, and nowhere else;
-* what is added to a down-projection's output arrives at the block's output in one of the ways of `arrival`;
+* what is added to a down-projection's output arrives at the block's output in one of the ways of `Arrival`;
 * head(final norm(last block's output)) equals the model's logits, scaling and soft-capping included.
 """
 
@@ -238,17 +238,17 @@ def _arrival(model: nn.Module, trace: _Trace, root: str, name: str) -> Arrival |
     """How what is added to the output of a linear map arrives at the output of its block; None: not at all, or elsewhere too.
 
     The block runs again with the output changed: at the last token in two directions, at another token, and with its length
-    doubled, the latter three only where the first addition does not arrive as it is.
+    doubled; only as often as the answer takes.
     """
     (args, kwargs), clean = trace.inputs[root], trace.outputs[root]
     block, module = get_module(model, root), get_module(model, name)
 
-    def changed(token: int, of: Callable[[Tensor], Tensor]) -> Tensor:
+    def changed(token: int, change: Callable[[Tensor], Tensor]) -> Tensor:
         """The block's output with the map's output at a token changed."""
         def disturb(module, args, output):
             out = first(output).clone()
             rows = by_row(out, batch=1)
-            rows[:, token] = of(rows[:, token])
+            rows[:, token] = change(rows[:, token])
             return (out, *output[1:]) if isinstance(output, tuple) else out
 
         with hooked([module.register_forward_hook(disturb)]):
@@ -260,26 +260,28 @@ def _arrival(model: nn.Module, trace: _Trace, root: str, name: str) -> Arrival |
         size = 10 * (1 + clean.abs().max())
         return size * torch.empty(clean.shape[-1]).uniform_(-1, 1, generator=generator).to(clean)
 
-    one, two = addition(1), addition(2)
-    here = changed(-1, lambda out: out + one)
-    if torch.equal(here[:, -1], clean[:, -1]) or not _close(here[:, :-1], clean[:, :-1]):
+    def factor(arrived: Tensor, added: Tensor) -> float:
+        """What the addition arrives multiplied by; NaN where it arrives otherwise, or so small that it can't be told."""
+        arrived, added = arrived.double().cpu(), added.double().cpu()
+        times = float((arrived * added).sum() / (added * added).sum())
+        linear = (arrived - times * added).abs().max() <= rounding < arrived.abs().max() / 16
+        return times if linear else math.nan
+
+    addition1, addition2 = addition(1), addition(2)
+    changed1 = changed(-1, lambda out: out + addition1)
+    if torch.equal(changed1[:, -1], clean[:, -1]) or not _close(changed1[:, :-1], clean[:, :-1]):
         return None
-    if _close(here[:, -1], clean[:, -1] + one):
+    epsilon = torch.finfo(clean.dtype).eps
+    rounding, alike = 4 * epsilon * float(max(changed1.abs().max(), clean.abs().max())), max(1e-5, epsilon / 2)
+    last = factor(changed1[:, -1] - clean[:, -1], addition1)
+    if math.isclose(last, 1, rel_tol=alike):
         return Arrival("identity")
-    first_token = changed(0, lambda out: out + one)[:, 0] - clean[:, 0]
-    factors = []
-    for arrived, added in ((here[:, -1] - clean[:, -1], one), (changed(-1, lambda out: out + two)[:, -1] - clean[:, -1], two),
-                           (first_token, one)):
-        factor = float((arrived * added).sum() / (added * added).sum())
-        rounding = 4 * torch.finfo(clean.dtype).eps * max(here.abs().max(), clean.abs().max())
-        linear = (arrived - factor * added).abs().max() <= rounding < arrived.abs().max() / 16
-        factors.append(factor if linear else math.nan)
-    last, other_way, elsewhere = factors
-    like = max(1e-5, 16 * torch.finfo(clean.dtype).eps)
-    if math.isclose(last, other_way, rel_tol=like):
-        return Arrival("constant", last) if math.isclose(last, elsewhere, rel_tol=like) else Arrival("gate")
+    other_way = factor(changed(-1, lambda out: out + addition2)[:, -1] - clean[:, -1], addition2)
+    if math.isclose(last, other_way, rel_tol=2 * alike):
+        elsewhere = factor(changed(0, lambda out: out + addition1)[:, 0] - clean[:, 0], addition1)
+        return Arrival("constant", last) if math.isclose(last, elsewhere, rel_tol=2 * alike) else Arrival("gate")
     # Long enough that a norm's epsilon is nothing.
-    short, long = (changed(-1, lambda out, times=times: times * (out + one)) for times in (100, 200))
+    short, long = (changed(-1, lambda out, times=times: times * (out + addition1)) for times in (100, 200))
     return Arrival("norm" if _close(short[:, -1], long[:, -1]) else "other")
 
 

@@ -6,7 +6,8 @@ Sites are derived from the module tree and verified by a forward pass (``site_se
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from jaxtyping import Float
+from torch import nn, Tensor
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
@@ -76,8 +77,15 @@ class Sites:
         return name
 
     def straight(self, layers: Sequence[int]) -> bool:
-        """Whether what the down-projections of these layers put out arrives in the residual stream as it is."""
-        return all(self.arrivals[layer] is None or self.arrivals[layer].kind == "identity" for layer in layers)
+        """Whether what the down-projections of these layers put out arrives in the residual stream as it is, or times a
+        constant."""
+        return all(self.arrivals[layer] is None or self.arrivals[layer].kind in ("identity", "constant") for layer in layers)
+
+    def equal_part(self, layers: Sequence[int], missing: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """What the first of these straight layers is to add to its down-projection's output, for all to add as much to the
+        stream."""
+        part, arrival = missing / len(layers), self.arrivals[layers[0]]
+        return part if arrival is None or arrival.kind == "identity" else part / arrival.factor
 
 
 def find_sites(model: nn.Module, overrides: Mapping[str, str] | None = None) -> Sites:

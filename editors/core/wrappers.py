@@ -19,8 +19,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model.module
         elif "_orig_mod" in model._modules:
             model = model._orig_mod
-        elif _is_peft(model) and "model" in model.base_model._modules:
-            model = model.base_model.model
+        elif _is_peft(model):  # an adapter's tuner stands between; learned prompts, which are left out, have none
+            model = model.base_model.model if hasattr(model.base_model, "inject_adapter") else model.base_model
         else:
             return model
 

@@ -84,3 +84,18 @@ def test_dense_layers_among_experts():
     assert get_module(model, sites.name("down_proj", 0)).in_features == INNER
     with pytest.raises(UserError, match="layer 3 is a mixture of experts .*; edit layers 0"):
         sites.name("down_proj", 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("multiplier", [0.9, 0.99])
+def test_constants_near_one_in_16_bits(dtype, multiplier):
+    arrivals = find_sites(tiny_model("granite", residual_multiplier=multiplier).to(dtype)).arrivals
+    assert {arrival.kind for arrival in arrivals} == {"constant"}
+    assert [arrival.factor for arrival in arrivals] == pytest.approx([multiplier] * LAYERS, rel=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "falcon", "opt", "gemma2", "olmo2"])
+def test_other_precisions(arch, dtype):
+    arrivals = find_sites(tiny_model(arch).to(dtype)).arrivals
+    assert {arrival.kind for arrival in arrivals} == {KINDS.get(arch, "identity")}
