@@ -17,7 +17,7 @@ from tests.models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 
 class Settings:
-    kl_prompt, target_tokens = "{} is a", "ids"
+    kl_prompt, target_tokens, end_of_text = "{} is a", "ids", False
 
     def __init__(self, hparams):
         self.__dict__.update(hparams)
