@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ REALDATA = ROOT.parent / "shared" / "realdata"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # also while module fixtures run
+for _name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(_name, None)  # a program that finds some of them waits for processes that never come
 
 
 def golden_models(kind: str) -> list[str]:
@@ -52,6 +55,14 @@ def realdata() -> Path:
 def _one_thread():
     """Tiny models: a second thread only waits. And programs that a test runs set their own number, and so the last digits."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """A program that a test runs to its end may leave SIGTERM ignored, which every later child would inherit."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(autouse=True)
