@@ -17,8 +17,6 @@ REALDATA = ROOT.parent / "shared" / "realdata"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # also while module fixtures run
-for _name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-    os.environ.pop(_name, None)  # a program that finds some of them waits for processes that never come
 
 
 def golden_models(kind: str) -> list[str]:
@@ -55,6 +53,13 @@ def realdata() -> Path:
 def _one_thread():
     """Tiny models: a second thread only waits. And programs that a test runs set their own number, and so the last digits."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch):
+    """A program that finds what torchrun sets waits for the other processes; libraries leave some of it behind."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)
