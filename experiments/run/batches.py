@@ -20,6 +20,7 @@ from experiments.results import run_folder
 from experiments.run.checkups import Checkups
 from experiments.run.job import RunJob
 from experiments.run.measure import measure
+from experiments.run.unedited import measure_unedited
 
 BLOCK = 64
 """Cases that are measured together before their edits, at least."""
@@ -40,7 +41,8 @@ def evaluate(job: RunJob, run: Path) -> None:
             if not prepared:  # all together: statistics and contexts, which each would else collect by itself
                 job.editor.begin(job.model, job.tok, job.context_templates)
                 prepared = True
-            before = measure(job, [record for chunk in block for record in chunk])
+            first = start * num_edits
+            before = measure_unedited(job, first, first + sum(map(len, block)))
             apart = len(unfinished) >= ranks.world_size()
             of_process = unfinished[ranks.rank()::ranks.world_size()] if apart else unfinished
             with ranks.alone() if apart else nullcontext():

@@ -158,7 +158,8 @@ class EditFlags:
     context_templates: str | Path | None = flag(
         None, 'JSON file of the contexts that an edit shall hold in, [["{}"], ["So it is. {}", ...]]; by default they are '
         'sampled from the model', metavar="FILE")
-    use_cache: bool = flag(False, "keep target states (z) on disk, and reuse those that were computed from all the same")
+    use_cache: bool = flag(False, "keep on disk target states (z) and, without --sequential, metrics of the unedited model, and "
+                           "reuse those that were computed from all the same")
     conserve_memory: bool = flag(False, "keep the original weights on the CPU while an edit is in the model")
     seed: int = flag(0, "of everything that is sampled: contexts and texts", parse=a_seed, settles=ALWAYS)
     save_edits: bool = flag(

@@ -85,6 +85,11 @@ class RunJob:
         return data_folder(self.config.data_dir) / "z_cache" if self.config.use_cache else None
 
     @property
+    def unedited_cache(self) -> Path | None:
+        """Where metrics of the unedited model are kept."""
+        return data_folder(self.config.data_dir) / "unedited" if self.config.use_cache else None
+
+    @property
     def originals_device(self) -> str | None:
         """Where the original weights are while an edit is in the model; None: beside it."""
         return "cpu" if self.config.conserve_memory else None

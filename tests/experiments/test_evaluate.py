@@ -11,6 +11,7 @@ from common.errors import UserError
 from editors import Edit
 from experiments.run import batches
 from experiments.results import run_folder
+from experiments.run.measure import measure
 
 
 def cases(run: Path) -> dict[str, dict]:
@@ -203,3 +204,22 @@ def test_others_may_read_what_is_written(run, tmp_path):
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o755
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+
+
+def test_metrics_of_the_unedited_model_are_shared(run, tmp_path, monkeypatch):
+    """By runs of other editors and batch sizes; a damaged file is made again, and none is read for other settings."""
+    flags = {"dataset_size_limit": 6, "data_dir": tmp_path / "data", "use_cache": True}
+    expected = cases(run("FT", dataset_size_limit=6, num_edits=6))
+    measured = []
+    monkeypatch.setattr("experiments.run.unedited.measure", lambda job, records: measured.append(records) or measure(job, records))
+    for number, num_edits in enumerate((6, 2, 1)):
+        shared = cases(run("FT", num_edits=num_edits, dir_name=str(number), **flags))
+        assert [case["pre"] for case in shared.values()] == [case["pre"] for case in expected.values()]
+    assert len(measured) == 1
+    kept, = (tmp_path / "data" / "unedited").iterdir()
+    content = kept.read_text()
+    kept.write_text(content.replace("0.1", "0.2", 1))
+    assert cases(run("FT", num_edits=6, dir_name="again", **flags)) == expected
+    assert len(measured) == 2 and kept.read_text() == content
+    run("FT", num_edits=6, dir_name="other", contains_length=20, **flags)
+    assert len(measured) == 3
