@@ -86,7 +86,7 @@ def _edit_and_measure(
     edit.apply(job.model, originals_device=job.originals_device)
     seconds = time.perf_counter() - started
     try:
-        checkups.edited_once(number, chunk, edit.info, number == -(-len(job.records) // job.config.num_edits))
+        checkups.edited_once(number, chunk, edit, number == -(-len(job.records) // job.config.num_edits))
         return run_folder.about_edit(seconds, edit.info), measure(job, chunk)
     finally:
         edit.revert(job.model)

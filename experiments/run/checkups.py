@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from transformers import PreTrainedModel
 
 from data.files import json_lines, write_text
 from data.records import Record
 from editors.core import ranks
 from editors.core.corpus import find_corpus
+from editors.core.solve import double
+from editors.core.wrappers import plain_parameters
+from editors.edit import Edit
 from editors.sequence import EditSequence
 from experiments.metrics.perplexity import stream_ids, stream_perplexity
 from experiments.results import run_folder
 from experiments.run import tasks
 from experiments.run.job import RunJob
 from experiments.run.measure import metrics_of
+
+MOST_TEXTS = 10
+"""Batches apart under which perplexity is measured, at most."""
 
 
 class Checkups:
@@ -36,7 +43,7 @@ class Checkups:
     @property
     def between_batches(self) -> bool:
         """Whether anything is measured or saved also where each batch is edited by itself."""
-        return bool(self.job.tasks or self.config.save_model)
+        return bool(self.job.tasks or self.config.save_model or self.stream)
 
     def path(self, edits: int) -> Path:
         """The file of what is measured after so many edits."""
@@ -52,14 +59,18 @@ class Checkups:
         if self.between_batches and not ranks.from_first(self.path(0).exists):
             self.unedited()
 
-    def edited_once(self, batch: int, chunk: Sequence[Record], info: Mapping[str, Any], last: bool) -> None:
-        """The model with this batch alone in it."""
+    def edited_once(self, batch: int, chunk: Sequence[Record], edit: Any, last: bool) -> None:
+        """The model with this batch's edit alone in it."""
+        info = edit.info
         if "statistics" in info and not (self.run / run_folder.STATISTICS).exists():  # the same for every batch
             self._write(self.run / run_folder.STATISTICS, info["statistics"])
         edits = (batch - 1) * self.config.num_edits + len(chunk)
         content = {}
         if self.job.hparams.get("calculate_objective_value"):
             content["objective_distances"] = info["objective_distances"]
+        steps = -(-len(self.job.records) // (MOST_TEXTS * self.config.num_edits))
+        if self.stream is not None and _due(steps, batch, last):
+            content |= self._perplexity() | {"weights": _relative_changes(self.job.model, edit)}
         if self.job.tasks and _due(self.config.downstream_eval_steps, batch, last):
             content |= self._downstream(edits)
         if content:
@@ -126,6 +137,14 @@ class Checkups:
             return figures
 
         return {"downstream": ranks.from_first(measure_and_write)}
+
+
+def _relative_changes(model: PreTrainedModel, edit: Any) -> dict[str, dict[str, float]]:
+    """`relative_distance` |W - W_0| / |W_0| of each weight, by its name, that an edit has changed; the edit is in the model."""
+    changes = edit.deltas() if isinstance(edit, Edit) else {}
+    edited = plain_parameters(model)
+    return {name: {"relative_distance": float(double(change).norm() / double(edited[name].detach() - change).norm())}
+            for name, change in changes.items() if name in edited}
 
 
 def _due(steps: int, batch: int, last: bool) -> bool:

@@ -158,7 +158,7 @@ class EditFlags:
     context_templates: str | Path | None = flag(
         None, 'JSON file of the contexts that an edit shall hold in, [["{}"], ["So it is. {}", ...]]; by default they are '
         'sampled from the model', metavar="FILE")
-    use_cache: bool = flag(False, "keep on disk target states (z) and, without --sequential, metrics of the unedited model, and "
+    use_cache: bool = flag(False, "keep target states (z) on disk and, without --sequential, metrics of the unedited model; "
                            "reuse those that were computed from all the same")
     conserve_memory: bool = flag(False, "keep the original weights on the CPU while an edit is in the model")
     seed: int = flag(0, "of everything that is sampled: contexts and texts", parse=a_seed, settles=ALWAYS)
@@ -180,7 +180,6 @@ class MeasureFlags:
 
 
 _SEQUENCE = {"sequential": "--sequential"}
-_CHECKUPS = dict.fromkeys(("sequential", "history_eval_steps"), "--sequential and --history_eval_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +198,8 @@ class SequenceFlags:
         needs={"history_eval_steps": "--history_eval_steps"}, settles=ALWAYS)
     perplexity_corpus: str | None = flag(
         None, "measure the perplexity of this .txt or .jsonl file, or data set of the hub, as one stream of tokens, on the "
-        "unedited model and whenever the history is measured; world: its own corpus", needs=_CHECKUPS, settles=ALWAYS)
+        "unedited model, and whenever a sequence measures its history; of batches apart, under every one (of more than "
+        "ten, ten of them). world: its own corpus", settles=ALWAYS)
     perplexity_tokens: int | None = flag(
         None, "read so many tokens of it; by default all of a file, 500,000 of a data set of the hub", parse=at_least_one,
         needs={"perplexity_corpus": "--perplexity_corpus"}, settles=OR_NULL)
@@ -341,6 +341,8 @@ class RunConfig(
             for name, text in about.needs.items():
                 if getattr(self, field.name) and not getattr(self, name):
                     raise UserError(f"--{field.name} has no effect without {text}")
+        if self.perplexity_corpus and self.sequential and not self.history_eval_steps:
+            raise UserError("--perplexity_corpus has no effect with --sequential and without --history_eval_steps")
 
     def complete(self) -> RunConfig:
         """The same with what flags say by what others do not.

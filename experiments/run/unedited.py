@@ -1,4 +1,4 @@
-"""Metrics of the unedited model, kept on disk with ``--use_cache``: runs of other editors, or of other batch sizes, share them."""
+"""Metrics of the unedited model, kept on disk with ``--use_cache``: runs of other editors and other batch sizes share them."""
 
 import hashlib
 import json
@@ -61,7 +61,8 @@ def _key(job: RunJob, records: Sequence[Record]) -> str:
     """Of everything that the numbers follow from, the code that computes them included."""
     config = {name: getattr(job.config, name) for name in SETTINGS}
     model = [identity(job.model), str(job.model.dtype), job.model.device.type]
-    content = [config, model, tokenizer_fingerprint(job.tok), fingerprint(records), job.texts if job.generate else None, _code()]
+    texts = job.texts if job.generate else None
+    content = [config, model, tokenizer_fingerprint(job.tok), fingerprint(records), texts, _code()]
     return _sha256(json.dumps(content, sort_keys=True))[:32]
 
 

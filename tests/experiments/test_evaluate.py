@@ -211,7 +211,8 @@ def test_metrics_of_the_unedited_model_are_shared(run, tmp_path, monkeypatch):
     flags = {"dataset_size_limit": 6, "data_dir": tmp_path / "data", "use_cache": True}
     expected = cases(run("FT", dataset_size_limit=6, num_edits=6))
     measured = []
-    monkeypatch.setattr("experiments.run.unedited.measure", lambda job, records: measured.append(records) or measure(job, records))
+    monkeypatch.setattr("experiments.run.unedited.measure",
+                        lambda job, records: measured.append(records) or measure(job, records))
     for number, num_edits in enumerate((6, 2, 1)):
         shared = cases(run("FT", num_edits=num_edits, dir_name=str(number), **flags))
         assert [case["pre"] for case in shared.values()] == [case["pre"] for case in expected.values()]
@@ -223,3 +224,16 @@ def test_metrics_of_the_unedited_model_are_shared(run, tmp_path, monkeypatch):
     assert len(measured) == 2 and kept.read_text() == content
     run("FT", num_edits=6, dir_name="other", contains_length=20, **flags)
     assert len(measured) == 3
+
+
+def test_perplexity_and_change_of_batches_apart(run, golden):
+    texts = str(golden / "corpus.jsonl")
+    folder = run("MEMIT", num_edits=2, dataset_size_limit=4, perplexity_corpus=texts, perplexity_tokens=500)
+    unedited, *edited = (json.loads(path.read_text()) for path in sorted((folder / "batches").iterdir()))
+    assert unedited["perplexity_tokens"] == 500 and [batch["edits"] for batch in edited] == [2, 4]
+    for batch in edited:
+        assert batch["perplexity"] > 0 and batch["perplexity"] != unedited["perplexity"]
+        assert all(0 < weight["relative_distance"] < 1 for weight in batch["weights"].values()) and batch["weights"]
+    one_each = run("FT", num_edits=1, dataset_size_limit=12, perplexity_corpus=texts, perplexity_tokens=50)
+    names = sorted(path.name for path in (one_each / "batches").iterdir())
+    assert names == [f"{n:06d}.json" for n in (0, 2, 4, 6, 8, 10, 12)]

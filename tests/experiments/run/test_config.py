@@ -109,7 +109,7 @@ def test_completion():
     ({"alpha": [1.0]}, "--alpha has no effect without --add_attention, or --alg_name MEMAT"),
     ({"add_attention": True, "load_attention": "x"}, "--load_attention has no effect without --head_ind, which says"),
     ({"sequential": True, "perplexity_corpus": "x"},
-     "--perplexity_corpus has no effect without --sequential and --history_eval_steps"),
+     "--perplexity_corpus has no effect with --sequential and without --history_eval_steps"),
     ({"legacy_rte_labels": True}, "--legacy_rte_labels has no effect without --do_downstream_eval"),
     ({"pairing": "legacy"}, "--pairing has no effect without --language"),
 ])

@@ -174,7 +174,7 @@ def test_orders(sequence, golden, tmp_path):
     ({"max_edits": 1000}, "--max_edits 1000: .* has only 12 records"),
     ({"max_edits": 1}, "--num_edits 2: .* has only 1 records within --max_edits"),
     ({"perplexity_corpus": "nowhere.txt", "history_eval_steps": 2}, "nowhere.txt"),
-    ({"perplexity_corpus": "corpus.txt"}, "no effect without --sequential and --history_eval_steps"),
+    ({"perplexity_corpus": "corpus.txt"}, "no effect with --sequential and without --history_eval_steps"),
     ({"history_sample": 3}, "no effect without --history_eval_steps"),
     ({"sequential": False, "history_eval_steps": 3}, "no effect without --sequential"),
     ({"save_model_location": "somewhere"}, "no effect without --save_model"),
