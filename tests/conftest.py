@@ -57,7 +57,7 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch):
-    """A program that finds what torchrun sets waits for the other processes; libraries leave some of it behind."""
+    """A program that finds what torchrun sets waits for the other processes."""
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
 

@@ -1,6 +1,5 @@
 """An edit has the plain model's names, whatever the model was wrapped in, and applies to every form of it."""
 
-import os
 
 import pytest
 import torch
@@ -29,8 +28,9 @@ def lora(model):
 
 
 @pytest.fixture
-def ddp():
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29577")
+def ddp(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29577")
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
     yield DistributedDataParallel
     torch.distributed.destroy_process_group()
