@@ -101,6 +101,13 @@ class Editor(ABC):
         """
         return {}
 
+    def seek(
+        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], z_cache: str | os.PathLike,
+        context_templates: Sequence | None = None, progress: bool = True,
+    ) -> None:
+        """Before edits of some of the requests each, in the model as it is: seek the target states of all together, which
+        is faster, and keep them in the folder z_cache, where `edit` finds them. Nothing for editors that seek none."""
+
 
 class WeightEditor(Editor):
     """An editor whose edits change weights, and which can edit the same model again and again. A subclass gives `changes`."""
@@ -144,6 +151,19 @@ class WeightEditor(Editor):
     def prepare(self, task: Task) -> dict[str, Any]:
         """What `begin` takes, if anything."""
         return {}
+
+    def seek(
+        self, model: nn.Module, tok, requests: Sequence[Mapping | Request], z_cache: str | os.PathLike,
+        context_templates: Sequence | None = None, progress: bool = True,
+    ) -> None:
+        model = unwrapped(model)
+        check_editable(model)
+        task = Task(model, tok, parse_requests(requests, tok), context_templates, z_cache, progress)
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+            self.targets(task)
+
+    def targets(self, task: Task) -> Any:
+        """The target states of all requests, read from the task's z_cache or kept there; None where the editor has none."""
 
     def at_the_end(self, originals: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{parameter name: what its weight shall be} at the end of a sequence, where the editor has something to do there.

@@ -1,6 +1,6 @@
 """ROME: rank-one model editing (Meng et al., NeurIPS 2022)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from editors.core import solve
 from editors.core.keys import layer_io
 from editors.core.prompts import Request
 from editors.core.value_cache import cached_optimise
+from editors.core.values import Values
 from editors.hparams import ValueHParams
 from .prepared import begun_with, prepare, Prepared, to_change, trial
 from .statistics import described, factorised, second_moments
@@ -61,6 +62,20 @@ class ROME(WeightEditor):
         fixed = hp.mom2_adjustment and not hp.dynamic
         return begun_with(prepared, second_moments(prepared.decoder, hp, task.progress) if fixed else {})
 
+    def targets(self, task: Task) -> Values | None:
+        """Those at the first layer; at others they follow from the edit before."""
+        hp = self.hparams
+        if len(hp.layers) > 1:
+            return None
+        prepared = prepare(task, hp, "rome", length_params=hp.context_template_length_params)
+        return self._targets(task, prepared, task.requests, hp.layers[0])
+
+    def _targets(self, task: Task, prepared: Prepared, requests: Sequence[Request], layer: int) -> Values:
+        return cached_optimise(
+            prepared.decoder, requests, layer, self.hparams, prepared.templates, "down_proj", folder=task.z_cache,
+            progress=task.progress
+        )
+
     def changes(self, task: Task) -> tuple[dict[str, LowRank], dict[str, Any]]:
         hp = self.hparams
         prepared = prepare(task, hp, "rome", length_params=hp.context_template_length_params)
@@ -85,9 +100,7 @@ class ROME(WeightEditor):
         self, task: Task, request: Request, layer: int, prepared: Prepared, factor: solve.Factor | None
     ) -> tuple[str, LowRank]:
         hp, decoder = self.hparams, prepared.decoder
-        values = cached_optimise(
-            decoder, [request], layer, hp, prepared.templates, "down_proj", folder=task.z_cache, progress=task.progress
-        )
+        values = self._targets(task, prepared, [request], layer)
         inputs, outputs = layer_io(decoder, request, layer, prepared.contexts, hp.fact_token)
         key = inputs.mean(0)
         u = solve.rome_direction(factor, key)

@@ -15,6 +15,7 @@ from editors.changes import Dense, LowRank
 from editors.core.decoder import Decoder
 from editors.core.moment import Moment
 from editors.core.value_cache import cached_optimise
+from editors.core.values import Site, Values
 from editors.hparams import UNIFIED_FIXED, UNIFIED_IGNORED, ValueHParams
 from .aim import Aim, JointAim, value_site
 from .objective import Goal, objective_distances
@@ -137,6 +138,17 @@ class SpreadEditor(WeightEditor):
         """Sites, and the contexts that keys and target states are averaged over."""
         return prepare(task, self.hparams, "memit")
 
+    def targets(self, task: Task) -> tuple[Values, Site]:
+        return self._targets(task, self.contexts(task))
+
+    def _targets(self, task: Task, prepared: Prepared) -> tuple[Values, Site]:
+        """(the target states, where they were sought)."""
+        hp, decoder = self.hparams, prepared.decoder
+        site = value_site(decoder, task.requests, hp.layers, hp.fact_token)
+        return cached_optimise(
+            decoder, task.requests, hp.layers[-1], hp, prepared.templates, site, folder=task.z_cache, progress=task.progress
+        ), site
+
     def prepare(self, task: Task) -> dict[str, Any]:
         prepared = self.contexts(task)
         fixed = not self.hparams.dynamic
@@ -150,12 +162,8 @@ class SpreadEditor(WeightEditor):
         solver = self.solver(task, decoder)
         seconds = {"prepare": time.perf_counter() - started}
 
-        z_layer = hp.layers[-1]
         started = time.perf_counter()
-        site = value_site(decoder, requests, hp.layers, hp.fact_token)
-        values = cached_optimise(
-            decoder, requests, z_layer, hp, prepared.templates, site, folder=task.z_cache, progress=task.progress
-        )
+        values, site = self._targets(task, prepared)
         seconds["values"] = time.perf_counter() - started
 
         started = time.perf_counter()

@@ -1,10 +1,11 @@
 """Editing batches by themselves: each into the unmodified model, taken out again before the next (``experiments.evaluate``).
 
-Cases are measured before their edits in blocks of at least :data:`BLOCK`; a block that is begun again is measured as a whole,
-for the same numbers to the last digit. Of several processes each takes batches of its own; all work at the same one where there
-are fewer batches than processes.
+Cases are measured before their edits, and target states sought, in blocks of at least :data:`BLOCK`; a block that is begun
+again is measured as a whole, for the same numbers to the last digit. Of several processes each takes batches of its own; all
+work at the same one where there are fewer batches than processes.
 """
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -23,11 +24,22 @@ from experiments.run.measure import measure
 from experiments.run.unedited import measure_unedited
 
 BLOCK = 64
-"""Cases that are measured together before their edits, at least."""
+"""Cases that are measured together before their edits, and whose target states are sought together, at least."""
+
+TARGETS = ".targets"
+"""Folder in a run, while it works, of the target states of a block."""
 
 
 def evaluate(job: RunJob, run: Path) -> None:
     """Edits and measures every batch whose files are not all there, and writes them."""
+    try:
+        _evaluate(job, run)
+    finally:
+        if ranks.rank() == 0:
+            shutil.rmtree(run / TARGETS, ignore_errors=True)
+
+
+def _evaluate(job: RunJob, run: Path) -> None:
     num_edits = job.config.num_edits
     checkups = Checkups(job, run)
     checkups.unedited_once()
@@ -43,16 +55,32 @@ def evaluate(job: RunJob, run: Path) -> None:
                 prepared = True
             first = start * num_edits
             before = measure_unedited(job, first, first + sum(map(len, block)))
+            z_cache, seconds = _targets(job, run, block)
             apart = len(unfinished) >= ranks.world_size()
             of_process = unfinished[ranks.rank()::ranks.world_size()] if apart else unfinished
             with ranks.alone() if apart else nullcontext():
                 for i in of_process:
-                    about_edit, after = _edit_and_measure(job, run, block[i], start + i + 1, checkups)
+                    about_edit, after = _edit_and_measure(job, run, block[i], start + i + 1, checkups, z_cache, seconds)
                     if ranks.rank() == 0:
                         run_folder.write_cases(run, num_edits, block[i], about_edit, before, after)
                     bar.update(len(block[i]))
             bar.update(sum(len(block[i]) for i in set(unfinished) - set(of_process)))
     ranks.barrier()
+
+
+def _targets(job: RunJob, run: Path, block: Sequence[Sequence[Record]]) -> tuple[Path | None, float]:
+    """(folder where the edits of a block find their target states, seconds a request that it took to seek them).
+
+    They are sought together for all its batches: each is edited into the unmodified model, so none depends on another.
+    """
+    if len(block) == 1:
+        return job.z_cache, 0.0
+    started = time.perf_counter()
+    folder = job.z_cache or run / TARGETS
+    requests = [record.request() for chunk in block for record in chunk]
+    job.editor.seek(job.model, job.tok, requests, folder, job.context_templates)
+    ranks.barrier()
+    return folder, (time.perf_counter() - started) / len(requests)
 
 
 def _unfinished(job: RunJob, run: Path, start: int, block: Sequence[Sequence[Record]]) -> list[int]:
@@ -72,19 +100,20 @@ def _edit_path(run: Path, batch: int) -> Path:
 
 
 def _edit_and_measure(
-    job: RunJob, run: Path, chunk: Sequence[Record], number: int, checkups: Checkups
+    job: RunJob, run: Path, chunk: Sequence[Record], number: int, checkups: Checkups, z_cache: Path | None,
+    sought: float
 ) -> tuple[dict[str, float], dict[int, dict[str, Any]]]:
     """(what the edit took and lost, metrics of each record under it). The model is afterwards what it was, bit by bit.
 
-    number: of the batch, counted from 1.
+    number: of the batch, counted from 1. z_cache, sought: of :func:`_targets`.
     """
     started = time.perf_counter()
     requests = [record.request() for record in chunk]
-    edit = job.editor.edit(job.model, job.tok, requests, job.context_templates, z_cache=job.z_cache)
+    edit = job.editor.edit(job.model, job.tok, requests, job.context_templates, z_cache=z_cache)
     if job.config.save_edits and ranks.rank() == 0:
         edit.save(_edit_path(run, number - 1))
     edit.apply(job.model, originals_device=job.originals_device)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + len(chunk) * sought
     try:
         checkups.edited_once(number, chunk, edit, number == -(-len(job.records) // job.config.num_edits))
         return run_folder.about_edit(seconds, edit.info), measure(job, chunk)

@@ -9,6 +9,7 @@ import torch
 
 from common.errors import UserError
 from editors import Edit
+from editors.core.values import optimise
 from experiments.run import batches
 from experiments.results import run_folder
 from experiments.run.measure import measure
@@ -237,3 +238,20 @@ def test_perplexity_and_change_of_batches_apart(run, golden):
     one_each = run("FT", num_edits=1, dataset_size_limit=12, perplexity_corpus=texts, perplexity_tokens=50)
     names = sorted(path.name for path in (one_each / "batches").iterdir())
     assert names == [f"{n:06d}.json" for n in (0, 2, 4, 6, 8, 10, 12)]
+
+
+@pytest.mark.parametrize("alg_name, num_edits", [("MEMIT", 2), ("ROME", 1)])
+def test_targets_of_batches_apart_are_sought_together(run, monkeypatch, alg_name, num_edits):
+    """Once for a block; the edits find them, also without --use_cache, and nothing of them stays in the run."""
+    sought = []
+    monkeypatch.setattr("editors.core.value_cache.optimise", lambda decoder, requests, *more, **how:
+                        sought.append(len(requests)) or optimise(decoder, requests, *more, **how))
+    flags = {"num_edits": num_edits, "dataset_size_limit": 6}
+    folder = run(alg_name, **flags)
+    assert sought == [6] and not (folder / ".targets").exists()
+    monkeypatch.setattr(batches, "_targets", lambda job, run, block: (job.z_cache, 0.0))
+    apart = cases(run(alg_name, dir_name="apart", **flags))
+    assert sought[1:] == [num_edits] * (6 // num_edits)
+    for name, case in cases(folder).items():
+        for ours, alone in zip(case["post"]["rewrite_prompts_probs"], apart[name]["post"]["rewrite_prompts_probs"]):
+            assert ours["target_new"] == pytest.approx(alone["target_new"], rel=1e-3, abs=1e-4)
