@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pkgutil
 from collections.abc import Iterator, Mapping
@@ -13,13 +12,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.tensor_files import read_tensors, write_tensors
 from . import adapter, registry
 from .changes import add_to, Change, Dense, LowRank
-from .core.files import write_tensors
 from .core.kept import kept
 from .core.modules import get_plain_module
 from .core.wrappers import plain_module, unwrapped
@@ -137,7 +135,7 @@ class Edit:
                 tensors[f"{name}/delta"] = change.delta
         header = {"format": FORMAT, "changes": kinds, "info": dict(self.info)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, tensors, {"edit": json.dumps(header)})
+        write_tensors(path, tensors, header, key="edit")
 
     def save_adapter(
         self, folder: str | os.PathLike, model: nn.Module, max_rank: int | None = 512, base_model: str | None = None
@@ -165,22 +163,32 @@ class Edit:
         """Read what `save` wrote, here or in a memory's edit. Raises UserError for a missing, truncated or foreign file."""
         if not Path(path).is_file():
             raise UserError(f"{path}: no such edit file")
+        path, remedy = Path(path), "save the edit again"
+        header, tensors = read_tensors(path, "file that Edit.save wrote", remedy)
+        if "edits" in tensors:
+            return pkgutil.resolve_name(registry.MEMORY_EDIT).load(path)
         try:
-            with safe_open(path, "pt") as file:
-                if "edits" in file.keys():
-                    return pkgutil.resolve_name(registry.MEMORY_EDIT).load(path)
-                header = json.loads((file.metadata() or {})["edit"])
-                if header["format"] != FORMAT:
-                    raise UserError(f"{path}: edit format {header['format']}, this version reads {FORMAT}")
-                changes = {}
-                for name, kind in header["changes"].items():
-                    if kind == "low_rank":
-                        changes[name] = LowRank(file.get_tensor(f"{name}/left"), file.get_tensor(f"{name}/right"))
-                    else:
-                        changes[name] = Dense(file.get_tensor(f"{name}/delta"))
-                return Edit(changes, dict(header["info"]))
-        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: truncated, or not a file that Edit.save wrote ({error}): save the edit again") from None
+            if header["format"] != FORMAT:
+                raise UserError(f"{path}: edit format {header['format']}, this version reads {FORMAT}")
+            changes = {}
+            for name, kind in header["changes"].items():
+                if kind == "low_rank":
+                    changes[name] = LowRank(_part(tensors, f"{name}/left", 2), _part(tensors, f"{name}/right", 2))
+                    if changes[name].left.shape[1] != changes[name].right.shape[1]:
+                        raise ValueError(f"the factors of {name} are of different ranks")
+                else:
+                    changes[name] = Dense(_part(tensors, f"{name}/delta"))
+            return Edit(changes, dict(header["info"]))
+        except UserError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: truncated, or not a file that Edit.save wrote ({error}): {remedy}") from None
+
+
+def _part(tensors: Mapping[str, Tensor], name: str, dimensions: int | None = None) -> Tensor:
+    if not tensors[name].is_floating_point() or dimensions not in (None, tensors[name].ndim):
+        raise ValueError(f"{name} is {tensors[name].dtype} of shape {list(tensors[name].shape)}")
+    return tensors[name]
 
 
 def _put_back(model: nn.Module, originals: Mapping[str, Tensor | None]) -> None:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.tensor_files import DamagedFile, read_tensors, write_tensors
 from .base import Editor, WeightEditor
-from .core import moment_store
-from .core.files import write_tensors
 from .core.key_memory import KeyMemory
 from .core.prompts import Request
 from .core.solve import double
@@ -98,7 +97,7 @@ class EditSequence:
         tensors |= {f"original/{name}": weight for name, weight in self._originals.items()}
         tensors |= {f"memory/{name}": tensor for name, tensor in self._memory.tensors().items()}
         header = {"batches": self.batches, "identity": dict(identity), "begun": self._begun}
-        write_tensors(path, tensors, {"header": json.dumps(header)})
+        write_tensors(path, tensors, header)
 
     def restore(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Continue from what `save` wrote. The model is the unedited one.
@@ -106,26 +105,37 @@ class EditSequence:
         Raises UserError for a damaged file, one of another identity, one whose editor had other statistics or contexts, or one
         whose original weights are not this model's.
         """
-        header, tensors = moment_store.read(path, "checkpoint of a sequence")
+        remedy = "delete the run's folder and begin anew"
+        header, tensors = read_tensors(path, "checkpoint of a sequence", remedy, header={"batches": int, "identity": dict,
+                                                                                        "begun": dict})
         if header.get("identity") != json.loads(json.dumps(dict(identity))):
             raise UserError(f"{path}: a checkpoint of another sequence (model, hyper-parameters or order differ)")
-        begun = header.get("begun", {})
+        begun = header["begun"]
         for name in sorted(begun.keys() | self._begun.keys()):
             if begun.get(name) != self._begun.get(name):
                 raise UserError(f"{path}: the sequence began with other {name}; put back what it had, or start a new run")
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "original": {}, "memory": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
+            if part not in parts:
+                raise DamagedFile(f"{path}: damaged checkpoint of a sequence ({key!r} is not of one): {remedy}")
             parts[part][name] = tensor
+        forms = {part: {name: (tensor.shape, tensor.dtype) for name, tensor in parts[part].items()} for part in parts}
+        if header["batches"] < 1 or forms["now"] != forms["original"]:
+            raise DamagedFile(f"{path}: damaged checkpoint of a sequence (after {header['batches']} batches, with "
+                              f"{len(parts['now'])} of {len(parts['original'])} edited weights): {remedy}")
         parameters = plain_parameters(self.model)
         for name, original in parts["original"].items():
             if name not in parameters or not torch.equal(parameters[name].detach().cpu(), original):
                 raise UserError(f"{path}: {name} of this model is not what the sequence began with")
+        try:
+            self._memory.restore(parts["memory"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise DamagedFile(f"{path}: damaged checkpoint of a sequence (its memory of keys: {error}): {remedy}") from None
         for name in parts["original"]:
             parameter = parameters[name].detach()
             self._originals[name] = parameter.to(self._originals_device or parameter.device, copy=True)
             parameter.copy_(parts["now"][name])
-        self._memory.restore(parts["memory"])
         self.batches = header["batches"]
 
     def _current(self) -> dict[str, Tensor]:

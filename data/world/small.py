@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import nn
@@ -23,6 +23,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from common.tensor_files import read_tensors
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 POSITIONS = 160
@@ -130,5 +132,5 @@ def load(kind: str, folder: Path) -> tuple[nn.Module, PreTrainedTokenizerFast]:
     model = classes[kind].from_pretrained(folder, dtype=torch.float32)
     if kind == "bert":
         model = Claims(model)
-        model.load_state_dict(load_file(folder / HEAD), strict=False)
+        model.load_state_dict(read_tensors(folder / HEAD, "head of a classifier", foreign=True)[1], strict=False)
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder)

@@ -1,19 +1,17 @@
 """How every model of the world is trained: by Muon and AdamW, in runs that go on after they were killed."""
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn, Tensor
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.tensor_files import read_tensors, write_tensors
 
 
 def check_flags(flags: Mapping[str, float], at_least_one: Sequence[str]) -> None:
@@ -115,23 +113,20 @@ class Training:
             for j, entry in optimizer.state_dict()["state"].items():
                 for key, value in entry.items():
                     tensors[f"optim/{i}/{j}/{key}"] = torch.as_tensor(value).clone()
-        temporary = self.state_path.with_suffix(".tmp")  # one name: what a killed run leaves is written over
-        save_file(tensors, temporary, metadata={"progress": json.dumps(self.progress)})
-        os.replace(temporary, self.state_path)
+        write_tensors(self.state_path, tensors, self.progress, key="progress")
         self._saved_at = time.monotonic()
 
     def _load(self) -> dict[str, Any]:
         """Puts the saved tensors back into model and optimizers; returns the saved progress."""
         weights: dict[str, Tensor] = {}
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._optimizers]
-        with safe_open(self.state_path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                if name.startswith("model/"):
-                    weights[name.removeprefix("model/")] = file.get_tensor(name)
-                else:
-                    _, i, j, key = name.split("/")
-                    states[int(i)].setdefault(int(j), {})[key] = file.get_tensor(name)
-            progress = json.loads(file.metadata()["progress"])
+        progress, tensors = read_tensors(self.state_path, "state of a training")
+        for name, tensor in tensors.items():
+            if name.startswith("model/"):
+                weights[name.removeprefix("model/")] = tensor
+            else:
+                _, i, j, key = name.split("/")
+                states[int(i)].setdefault(int(j), {})[key] = tensor
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():
                 parameter.copy_(weights[name])

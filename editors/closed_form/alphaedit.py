@@ -1,6 +1,5 @@
 """AlphaEdit: null-space constrained knowledge editing (Fang et al., ICLR 2025)."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +8,13 @@ from typing import ClassVar, Literal
 import torch
 
 from common.errors import UserError
+from common.tensor_files import DamagedFile, read_tensors, write_tensors
 from editors.base import Task
 from editors.configuration import Positive
 from editors.core import covariance, moment_store, solve
 from editors.core.corpus import find_corpus
 from editors.core.decoder import Decoder
-from editors.core.files import check_writable, write_tensors
+from editors.core.files import check_writable
 from editors.core.moment import Moment
 from .spread import Solver, SpreadEditor, SpreadHParams
 from .statistics import described, second_moments
@@ -109,11 +109,14 @@ def _kept_on_disk(task: Task, hp: AlphaEditHParams, moment: Moment, threshold: f
     path = path.with_name(f"{path.stem}_nullspace_{threshold:.6g}{path.suffix}")
     identity = moment.summary() | {"threshold": threshold}
     if path.exists():
-        header, tensors = moment_store.read(path, "projector")
-        if header.get("identity") == identity:
-            return solve.Projector(tensors["basis"].clone(), header["complement"])
+        try:
+            header, tensors = read_tensors(path, "projector", "it is computed anew", header={"complement": bool},
+                                           shapes={"basis": [moment.d_in, None]})
+            if header.get("identity") == identity:
+                return solve.Projector(tensors["basis"].clone(), header["complement"])
+        except DamagedFile as error:
+            warnings.warn(str(error), stacklevel=2)
     check_writable(folder, "projectors")
     projector = solve.null_space(moment.matrix, threshold)
-    write_tensors(path, {"basis": projector.basis},
-                  {"header": json.dumps({"identity": identity, "complement": projector.complement})})
+    write_tensors(path, {"basis": projector.basis}, {"identity": identity, "complement": projector.complement})
     return projector

@@ -23,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.tensor_files import DamagedFile
 from . import moment_store, ranks
 from .budget import allowance, statistics_tokens
 from .corpus import Corpus, document_order, find_corpus
@@ -85,7 +86,8 @@ def collect(
     pack_tokens: padded tokens of one forward pass, default chosen from the memory. It changes rounding only.
     resume: go on from the snapshot of a killed collection, if there is one; the result has the same bits as without the kill.
     force: collect again, on the model as it is now, whatever is there.
-    Raises UserError for statistics of another model, layer or corpus, damaged files, and what corpus.py names.
+    Files that are damaged are collected anew. Raises UserError for statistics of another model, layer or corpus, and what
+    corpus.py names.
     """
     _check_counts(pack_tokens=pack_tokens)
     model, corpus = decoder.model, find_corpus(spec.dataset)
@@ -173,7 +175,11 @@ def _fingerprint(model: nn.Module) -> str:
 def _from_disk(folder: Path, identity: Mapping[str, Any], d_in: int) -> Moment | None:
     path = moment_store.file_of(folder, identity)
     if path.exists():
-        return moment_store.load(path, identity, d_in)
+        try:
+            return moment_store.load(path, identity, d_in)
+        except DamagedFile as error:
+            warnings.warn(f"{error}; it is collected anew", stacklevel=2)
+            return None
     if identity["max_keys"] is None:
         for published in moment_store.published_files(folder, identity):
             if published.exists():
@@ -241,6 +247,7 @@ class _Pass:
         self.decoder, self.texts = decoder, texts
         self.identity = next(iter(identities.values()))
         weights = {layer: decoder.weight(layer) for layer in identities}
+        self.widths = {layer: weight.d_in for layer, weight in weights.items()}
         dtype = DTYPES[self.identity["dtype"]]
         # The sums, which the first process alone has; and those of the segment at hand.
         self.sums, self.part = (
@@ -258,7 +265,10 @@ class _Pass:
         """Continue from the snapshot, if there is one."""
         sums = {}
         if ranks.from_first(self.snapshot.exists) if self.snapshot else False:
-            sums, self.state = moment_store.load_snapshot(self.snapshot)
+            try:
+                sums, self.state = moment_store.load_snapshot(self.snapshot, self.widths)
+            except DamagedFile as error:
+                warnings.warn(str(error), stacklevel=2)
         for layer, tensors in sums.items():
             self.sums[layer].restore(tensors)
 

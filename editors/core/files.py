@@ -1,32 +1,13 @@
-"""Writing files of tensors and folders: whole or not at all, and refused before the work rather than after it."""
+"""Writing folders: whole or not at all, and refused before the work rather than after it."""
 
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
-
 from common.errors import UserError
-from common.files import part_of, whole_file
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file at once or not at all (:func:`whole_file`), with the permissions of any new file.
-
-    Raises UserError when writing fails, OSError where the folder can't take a file.
-    """
-    try:
-        with whole_file(path) as part:
-            part.touch()
-            mode = part.stat().st_mode  # safetensors puts a file there that only its owner may read
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
-            part.chmod(mode)
-    except SafetensorError as error:
-        raise UserError(f"{path}: writing failed ({error})") from None
+from common.files import part_of
 
 
 def check_writable(folder: Path, what: str) -> None:

@@ -4,7 +4,6 @@ Also reads the .npz statistics that the ROME and MEMIT authors published, and ke
 continues from.
 """
 
-import json
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -14,14 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.errors import UserError
-from .files import write_tensors
+from common.tensor_files import DamagedFile, read_tensors, write_tensors
 from .moment import IDENTITY, Moment
 
 FORMAT = 1
+STATE = {"window", "index", "tokens_before", "count", "texts", "pack_tokens"}
+"""Of a collection: where the next batch stands, what was counted, and how texts are packed."""
 # What published programs collect in one file besides the second moment; the names are sorted and joined.
 _PUBLISHED_KINDS = ("mom2", "mean-mom2", "mom2-norm_mean", "mean-mom2-norm_mean")
 
@@ -50,20 +50,20 @@ def load(path: Path, expected: Mapping[str, Any], d_in: int) -> Moment:
     """The statistics in `path`, a file that `save` wrote.
 
     expected: the identity they must have; the first field of `IDENTITY` that differs is named in the UserError.
-    Raises UserError for a truncated or foreign file too.
+    Raises DamagedFile for a truncated or foreign file.
     """
-    header, tensors = read(path, "statistics")
-    stored = header.get("identity", {})
+    header, tensors = read_tensors(path, "statistics", header={"identity": dict},
+                                   shapes={"mom2": [None, None], "key_sum": [None], "norm_sum": []})
+    stored = header["identity"]
     for field, kind in IDENTITY.items():
         if stored.get(field) != expected[field]:
             raise UserError(
                 f"{path}: statistics of another {kind} ({field} is {stored.get(field)!r}, wanted {expected[field]!r}): "
                 "move the file away, choose another statistics folder, or force a new collection"
             )
-    try:
-        return from_sums(tensors["mom2"], tensors["key_sum"], tensors["norm_sum"], stored, where=path, d_in=d_in)
-    except KeyError as error:
-        raise UserError(f"{path}: not a statistics file (no {error}): delete it and collect again") from None
+    if type(stored.get("count")) is not int or stored["count"] < 1 or tensors["key_sum"].shape != tensors["mom2"].shape[1:]:
+        raise DamagedFile(f"{path}: damaged statistics (of {stored.get('count')!r} tokens): delete it and run again")
+    return from_sums(tensors["mom2"], tensors["key_sum"], tensors["norm_sum"], stored, where=path, d_in=d_in)
 
 
 def load_published(path: Path, expected: Mapping[str, Any], d_in: int) -> Moment:
@@ -115,30 +115,26 @@ def from_sums(
 
 def save(path: Path, sums: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
     """Write the sums `mom2`, `key_sum` and `norm_sum` of one layer, at once or not at all."""
-    write_tensors(path, sums, {"header": json.dumps({"identity": dict(identity)})})
+    write_tensors(path, sums, {"identity": dict(identity)})
 
 
 def save_snapshot(path: Path, sums: Mapping[int, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     """Write the sums so far of all layers, and `state`, from which the collection continues."""
     flat = {f"{layer}.{name}": tensor for layer, part in sums.items() for name, tensor in part.items()}
-    write_tensors(path, flat, {"header": json.dumps({"state": dict(state)})})
+    write_tensors(path, flat, {"state": dict(state)})
 
 
-def load_snapshot(path: Path) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
-    """(sums, state) of a snapshot. Raises UserError for a damaged one."""
-    header, flat = read(path, "snapshot")
+def load_snapshot(path: Path, widths: Mapping[int, int]) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
+    """(sums, state) of a snapshot; widths: {layer: d_in}. Raises DamagedFile for a damaged one."""
+    shapes = {f"{layer}.{name}": shape for layer, width in widths.items()
+              for name, shape in (("mom2", [width, width]), ("key_sum", [width]), ("norm_sum", []))}
+    header, flat = read_tensors(path, "snapshot of a collection", "the collection begins anew", header={"state": dict},
+                                shapes=shapes)
+    state = header["state"]
+    if flat.keys() != shapes.keys() or state.keys() != STATE or not all(type(n) is int and n >= 0 for n in state.values()):
+        raise DamagedFile(f"{path}: damaged snapshot of a collection: the collection begins anew")
     sums: dict[int, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
         layer, _, name = key.partition(".")
         sums.setdefault(int(layer), {})[name] = tensor
-    return sums, header["state"]
-
-
-def read(path: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(header, tensors) of a file made here. Raises UserError for a damaged one."""
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("header", "{}"))
-            return header, {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: truncated or damaged {what} ({error}): delete it and run again") from None
+    return sums, state

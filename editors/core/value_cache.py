@@ -3,17 +3,17 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from torch import Tensor
 
-from common.errors import UserError
+from common.tensor_files import DamagedFile, read_tensors, write_tensors
 from . import ranks
 from .decoder import Decoder
-from .files import check_writable, write_tensors
+from .files import check_writable
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 from .prompts import Request
 from .values import Site, Values, ValueSettings, optimise
@@ -41,7 +41,7 @@ def cached_optimise(
 
     The key holds the model's weights, the tokenizer, the settings, the templates and the request, so an edited model or
     another learning rate never meets an old vector (one that was found in a batch of another size may differ in the last
-    digits). Raises UserError for a file that cannot be read, and before the work for a folder that cannot be written.
+    digits). Files that are damaged are made again. Raises UserError before the work for a folder that cannot be written.
     """
     arguments = dict(layer=layer, settings=settings, templates=templates, site=site, progress=progress)
     if folder is None:
@@ -55,9 +55,9 @@ def cached_optimise(
                  {name: value for name, value in vars(decoder.sites).items() if name not in FINDINGS}],
     }
     paths = [Path(folder) / f"{_key(common, request)}.safetensors" for request in requests]
-    if ranks.from_first(lambda: all(path.exists() for path in paths)):
-        states = [_read(path) for path in paths]
-        return Values(*(torch.stack([tensors[name] for tensors in states]) for name in ("initial", "delta")))
+    kept_states = ranks.from_first(lambda: _read(paths))
+    if kept_states is not None:
+        return Values(*kept_states)
     check_writable(Path(folder), "target states")
     # All of them, also those that are there: which requests run together decides the last digits, so a killed and continued
     # run must find the same together again.
@@ -72,9 +72,17 @@ def _key(common: dict, request: Request) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _read(paths: Sequence[Path]) -> tuple[Tensor, Tensor] | None:
+    """(initial states, deltas), a row a file; None where a file is missing or, which a warning says, damaged."""
+    if not all(path.exists() for path in paths):
+        return None
+    shapes = {"initial": [None], "delta": [None]}
     try:
-        tensors = load_file(path)
-        return {name: tensors[name] for name in ("initial", "delta")}
-    except (SafetensorError, KeyError) as error:
-        raise UserError(f"{path}: truncated or foreign cache file ({error}): delete it and run again") from None
+        states = [read_tensors(path, "target state", "it is found anew", shapes=shapes)[1] for path in paths]
+        for path, tensors in zip(paths, states):
+            if any(tensors[name].shape != states[0]["delta"].shape for name in shapes):
+                raise DamagedFile(f"{path}: a target state of another width: it is found anew")
+    except DamagedFile as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None
+    return tuple(torch.stack([tensors[name] for tensors in states]) for name in shapes)

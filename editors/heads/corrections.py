@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.errors import UserError
+from common.tensor_files import read_tensors, write_tensors
 from editors.changes import Dense
-from editors.core import moment_store, ranks
+from editors.core import ranks
 from editors.core.decoder import Decoder
-from editors.core.files import write_tensors
 from editors.edit import Edit
 from .outputs import as_biases, Head, head_shape
 
@@ -38,7 +37,7 @@ class Corrections:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         heads = torch.tensor(self.heads, dtype=torch.int64)
-        write_tensors(path, {"heads": heads, "vectors": self.vectors}, {"header": json.dumps(dict(self.info))})
+        write_tensors(path, {"heads": heads, "vectors": self.vectors}, self.info)
         part = path.with_suffix(".part.npy")
         np.save(part, heads.numpy())
         part.replace(path.with_suffix(".npy"))
@@ -48,12 +47,10 @@ class Corrections:
         """Reads what `save` wrote. Raises UserError for a missing, damaged or foreign file."""
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file of correction vectors")
-        info, tensors = moment_store.read(Path(path), "file of correction vectors")
-        if not {"heads", "vectors"} <= tensors.keys():
-            lacking = ", ".join({"heads", "vectors"} - tensors.keys())
-            raise UserError(f"{path}: not a file of correction vectors: it lacks {lacking}")
+        info, tensors = read_tensors(Path(path), "file of correction vectors", "save them again",
+                                     shapes={"heads": [None, 2], "vectors": [None, None]})
         heads, vectors = tensors["heads"], tensors["vectors"]
-        if heads.ndim != 2 or heads.shape[1] != 2 or vectors.ndim != 2 or len(heads) != len(vectors):
+        if len(heads) != len(vectors) or heads.dtype != torch.int64 or not vectors.is_floating_point():
             raise UserError(f"{path}: heads of shape {list(heads.shape)} and vectors of shape {list(vectors.shape)}, expected "
                             "one (layer, head) and one vector for each")
         return Corrections([tuple(head) for head in heads.tolist()], vectors, info)

@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import UserError
-from editors.core import moment_store
-from editors.core.files import write_tensors
+from common.tensor_files import read_tensors, write_tensors
 from .editable import Editable
 
 FORMAT = 1
@@ -23,16 +22,18 @@ def save(path: Path, alg: Editable, info: Mapping[str, Any], extra: Mapping[str,
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {NET + name: tensor.detach().cpu() for name, tensor in alg.state().items()} | dict(extra or {})
     header = {"format": FORMAT, "about": alg.about(), "info": dict(info)}
-    write_tensors(path, tensors, {"header": json.dumps(header)})
+    write_tensors(path, tensors, header)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(header, tensors). Raises UserError for a file that is missing, damaged or no checkpoint."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    header, tensors = moment_store.read(path, "checkpoint of a learned editor")
-    if header.get("format") != FORMAT or "about" not in header:
-        raise UserError(f"{path}: not a checkpoint of a learned editor")
+    # Not finite: statistics of MEND's inputs that were never trained.
+    header, tensors = read_tensors(path, "checkpoint of a learned editor", "use a copy, or train again", finite=False,
+                                   header={"format": int, "about": dict, "info": dict})
+    if header["format"] != FORMAT:
+        raise UserError(f"{path}: a checkpoint of format {header['format']}, this program reads {FORMAT}")
     return header, tensors
 
 

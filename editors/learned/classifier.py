@@ -6,13 +6,11 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from common.errors import UserError
-from editors.core.files import write_tensors
+from common.tensor_files import read_tensors, write_tensors
 from editors.core.pretrained import check_report, SAFE
 
 HEAD = "classifier_head.safetensors"
@@ -70,11 +68,12 @@ class BertClassifier(nn.Module):
         model = BertClassifier(encoder)
         head = Path(source) / HEAD
         if head.is_file():
-            try:
-                model.load_state_dict(load_file(head), strict=False)
-                missing = {"classifier.weight", "classifier.bias"} - load_file(head).keys()
-            except (RuntimeError, SafetensorError) as error:
-                raise UserError(f"{head}: not the head of this encoder ({str(error).splitlines()[-1].strip()})") from None
+            _, tensors = read_tensors(head, "head of a classifier", "copy it again", foreign=True)
+            missing = {"classifier.weight", "classifier.bias"} - tensors.keys()
             if missing:
                 raise UserError(f"{head}: has no {', '.join(sorted(missing))}")
+            try:
+                model.load_state_dict(tensors, strict=False)
+            except RuntimeError as error:
+                raise UserError(f"{head}: not the head of this encoder ({str(error).splitlines()[-1].strip()})") from None
         return model.eval()

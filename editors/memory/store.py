@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.errors import UserError
 from common.orthography import continuation
-from editors.core.files import write_tensors
+from common.tensor_files import read_tensors, write_tensors
 
 KIND, VERSION = "edit memory", 1
 HEADER = {"next_id": int, "labelled": bool, "sha256": str, "about": dict}
@@ -159,7 +158,7 @@ class EditStore:
             tensors["vectors"], header["vectors_of"] = self._vectors[order].detach().cpu(), self._vectors_of
             header["vectors_sha256"] = _checksum(tensors["vectors"], self._vectors_of)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, tensors, {"header": json.dumps(header)})
+        write_tensors(path, tensors, header)
 
     @staticmethod
     def load(path: Path) -> tuple[EditStore, dict[str, Any]]:
@@ -167,13 +166,8 @@ class EditStore:
         version."""
         if not path.is_file():
             raise UserError(f"{path}: no such memory file")
-        try:
-            with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("header", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, ValueError) as error:
-            raise UserError(f"{path}: truncated or damaged, no memory of edits can be read ({error}): use a copy") from None
-        if not isinstance(header, dict) or header.get("kind") != KIND or "edits" not in tensors:
+        header, tensors = read_tensors(path, "memory of edits", "use a copy")
+        if header.get("kind") != KIND or "edits" not in tensors:
             raise UserError(f"{path}: not a memory of edits")
         if header.get("version") != VERSION:
             raise UserError(f"{path}: a memory of version {header.get('version')}, this program reads version {VERSION}")
@@ -183,7 +177,11 @@ class EditStore:
         texts, vectors = tensors["edits"].numpy().tobytes(), tensors.get("vectors")
         if hashlib.sha256(texts).hexdigest() != header["sha256"]:
             raise UserError(f"{path}: damaged, its edits are not those that were written: use a copy")
-        memory = EditStore((Entry(*entry) for entry in json.loads(texts)), header["next_id"], header["labelled"])
+        try:
+            entries = [Entry(*entry) for entry in json.loads(texts)]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{path}: damaged, its edits can't be read ({error}): use a copy") from None
+        memory = EditStore(entries, header["next_id"], header["labelled"])
         if vectors is not None and "vectors_sha256" in header:  # without, they are computed again
             if _checksum(vectors, header.get("vectors_of")) != header["vectors_sha256"]:
                 raise UserError(f"{path}: damaged, its vectors are not those that were written: use a copy")

@@ -51,6 +51,9 @@ def _run(job: RunJob, run: Path, sequence: EditSequence, chunks: Sequence[Sequen
     checkups = Checkups(job, run)
     if ranks.from_first(partial(_is_there, run / CHECKPOINT)):
         sequence.restore(run / CHECKPOINT, identity)
+        if sequence.batches > len(chunks):
+            raise UserError(f"{run / CHECKPOINT}: tells of {sequence.batches} batches of {len(chunks)}: delete the run's "
+                            "folder and begin anew")
     else:
         checkups.unedited()
 

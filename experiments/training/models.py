@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from common.errors import UserError
+from common.tensor_files import read_tensors
 from editors.learned.classifier import BertClassifier
 from editors.learned.model_kind import ModelKind, model_kind
 from editors.core.pretrained import read_config, read_model, read_tokenizer, strictly
@@ -100,9 +99,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise UserError(f"model.pt: {path} is no .safetensors file; pickled weights are not read: convert it where "
                         "you trust it")
     try:
-        weights = {name: t for name, t in load_file(path).items() if not name.endswith("position_ids")}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"model.pt: {path} can't be read ({error})") from None
+        _, tensors = read_tensors(path, "file of weights", "copy it again", foreign=True)
+    except OSError as error:
+        raise UserError(f"model.pt: {path} can't be read ({error.strerror})") from None
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
     stripped = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     for candidate in (weights, stripped):
         if _fits(model, candidate):

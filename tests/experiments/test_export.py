@@ -78,8 +78,7 @@ def test_an_edit_that_is_not_finite(program, edit, tmp_path, form):
     edit.changes[NAME].left[0, 0] = torch.inf
     edit.save(tmp_path / "edit.safetensors")
     code, _, messages = program("--out", tmp_path / "out", "--format", form)
-    assert code == 2 and messages == (
-        f"error: the change of {NAME} is not finite: load the model in a wider dtype, or lower the learning rate")
+    assert code == 2 and f"'{NAME}/left' holds NaN or infinity" in messages
     assert not (tmp_path / "out").exists()
 
 
@@ -132,5 +131,5 @@ def test_places_files_and_models(program, edit, tmp_path, golden):
         assert code == 2 and "the edit changes no weight" in err
     (tmp_path / "edit.safetensors").write_bytes(b"nothing")
     code, _, err = program("--out", tmp_path / "a")
-    assert code == 2 and "truncated, or not a file that Edit.save wrote" in err
+    assert code == 2 and "or not a file that Edit.save wrote" in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["edit.safetensors", "there"]

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
+from common.tensor_files import read_tensors
 from editors.core import covariance, key_sums, moment_store
 from editors.core.covariance import MomentSpec
 from editors.core.decoder import Decoder
@@ -317,7 +318,7 @@ def test_files_of_something_else_are_refused(gpt2, tmp_path, field, value, kind)
     model, tok = gpt2
     collect(model, tok, [2], CORPUS, 20, stats_dir=tmp_path, progress=False)
     path = only_file(tmp_path)
-    header, tensors = moment_store.read(path, "")
+    header, tensors = read_tensors(path, "file")
     moment_store.save(path, tensors, {**header["identity"], field: value})
     with pytest.raises(UserError, match=rf"statistics of another {kind} \({field} is {value!r}") as caught:
         collect(load_tiny("tiny-gpt2")[0], tok, [2], CORPUS, 20, stats_dir=tmp_path, progress=False)
@@ -339,12 +340,13 @@ def test_precisions_and_crops_have_files_of_their_own(gpt2, tmp_path):
     }
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "foreign", "no sums", "nan"])
-def test_damaged_files_are_named(gpt2, tmp_path, damage):
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "foreign", "no sums", "nan", "one bit"])
+def test_damaged_files_are_named_and_collected_anew(gpt2, tmp_path, damage):
     model, tok = gpt2
     collect(model, tok, [2], CORPUS, 20, stats_dir=tmp_path, progress=False)
     path = only_file(tmp_path)
-    header, tensors = moment_store.read(path, "")
+    whole = path.read_bytes()
+    header, tensors = read_tensors(path, "file")
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-1000])
     elif damage == "empty":
@@ -355,12 +357,18 @@ def test_damaged_files_are_named(gpt2, tmp_path, damage):
         save_file({"weight": torch.ones(3)}, path)
     elif damage == "no sums":
         moment_store.save(path, {"key_sum": tensors["key_sum"]}, header["identity"])
-    else:
+    elif damage == "nan":
         tensors["mom2"][7, 7] = float("nan")
         moment_store.save(path, tensors, header["identity"])
-    with pytest.raises(UserError) as caught:
+    else:
+        path.write_bytes(whole[:-999] + bytes([whole[-999] ^ 1]) + whole[-998:])
+    with pytest.warns(UserWarning, match="collected anew") as caught:
         collect(load_tiny("tiny-gpt2")[0], tok, [2], CORPUS, 20, stats_dir=tmp_path, progress=False)
-    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    message = str(caught[-1].message)
+    assert message.startswith(str(path)) and "\n" not in message
+    again = read_tensors(path, "file")[1]
+    path.write_bytes(whole)
+    assert all(torch.equal(again[name], tensor) for name, tensor in read_tensors(path, "file")[1].items())
 
 
 def test_two_writers_of_one_file_do_not_spoil_it(tmp_path):
@@ -535,8 +543,11 @@ def test_a_damaged_snapshot_is_named(gpt2, tmp_path, often, monkeypatch):
         collect(model, tok, [2], CORPUS, 60, stats_dir=tmp_path, progress=False)
     snapshot = only_file(tmp_path)
     snapshot.write_bytes(snapshot.read_bytes()[:500])
-    with pytest.raises(UserError, match="unfinished.*truncated or damaged snapshot"):
-        collect(model, tok, [2], CORPUS, 60, stats_dir=tmp_path, progress=False)
+    kill_after(monkeypatch, -1)
+    with pytest.warns(UserWarning, match="unfinished.*truncated or damaged.*begins anew"):
+        moment = collect(model, tok, [2], CORPUS, 60, stats_dir=tmp_path, progress=False)[2]
+    anew = collect(load_tiny("tiny-gpt2")[0], tok, [2], CORPUS, 60, stats_dir=tmp_path / "other", progress=False)[2]
+    assert torch.equal(moment.matrix, anew.matrix) and not snapshot.exists()
 
 
 def test_sigkill(gpt2, tmp_path):

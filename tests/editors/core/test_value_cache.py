@@ -136,9 +136,13 @@ def test_files_have_the_permissions_of_new_files_and_no_company(sought, tmp_path
     assert path.suffix == ".safetensors" and path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_damaged_file_is_named(sought, tmp_path):
+def test_a_damaged_file_is_named_and_made_again(sought, tmp_path):
     cached_optimise(**question(), folder=tmp_path)
     (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(UserError, match=f"{path.name}: truncated or foreign cache file .*: delete it and run again"):
-        cached_optimise(**question(), folder=tmp_path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-10], whole[:-1] + bytes([whole[-1] ^ 64])):
+        path.write_bytes(damaged)
+        sought.clear()
+        with pytest.warns(UserWarning, match=f"{path.name}: truncated or damaged.*: it is found anew$"):
+            again = cached_optimise(**question(), folder=tmp_path)
+        assert sought and torch.equal(cached_optimise(**question(), folder=tmp_path).delta, again.delta) and len(sought) == 1

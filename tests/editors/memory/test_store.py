@@ -118,7 +118,11 @@ def test_bad_files(tmp_path):
     content = bytearray(path.read_bytes())
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    save_file({"edits": load_file(path)["edits"], "vectors": torch.full((1, 4), 2.0)}, path, metadata=metadata)
+    changed = {"edits": load_file(path)["edits"], "vectors": torch.full((1, 4), 2.0)}
+    save_file(changed, path, metadata=metadata)
+    bad("its content is not what was written")
+    older = {name: value for name, value in json.loads(metadata["header"]).items() if name != "checksum"}
+    save_file(changed, path, metadata={"header": json.dumps(older)})
     bad("its vectors are not those that were written")
     path.write_bytes(content)
     assert EditStore.load(path)[0]._vectors.tolist() == [[1.0] * 4]

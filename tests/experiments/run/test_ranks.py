@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from common.tensor_files import read_tensors
 from editors.core import ranks
 from experiments import evaluate, summarize
 from experiments.bench.kill import content
@@ -29,7 +30,7 @@ def everything(folder):
     written = {name: content(folder / name / "run_000")[0] for name in ("apart", "together", "sequence")}
     files = [*folder.glob("data/stats/*/*/*"), *folder.glob("stats/*/*/*"), *folder.glob("data/z_cache/*")]
     for path in files:
-        _, tensors = several.covariance.moment_store.read(path, "file")
+        _, tensors = read_tensors(path, "file")
         written[path.name] = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in tensors.items()}
     return written
 

@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint(sequence):
     run = sequence(max_edits=4)
     (run / "finished.json").unlink()
     (run / CHECKPOINT).write_bytes((run / CHECKPOINT).read_bytes()[:-9])
-    with pytest.raises(editors.EditingError, match="truncated or damaged checkpoint"):
+    with pytest.raises(editors.EditingError, match="truncated or damaged, or not a checkpoint"):
         sequence(max_edits=4, continue_from_run=run.name)
 
 
