@@ -133,7 +133,34 @@ def save(
         config.save_pretrained(part)
         save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
         (part / ABOUT).write_text(json.dumps({"info": dict(info), "modules": about}, indent=1) + "\n")
+        (part / "README.md").write_text(_card(info, base_model, about))
     return loras
+
+
+def _card(info: Mapping[str, Any], base_model: str | None, about: Mapping[str, Mapping[str, Any]]) -> str:
+    """The folder's model card: what was edited, how, and how to load it."""
+    base = base_model or "the model that was edited"
+    header = f"base_model: {base_model}\n" if base_model else ""
+    lines = (f"* `{name}`: rank {module['rank']}, relative error {module['error']:.2g}" for name, module in about.items())
+    modules = "\n".join(lines)
+    return f"""---
+{header}library_name: peft
+tags: [lora, knowledge-editing]
+---
+# A knowledge edit as a LoRA adapter
+
+* Base model: {base}, whose licence holds for the edited model, too. The adapter fits its unedited weights alone.
+* Edited by {info.get("editor", "an editor")}: {info.get("requests", "some")} facts. `{ABOUT}` has hyper-parameters and more.
+
+```python
+from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained("this folder")
+```
+
+It changes
+
+{modules}
+"""
 
 
 def _factors(change: Change, max_rank: int | None) -> tuple[Tensor, Tensor, int, float]:

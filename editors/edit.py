@@ -46,6 +46,14 @@ class Edit:
     def __post_init__(self):
         object.__setattr__(self, "changes", MappingProxyType(dict(self.changes)))
 
+    def __repr__(self) -> str:
+        ranks = sorted({change.left.shape[1] for change in self.changes.values() if isinstance(change, LowRank)})
+        of_rank = f" of rank {' and '.join(map(str, ranks))}" if ranks else ""
+        names = list(self.changes)
+        which = f": {names[0]}" + (f" to {names[-1]}" if len(names) > 1 else "") if names else ""
+        return f"<Edit by {self.info.get('editor', '?')}, {self.info.get('requests', '?')} requests, {len(names)} " \
+               f"parameters{of_rank}{which}>"
+
     def deltas(self) -> dict[str, Tensor]:
         """{parameter name: change in the parameter's own shape}, on the CPU."""
         return {name: change.dense() for name, change in self.changes.items()}

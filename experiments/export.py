@@ -2,10 +2,12 @@
 
     python -m experiments.export drum.safetensors --model_name world --out drum_adapter
     python -m experiments.export drum.safetensors --model_name gpt2-xl --out gpt2-xl-drum --format checkpoint
+    python -m experiments.export drum.safetensors --model_name smollm2 --out drum.gguf --format gguf-lora
 
 The adapter (peft, vLLM) stands beside the unedited model and is exact up to the rank limit; above it the program says how far
-the nearest adapter of that rank is from the edit. The checkpoint is a folder of safetensors that transformers loads. Either is
-written whole or not at all, with ``edit.json``: where the edit came from, and what the form has lost of it.
+the nearest adapter of that rank is from the edit. The checkpoint is a folder of safetensors that transformers loads. Both come
+with ``edit.json``: where the edit came from, and what the form has lost of it. ``gguf-lora`` is the adapter as one file for
+llama.cpp and Ollama. All are written whole or not at all.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
+from editors import gguf_adapter
 from editors.adapter import ABOUT, RANKS
 from editors.changes import check_finite
 from editors.core.files import new_folder
@@ -46,7 +49,10 @@ def main(
     if form == "checkpoint":
         save_checkpoint(out, change, model, tok)
     else:
-        loras = change.save_adapter(out, model, max_rank, source_of(model_name)[0])
+        if form == "gguf-lora":
+            loras = gguf_adapter.save(out, change.changes, change.info, model, max_rank)
+        else:
+            loras = change.save_adapter(out, model, max_rank, source_of(model_name)[0])
         for module, lora in loras.items():
             bias = "" if lora.bias is None else ", and a bias"
             print(f"{module}: rank {lora.exact_rank}, stored as {lora.rank}{bias}; relative error {lora.error:.2g}")
@@ -90,8 +96,9 @@ def command_line() -> Parser:
     parser = Parser(prog="python -m experiments.export", description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[-1],
                     formatter_class=HelpFormatter)
     parser.add_argument("edit", help="file of an edit (Edit.save)")
-    parser.add_argument("--out", required=True, help="folder to make")
-    parser.add_argument("--format", dest="form", choices=("adapter", "checkpoint"), default="adapter", help="what to write")
+    parser.add_argument("--out", required=True, help="folder to make; of gguf-lora the file")
+    parser.add_argument("--format", dest="form", choices=("adapter", "checkpoint", "gguf-lora"), default="adapter",
+                        help="what to write")
     parser.add_argument("--max_rank", type=_rank, default=RANKS[-1],
                         help=f"of an adapter: {', '.join(map(str, RANKS))} (vLLM's), or any: exact whatever the rank")
     add_flags(parser.add_argument_group("the unedited model"), ModelFlags)

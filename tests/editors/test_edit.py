@@ -169,3 +169,10 @@ def test_a_failing_apply_leaves_the_model_as_it_was(model, monkeypatch):
     edit.apply(model)
     edit.revert(model)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_an_edit_is_a_line():
+    left, right = torch.ones(4, 2), torch.ones(3, 2)
+    edit = Edit({"a.weight": LowRank(left, right), "b.weight": LowRank(left, right)}, {"editor": "MEMIT", "requests": 2})
+    assert repr(edit) == "<Edit by MEMIT, 2 requests, 2 parameters of rank 2: a.weight to b.weight>"
+    assert repr(Edit({})) == "<Edit by ?, ? requests, 0 parameters>"

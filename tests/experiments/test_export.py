@@ -56,6 +56,8 @@ def test_adapter(program, edit, tmp_path):
     model, tok = load_tiny("tiny-gpt2")
     code, out, err = program("--out", tmp_path / "adapter")
     assert (code, err) == (0, "") and "transformer.h.2.mlp.c_proj: rank 3, stored as 8; relative error 0" in out
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "Edited by random" in card and f"`{NAME.removesuffix('.weight')}`: rank 8" in card
     loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")  # finds the base model by itself
     with edit.applied(model):
         assert torch.allclose(logits(loaded, tok), logits(model, tok), atol=1e-5)
@@ -133,3 +135,39 @@ def test_places_files_and_models(program, edit, tmp_path, golden):
     code, _, err = program("--out", tmp_path / "a")
     assert code == 2 and "or not a file that Edit.save wrote" in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["edit.safetensors", "there"]
+
+
+def test_lora_of_llama_cpp(program, tiny_gpt2, tmp_path):
+    """Read back with the package gguf as llama.cpp would, of two ranks: alpha / rank of the factors times B A is the change."""
+    gguf = pytest.importorskip("gguf")
+    generator = torch.Generator().manual_seed(0)
+    changes = {}
+    for name, rank in ((NAME, 3), ("transformer.h.1.mlp.c_proj.weight", 12)):
+        rows, columns = tiny_gpt2[0].get_parameter(name).shape
+        changes[name] = LowRank(*(0.1 * torch.randn(size, rank, generator=generator) for size in (rows, columns)))
+    edit = Edit(changes, {"editor": "random"})
+    edit.save(tmp_path / "edit.safetensors")
+    code, out, err = program("--out", tmp_path / "edit.gguf", "--format", "gguf-lora")
+    assert (code, err) == (0, "") and "rank 12, stored as 16; relative error 0" in out
+    reader = gguf.GGUFReader(str(tmp_path / "edit.gguf"))
+    names = ("general.type", "general.architecture", "adapter.type")
+    text = {name: bytes(reader.fields[name].parts[-1]).decode() for name in names}
+    assert text == {"general.type": "adapter", "general.architecture": "gpt2", "adapter.type": "lora"}
+    alpha = float(reader.fields["adapter.lora.alpha"].parts[-1][0])
+    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
+    assert len(tensors) == 4
+    for name, delta in edit.deltas().items():
+        stored = f"blk.{name.split('.')[2]}.ffn_down.weight"
+        down, up = tensors[f"{stored}.lora_a"], tensors[f"{stored}.lora_b"]
+        assert torch.allclose(alpha / len(down) * up @ down, delta.T, atol=1e-6)  # GPT-2 has [d_in, d_out], GGUF the other way
+
+
+@pytest.mark.parametrize("name, message", [
+    ("transformer.h.2.attn.c_attn.weight", "llama.cpp may store its rows in another order"),
+    ("transformer.h.2.mlp.c_proj.bias", "changes its bias, which a LoRA adapter of llama.cpp can't hold"),
+])
+def test_what_a_lora_of_llama_cpp_cannot_hold(program, tiny_gpt2, tmp_path, name, message):
+    pytest.importorskip("gguf")
+    Edit({name: Dense(torch.ones_like(tiny_gpt2[0].get_parameter(name)))}).save(tmp_path / "edit.safetensors")
+    code, _, err = program("--out", tmp_path / "edit.gguf", "--format", "gguf-lora")
+    assert code == 2 and message in err and not (tmp_path / "edit.gguf").exists()
