@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .files import whole_file
+from .json_text import to_json
 
 CHECKSUM, METHOD = "checksum", "sha256:"
 """A header's entry, and how its value begins: a file without either is an older one."""
@@ -45,15 +46,12 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file at once or not at all (:func:`whole_file`), with the permissions of any new file.
 
-    header: JSON-ready, kept as one JSON object under the metadata's `key`, with the checksum.
-    Raises UserError when writing fails or the header holds NaN or infinity, OSError where the folder can't take a file.
+    header: JSON-ready, kept as one JSON object under the metadata's `key`, with the checksum; NaN and infinity become null.
+    Raises UserError when writing fails, OSError where the folder can't take a file.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        text = json.dumps(json.loads(json.dumps(dict(header or {}), allow_nan=False)))
-        stored = json.dumps(json.loads(text) | {CHECKSUM: checksum(text, tensors)})
-    except ValueError as error:
-        raise UserError(f"{path}: what it should say of itself is not finite ({error}); nothing was written") from None
+    content = json.loads(to_json(dict(header or {})))
+    stored = json.dumps(content | {CHECKSUM: checksum(json.dumps(content), tensors)})
     try:
         with whole_file(path) as part:
             part.touch()

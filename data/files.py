@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from common.errors import UserError
 from common.files import whole_file
+from common.json_text import to_json
 
 
 def read_json(path: str | Path) -> Any:
@@ -62,12 +63,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, content: Any) -> None:
     """:func:`write_atomically` of ``content`` as JSON."""
-    write_text(path, json.dumps(content))
+    write_text(path, to_json(content))
 
 
 def json_lines(rows: Iterable[Any]) -> str:
     """The text of a file of JSON lines: one object a line, all characters as they are."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(to_json(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def checksum(path: str | Path, cache_dir: Path) -> str:

@@ -5,7 +5,6 @@ of facts); one without, or above the rank limit, becomes its best approximation 
 vectors. Changes of biases travel as `lora_bias`, which also serves modules that have no bias of their own.
 """
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
+from common.json_text import to_json
 from .changes import Change, check_finite, LowRank
 from .core.files import new_folder
 from .core.modules import get_plain_module
@@ -132,7 +132,7 @@ def save(
     with new_folder(folder) as part:
         config.save_pretrained(part)
         save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
-        (part / ABOUT).write_text(json.dumps({"info": dict(info), "modules": about}, indent=1) + "\n")
+        (part / ABOUT).write_text(to_json({"info": dict(info), "modules": about}, indent=1) + "\n")
         (part / "README.md").write_text(_card(info, base_model, about))
     return loras
 

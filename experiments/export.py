@@ -11,7 +11,6 @@ llama.cpp and Ollama. All are written whole or not at all.
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
+from common.json_text import to_json
 from editors import gguf_adapter
 from editors.adapter import ABOUT, RANKS
 from editors.changes import check_finite
@@ -80,7 +80,7 @@ def save_checkpoint(folder: Path, change: Edit, model: PreTrainedModel, tok: Pre
         with change.applied(model):
             model.save_pretrained(part)
         tok.save_pretrained(part)
-        (part / ABOUT).write_text(json.dumps({"info": dict(change.info), "rounding": rounding_errors}, indent=1) + "\n")
+        (part / ABOUT).write_text(to_json({"info": dict(change.info), "rounding": rounding_errors}, indent=1) + "\n")
     for name, error in rounding_errors.items():
         print(f"{name}: relative error {error:.2g} from rounding to {parameters[name].dtype}")
 

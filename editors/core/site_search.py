@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
 from common.errors import UserError
+from .checks import is_finite
 from .modules import (
     by_row, evaluating, first, get_module, hooked, in_features, input_device, is_linear, is_mixture, logits_of, text_config,
 )
@@ -119,6 +120,8 @@ def _run_probe(model: nn.Module, lists: Mapping[str, nn.ModuleList]) -> _Trace:
     with hooked(m.register_forward_hook(record(n, not within(n)), with_kwargs=True) for n, m in model.named_modules()):
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     trace.logits = getattr(output, "logits", None)
+    if trace.logits is not None and not is_finite(trace.logits):
+        raise UserError(f"{type(model).__name__}: its answers are not finite (NaN or infinity): load it in a wider dtype")
     return trace
 
 

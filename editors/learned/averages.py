@@ -23,8 +23,8 @@ class Averages:
         """
         for key, value in stats.items():
             weight = episodes
-            if key.startswith("n_rows/"):
-                continue  # only weighs another
+            if key.startswith("n_rows/") or math.isnan(value) and not key.startswith("loss/"):
+                continue  # only weighs another; or there was nothing that it could be measured on
             if key.startswith("nll/"):
                 weight = stats.get(f"n_tokens/{key[4:]}", 1)
             elif key.startswith("n_tokens/"):

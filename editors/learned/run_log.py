@@ -5,6 +5,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.json_text import to_json
+
 LOG = "log.jsonl"
 
 
@@ -12,7 +14,7 @@ def append(folder: Path, step: int, stats: Mapping[str, float]) -> None:
     """One line more."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOG, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **stats}) + "\n")
+        file.write(to_json({"step": step, **stats}) + "\n")
 
 
 def cut(folder: Path, step: int) -> None:

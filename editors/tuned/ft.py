@@ -128,6 +128,9 @@ class FT(WeightEditor):
         total, bound = 0.0, self.hparams.bound
         for batch in batches:
             loss = batch.loss(model)
+            if not torch.isfinite(loss):  # else it would pass for one that is low enough
+                raise UserError(f"the loss is {loss.item()}: load the model in a wider dtype, or lower lr (now "
+                                f"{self.hparams.lr:g})")
             total += loss.item() * len(batch.targets)
             if loss.item() >= LOSS_GOAL:
                 for master, gradient in zip(masters.values(), _gradients(loss, weights)):

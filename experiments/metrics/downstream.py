@@ -257,7 +257,6 @@ def _output(
         **example.fields, "id": example.id, "shots": question.shots, "input_prompt": question.prompt,
         "true_answer": named(question.answer), "generated_text": reading.generated, "answer": named(generated),
         "correct": generated == question.answer,
-        # JSON has no NaN, which an edit that went wrong gives.
-        **{f"prob_{word.lower()}": prob if math.isfinite(prob) else None for word, prob in zip(form.words, reading.probs)},
+        **{f"prob_{word.lower()}": prob for word, prob in zip(form.words, reading.probs)},
         "highest_probability_answer": named(likeliest), "correct_new": likeliest == question.answer,
     }

@@ -4,6 +4,7 @@ Each distinct prompt runs once. The first token of every target, and of the mode
 pass; the rest continues from the prompt's cache. The head is applied at target positions only.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common import orthography
+from common.errors import UserError
 from editors.core import ranks
 from editors.core.budget import logit_rows
 from editors.core.modules import longest_context
@@ -168,6 +170,9 @@ def score_targets(
         for k, nll, best, target in zip(group, *_at(out, group_targets), group_targets):
             sums[k] += sum(nll[: len(target) - 1])
             predicted[k] += tuple(best[: len(target) - 1])
+    if not all(map(math.isfinite, sums)):
+        raise UserError("the model's answers are not finite (NaN or infinity), so nothing can be measured: load it in a wider "
+                        "dtype; where an edit made them so, edit less strongly")
     return {(rows[row], target): Score(sums[k] / len(target), predicted[k]) for k, (row, target) in enumerate(pairs)}
 
 

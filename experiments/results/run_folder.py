@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.json_text import to_json
 from data.files import write_text
 from data.records import Record
 
@@ -148,7 +149,7 @@ def _parts(run: Path) -> list[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, indented as the published files are: the whole file or none of it."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, to_json(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.json_text import to_json
 from data.files import write_text
 
 
@@ -78,7 +78,7 @@ class Table:
 
     def json(self) -> str:
         """A list of :meth:`records`; a cell is [mean, error]."""
-        return json.dumps(self.records(), indent=1, ensure_ascii=False) + "\n"
+        return to_json(self.records(), indent=1, ensure_ascii=False) + "\n"
 
     def html(self) -> str:
         """For a page of :mod:`experiments.results.html`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import whole_file
+from common.json_text import to_json
 from data.records import fingerprint, Record
 from editors.core import ranks
 from editors.core.files import check_writable
@@ -41,7 +42,7 @@ def _block(job: RunJob, folder: Path, records: Sequence[Record]) -> dict[int, di
     if kept is None:
         check_writable(folder, "metrics of the unedited model")
         by_case = measure(job, records)
-        kept = json.dumps([by_case[record.case_id] for record in records])
+        kept = to_json([by_case[record.case_id] for record in records])
         if ranks.rank() == 0:
             with whole_file(path) as part:
                 part.write_text(f"{_sha256(kept)}\n{kept}\n", encoding="utf-8")

@@ -195,6 +195,20 @@ def test_layer_beyond_the_model(editor, tiny_gpt2):
         editors.load(editor.name, HPARAMS[editor.name] | {"layers": [17]}).edit(*tiny_gpt2, REQUESTS)
 
 
+def test_numbers_that_overflow_end_in_one_line(editor, tiny_gpt2):
+    """Weights that are finite, of a model whose answers are not."""
+    model, tok = tiny_gpt2
+    if editor.name in LEARNED:
+        pytest.skip("a trained editor is of the model that it was trained for")
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.transformer.ln_f.weight.fill_(1e30)
+        broken.transformer.wte.weight.mul_(1e12)
+    with pytest.raises(editors.EditingError, match="not finite|is nan|is inf|NaN") as error:
+        editor.edit(broken, tok, REQUESTS, progress=False)
+    assert "\n" not in str(error.value)
+
+
 def test_batch_order_does_not_matter(editor, tiny_gpt2):
     if editor.name in ("ROME", "KE"):
         pytest.skip("it edits one request after another, so the order matters by definition")
@@ -241,3 +255,13 @@ def test_ft_constraint_holds_in_half_precision(tiny_gpt2, bound):
 def test_bad_hparams_of_ft(change, message):
     with pytest.raises(editors.EditingError, match=message):
         editors.load("FT", HPARAMS["FT"] | change)
+
+
+def test_ft_does_not_take_nan_for_a_loss_that_is_low_enough(tiny_gpt2):
+    model, tok = copy.deepcopy(tiny_gpt2[0]), tiny_gpt2[1]
+    ft = editors.load("FT", {**HPARAMS["FT"], "rewrite_module_tmp": "transformer.h.{}.mlp.c_proj"})
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(1e30)
+        model.transformer.wte.weight.mul_(1e12)
+    with pytest.raises(editors.EditingError, match="the loss is (nan|inf): load the model in a wider dtype, or lower lr"):
+        ft.edit(model, tok, REQUESTS, progress=False)
