@@ -140,7 +140,7 @@ def test_what_is_written(tmp_path):
     model.config._name_or_path = "owner/model"
     random_edit(model).save_adapter(tmp_path / "adapter", model)
     names = sorted(path.name for path in (tmp_path / "adapter").iterdir())
-    assert names == ["adapter_config.json", "adapter_model.safetensors", "edit.json"]
+    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors", "edit.json"]
     config = PeftConfig.from_pretrained(tmp_path / "adapter")
     assert config.base_model_name_or_path == "owner/model" and config.fan_in_fan_out and config.r == config.lora_alpha == 8
     assert config.rank_pattern == config.alpha_pattern == {"transformer.h.1.mlp.c_proj": 1}
