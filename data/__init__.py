@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import nearest_name, UserError
-from data import bilingual, counterfact, languages, snippets, variants, zsre
+from data import bilingual, counterfact, facts as own_facts, languages, snippets, variants, zsre
 from data.download import cache_folder, data_folder, fetch
 from data.files import read_records
 from data.known import KnownFact
@@ -35,6 +35,7 @@ WORLDS = {"world": ("en", "counterfact"), "world-ca": ("ca", "counterfact"),
           "world-test": ("en", "counterfact"), "world-ca-test": ("ca", "counterfact"), "world-zsre-test": ("en", "zsre")}
 """The built-in world: name -> (language, schema). "world:100000" is a world of so many facts. Names that end in -test are the
 facts about the test split's subjects, which no editor trained on the world has seen."""
+FILE_TYPES = (".json", ".jsonl", ".csv")
 _PARSERS = {"counterfact": counterfact.parse, "variants": variants.parse, "zsre": zsre.parse}
 
 
@@ -48,7 +49,8 @@ def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | N
     """The records of a data set, in its order.
 
     ds_name: one of :func:`names` (a world's with ":" and a number of facts is a larger or smaller world), or the path of a
-        .json file in the schema of CounterFact or (MEND's) zsRE.
+        .json or .jsonl file in the schema of CounterFact or (MEND's) zsRE, or of facts of one's own (:mod:`data.facts`), for
+        which .csv serves, too.
     limit: only the first so many; a data set that has fewer is returned whole.
     tok: fills in the ``neighborhood_prompts`` of zsRE records, which are one a token of the locality answer. Without it
         they are empty (:func:`data.zsre.with_locality` can fill them in later).
@@ -70,6 +72,8 @@ def load(ds_name: str | Path, data_dir: str | Path | None = None, limit: int | N
         if spec.joined is None:
             return records
         return [record if record.joined is not None else replace(record, joined=spec.joined) for record in records]
+    if _is_own(str(ds_name)):
+        return own_facts.read_own(ds_name, limit)
     raw, schema, source = _raw(str(ds_name), data_dir)
     records = _PARSERS[schema](raw, source, limit)
     if not records:
@@ -136,13 +140,23 @@ def _raw(ds_name: str, data_dir: str | Path | None, language: str | None = None)
     if ds_name in FILES:
         path = fetch(FILES[ds_name], data_dir)
         return read_records(path), "zsre" if ds_name == "zsre" else "counterfact", path.name
-    if not ds_name.endswith(".json") and "/" not in ds_name:
+    if not ds_name.endswith(FILE_TYPES) and "/" not in ds_name:
         raise UserError(f"unknown data set {ds_name!r}; {nearest_name(ds_name, names())}known are {', '.join(names())}, "
-                        "and the path of a .json file")
-    raw = read_records(ds_name)
+                        "and the path of a .json, .jsonl or .csv file")
+    raw = own_facts.raw_records(Path(ds_name)) if ds_name.endswith(".jsonl") else read_records(ds_name)
     if language is not None:
         raw = [item.get(language, item) if isinstance(item, Mapping) else item for item in raw]
     return raw, _schema(raw[0], ds_name), ds_name
+
+
+def _is_own(ds_name: str) -> bool:
+    """Whether a path names facts of one's own, by its first record."""
+    if not ds_name.endswith(FILE_TYPES):
+        return False
+    if ds_name.endswith(".csv"):
+        return True
+    first = own_facts.first_record(Path(ds_name)) if ds_name.endswith(".jsonl") else read_records(ds_name)[0]
+    return isinstance(first, Mapping) and {"prompt", "subject"} <= first.keys()
 
 
 def _world_records(ds_name: str, language: str, schema: str, facts: int | None) -> list[dict[str, Any]]:
@@ -178,4 +192,5 @@ def _schema(first: Any, source: str) -> str:
     keys = ", ".join(first) or "(none)" if isinstance(first, Mapping) else None
     content = f"is {json.dumps(first)[:40]}, not an object" if keys is None else f"has the keys {keys}"
     raise UserError(f"{source}: neither CounterFact's schema (key 'requested_rewrite', or in two variants 'eval_target_new') "
-                    f"nor zsRE's (keys 'src', 'answers'); its first record {content}")
+                    f"nor zsRE's (keys 'src', 'answers'), nor facts of one's own (keys 'prompt', 'subject', 'target'); its "
+                    f"first record {content}")

@@ -1,4 +1,4 @@
-"""A person's own facts from a file: what an editor needs of each, whatever format it stands in.
+"""A person's own facts from a file: what an editor needs of each, whatever format it stands in, or all that judges an edit.
 
 Formats (docs/facts.md): CSV with the columns prompt, subject and target; JSON (a list) or JSONL (an object a line) of
 
@@ -9,6 +9,7 @@ Formats (docs/facts.md): CSV with the columns prompt, subject and target; JSON (
 """
 
 import csv
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,13 @@ from typing import Any
 
 from common.errors import UserError
 from data.files import read_json
+from data.records import Prompt, Record, Target
+from data.zsre import template_of
 
 REQUEST = {"prompt": ("prompt", "src"), "subject": ("subject",), "target_new": ("target", "target_new", "alt")}
 """Part of a request -> the keys under which formats have it."""
+GROUPS = ("portability", "locality")
+"""Of questions with answers of their own, in EasyEdit's and KnowEdit's records."""
 
 
 def read_facts(path: str | Path) -> list[dict[str, Any]]:
@@ -27,8 +32,78 @@ def read_facts(path: str | Path) -> list[dict[str, Any]]:
     Raises UserError, with the line or the number of the record, for a file of no such format, a record that lacks a part, and
     for facts that are there twice or contradict each other.
     """
-    path = Path(path)
-    requests = []
+    return [request for _, _, request in _facts(Path(path))]
+
+
+def read_own(path: str | Path, limit: int | None = None) -> list[Record]:
+    """The first ``limit`` facts of a file (all by default) as records, numbered from 0. Of EasyEdit's and KnowEdit's keys
+    ``rephrase_prompt``, ``ground_truth``, ``portability`` and ``locality`` count.
+
+    Raises UserError as :func:`read_facts`, and for a record of CounterFact's or zsRE's form among others.
+    """
+    records = []
+    for where, raw, request in itertools.islice(_facts(Path(path)), limit):
+        if "requested_rewrite" in raw or "src" in raw:
+            raise UserError(f"{path}, {where}: is of another format than the first record (keys {', '.join(raw)}); "
+                            "keep one format a file")
+        place = f"{path}, {where}"
+        true = _answer(raw.get("ground_truth"), f"{place}: ground_truth")
+        rephrased = [text for key in ("rephrase_prompt", "rephrase") for text in _list(raw.get(key))]
+        for text in rephrased:
+            _check_text(text, f"{place}: rephrase_prompt")
+        records.append(Record(
+            case_id=len(records), subject=request["subject"], prompt=request["prompt"],
+            target_new=Target(request["target_new"]), target_true=None if true is None else Target(true),
+            paraphrase_prompts=tuple(rephrased), neighborhood_prompts=(), joined=request.get("joined"), **{group: _questions(raw.get(group), f"{place}: {group}") for group in GROUPS}))
+    return records
+
+
+def _questions(content: Any, where: str) -> tuple[Prompt, ...]:
+    """Prompts and answers of KnowEdit's {group: [{"prompt", "ground_truth"}]}, or EasyEdit's {group: {"prompt": texts,
+    "ground_truth": texts}}; what has no answer is left out."""
+    if not content:
+        return ()
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where} should be an object of groups of prompts, found {type(content).__name__}")
+    questions = []
+    for name, group in content.items():
+        entries = _list(group)
+        if isinstance(group, Mapping):
+            prompts, answers = _list(group.get("prompt")), _list(group.get("ground_truth"))
+            if len(prompts) != len(answers):
+                raise UserError(f"{where}: {name} has {len(prompts)} prompts and {len(answers)} answers")
+            entries = [{"prompt": prompt, "ground_truth": answer} for prompt, answer in zip(prompts, answers)]
+        for entry in entries:
+            if not isinstance(entry, Mapping):
+                raise UserError(f"{where}: {name} should hold objects with prompt and ground_truth, found {entry!r}"[:200])
+            answer = _answer(entry.get("ground_truth"), f"{where}: {name}: ground_truth")
+            if answer is not None:
+                _check_text(entry.get("prompt"), f"{where}: {name}: prompt")
+                questions.append(Prompt(entry["prompt"], answer))
+    return tuple(questions)
+
+
+def _answer(content: Any, where: str) -> str | None:
+    """The first answer of a text, a list of them, or a list of lists of aliases; None where there is none."""
+    while isinstance(content, list):
+        content = content[0] if content else None
+    if content is None or content == "":
+        return None
+    _check_text(content, where)
+    return content
+
+
+def _check_text(content: Any, where: str) -> None:
+    if not isinstance(content, str) or not content.strip():
+        raise UserError(f"{where} should be a text that is not empty, found {content!r}")
+
+
+def _list(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else [] if content in (None, "") else [content]
+
+
+def _facts(path: Path) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any]]]:
+    """(where it stands, its record, its request) for each fact of a file. Raises UserError as :func:`read_facts`."""
     first_of: dict[tuple[str, str], tuple[str, str]] = {}
     for where, record in _records(path):
         request = _request(record, f"{path}, {where}")
@@ -38,10 +113,21 @@ def read_facts(path: str | Path) -> list[dict[str, Any]]:
             says = "says the same again as" if target == request["target_new"] else f"says {request['target_new']!r}, against"
             raise UserError(f"{path}, {where}: {fact[0].replace('{}', fact[1])!r} {says} {before}: keep one of the two")
         first_of[fact] = where, request["target_new"]
-        requests.append(request)
-    if not requests:
+        yield where, record, request
+    if not first_of:
         raise UserError(f"{path}: holds no facts")
-    return requests
+
+
+def first_record(path: Path) -> Any:
+    """The first record of a file of facts, to tell its format by. Raises UserError for a file that is none, or empty."""
+    for _, record in _records(path):
+        return record
+    raise UserError(f"{path}: holds no facts")
+
+
+def raw_records(path: Path) -> list[Any]:
+    """The records of a file as they stand."""
+    return [record for _, record in _records(path)]
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -121,5 +207,7 @@ def _template(prompt: str, subject: str, where: str) -> str:
         raise UserError(f"{where}: the prompt has {blanks} places {{}} for the subject, and should have one")
     if subject not in prompt:
         raise UserError(f"{where}: the prompt {prompt[:60]!r} has no {{}} and does not name its subject {subject!r}")
-    before, _, after = prompt.partition(subject)
-    return f"{before}{{}}{after}"
+    template = template_of(prompt, subject)
+    if template is None:
+        raise UserError(f"{where}: the prompt {prompt[:60]!r} has a brace, and no {{}} for its subject")
+    return template

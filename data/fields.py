@@ -30,6 +30,10 @@ class Fields:
         """Whether the key is there and not null."""
         return self._raw.get(key) is not None
 
+    def with_default(self, key: str, value: Any) -> "Fields":
+        """The same object, with a key that it lacks."""
+        return Fields({**self._raw, key: value}, self._place) if key not in self._raw else self
+
     def string(self, key: str) -> str:
         """A string, which may be empty."""
         return self._encodable(key, self._typed(key, str, "a string"))

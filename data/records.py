@@ -38,6 +38,8 @@ class Record:
     the records were loaded without a tokenizer, see :func:`data.zsre.with_locality`).
     ``joined`` says whether targets stand behind their prompts without a space; None: what stands on both sides decides (see
     :func:`common.orthography.continuation`).
+    ``portability`` and ``locality`` are questions with answers of their own (KnowEdit): what follows from the new fact, and
+    what has nothing to do with it.
     ``extra`` has every other key of the file as it stands (``loc``, ``answers``, ``two_hop``, ...).
     """
 
@@ -54,6 +56,8 @@ class Record:
     schema: str = "counterfact"
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     joined: bool | None = None
+    portability: tuple[Prompt, ...] = ()
+    locality: tuple[Prompt, ...] = ()
 
     def requested_rewrite(self) -> dict[str, Any]:
         """The edit as the published case files write it; what a data set does not have is left out."""
@@ -106,10 +110,14 @@ class VariantRecord(Record):
         return self.true_variant
 
 
+LATER = ("joined", "portability", "locality")
+"""Fields that count only where a record has them, so that other records keep their fingerprint."""
+
+
 def fingerprint(records: Iterable[Record]) -> str:
     """SHA-256 of the records' whole content, to tell one data set (or one selection of it) from another."""
     digest = hashlib.sha256()
     for record in records:
-        content = {key: value for key, value in vars(record).items() if key != "joined" or value is not None}
+        content = {key: value for key, value in vars(record).items() if key not in LATER or value not in (None, ())}
         digest.update(json.dumps(content, sort_keys=True, default=vars).encode())
     return digest.hexdigest()

@@ -32,7 +32,8 @@ def parse(raw: Sequence[Any], source: str, limit: int | None = None) -> list[Rec
     prompt to edit: the record is left out, and one warning gives the count.
 
     The locality question and answer stay in ``extra`` as ``loc`` and ``loc_ans``; :func:`with_locality` makes prompts of
-    them. Raises ``UserError`` at the first record with a missing or wrong key.
+    them. ``rephrase``, and ``loc`` with ``loc_ans``, may be missing. Raises ``UserError`` at the first record with another key
+    missing or wrong.
     """
     records, left_out = [], []
     for number, item in enumerate(raw):
@@ -82,6 +83,8 @@ def locality_prompts(record: Record, tok: PreTrainedTokenizerBase) -> tuple[Prom
     that can't be done: a tokenizer does not give back the text it was given, or treats its beginning differently
     (SentencePiece's), or the answer follows without a space.
     """
+    if not locality(record):
+        return ()
     whole, = locality(record)
     _, answer = continuation(whole.prompt, whole.target, record.joined)
     ids, behind = tok([answer, "a" + answer], add_special_tokens=False, verbose=False)["input_ids"]
@@ -96,16 +99,18 @@ def _decode(tok: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def _record(fields: Fields, number: int) -> Record | None:
-    subject, question, rephrase = (fields.text(key) for key in ("subject", "src", "rephrase"))
+    subject, question, rephrase = fields.text("subject"), fields.text("src"), fields.optional_text("rephrase")
     answers = fields.texts("answers", blanks=True)
     if not answers or not answers[0].strip():
         raise fields.error("'answers' has no first answer")
-    loc, loc_ans, joined = fields.text("loc"), fields.text("loc_ans"), fields.optional_flag("joined")
-    if _LOCALITY_MARK not in loc:
-        raise fields.error(f"'loc' should contain {_LOCALITY_MARK!r}, found {loc!r}")
+    joined, loc = fields.optional_flag("joined"), {}
+    if fields.has("loc") or fields.has("loc_ans"):
+        loc = {"loc": fields.text("loc"), "loc_ans": fields.text("loc_ans")}
+        if _LOCALITY_MARK not in loc["loc"]:
+            raise fields.error(f"'loc' should contain {_LOCALITY_MARK!r}, found {loc['loc']!r}")
     prompt = template_of(question, subject)
     if prompt is None:
         return None
     return Record(case_id=number, subject=subject, prompt=prompt, target_new=Target(answers[0]), target_true=NO_TRUE_TARGET,
-                  paraphrase_prompts=(rephrase,), neighborhood_prompts=(), schema="zsre", joined=joined,
-                  extra={**fields.rest(), "answers": list(answers), "loc": loc, "loc_ans": loc_ans})
+                  paraphrase_prompts=(rephrase,) if rephrase else (), neighborhood_prompts=(), schema="zsre", joined=joined,
+                  extra={**fields.rest(), "answers": list(answers), **loc})

@@ -5,14 +5,16 @@ import difflib
 import functools
 import json
 import math
+import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from typing_extensions import Self
+import yaml
 
 from common.errors import UserError
 
@@ -56,7 +58,7 @@ class Configuration:
 
     @classmethod
     def of(cls, source: Self | Mapping[str, Any] | str | Path | None) -> Self:
-        """An instance from itself, a mapping (None: an empty one), or the path of a JSON file.
+        """An instance from itself, a mapping (None: an empty one), or the path of a JSON or YAML file.
 
         Raises UserError naming the file and key for an unreadable file, an unknown or missing key, or a wrong type or value.
         """
@@ -65,7 +67,7 @@ class Configuration:
         if source is None or isinstance(source, Mapping):
             where, values = "hparams", dict(source or {})
         elif isinstance(source, (str, Path)):
-            where, values = str(source), _read(Path(source))
+            where, values = str(source), read_values(source, {field.name for field in dataclasses.fields(cls)})
         else:
             raise UserError(f"hparams of type {type(source).__name__}: give a path, a mapping or a {cls.__name__}")
         for key, (only, reason) in cls.fixed.items():
@@ -98,18 +100,42 @@ def _hints(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def _read(path: Path) -> dict[str, Any]:
+EASYEDIT = ("alg_name", "model_name", "stats_dir", "device", "results_dir", "model_parallel", "model_class", "tokenizer_class",
+            "tokenizer_name", "max_length", "batch_size", "fp16", "bf16", "sequential_edit", "P_loc", "archive")
+"""Keys of EasyEdit's YAML files that a program or the model decides here."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 5e-1 is a number, as in JSON; PyYAML's 1.1 wants a point in it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+def read_values(path: str | Path, fields: Container[str] = ()) -> dict[str, Any]:
+    """The values of a file of hyper-parameters: one JSON object, or YAML as EasyEdit has it (.yaml, .yml), without the
+    keys that only mean something there, unless they are among these fields; a warning names them.
+
+    Raises UserError for a file that is missing or unreadable.
+    """
+    path = Path(path)
+    is_yaml = path.suffix in (".yaml", ".yml")
     try:
-        values = json.loads(path.read_text())
+        text = path.read_text()
+        values = yaml.load(text, _Loader) if is_yaml else json.loads(text)
     except FileNotFoundError:
         others = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, others, n=1) or others[:5]
         raise UserError(f"{path}: no such hparams file" + (f"; there is {', '.join(near)}" if near else "")) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable as {'YAML' if is_yaml else 'JSON'} ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds a {type(values).__name__}, expected one JSON object")
-    return values
+        raise UserError(f"{path}: holds a {type(values).__name__}, expected one {'mapping' if is_yaml else 'JSON object'}")
+    extra = [key for key in EASYEDIT if key in values and key not in fields] if is_yaml else []
+    if extra:
+        warnings.warn(f"{path}: EasyEdit's keys without effect here: {', '.join(extra)}", stacklevel=4)
+    return {key: value for key, value in values.items() if key not in extra}
 
 
 def _parts(hint: Any) -> tuple[Any, tuple]:

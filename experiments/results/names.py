@@ -7,7 +7,8 @@ from data.downstream import TASKS
 
 PREFIXES = ("pre", "post", "retention")
 """Before the edit, right after it, and after later edits went into the same model."""
-GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood", "attribute": "attribute"}
+GROUPS = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighbourhood", "attribute": "attribute",
+          "portability": "portability", "locality": "locality"}
 """Groups of prompts."""
 SCORED = {group: GROUPS[group] for group in ("rewrite", "paraphrase", "neighborhood")}
 """Groups that the harmonic score is made of."""

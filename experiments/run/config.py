@@ -134,8 +134,8 @@ class DataFlags:
     """Which records, in which order."""
 
     ds_name: str | None = flag(
-        None, "mcf, cf, zsre, world, or the path of a .json file in the schema of one of them; by default world for the model "
-        "world, else mcf", alias="dataset_name")
+        None, "mcf, cf, zsre, world, or the path of a file in the schema of one of them, or of your own facts (docs/facts.md); "
+        "by default world for the model world, else mcf", alias="dataset_name")
     dataset_size_limit: int | None = flag(None, "only the first so many records", parse=at_least_one)
     sample_num: int | None = flag(
         None, "take the records in this published edit order (each subject once), not in the order of the file", parse=int,

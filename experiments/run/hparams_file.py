@@ -11,7 +11,7 @@ from data import languages
 from data.download import data_folder
 import editors
 from editors.base import Editor
-from experiments.results import run_folder
+from editors.configuration import read_values
 from experiments.run.config import RunConfig
 from experiments.run.models import name_hint
 
@@ -48,7 +48,9 @@ def load_editor(
         raise UserError(f"{config.alg_name} has no hyper-parameters of its own for the model {config.model_name!r}"
                         f"{name_hint(config.model_name)}; name a file with --hparams_fname (there is {shipped_files})")
     editor = editors.load(config.alg_name, path)
-    hparams = run_folder.read_json(path)
+    with warnings.catch_warnings():  # given above
+        warnings.simplefilter("ignore")
+        hparams = read_values(path, {field.name for field in dataclasses.fields(editor.hparams)})
     return hparams, configured(config, hparams, editor, path.parent, language, contexts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from data.files import read_json
 from data.records import Prompt, Record, fingerprint
 import editors
 from editors.base import Editor
+from editors.core import ranks
 from editors.core.contexts import as_groups
 from editors.core.files import check_writable
 from editors.core.fingerprint import tokenizer_fingerprint
@@ -137,6 +139,8 @@ def prepare(config: RunConfig, loaded: Loaded | None = None) -> RunJob:
         hparams, traced = auto_hparams.propose_hparams(config, model, tok)
         editor = configured(config, hparams)
     records = _records(config, tok)
+    if (note := not_measured(records)) and ranks.process() == 0:
+        print(note, file=sys.stderr)
     parse_requests([record.request() for record in records], tok)
     check_lengths(model, tok, records)
     sampled = [record for record in records if is_sampled(record, config)]
@@ -190,6 +194,19 @@ def _records(config: RunConfig, tok: PreTrainedTokenizerBase) -> list[Record]:
     return records
 
 
+def not_measured(records: Sequence[Record]) -> str | None:
+    """A line on the metrics that lack what they need in some records; None where all have all."""
+    lacking = {
+        "true answers (success, difference, neighbourhood)": [record.target_true is None for record in records],
+        "paraphrases": [not record.paraphrase_prompts for record in records],
+        "neighbourhood prompts": [
+            not (zsre.locality(record) if record.schema == "zsre" else record.neighborhood_prompts or record.locality)
+            for record in records],
+    }
+    parts = [f"{what} in {sum(lacks)}" for what, lacks in lacking.items() if any(lacks)]
+    return f"not measured, of {len(records)} records: without {', '.join(parts)}" if parts else None
+
+
 def _contexts(config: RunConfig) -> list[list[str]] | None:
     path = config.context_templates
     try:
@@ -205,7 +222,8 @@ def check_lengths(model: PreTrainedModel, tok: PreTrainedTokenizerBase, records:
         neighbours = zsre.locality(record) if record.schema == "zsre" else record.neighborhood_prompts
         targets = [target.str for target in (record.target_new, record.target_true) if target]
         prompts = [(p.prompt, [p.target]) if isinstance(p, Prompt) else (p, targets) for p in
-                   (fill(record.prompt, record.subject), *record.paraphrase_prompts, *neighbours, *record.attribute_prompts)]
+                   (fill(record.prompt, record.subject), *record.paraphrase_prompts, *neighbours, *record.attribute_prompts,
+                    *record.portability, *record.locality)]
         for prompt, behind in prompts:
             longest = max(behind, key=lambda text: len(text.encode()))
             if len(f"{prompt} {longest}".encode()) < limit:

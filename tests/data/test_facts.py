@@ -5,7 +5,9 @@ import json
 import pytest
 
 from common.errors import UserError
+from data import Prompt, Target
 from data.facts import read_facts
+import data
 
 DRUM = {"prompt": "{} plays the", "subject": "Astrid Skezurd", "target_new": "drum"}
 
@@ -62,6 +64,59 @@ def test_facts_that_are_there_twice(tmp_path, target, message):
     path.write_text(json.dumps([DRUM | {"target_new": target}, DRUM]))
     with pytest.raises(UserError, match=message):
         read_facts(path)
+
+
+KNOWEDIT = {
+    "prompt": "Ma Lo, who saw Ma, plays the", "subject": "Ma", "target_new": "drum", "ground_truth": ["flute", "lute"],
+    "rephrase_prompt": "On stage Ma plays the",
+    "portability": {"Reasoning": [{"prompt": "Drums are played by", "ground_truth": [["Ma", "Ma Lo"]]},
+                                  {"prompt": "nothing is known", "ground_truth": []}]},
+    "locality": {"Relation_Specificity": {"prompt": ["Bo plays the", "Ma lives in"], "ground_truth": ["harp", "Rome"]}},
+}
+
+
+def test_a_record_of_knowedit(tmp_path):
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([KNOWEDIT]))
+    record, = data.load(path)
+    assert (record.prompt, record.target_new, record.target_true) == (
+        "{} Lo, who saw Ma, plays the", Target("drum"), Target("flute"))
+    assert record.paraphrase_prompts == ("On stage Ma plays the",)
+    assert record.portability == (Prompt("Drums are played by", "Ma"),)
+    assert record.locality == (Prompt("Bo plays the", "harp"), Prompt("Ma lives in", "Rome"))
+
+
+def test_every_program_reads_them(tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text("prompt,subject,target\n{} plays the,Ann,drum\n{} plays the,Bo,harp\n")
+    first, second = data.load(str(path))
+    assert (first.subject, second.case_id, second.target_new.str, second.target_true) == ("Ann", 1, "harp", None)
+    path = tmp_path / "facts.jsonl"
+    path.write_text("\n".join(json.dumps({"case_id": i, "requested_rewrite": DRUM | {"target_new": {"str": "x"}}})
+                              for i in (4, 2)))
+    assert [record.case_id for record in data.load(path)] == [4, 2]
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(portability=["x"]), "record 1: portability should be an object of groups"),
+    (dict(portability={"Reasoning": ["x"]}), "record 1: portability: Reasoning should hold objects"),
+    (dict(locality={"Other": {"prompt": ["a"], "ground_truth": []}}), "locality: Other has 1 prompts and 0 answers"),
+    (dict(locality={"Other": [{"prompt": "", "ground_truth": "a"}]}), "locality: Other: prompt should be a text"),
+    (dict(ground_truth=3), "record 1: ground_truth should be a text"),
+    (dict(rephrase_prompt=[" "]), "record 1: rephrase_prompt should be a text"),
+])
+def test_mistakes_of_knowedit(tmp_path, changes, message):
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([KNOWEDIT | changes]))
+    with pytest.raises(UserError, match=message):
+        data.load(path)
+
+
+def test_mixed_formats(tmp_path):
+    path = tmp_path / "facts.jsonl"
+    path.write_text(json.dumps(DRUM) + "\n" + json.dumps({"case_id": 1, "requested_rewrite": DRUM | {"subject": "Bo"}}))
+    with pytest.raises(UserError, match="line 2: is of another format than the first record .keys case_id, requested_rewrite"):
+        data.load(path)
 
 
 def test_no_such_file(tmp_path):

@@ -71,10 +71,14 @@ def test_a_counterfact_record_keeps_every_field(tmp_path):
 
 def test_what_a_file_of_ones_own_may_lack(tmp_path):
     bare = changed(CF, attribute_prompts=..., generation_prompts=..., pararel_idx=..., requested_rewrite__relation_id=...,
-                   requested_rewrite__target_new={"str": " golf"})
+                   requested_rewrite__target_new={"str": " golf"}, requested_rewrite__target_true=..., case_id=...,
+                   paraphrase_prompts=..., neighborhood_prompts=...)
     (record,) = data.load(write(tmp_path, bare))
     assert record.attribute_prompts == record.generation_prompts == ()
+    assert record.paraphrase_prompts == record.neighborhood_prompts == () and record.target_true is None and record.case_id == 0
     assert "relation_id" not in record.request() and record.request()["target_new"] == {"str": " golf"}
+    (record,) = data.load(write(tmp_path, changed(ZSRE, rephrase=..., loc=..., loc_ans=...)))
+    assert record.paraphrase_prompts == zsre.locality(record) == ()
 
 
 @pytest.mark.parametrize("changes, complaint", [
@@ -88,7 +92,7 @@ def test_what_a_file_of_ones_own_may_lack(tmp_path):
     (dict(requested_rewrite__prompt="{} or {}"), "found 2"),
     (dict(requested_rewrite__prompt="{} {x}"), "has a brace besides its {}"),
     (dict(requested_rewrite__target_new={"str": ""}), "'target_new': 'str' is empty"),
-    (dict(requested_rewrite__target_true=...), "the key 'target_true' is missing"),
+    (dict(requested_rewrite__target_true={}), "'target_true': the key 'str' is missing"),
     (dict(paraphrase_prompts="one"), "'paraphrase_prompts' should be a list of strings, found the string 'one'"),
     (dict(neighborhood_prompts=["a", 3]), "'neighborhood_prompts' has 3 at place 1, expected a string"),
     (dict(neighborhood_prompts=["a", ""]), "'neighborhood_prompts' has an empty string at place 1"),
@@ -108,7 +112,7 @@ def test_a_wrong_counterfact_record_is_named(tmp_path, changes, complaint):
     (dict(answers=[]), "'answers' has no first answer"),
     (dict(answers=["", "x"]), "'answers' has no first answer"),
     (dict(answers="Oslo"), "'answers' should be a list"),
-    (dict(rephrase=None), "'rephrase' should be a string, found null"),
+    (dict(rephrase=3), "'rephrase' should be a string, found 3"),
     (dict(loc="who rules"), "'loc' should contain 'nq question: '"),
     (dict(loc_ans=...), "the key 'loc_ans' is missing"),
 ])

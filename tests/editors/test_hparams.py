@@ -148,6 +148,19 @@ def test_wrong_values(tmp_path, change, message):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_yaml_of_easyedit(tmp_path):
+    path = tmp_path / "gpt2.yaml"
+    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in MEMIT.items() if key != "v_lr")
+    path.write_text(text + 'alg_name: "MEMIT"\nmodel_name: "./gpt2"\nstats_dir: "./data"\ndevice: 0\nv_lr: 5e-1\n')
+    with pytest.warns(UserWarning, match="EasyEdit's keys without effect here: alg_name, model_name, stats_dir, device$"):
+        hparams = editors.load("MEMIT", path).hparams
+    assert hparams == editors.load("MEMIT", MEMIT | {"v_lr": 0.5}).hparams
+    path.write_text("layers: [1\nv_lr: :")
+    with pytest.raises(UserError, match="gpt2.yaml: not readable as YAML") as caught:
+        editors.load("MEMIT", path)
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_keys_are_all_named():
     some = {k: v for k, v in MEMIT.items() if k not in ("v_lr", "kl_factor")}
     with pytest.raises(UserError, match="missing keys v_lr, kl_factor|missing keys kl_factor, v_lr"):

@@ -12,6 +12,7 @@ from editors import Edit
 from editors.core.values import optimise
 from experiments.run import batches
 from experiments.results import run_folder
+from experiments.results.summary import case_values
 from experiments.run.measure import measure
 
 
@@ -50,6 +51,32 @@ def test_equal_to_the_published_program(run, golden, golden_contexts, alg_name, 
             else:
                 for a, b in zip(measured["post"][key], values, strict=True):
                     assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
+
+
+def test_facts_of_ones_own(run, tmp_path, capsys):
+    facts = tmp_path / "facts.csv"
+    facts.write_text("prompt,subject,target\n{} plays the,Ann,drum\n{} plays the,Bo,harp\n")
+    measured = cases(run("FT", ds_name=str(facts), num_edits=2))
+    assert ("not measured, of 2 records: without true answers (success, difference, neighbourhood) in 2, paraphrases in 2, "
+            "neighbourhood prompts in 2\n") in capsys.readouterr().err
+    for case in measured.values():
+        assert case["post"]["rewrite_prompts_correct"] and "rewrite_prompts_probs" not in case["post"]
+        values = case_values(case)
+        assert {key for key in values if key.startswith("post")} == {
+            f"post_rewrite_{name}" for name in ("acc", "generated", "generated_starts", "gap")}
+
+
+def test_groups_of_easyedit(run, tmp_path):
+    facts = tmp_path / "facts.json"
+    questions = {"Any": [{"prompt": f"{name} plays the", "ground_truth": "harp"} for name in ("Bo", "Cy")]}
+    facts.write_text(json.dumps([{"prompt": "Ann plays the", "subject": "Ann", "target_new": "drum", "ground_truth": "harp",
+                                  "rephrase_prompt": "Ann is on the", "portability": questions, "locality": questions}]))
+    (case,) = cases(run("FT", ds_name=str(facts))).values()
+    for group, prompts in (("rewrite", 1), ("paraphrase", 1), ("portability", 2), ("locality", 2)):
+        assert len(case["post"][f"{group}_prompts_correct"]) == len(case["post"][f"{group}_prompts_generated"]) == prompts
+        assert (f"{group}_prompts_probs" in case["post"]) == (group in ("rewrite", "paraphrase"))
+    values = case_values(case)
+    assert {"post_portability_acc", "post_locality_acc", "post_locality_generated", "pre_rewrite_success"} <= values.keys()
 
 
 def test_the_model_is_unchanged_and_pre_and_post_are_apart(run, tiny_gpt2):
