@@ -54,7 +54,8 @@ def read_own(path: str | Path, limit: int | None = None) -> list[Record]:
         records.append(Record(
             case_id=len(records), subject=request["subject"], prompt=request["prompt"],
             target_new=Target(request["target_new"]), target_true=None if true is None else Target(true),
-            paraphrase_prompts=tuple(rephrased), neighborhood_prompts=(), joined=request.get("joined"), **{group: _questions(raw.get(group), f"{place}: {group}") for group in GROUPS}))
+            paraphrase_prompts=tuple(rephrased), neighborhood_prompts=(), joined=request.get("joined"),
+            **{group: _questions(raw.get(group), f"{place}: {group}") for group in GROUPS}))
     return records
 
 
