@@ -24,6 +24,7 @@ _EDITORS = {
     "MEND": "editors.learned.mend:MENDEditor",
     "ROME": "editors.closed_form.rome:ROME",
     "SERAC": "editors.memory.memory_editors:SERACEditor",
+    "UltraEdit": "editors.closed_form.ultraedit:UltraEdit",
 }
 
 MEMORY_EDIT = "editors.memory.routed:RoutedEdit"

@@ -24,6 +24,7 @@ HPARAMS = {
     "ITI": dict(MEMIT, heads=[[1, 0], [3, 2]], voters="all", alpha=0.5),
     "MEMAT": dict(MEMIT, heads=[[1, 0], [3, 2], [3, 1]]),
     **dict.fromkeys(("MEMIT", "MEMIT_prune", "MEMIT_rect", "MEMIT_seq"), MEMIT),
+    "UltraEdit": dict(modules=["transformer.h.{}.mlp.c_proj"], layers=[1, 2], lr=1e-2, batch_size=2),
     "ROME": dict(layers=[2], mom2_adjustment=True, context_template_length_params=[[5, 2]], **VALUES),
 }
 REQUESTS = [
