@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
+from common.programs import goes_on
 from editors.core.decoder import Decoder
 from editors.core.fingerprint import tokenizer_fingerprint
 from experiments.results import run_folder
@@ -83,7 +84,8 @@ def main(
     _check(folder, settings)
 
     kinds = (*KINDS, *SEVERED) if severed else tuple(KINDS)
-    with tqdm(total=len(prompts), desc="tracing", unit="fact") as bar:
+    how = f"the facts traced so far are in {folder}: the same command goes on"
+    with goes_on(lambda: how), tqdm(total=len(prompts), desc="tracing", unit="fact") as bar:
         for block in blocks(prompts, decoder, samples):
             paths = [path for prompt in block for path in files.case_paths(folder, prompt.fact.known_id, kinds).values()]
             if not all(path.exists() for path in paths):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.programs import goes_on
 from data.download import Unavailable, download
 from editors.closed_form.statistics import keys_for
 from editors.core import covariance, moment_store, ranks
@@ -28,6 +29,8 @@ from experiments.run.hparams_file import load_editor
 from experiments.run.models import check_readable, load_model
 
 PUBLISHED_URL = "https://memit.baulab.info/data/stats"
+MOST_LAYERS = 10_000
+"""No model has as many; a range up to a billion would be written out."""
 ALWAYS_COLLECTED = ("mom2", "mean", "norm_mean")
 
 
@@ -44,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> dict[int, Moment]:
     if args.download and not args.force:
         identities = covariance.identities(decoder, layers, spec, corpus)
         ranks.from_first(lambda: _download(identities, folder, corpus))
-    moments = covariance.collect(
-        decoder, layers, spec, stats_dir=args.stats_dir, pack_tokens=args.pack_tokens, force=args.force,
-        resume=not args.no_resume,
-    )
+    with goes_on(lambda: f"finished layers and the last snapshot, if there was one, are in {folder}: the same command goes on"):
+        moments = covariance.collect(
+            decoder, layers, spec, stats_dir=args.stats_dir, pack_tokens=args.pack_tokens, force=args.force,
+            resume=not args.no_resume,
+        )
     print(f"statistics in {folder}")
     for layer, moment in moments.items():
         norm = "" if moment.norm_mean is None else f", mean length of a key {moment.norm_mean:.4g}"
@@ -68,7 +72,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help='texts to read, or "all"; default: the hparams file\'s mom2_n_samples, else 100000')
     add("--precision", choices=sorted(covariance.DTYPES),
         help="of the sums; default: the hparams file's mom2_dtype, else float32")
-    add("--alg_name", default="MEMIT", help="editor that the hparams file is for")
+    add("--alg_name", help="editor that the hparams file is for (default: MEMIT)")
     add("--hparams_fname",
         help="take layers, corpus, sizes, precision and module names from this file in hparams/<alg_name>/, or from a path")
     add("--to_collect", default="mom2",
@@ -89,6 +93,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = sorted(set(args.to_collect.split(",")) - set(ALWAYS_COLLECTED))
     if unknown:
         raise UserError(f"--to_collect {unknown[0]!r} is not known: give {', '.join(ALWAYS_COLLECTED)}")
+    if args.alg_name and not args.hparams_fname:
+        raise UserError(f"--alg_name {args.alg_name}: has no effect without --hparams_fname")
+    args.alg_name = args.alg_name or "MEMIT"
     args.batch_tokens = None if args.batch_tokens == "any" else args.batch_tokens
     return args
 
@@ -129,9 +136,9 @@ def _layers(text: str) -> list[int] | str:
     layers = []
     try:
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            blocks = range(int(first), int(last or first) + 1)
-            if not blocks:
+            first, dash, last = part.partition("-")
+            blocks = range(int(first), int(last if dash else first) + 1)
+            if not blocks or blocks[-1] >= MOST_LAYERS:
                 raise ValueError("a range that runs backwards")
             layers.extend(blocks)
     except ValueError:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.programs import goes_on
 from editors.core import ranks
 from editors.core.recall import TargetNotReached
 from experiments.results import run_folder
@@ -53,7 +54,8 @@ def main(config: RunConfig | str | None = None, model_name: str | Loaded | None 
         job = ranks.in_turn(lambda: (language_job.prepare if config.language else prepare)(config, loaded))
         run = ranks.from_first(lambda: open_run(folder, job, earlier))
         try:
-            (languages if job.languages else sequences if config.sequential else batches).evaluate(job, run)
+            with goes_on(lambda: f"what is done is in {run}; go on with the same command and --continue_from_run {run.name}"):
+                (languages if job.languages else sequences if config.sequential else batches).evaluate(job, run)
         except ranks.RankLost as error:
             error.args = (f"{error}, with --continue_from_run {run.name}",)
             raise

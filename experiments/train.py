@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from common.errors import UserError
+from common.programs import goes_on
 from data.download import data_folder
 from data.files import read_json
 from experiments.results import run_folder
@@ -53,16 +54,19 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     from experiments.training.setup import check_unused, prepare  # torch is slow to import, and --help needs none of it
 
     config = _plain(cfg)
+    _check_kinds(config, OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml")))
     _check_keys(config)
     if config["eval_only"] and config["archive"] is not None:
         check_unused(folder)
+    _check_places(config)
     setup = prepare(config, folder)
     trainer = setup.trainer
     folder = trainer.folder
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(folder / CONFIG, setup.config)
     run_folder.write_json(folder / run_folder.RUN, {**run_folder.provenance(), **setup.about, "command": sys.argv[1:]})
-    trainer.run()
+    with goes_on(lambda: _how_to_go_on(folder)):
+        trainer.run()
     source, split = (setup.final, setup.split) if config["eval"]["final_eval"] else (trainer.validation, "validation")
     suffix = "_val" if split == "validation" else f"_{split}"
     means = trainer.validate(source, trainer.config.final_steps, suffix)
@@ -76,6 +80,14 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
         _export(setup.config, trainer)
     print(f"{table(summary, suffix)}\nresults: {folder / RESULTS}")
     return summary
+
+
+def _how_to_go_on(folder: Path) -> str:
+    from editors.learned.trainer import LAST
+
+    if (folder / LAST).is_file():
+        return f"the last validation's state is in {folder}; go on with the same command and archive={folder}"
+    return f"{folder} holds nothing to go on from yet: start again"
 
 
 def derived(stats: Mapping[str, float], suffix: str) -> dict[str, float]:
@@ -133,6 +145,48 @@ def _check_keys(config: Mapping[str, Any]) -> None:
             f"did you mean {near[0]}?" if near else "a preset or option of another algorithm has no effect"))
 
 
+def _check_kinds(config: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises UserError for a value of another kind than its default in config.yaml; where that is null, anything goes."""
+    for key, default in defaults.items():
+        value, name = config.get(key), prefix + key
+        if isinstance(default, dict) and key not in ("hydra", "model"):
+            if not isinstance(value, dict):
+                raise UserError(f"{name}={value}: give its keys one by one, {name}.{next(iter(default))}=...")
+            _check_kinds(value, default, f"{name}.")
+        elif key == "model" and not isinstance(value, dict):
+            raise UserError(f"model={value}: choose one with +model=NAME, or give model.name=NAME")
+        elif key == "seed" and (type(value) is not int or not 0 <= value < 2**32):
+            raise UserError(f"seed={value}: give a whole number from 0 to 2^32 - 1")
+        elif key == "dropout" and value is not None and (type(value) not in (int, float) or not 0 <= value < 1):
+            raise UserError(f"dropout={value}: give a number from 0, below 1, or null")
+        elif isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise UserError(f"{name}={value}: give true or false")
+        elif isinstance(default, (int, float)):
+            kinds, words = (int, "a whole number") if isinstance(default, int) else ((int, float), "a number")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value)):
+                raise UserError(f"{name}={value}: give {words}")
+            if value is None and not prefix:
+                raise UserError(f"{name}=null: give {words}")
+    for key in ("val_batch_size", "early_stop_patience"):
+        value = config.get(key)
+        if not prefix and value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"{key}={value}: give a whole number from 1, or null")
+
+
+def _check_places(config: Mapping[str, Any]) -> None:
+    """Raises UserError for places that the end of the run could not be written to, before it begins."""
+    from editors.core.files import check_writable
+
+    if config["results_dir"]:
+        check_writable(Path(config["results_dir"]) / str(config["alg"]).upper(), "results")
+    if config["export"] and config["export"] != "default":
+        target = Path(config["export"])
+        if target.is_dir() or not target.name:
+            raise UserError(f"export={config['export']}: is a folder; give the name of a file")
+        check_writable(target.absolute().parent, "the trained editor")
+
+
 def _share(folder: Path, config: Mapping[str, Any], content: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """The results in the shared folder, under the algorithm's name."""
     shared = run_folder.new_run(folder / config["alg"].upper(), {
@@ -179,15 +233,17 @@ def check_finished(folder: Path, words: Sequence[str]) -> None:
 
 def command() -> None:
     failures: list[Exception] = []
+    leftovers: list[Path] = []
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach run_program as they are
     sys.argv[1:] = _arguments(sys.argv[1:])
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
     def main(cfg: DictConfig) -> float | None:
         settings = HydraConfig.get()
+        leftovers.append(Path(settings.runtime.output_dir))
         try:
             summary = run(cfg, Path(settings.runtime.output_dir))
-        except (ValueError, OSError) as error:
+        except (OmegaConfBaseException, ValueError, OSError) as error:
             if settings.mode is RunMode.MULTIRUN:
                 raise
             failures.append(error)
@@ -202,8 +258,22 @@ def command() -> None:
         # Hydra tells the cause in the chained error, over several lines.
         cause = error.__cause__ or error
         raise UserError(" ".join(f"{error} {cause if cause is not error else ''}".split())) from None
+    finally:
+        _sweep_refused(leftovers)
+    if failures and isinstance(failures[0], OmegaConfBaseException):
+        raise UserError(" ".join(str(failures[0]).split()))
     if failures:
         raise failures[0]
+
+
+def _sweep_refused(folders: Sequence[Path]) -> None:
+    """Takes away what Hydra wrote of runs that were refused: folders in which there is nothing else."""
+    for folder in folders:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra"}:
+            shutil.rmtree(folder / ".hydra", ignore_errors=True)
+            for emptied in (folder, *([folder.parent] if folder.parent.name == "outputs" else [])):
+                if not any(emptied.iterdir()):
+                    emptied.rmdir()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from editors.core.checks import check_editable
 from editors.learned import algorithms
 from editors.learned.editable import Editable
 from editors.learned.episode import Collator
+from editors.learned.run_log import LOG
 from editors.learned.trainer import BEST, DEBUG_STEPS, LAST, TrainConfig, Trainer
 from experiments.training.episodes import Episodes
 from experiments.training.models import inner_params_of, load_editable, set_dropout
@@ -115,7 +116,9 @@ def prepare(config: Mapping[str, Any], folder: Path) -> Setup:
 def check_unused(folder: Path) -> None:
     """Raises UserError if another run has kept its networks or results in the folder."""
     names = [name for name in (BEST, LAST, "results.json") if (folder / name).is_file()]
-    if names:
+    if names == [BEST] and (folder / LOG).is_file():  # killed at its first validation, between the two
+        warnings.warn(f"{folder}: a run that was killed at its first validation; it begins anew", stacklevel=2)
+    elif names:
         remedy = f"delete them, or go on with that run: archive={folder}" if LAST in names else "or delete them"
         raise UserError(f"{folder}: holds the {' and '.join(names)} of another run; choose another hydra.run.dir, {remedy}")
 
@@ -232,6 +235,9 @@ def find_archive(archive: str, eval_only: bool) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
+        if name == LAST and not (path / LAST).is_file() and (path / BEST).is_file() and (path / LOG).is_file():
+            raise UserError(f"archive={archive}: was killed at its first validation, and holds nothing to go on from; it "
+                            f"begins anew with hydra.run.dir={archive}")
         paths = [path / name] if (path / name).is_file() else sorted(path.glob(f"*/{name}"))
     else:
         paths = sorted(p for root in ("outputs", "multirun") for p in Path(root).glob(f"**/{name}") if archive in str(p.parent))

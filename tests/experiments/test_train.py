@@ -115,7 +115,7 @@ def fails(monkeypatch, capsys, tmp_path):
             run_program(train.command)
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert caught.value.code == 2 and len(errors) == 1, errors
-        assert not list(tmp_path.glob("failed/*.json")) and not list(tmp_path.glob("failed/*.safetensors"))
+        assert not (tmp_path / "failed").exists()
         return errors[0]
 
     return run
@@ -368,7 +368,7 @@ def test_ft_with_locality(start, folders):
         (("early_stop_key=nonsense",), "no 'nonsense'; it reports .*loss/total_edit_val"),
         (("opt=LBFGS",), "opt: LBFGS can't take a step"),
         (("mend.rank=big",), "rank is .*expected an integer"),
-        (("lr=fast",), "lr is .*expected a number"),
+        (("lr=fast",), "lr=fast: give a number"),
         (("model.name=./nowhere",), "'./nowhere': no such folder"),
         (("model.inner_params=[transformer.h.7.mlp.c_fc.weight]",), "no parameter transformer.h.7"),
         (("data.n_edits=2",), "batch_size=2: too small for data.n_edits=2"),
@@ -419,6 +419,30 @@ def test_models_that_do_not_fit_the_experiment(fails, folders, experiment, folde
         message,
         fails("+alg=mend", f"+experiment={experiment}", f"+model={config}", f"model.name={folders[folder]}", *more, *SMALL),
     )
+
+
+@pytest.mark.parametrize("word, message", [
+    ("seed=x", "seed=x: give a whole number"), ("seed=-1", "seed=-1"), ("batch_size=x", "batch_size=x: give a whole number"),
+    ("val_batch_size=0", "val_batch_size=0"), ("dropout=2", "dropout=2: give a number"), ("lr=${nope}", "nope"),
+    ("data=null", "data=None: give its keys one by one"), ("data.n_edits=two", "data.n_edits=two"), ("half=3", "half=3"),
+    ("max_iters=null", "max_iters=null"), ("cedit=.inf", "cedit"), ("export=/", "export=/: is a folder"),
+    ("results_dir=/dev/null", "/dev/null.*results can't be written there"), ("eval=3", "eval=3"), ("legacy=null", "legacy"),
+    ("model=3", "override must be a string"), ("no_such=3", "no_such"), ("lr", "lr"), ("lr=1e300", "rate 1e\\+300"),
+])
+def test_words_that_are_wrong(fails, folders, word, message):
+    assert re.search(message, fails(*words("mend", "gen", folders, word)))
+
+
+def test_a_run_that_was_killed_at_its_first_validation_begins_anew(start, fails, folders, tmp_path):
+    folder = start(*words("mend", "gen", folders))
+    results = json.loads((folder / "results.json").read_text())["results"]
+    for name in ("last.safetensors", "results.json"):
+        (folder / name).unlink()
+    assert "it begins anew with hydra.run.dir" in fails(*words("mend", "gen", folders, f"archive={folder}"))
+    with pytest.warns(UserWarning, match="killed at its first validation; it begins anew"):
+        start(*words("mend", "gen", folders))
+    again = json.loads((folder / "results.json").read_text())["results"]
+    assert {k: v for k, v in again.items() if "time" not in k} == {k: v for k, v in results.items() if "time" not in k}
 
 
 def test_damaged_data_and_archives(fails, start, folders, tmp_path):
