@@ -11,10 +11,7 @@ there, and everything is computed in groups that only the data and ``num_edits``
 """
 
 import dataclasses
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +46,7 @@ def main(config: RunConfig | str | None = None, model_name: str | Loaded | None 
     if config.continue_from_run is not None:
         earlier = ranks.from_first(lambda: run_folder.existing_run(folder, config.continue_from_run))
 
-    with _folders(config), warnings.catch_warnings():
+    with config.folders(), warnings.catch_warnings():
         warnings.simplefilter("ignore", TargetNotReached)  # of thousands of batches; what the edits reach is what is measured
         job = ranks.in_turn(lambda: (language_job.prepare if config.language else prepare)(config, loaded))
         run = ranks.from_first(lambda: open_run(folder, job, earlier))
@@ -81,21 +78,6 @@ def open_run(folder: Path, job: RunJob, earlier: Path | None) -> Path:
         about["traced"] = job.traced
     stages = languages.run_files(job, about) if job.languages else {}
     return run_folder.new_run(folder, {run_folder.PARAMS: job.hparams, run_folder.RUN: about, **stages})
-
-
-@contextmanager
-def _folders(config: RunConfig) -> Iterator[None]:
-    """The editors look for statistics where the environment says: inside, in the folders of the configuration."""
-    before = dict(os.environ)
-    folders = {"KE_DATA_DIR": config.data_dir, "KE_STATS_DIR": config.stats_dir}
-    os.environ.update({name: str(folder) for name, folder in folders.items() if folder is not None})
-    try:
-        yield
-    finally:
-        for name in folders:
-            os.environ.pop(name, None)
-            if name in before:
-                os.environ[name] = before[name]
 
 
 def command() -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -343,6 +345,20 @@ class RunConfig(
                     raise UserError(f"--{field.name} has no effect without {text}")
         if self.perplexity_corpus and self.sequential and not self.history_eval_steps:
             raise UserError("--perplexity_corpus has no effect with --sequential and without --history_eval_steps")
+
+    @contextmanager
+    def folders(self) -> Iterator[None]:
+        """The editors look for statistics where the environment says: inside, in these folders."""
+        before = dict(os.environ)
+        folders = {"KE_DATA_DIR": self.data_dir, "KE_STATS_DIR": self.stats_dir}
+        os.environ.update({name: str(folder) for name, folder in folders.items() if folder is not None})
+        try:
+            yield
+        finally:
+            for name in folders:
+                os.environ.pop(name, None)
+                if name in before:
+                    os.environ[name] = before[name]
 
     def complete(self) -> RunConfig:
         """The same with what flags say by what others do not.

@@ -39,10 +39,8 @@ def load_editor(
     if is_automatic(config.hparams_fname):
         raise UserError(f"--hparams_fname {config.hparams_fname}: only experiments.evaluate traces a model; "
                         "give the params.json of such a run")
-    folder = editors.editor_class(config.alg_name).hparams_folder or config.alg_name
-    name = Path(config.hparams_fname or config.model_name.replace("/", "_") + ".json")
-    shipped = HPARAMS / folder / name
-    path = name if name.is_file() and not shipped.is_file() else shipped
+    name, shipped = Path(config.hparams_fname or ""), _shipped(config)
+    path = name if config.hparams_fname and name.is_file() and not shipped.is_file() else shipped
     if not config.hparams_fname and not path.is_file():
         shipped_files = ", ".join(sorted(file.name for file in shipped.parent.glob("*.json")))
         raise UserError(f"{config.alg_name} has no hyper-parameters of its own for the model {config.model_name!r}"
@@ -52,6 +50,16 @@ def load_editor(
         warnings.simplefilter("ignore")
         hparams = read_values(path, {field.name for field in dataclasses.fields(editor.hparams)})
     return hparams, configured(config, hparams, editor, path.parent, language, contexts)
+
+
+def has_file(config: RunConfig) -> bool:
+    """Whether hyper-parameters are shipped for the configuration's editor and model. Raises UserError for no such editor."""
+    return _shipped(config).is_file()
+
+
+def _shipped(config: RunConfig) -> Path:
+    folder = editors.editor_class(config.alg_name).hparams_folder or config.alg_name
+    return HPARAMS / folder / (config.hparams_fname or config.model_name.replace("/", "_") + ".json")
 
 
 def configured(
