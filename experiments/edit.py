@@ -172,7 +172,8 @@ class Nearby:
             now = replies(self.model, self.tok, self.checks)
             kept = sum(old.said and new.said for old, new in zip(self.said, now))
             said = sum(old.said for old in self.said)
-            lines.insert(0, f"nearby: of {len(now)} facts to be kept the model said {said} before, and still says {kept} of these")
+            lines.insert(0, f"nearby: of {len(now)} facts to be kept the model said {said} before, and still says {kept} of "
+                         "these")
             lines[1:1] = [f"  no longer: {shortened(fact.text + fact.target_new)[1:-1]} (now: {shortened(new.text)[1:-1]})"
                           for fact, old, new in zip(self.checks, self.said, now) if old.said and not new.said]
         else:
