@@ -24,7 +24,7 @@ from editors.core.corpus import HUB, Corpus, find_corpus
 from editors.core.decoder import Decoder
 from editors.core.moment_store import Moment
 from experiments.run.cli import at_least_one, HelpFormatter, Parser, run_program
-from experiments.run.config import add_flags, FolderFlags, ModelFlags, RunConfig, RunFlags
+from experiments.run.config import add_flags, EditFlags, FolderFlags, ModelFlags, RunConfig, RunFlags
 from experiments.run.hparams_file import load_editor
 from experiments.run.models import check_readable, load_model
 
@@ -75,6 +75,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--alg_name", help="editor that the hparams file is for (default: MEMIT)")
     add("--hparams_fname",
         help="take layers, corpus, sizes, precision and module names from this file in hparams/<alg_name>/, or from a path")
+    add_flags(parser, EditFlags, "set")
     add("--to_collect", default="mom2",
         help=f"comma list of {', '.join(ALWAYS_COLLECTED)}; all three are in every file, whatever is asked")
     add("--batch_tokens", type=_number_or("any"),
@@ -96,6 +97,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.alg_name and not args.hparams_fname:
         raise UserError(f"--alg_name {args.alg_name}: has no effect without --hparams_fname")
     args.alg_name = args.alg_name or "MEMIT"
+    if args.set and not args.hparams_fname:
+        raise UserError("--set has no effect without --hparams_fname")
     args.batch_tokens = None if args.batch_tokens == "any" else args.batch_tokens
     return args
 
@@ -115,7 +118,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
                 "dynamic_multiplier": None}
     if args.hparams_fname:
         hparams = load_editor(RunConfig(alg_name=args.alg_name, hparams_fname=args.hparams_fname, model_name=args.model_name,
-                                        data_dir=args.data_dir))[1].hparams
+                                        data_dir=args.data_dir, set=args.set))[1].hparams
         if not hasattr(hparams, "mom2_dataset"):
             raise UserError(f"{args.alg_name} uses no statistics: give the --hparams_fname of an editor that does")
         settings = {"layers": hparams.layers, "dataset": hparams.mom2_dataset, "n_samples": hparams.mom2_n_samples,

@@ -47,6 +47,8 @@ class Flag:
     """{flag without which this one has no effect: how to say so}"""
     settles: str | None = None
     """Whether only a run with the same value can be continued, and how run.json says so (:data:`ALWAYS` and others)."""
+    repeated: bool = False
+    """Whether the command line may have it several times; its value is a list."""
     saves: bool = False
     """Whether it keeps something while a batch is edited, which a run that goes on can't make up for."""
 
@@ -72,6 +74,8 @@ def add_flags(parser: argparse._ActionsContainer, part: type, *names: str) -> No
             options["action"] = "store_true"
         else:
             options |= {"default": field.default, "type": about.parse, "choices": about.choices, "metavar": about.metavar}
+        if about.repeated:
+            options |= {"action": "append"}
         if about.parse is true_or_false:
             options |= {"nargs": "?", "const": True, "metavar": "True|False"}
         if field.default is dataclasses.MISSING:
@@ -156,6 +160,9 @@ class EditFlags:
         None, "file in hparams/<alg_name>/, or a path; by default <model_name>.json. auto: the values of hparams/auto.json, "
         "and layers from a causal trace of 100 facts of the data set; auto:FOLDER: layers from a trace of "
         "experiments.causal_trace", alias="hparams")
+    set: Sequence[str] | None = flag(
+        None, "change a hyper-parameter of the file: mom2_update_weight=400, layers=[4,5]; may be repeated",
+        metavar="KEY=VALUE", repeated=True)
     num_edits: int = flag(1, "records that are edited into the model together", parse=at_least_one, settles=ALWAYS)
     context_templates: str | Path | None = flag(
         None, 'JSON file of the contexts that an edit shall hold in, [["{}"], ["So it is. {}", ...]]; by default they are '

@@ -1,12 +1,13 @@
 """The editor of a run: its hyper-parameters from their file, with what flags and language add to them."""
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import nearest_name, UserError
 from data import languages
 from data.download import data_folder
 import editors
@@ -44,11 +45,15 @@ def load_editor(
     if not config.hparams_fname and not path.is_file():
         shipped_files = ", ".join(sorted(file.name for file in shipped.parent.glob("*.json")))
         raise UserError(f"{config.alg_name} has no hyper-parameters of its own for the model {config.model_name!r}"
-                        f"{name_hint(config.model_name)}; name a file with --hparams_fname (there is {shipped_files})")
+                        f"{name_hint(config.model_name)}; let --hparams_fname {AUTOMATIC} trace the model, or name a file "
+                        f"(there is {shipped_files})")
     editor = editors.load(config.alg_name, path)
     with warnings.catch_warnings():  # given above
         warnings.simplefilter("ignore")
         hparams = read_values(path, {field.name for field in dataclasses.fields(editor.hparams)})
+    if config.set:
+        hparams = changed(config, hparams)
+        editor = None
     return hparams, configured(config, hparams, editor, path.parent, language, contexts)
 
 
@@ -60,6 +65,33 @@ def has_file(config: RunConfig) -> bool:
 def _shipped(config: RunConfig) -> Path:
     folder = editors.editor_class(config.alg_name).hparams_folder or config.alg_name
     return HPARAMS / folder / (config.hparams_fname or config.model_name.replace("/", "_") + ".json")
+
+
+def changed(config: RunConfig, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters with what --set changes; its values are JSON, or else text.
+
+    Raises UserError for what is no KEY=VALUE, a key that the editor does not have, and a value of a wrong type or size.
+    """
+    names = {field.name for field in dataclasses.fields(editors.editor_class(config.alg_name).hparams_class)}
+    changes = {}
+    for word in config.set or ():
+        key, sign, value = word.partition("=")
+        if not sign or not value:
+            raise UserError(f"--set {word}: give KEY=VALUE")
+        if key not in names:
+            raise UserError(f"--set {word}: {config.alg_name} has no hyper-parameter {key!r}; "
+                            f"{nearest_name(key, names) or 'it has ' + ', '.join(sorted(names))}")
+        try:
+            changes[key] = json.loads(value)
+        except ValueError:
+            changes[key] = value
+    try:
+        with warnings.catch_warnings():  # of the file's other keys, given when it was read
+            warnings.simplefilter("ignore")
+            editors.load(config.alg_name, {**hparams, **changes})
+    except UserError as error:
+        raise UserError(f"--set {', '.join(config.set or ())}: {str(error).removeprefix('hparams: ')}") from None
+    return {**hparams, **changes}
 
 
 def configured(

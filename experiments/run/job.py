@@ -135,9 +135,6 @@ def prepare(config: RunConfig, loaded: Loaded | None = None) -> RunJob:
     model, tok = loaded or load_model(config.model_name, config.dtype, config.device)
     model.eval()  # without dropout
     check_readable(model, f"an edit by {config.alg_name}" if editors.editor_class(config.alg_name).needs_cache else None)
-    if automatic:
-        hparams, traced = auto_hparams.propose_hparams(config, model, tok)
-        editor = configured(config, hparams)
     records = _records(config, tok)
     if (note := not_measured(records)) and ranks.process() == 0:
         print(note, file=sys.stderr)
@@ -149,7 +146,11 @@ def prepare(config: RunConfig, loaded: Loaded | None = None) -> RunJob:
     if config.do_downstream_eval:
         task_runs = tasks.prepare(config, tasks.source_of(config, config.model_name), config.data_dir)
     corpus = world_corpus(config) if config.perplexity_corpus == "world" else config.perplexity_corpus
-    return RunJob(config, model, tok, editor, hparams, records, generate, task_runs, _contexts(config), corpus, texts, traced)
+    contexts = _contexts(config)
+    if automatic:  # at last, for it takes minutes
+        hparams, traced = auto_hparams.propose_hparams(config, model, tok)
+        editor = configured(config, hparams)
+    return RunJob(config, model, tok, editor, hparams, records, generate, task_runs, contexts, corpus, texts, traced)
 
 
 def check_flags(config: RunConfig) -> None:

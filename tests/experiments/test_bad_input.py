@@ -67,7 +67,7 @@ def test_flags(program, flags, flag, value, message):
 def test_a_model_without_hyper_parameters_of_its_own(program, flags):
     del flags["--hparams_fname"]
     line = program(evaluate, *arguments({**flags, "--model_name": "wrld"}))
-    assert "FT has no hyper-parameters of its own for the model 'wrld'; did you mean 'world'?; name a file" in line
+    assert "FT has no hyper-parameters of its own for the model 'wrld'; did you mean 'world'?; let --hparams_fname auto" in line
     assert "world_constr.json" in line
 
 
@@ -194,6 +194,15 @@ def test_summarize(program, tmp_path):
     (tmp_path / "MEMIT" / "run_000" / "run.json").write_text("[]")
     assert "run.json: was not written by" in program(summarize, "--dir_name", "MEMIT", "--results_dir", tmp_path)
     assert not (tmp_path / "MEMIT" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("word, message", [
+    ("lr", "--set lr: give KEY=VALUE"), ("lr=", "--set lr=: give KEY=VALUE"),
+    ("lrr=1", "--set lrr=1: FT has no hyper-parameter 'lrr'; did you mean 'lr'?"),
+    ("lr=fast", "--set lr=fast: lr"), ("layers=4", "--set layers=4: layers"), ("num_steps=-1", "--set num_steps=-1: num_steps"),
+])
+def test_changes_of_hyper_parameters(program, flags, word, message):
+    assert program(evaluate, *arguments(flags), "--set", word).startswith(message)
 
 
 def test_a_warning_is_one_line(capsys):

@@ -180,7 +180,7 @@ def test_layers_from_the_data_set(run, hparams, golden, monkeypatch):
 
 def test_facts_that_a_trace_of_the_data_set_takes(golden, tmp_path, monkeypatch):
     monkeypatch.setattr(auto_hparams, "load_facts", lambda *args: [])
-    monkeypatch.setattr(auto_hparams, "propose", lambda model, tok, facts, source: source)
+    monkeypatch.setattr(auto_hparams, "_kept", lambda config, model, tok, facts, source: source)
     mcf, zsre = tmp_path / "my-zsre-set.json", tmp_path / "world-zsre.json"
     mcf.write_bytes((golden / "multi_counterfact.json").read_bytes())
     zsre.write_bytes((golden / "zsre_mend_eval.json").read_bytes())
@@ -189,8 +189,47 @@ def test_facts_that_a_trace_of_the_data_set_takes(golden, tmp_path, monkeypatch)
         assert auto_hparams._traced(RunConfig(alg_name="MEMIT", ds_name=str(name)), None, None) == source
 
 
-def test_values_of_every_editor(tiny_gpt2, traced):
+def test_a_trace_is_kept(run, hparams, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(auto_hparams, "LEAST", 2)
+    monkeypatch.setattr(auto_hparams, "VALUES", hparams("FT").parent / "auto.json")
+    run_folder.write_json(auto_hparams.VALUES, {"FT": {"layers": "peak", "num_steps": 2, "lr": 5e-4, "weight_decay": 0,
+                                                   "norm_constraint": False}})
+    flags = {"hparams_fname": "auto", "num_edits": 2, "dataset_size_limit": 2, "data_dir": tmp_path / "data"}
+    first = run_folder.read_json(run("FT", **flags) / "run.json")["traced"]
+    monkeypatch.setattr(auto_hparams, "propose", lambda *_: pytest.fail("traced again"))
+    folder = run("FT", set=["lr=0.001"], **flags)
+    assert run_folder.read_json(folder / "run.json")["traced"] == first and "of an earlier run" in capsys.readouterr().out
+    assert run_folder.read_json(folder / "params.json")["lr"] == 0.001
+
+
+def test_known_facts_where_the_data_set_has_too_few(golden, tmp_path, monkeypatch, tiny_gpt2):
+    def propose(model, tok, facts, source):
+        if source != "known_1000":
+            raise auto_hparams.TooFewKnown("the model knows only 1")
+        return {"source": source}
+
+    config = RunConfig(alg_name="FT", ds_name=str(golden / "multi_counterfact.json"), data_dir=tmp_path)
+    monkeypatch.setattr(auto_hparams, "propose", propose)
+    with pytest.raises(UserError, match="knows only 1; the published known facts can't be had either"):
+        auto_hparams._traced(config, *tiny_gpt2)
+    load = auto_hparams.load_facts
+    monkeypatch.setattr(auto_hparams, "load_facts", lambda name, *more: [] if name == "known_1000" else load(name, *more))
+    assert auto_hparams._traced(config, *tiny_gpt2) == {"source": "known_1000"}
+
+
+def test_what_is_missing_is_said_before_the_trace(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(auto_hparams, "propose", lambda *_: pytest.fail("traced"))
+    monkeypatch.setenv("KE_STATS_DIR", str(tmp_path / "stats"))
+    for words, message in (([], r"corpus wikipedia: .* \(as in --set mom2_dataset=FILE\)"),
+                           (["mom2_dataset=nowhere.txt"], "corpus nowhere.txt: no such file"),
+                           (["v_lrr=1"], "--set v_lrr=1: MEMIT has no hyper-parameter 'v_lrr'; did you mean 'v_lr'")):
+        with pytest.raises(UserError, match=message):
+            run("MEMIT", hparams_fname="auto", set=words)
+
+
+def test_values_of_every_editor(tiny_gpt2, traced, monkeypatch):
     model, tok = tiny_gpt2
+    monkeypatch.setattr(auto_hparams, "_check_statistics", lambda *_: None)
     for alg_name in (*run_folder.read_json(auto_hparams.VALUES), "MEMIT_seq"):
         config = RunConfig(alg_name=alg_name, hparams_fname=f"auto:{traced}", model_name="tiny", ds_name="mcf")
         values, about = auto_hparams.propose_hparams(config, model, tok)

@@ -195,6 +195,15 @@ def test_cache_and_saved_memory_change_no_number(run, tmp_path):
     assert sorted((tmp_path / "data" / "z_cache").iterdir()) == written
 
 
+def test_changed_hyper_parameters_are_recorded(run):
+    folder = run("FT", set=["num_steps=2", "layers=[1]"], num_edits=2, dataset_size_limit=2)
+    params = json.loads((folder / "params.json").read_text())
+    assert (params["num_steps"], params["layers"]) == (2, [1])
+    assert json.loads((folder / "run.json").read_text())["flags"]["set"] == ["num_steps=2", "layers=[1]"]
+    with pytest.raises(UserError, match="num_steps"):
+        run("FT", num_edits=2, dataset_size_limit=2, continue_from_run=folder.name)
+
+
 def test_a_mistake_found_late_leaves_no_run(run, tmp_path, monkeypatch):
     def fail(*_):
         raise UserError("statistics of another model")

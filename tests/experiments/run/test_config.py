@@ -15,7 +15,7 @@ from tests.conftest import GOLDEN
 DEFAULTS = {
     "model_name": "world", "dtype": "auto", "device": "auto",
     "ds_name": None, "dataset_size_limit": None, "sample_num": None, "index_file": None, "max_edits": None,
-    "alg_name": None, "hparams_fname": None, "num_edits": 1, "context_templates": None, "use_cache": False,
+    "alg_name": None, "hparams_fname": None, "set": None, "num_edits": 1, "context_templates": None, "use_cache": False,
     "conserve_memory": False, "seed": 0, "save_edits": False,
     "skip_generation_tests": False, "generation_test_interval": 1, "contains_length": 0,
     "sequential": False, "checkpoint_steps": 10, "history_eval_steps": 0, "history_sample": None, "perplexity_corpus": None,
