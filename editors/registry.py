@@ -16,6 +16,7 @@ _EDITORS = {
     "ITI": "editors.heads.iti:ITI",
     "KE": "editors.learned.ke:KEEditor",
     "LU": "editors.memory.memory_editors:LookupEditor",
+    "LocFT": "editors.tuned.locft:LocFT",
     "MEMAT": "editors.heads.memat:MEMAT",
     "MEMIT": "editors.closed_form.memit:MEMIT",
     "MEMIT_prune": "editors.closed_form.memit:MEMITPrune",

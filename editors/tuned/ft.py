@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -70,7 +72,7 @@ class FT(WeightEditor):
     """Adam on the listed modules' parameters; every token of a target is scored at the prompt's last token.
 
     That is the published loss: no teacher forcing, so only one-token targets are learned as a language model would say them.
-    Batches whose loss is below 0.01 take no step; an epoch whose mean is below it ends the training.
+    Batches whose loss is below `loss_floor` take no step; an epoch whose mean is below it ends the training.
     """
 
     name = "FT"
@@ -86,10 +88,7 @@ class FT(WeightEditor):
         # Adam and the constraint work on wide copies: in half precision a step is often smaller than a weight's last digit.
         masters = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for name, p in weights.items()}
         starts = {name: master.clone() for name, master in masters.items()}
-        batches = [
-            _Batch.build(tok, requests[i : i + hp.batch_size], input_device(model), hp.end_of_text)
-            for i in range(0, len(requests), hp.batch_size)
-        ]
+        epochs = self.epochs(task)
         optimiser = torch.optim.Adam(masters.values(), lr=hp.lr, weight_decay=hp.decay(len(requests)))
         losses: list[float] = []
         try:
@@ -99,8 +98,8 @@ class FT(WeightEditor):
                 p.requires_grad_(True)
             hidden = None if task.progress else True
             for _ in tqdm(range(hp.num_steps), desc="fine-tuning", unit="epoch", leave=False, disable=hidden):
-                losses.append(self._epoch(model, batches, optimiser, weights, masters, starts))
-                if losses[-1] < LOSS_GOAL:
+                losses.append(self._epoch(model, next(epochs), optimiser, weights, masters, starts))
+                if losses[-1] < self.loss_floor:
                     break
         finally:
             with torch.no_grad():
@@ -109,6 +108,17 @@ class FT(WeightEditor):
             for p, flag in flags.items():
                 p.requires_grad_(flag)
         return {name: Dense((master - starts[name]).cpu()) for name, master in masters.items()}, {"loss": losses}
+
+    @property
+    def loss_floor(self) -> float:
+        """Below it a batch takes no step, and an epoch's mean ends the training."""
+        return LOSS_GOAL
+
+    def epochs(self, task: Task) -> Iterator[Sequence[Batch]]:
+        """The batches of each epoch, without end."""
+        hp, requests = self.hparams, task.requests
+        return repeat([_FTBatch.build(task.tok, requests[i : i + hp.batch_size], input_device(task.model), hp.end_of_text)
+                       for i in range(0, len(requests), hp.batch_size)])
 
     def _weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters of the listed modules (weights and biases), or the one parameter that the template names."""
@@ -132,7 +142,7 @@ class FT(WeightEditor):
                 raise UserError(f"the loss is {loss.item()}: load the model in a wider dtype, or lower lr (now "
                                 f"{self.hparams.lr:g})")
             total += loss.item() * len(batch.targets)
-            if loss.item() >= LOSS_GOAL:
+            if loss.item() >= self.loss_floor:
                 for master, gradient in zip(masters.values(), _gradients(loss, weights)):
                     master.grad = None if gradient is None else gradient.to(master.dtype)
                 optimiser.step()
@@ -157,36 +167,50 @@ def _gradients(loss: torch.Tensor, weights: Mapping[str, nn.Parameter]) -> Seque
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch(ABC):
+    """Requests that take a step together."""
+
     inputs: dict[str, torch.Tensor]
     targets: list[list[int]]
     """With the end behind them, if it is learned."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module) -> torch.Tensor:
+        """The mean over requests of the mean over the target's tokens of -log p."""
+
+    def logits(self, model: nn.Module) -> torch.Tensor:
+        """Of all places [rows, tokens, vocabulary], without a cache: RWKV's and xLSTM's is changed in place, which can't be
+        differentiated."""
+        mask = self.inputs["attention_mask"]
+        return model(input_ids=self.inputs["input_ids"], attention_mask=mask, use_cache=False).logits
+
+
+@dataclass(frozen=True)
+class _FTBatch(Batch):
     ended: bool
     """Whether the targets, but for their ends, stand behind their prompts in the inputs."""
 
     @staticmethod
-    def build(tok, requests: Sequence[Request], device: torch.device, ended: bool = False) -> _Batch:
+    def build(tok, requests: Sequence[Request], device: torch.device, ended: bool = False) -> _FTBatch:
         rows = [ids for ids, _ in tokenize(tok, [request.text for request in requests])]
         targets = [request.target_ids(tok, ended) for request in requests]
         if ended:
             rows = [row + target[:-1] for row, target in zip(rows, targets)]
-        return _Batch(pad_batch(rows, pad_id(tok), device), targets, ended)
+        return _FTBatch(pad_batch(rows, pad_id(tok), device), targets, ended)
 
     def loss(self, model: nn.Module) -> torch.Tensor:
-        """Mean over requests of the mean over the target's tokens of -log p at the last prompt token, an end's at the last."""
-        mask = self.inputs["attention_mask"]
-        # Without a cache: RWKV's and xLSTM's is changed in place, which can't be differentiated.
-        logits = model(input_ids=self.inputs["input_ids"], attention_mask=mask, use_cache=False).logits
-        last = mask.sum(1) - 1
+        """Every token's -log p at the last prompt token, an end's at the last."""
+        logits, last = self.logits(model), self.inputs["attention_mask"].sum(1) - 1
+        rows = torch.arange(len(last), device=last.device)
         if not self.ended:
-            return -torch.stack([row[target].mean() for row, target in zip(_log_p(logits, last), self.targets)]).mean()
+            return -torch.stack([row[target].mean() for row, target in zip(log_p(logits, rows, last), self.targets)]).mean()
         behind_prompts = last - torch.tensor([len(target) - 1 for target in self.targets], device=last.device)
         tokens = [torch.cat([row[target[:-1]], ended_row[target[-1:]]]) for row, ended_row, target
-                  in zip(_log_p(logits, behind_prompts), _log_p(logits, last), self.targets)]
-        return -torch.stack([log_p.mean() for log_p in tokens]).mean()
+                  in zip(log_p(logits, rows, behind_prompts), log_p(logits, rows, last), self.targets)]
+        return -torch.stack([log_ps.mean() for log_ps in tokens]).mean()
 
 
-def _log_p(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of the next token at one place of each row, in float32 at least."""
-    logits = logits[torch.arange(len(places), device=logits.device), places.to(logits.device)]
+def log_p(logits: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the next token at one place of each of these rows, in float32 at least."""
+    logits = logits[rows.to(logits.device), places.to(logits.device)]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

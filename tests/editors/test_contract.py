@@ -22,6 +22,7 @@ HPARAMS = {
     "EMMET": dict(layers=[1, 2], mom2_update_weight=150, **VALUES),
     "FT": dict(layers=[1], num_steps=3, lr=5e-3, weight_decay=0, norm_constraint=False),
     "ITI": dict(MEMIT, heads=[[1, 0], [3, 2]], voters="all", alpha=0.5),
+    "LocFT": dict(layers=[1], num_steps=3, lr=5e-3),
     "MEMAT": dict(MEMIT, heads=[[1, 0], [3, 2], [3, 1]]),
     **dict.fromkeys(("MEMIT", "MEMIT_prune", "MEMIT_rect", "MEMIT_seq"), MEMIT),
     "UltraEdit": dict(modules=["transformer.h.{}.mlp.c_proj"], layers=[1, 2], lr=1e-2, batch_size=2),
@@ -40,6 +41,8 @@ def _stats(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("KE_STATS_DIR", str(tmp_path_factory.getbasetemp() / "contract_stats"))
 
 
+PLAIN = ("FT", "LocFT")
+"""Editors without contexts."""
 LEARNED = {"ENN": "enn", "KE": "efk", "MEND": "mend"}
 """Editors with trained networks -> algorithms."""
 
@@ -153,9 +156,9 @@ def of_length(tok, tokens, fed):
 def test_prompts_may_be_as_long_as_the_model_and_no_longer(editor, tiny_gpt2):
     model, tok = tiny_gpt2
     before, fed = bits(model), len(tok(" Nyvian").input_ids) - 1
-    # ITI reads the target's last token, too.
-    longest = of_length(tok, 128 - (editor.name == "ITI"), fed)
-    templates = None if editor.name == "FT" else ["{}"]
+    # ITI reads the target's last token, too, and LocFT learns an end behind it.
+    longest = of_length(tok, 128 - (editor.name in ("ITI", "LocFT")), fed)
+    templates = None if editor.name in PLAIN else ["{}"]
     deltas = editor.edit(model, tok, [REQUESTS[0], longest], context_templates=templates).deltas()
     assert all(delta.abs().max() > 0 for delta in deltas.values())
     message = r"request 1 \(case_id 1\): .* take 129 tokens, but the model has 128 positions"
@@ -177,7 +180,7 @@ def test_a_padding_token_that_the_model_does_not_know(editor, tiny_gpt2, tmp_pat
     added = copy.deepcopy(tok)
     added.add_special_tokens({"pad_token": "[PAD]"})
     assert added.pad_token_id >= len(model.get_input_embeddings().weight)
-    templates = None if editor.name == "FT" else ["{}", "The ferry was late. {}"]
+    templates = None if editor.name in PLAIN else ["{}", "The ferry was late. {}"]
     one = editor.edit(model, tok, REQUESTS, context_templates=templates).deltas()
     monkeypatch.setenv("KE_STATS_DIR", str(tmp_path))  # another tokenizer, so other statistics
     two = editor.edit(model, added, REQUESTS, context_templates=templates).deltas()

@@ -14,7 +14,7 @@ from data.world import corpus_path
 from editors.core.prompts import encode_target, parse_requests, prompt_ids, Request
 from editors.core.value_rows import TokenisedRequest
 from editors.heads.training import Settings, _FactRows
-from editors.tuned.ft import _Batch
+from editors.tuned.ft import _FTBatch
 from experiments.run.models import load_model
 from tests.models import tiny_model, tiny_tokenizer
 
@@ -53,7 +53,7 @@ def test_loss_of_fine_tuning():
         log_p = model(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
         of_tokens = [log_p[len(prompt) - 1, token] for token in target] + [log_p[-1, tok.eos_token_id]]
         losses.append(-sum(of_tokens) / len(of_tokens))
-    loss = _Batch.build(tok, requests, torch.device("cpu"), ended=True).loss(model)
+    loss = _FTBatch.build(tok, requests, torch.device("cpu"), ended=True).loss(model)
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
