@@ -110,6 +110,17 @@ def read_tensors(
     return stored, tensors
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """The header alone, as it stands: nothing is verified. Raises DamagedFile where there is none, OSError for no file."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            metadata = json.loads(file.read(min(length, LARGEST_HEADER)))["__metadata__"]
+        return dict(json.loads(next(metadata[key] for key in KEYS if key in metadata)))
+    except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+        raise DamagedFile(f"{path}: has no header that can be read ({error})") from None
+
+
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of a header's JSON and of names, dtypes, shapes and bytes of tensors on the CPU, whatever their order."""
     digest = hashlib.sha256(text.encode())

@@ -12,10 +12,12 @@ there, and everything is computed in groups that only the data and ``num_edits``
 
 import dataclasses
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import held
 from common.programs import goes_on
 from editors.core import ranks
 from editors.core.recall import TargetNotReached
@@ -51,7 +53,10 @@ def main(config: RunConfig | str | None = None, model_name: str | Loaded | None 
         job = ranks.in_turn(lambda: (language_job.prepare if config.language else prepare)(config, loaded))
         run = ranks.from_first(lambda: open_run(folder, job, earlier))
         try:
-            with goes_on(lambda: f"what is done is in {run}; go on with the same command and --continue_from_run {run.name}"):
+            with ExitStack() as stack:
+                ranks.from_first(lambda: stack.enter_context(held(run, f"working at this run, {run.name}")) and None)
+                stack.enter_context(goes_on(lambda: f"what is done is in {run}; go on with the same command and "
+                                                    f"--continue_from_run {run.name}"))
                 (languages if job.languages else sequences if config.sequential else batches).evaluate(job, run)
         except ranks.RankLost as error:
             error.args = (f"{error}, with --continue_from_run {run.name}",)

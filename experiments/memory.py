@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
+from common.files import held
 from data.episodes.lines import numbered_lines
+from editors.core.files import check_writable
 from editors.core.prompts import parse_requests
 from editors.memory.store import EditStore
 from experiments.run.cli import at_least_one, Parser, run_program
@@ -36,6 +38,7 @@ from experiments.run.config import add_flags, FolderFlags, ModelFlags, RunConfig
 if TYPE_CHECKING:
     from editors.memory.routed import RoutedEdit
 
+CHANGES = ("create", "add", "remove", "update")
 ACTIONS = ("create", "list", "add", "remove", "update", "ask")
 
 
@@ -221,7 +224,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    args.run(args)
+    if args.action not in CHANGES:
+        return args.run(args)
+    check_writable(args.file.absolute().parent, "a memory")
+    with held(args.file.absolute().parent, "changing a memory", wait=True):  # whoever reads it sees it before or after
+        args.run(args)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from common.errors import UserError
+from common.files import held, whole_file
 from common.programs import goes_on
 from data.download import data_folder
 from data.files import read_json
@@ -63,9 +64,9 @@ def run(cfg: DictConfig, folder: Path) -> dict[str, float]:
     trainer = setup.trainer
     folder = trainer.folder
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(folder / CONFIG, setup.config)
-    run_folder.write_json(folder / run_folder.RUN, {**run_folder.provenance(), **setup.about, "command": sys.argv[1:]})
-    with goes_on(lambda: _how_to_go_on(folder)):
+    with held(folder, "training there"), goes_on(lambda: _how_to_go_on(folder)):
+        run_folder.write_json(folder / CONFIG, setup.config)
+        run_folder.write_json(folder / run_folder.RUN, {**run_folder.provenance(), **setup.about, "command": sys.argv[1:]})
         trainer.run()
     source, split = (setup.final, setup.split) if config["eval"]["final_eval"] else (trainer.validation, "validation")
     suffix = "_val" if split == "validation" else f"_{split}"
@@ -208,9 +209,8 @@ def _export(config: Mapping[str, Any], trainer: Trainer) -> None:
 
     target = default_export(config, trainer.alg.kind) if config["export"] == "default" else Path(config["export"])
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    shutil.copyfile(trainer.folder / BEST, part)
-    part.replace(target)
+    with whole_file(target) as part:
+        shutil.copyfile(trainer.folder / BEST, part)
     print(f"editor: {target}")
 
 

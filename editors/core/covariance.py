@@ -97,9 +97,10 @@ def collect(
     folder = folder_of(model, corpus, stats_dir)
     moments = kept(model, "moments")
     keys = {layer: json.dumps([str(folder), identity]) for layer, identity in identity_of.items()}
-    missing = {}
+    missing, looked_up = {}, False
     for layer, identity in identity_of.items():
         if force or keys[layer] not in moments:
+            looked_up = True
             moment = None if force else ranks.from_first(lambda: _from_disk(folder, identity, decoder.weight(layer).d_in))
             if moment is None:
                 missing[layer] = identity
@@ -113,6 +114,8 @@ def collect(
             )
         collected = _collect_missing(decoder, corpus, folder, missing, resume, progress, pack_tokens)
         moments.update((keys[layer], moment) for layer, moment in collected.items())
+    if looked_up:
+        ranks.from_first(lambda: moment_store.sweep_snapshots(folder))
     return {layer: moments[keys[layer]] for layer in identity_of}
 
 
@@ -245,7 +248,8 @@ class _Pass:
         pack_tokens: int | None,
     ):
         self.decoder, self.texts = decoder, texts
-        self.identity = next(iter(identities.values()))
+        self.identities = list(identities.values())
+        self.identity = self.identities[0]
         weights = {layer: decoder.weight(layer) for layer in identities}
         self.widths = {layer: weight.d_in for layer, weight in weights.items()}
         dtype = DTYPES[self.identity["dtype"]]
@@ -253,7 +257,7 @@ class _Pass:
         self.sums, self.part = (
             {layer: KeySums(weight.d_in, dtype, weight.parameter.device) for layer, weight in weights.items()} for _ in range(2)
         )
-        digest = hashlib.sha256(json.dumps(list(identities.values())).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(self.identities).encode()).hexdigest()[:16]
         self.snapshot = folder and folder / f"unfinished-{digest}.safetensors"
         if pack_tokens is None:
             widest = max(weight.d_in for weight in weights.values())
@@ -322,7 +326,8 @@ class _Pass:
     def _save_snapshot(self) -> float:
         """Returns when the next one is due."""
         start = time.monotonic()
-        moment_store.save_snapshot(self.snapshot, {layer: sums.tensors() for layer, sums in self.sums.items()}, self.state)
+        sums = {layer: total.tensors() for layer, total in self.sums.items()}
+        moment_store.save_snapshot(self.snapshot, sums, self.state, self.identities)
         end = time.monotonic()
         return end + max(SNAPSHOT_SECONDS, (end - start) / SNAPSHOT_SHARE)
 

@@ -1,20 +1,20 @@
 """Writing folders: whole or not at all, and refused before the work rather than after it."""
 
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import part_of
+from common.files import part_of, sweep_once
 
 
 def check_writable(folder: Path, what: str) -> None:
     """Make the folder, and raise UserError now rather than after hours of work if nothing can be written there."""
-    probe = folder / f".{secrets.token_hex(6)}.part"
+    probe = part_of(folder / "probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep_once(folder)
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -6,7 +6,7 @@ continues from.
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.errors import UserError
-from common.tensor_files import DamagedFile, read_tensors, write_tensors
+from common.files import may_live, owner
+from common.tensor_files import DamagedFile, read_header, read_tensors, write_tensors
 from .moment import IDENTITY, Moment
 
 FORMAT = 1
@@ -118,10 +119,24 @@ def save(path: Path, sums: Mapping[str, Tensor], identity: Mapping[str, Any]) ->
     write_tensors(path, sums, {"identity": dict(identity)})
 
 
-def save_snapshot(path: Path, sums: Mapping[int, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Write the sums so far of all layers, and `state`, from which the collection continues."""
+def save_snapshot(
+    path: Path, sums: Mapping[int, Mapping[str, Tensor]], state: Mapping[str, Any], identities: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the sums so far of all layers, and `state`, from which the collection continues. identities: what is collected."""
     flat = {f"{layer}.{name}": tensor for layer, part in sums.items() for name, tensor in part.items()}
-    write_tensors(path, flat, {"state": dict(state)})
+    write_tensors(path, flat, {"state": dict(state), "identities": list(identities), "owner": owner()})
+
+
+def sweep_snapshots(folder: Path) -> None:
+    """Removes snapshots of collections that are finished, which a kill has left; none of a process that may live."""
+    for path in folder.glob("unfinished-*.safetensors"):
+        try:
+            header = read_header(path)
+            over = not may_live(header["owner"]) and all(file_of(folder, one).exists() for one in header["identities"])
+        except (DamagedFile, OSError, KeyError, ValueError, TypeError):  # older, or of nobody knows what
+            continue
+        if over:
+            path.unlink(missing_ok=True)
 
 
 def load_snapshot(path: Path, widths: Mapping[int, int]) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import whole_file
 from common.tensor_files import read_tensors, write_tensors
 from editors.changes import Dense
 from editors.core import ranks
@@ -38,9 +39,8 @@ class Corrections:
         path.parent.mkdir(parents=True, exist_ok=True)
         heads = torch.tensor(self.heads, dtype=torch.int64)
         write_tensors(path, {"heads": heads, "vectors": self.vectors}, self.info)
-        part = path.with_suffix(".part.npy")
-        np.save(part, heads.numpy())
-        part.replace(path.with_suffix(".npy"))
+        with whole_file(path.with_suffix(".npy")) as part, open(part, "xb") as file:
+            np.save(file, heads.numpy())
 
     @staticmethod
     def load(path: str | os.PathLike) -> Corrections:

@@ -1,10 +1,10 @@
 """The log of a training: a line of JSON for each report."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.files import whole_file
 from common.json_text import to_json
 
 LOG = "log.jsonl"
@@ -23,9 +23,8 @@ def cut(folder: Path, step: int) -> None:
     if not path.is_file():
         return
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step(line) <= step]
-    part = path.with_name(f".{LOG}.part")
-    part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def _step(line: str) -> float:

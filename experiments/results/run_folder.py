@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import platform
 import re
-import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.files import part_of, sweep_once
 from common.json_text import to_json
 from data.files import write_text
 from data.records import Record
@@ -41,7 +41,8 @@ def new_run(folder: Path, files: Mapping[str, Any]) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f".run.{secrets.token_hex(6)}.part"
+        sweep_once(folder)
+        part = part_of(folder / "run")
         part.mkdir()
     except OSError as error:
         raise UserError(f"{folder}: results can't be written there ({error.strerror}); choose another folder") from error

@@ -5,6 +5,7 @@ models; ``<edits>`` counts the edits in the model; 0 is the unedited one.
 """
 
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 from transformers import PreTrainedModel
 
+from common.files import part_of, sweep_once
 from data.files import json_lines, write_text
 from data.records import Record
 from editors.core import ranks
@@ -107,10 +109,14 @@ class Checkups:
         """The model and its tokenizer as transformers loads them, in ``<save_model_location>/edits_<edits>``."""
         if ranks.rank() == 0 and self.config.save_model and _due(self.config.save_model_interval, batch, last):
             folder = Path(self.config.save_model_location or self.run / "models") / f"edits_{edits}"
-            part = folder.with_name(f".{folder.name}.part")
-            self.job.model.save_pretrained(part)
-            self.job.tok.save_pretrained(part)
-            run_folder.replace_folder(part, folder)
+            sweep_once(folder.parent)
+            part = part_of(folder)
+            try:
+                self.job.model.save_pretrained(part)
+                self.job.tok.save_pretrained(part)
+                run_folder.replace_folder(part, folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
 
     def _history(self, edited: Sequence[Record]) -> None:
         """Measures earlier edits, or a sample of them, on the model as it is now."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.files import sweep
 from data.records import Record
 from editors.core import ranks
 from editors.sequence import EditSequence
@@ -90,6 +91,5 @@ def _check_cases(run: Path, num_edits: int, edited: Sequence[Record]) -> None:
 
 
 def _is_there(checkpoint: Path) -> bool:
-    for part in checkpoint.parent.glob(f".{checkpoint.name}.*.part"):  # left by a kill in the midst of writing one
-        part.unlink()
+    sweep(checkpoint.parent)  # what a kill in the midst of writing one has left
     return checkpoint.exists()

@@ -670,3 +670,22 @@ def test_rank_is_at_most_the_number_of_keys(tmp_path, monkeypatch):
     assert moment.count == 5 and moment.rank <= 5 and moment.noted_rank <= 5
     with pytest.raises(UserError, match=r"rank [1-5] of 56 after 5 keys"):
         moment.factor()
+
+
+def test_snapshots_of_finished_collections_are_swept(gpt2, tmp_path, often, monkeypatch):
+    """A kill between the last layer's file and the end; not while the process lives that wrote them."""
+    model, tok = gpt2
+    kill_after(monkeypatch, 2)
+    with pytest.raises(Killed):
+        collect(model, tok, [2, 3], CORPUS, 60, stats_dir=tmp_path, progress=False)
+    snapshot = only_file(tmp_path)
+    content = snapshot.read_bytes()
+    kill_after(monkeypatch, -1)
+    collect(load_tiny("tiny-gpt2")[0], tok, [2, 3], CORPUS, 60, stats_dir=tmp_path, progress=False)
+    assert not snapshot.exists()
+    snapshot.write_bytes(content)
+    collect(load_tiny("tiny-gpt2")[0], tok, [2], CORPUS, 60, stats_dir=tmp_path, progress=False)
+    assert snapshot.exists()
+    monkeypatch.setattr(moment_store, "may_live", lambda owner: False)
+    collect(load_tiny("tiny-gpt2")[0], tok, [2], CORPUS, 60, stats_dir=tmp_path, progress=False)
+    assert not snapshot.exists()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
 import editors
+from common.files import held
 from experiments import evaluate
 from experiments.bench.kill import content
 from experiments.run.sequences import CHECKPOINT
@@ -154,6 +155,16 @@ def test_a_damaged_checkpoint(sequence):
     (run / CHECKPOINT).write_bytes((run / CHECKPOINT).read_bytes()[:-9])
     with pytest.raises(editors.EditingError, match="truncated or damaged, or not a checkpoint"):
         sequence(max_edits=4, continue_from_run=run.name)
+
+
+def test_a_run_at_which_another_process_is(sequence):
+    run = sequence(max_edits=4)
+    before = sorted(path.name for path in run.iterdir())
+    message = f"another process is working at this run, {run.name}"
+    with held(run, "in a test"), pytest.raises(editors.EditingError, match=message):
+        sequence(max_edits=4, continue_from_run=run.name)
+    assert sorted(path.name for path in run.iterdir()) == before
+    assert sequence(max_edits=4, continue_from_run=run.name) == run
 
 
 def test_orders(sequence, golden, tmp_path):
