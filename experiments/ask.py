@@ -40,7 +40,7 @@ from experiments.metrics.answers import chat_prompt, greedy, MOST
 from experiments.metrics.incremental import shortened
 from experiments.results.tables import Table
 from experiments.run.cli import at_least_one, Parser, run_program
-from experiments.run.config import add_flags, FolderFlags, ModelFlags, RunConfig, RunFlags
+from experiments.run.config import add_flags, EditFlags, FolderFlags, ModelFlags, RunConfig, RunFlags
 from experiments.run.models import check_readable, load_model
 
 EDIT_FILES = (".safetensors", ".memory")
@@ -106,7 +106,7 @@ class Session:
                             "/edit {} plays the | Astrid Skezurd | drum")
         facts = facts_of(argparse.Namespace(facts=None, fact=[parts]))
         config = RunConfig(**{name: getattr(self.args, name) for name in (
-            "alg_name", "hparams_fname", "model_name", "dtype", "device", "data_dir", "stats_dir")}).complete()
+            "alg_name", "hparams_fname", "set", "model_name", "dtype", "device", "data_dir", "stats_dir")}).complete()
         requests = in_chat(facts, self.tok, self.args.model_name) if self.args.chat else facts
         check_readable(self.model, f"an edit by {config.alg_name}")
         with config.folders():
@@ -258,6 +258,7 @@ def command_line() -> Parser:
     parser.add_argument("--tokens", type=at_least_one, default=MOST, help="of an answer, at most (default: %(default)s)")
     parser.add_argument("--alg_name", default="MEMIT", help=f"editor of /edit: {', '.join(editors.names())} (default: MEMIT)")
     parser.add_argument("--hparams_fname", help="its hyper-parameters, as for experiments.edit")
+    add_flags(parser, EditFlags, "set")
     add_flags(parser, ModelFlags)
     add_flags(parser, FolderFlags, "data_dir")
     add_flags(parser, RunFlags, "stats_dir")

@@ -36,7 +36,7 @@ from experiments.metrics.perplexity import stream_perplexity
 from experiments.results.tables import Table
 from experiments.run import auto_hparams
 from experiments.run.cli import Parser, run_program
-from experiments.run.config import add_flags, FolderFlags, ModelFlags, RunConfig, RunFlags
+from experiments.run.config import add_flags, EditFlags, FolderFlags, ModelFlags, RunConfig, RunFlags
 from experiments.run.hparams_file import AUTOMATIC, configured, has_file, is_automatic, load_editor
 from experiments.run.models import check_readable, load_model
 
@@ -103,6 +103,7 @@ def command_line() -> Parser:
     parser.add_argument("--text", type=Path, metavar="FILE", help="measure the perplexity of this text")
     parser.add_argument("--chat", action="store_true", help="ask and edit in the tokenizer's chat template")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if a fact was not reached")
+    add_flags(parser, EditFlags, "set")
     add_flags(parser, ModelFlags)
     add_flags(parser, FolderFlags, "data_dir")
     add_flags(parser, RunFlags, "stats_dir")
@@ -119,7 +120,7 @@ def command() -> None:
             raise UserError(f"--out {args.out}: is there already; choose another name, or delete it")
         check_writable(args.out.absolute().parent, "the edit")
     config = RunConfig(**{name: getattr(args, name) for name in (
-        "alg_name", "hparams_fname", "model_name", "dtype", "device", "data_dir", "stats_dir")}).complete()
+        "alg_name", "hparams_fname", "set", "model_name", "dtype", "device", "data_dir", "stats_dir")}).complete()
     kind = editors.editor_class(args.alg_name)
     with config.folders():
         model, tok = load_model(args.model_name, args.dtype, args.device)

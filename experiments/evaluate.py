@@ -85,8 +85,11 @@ def open_run(folder: Path, job: RunJob, earlier: Path | None) -> Path:
     return run_folder.new_run(folder, {run_folder.PARAMS: job.hparams, run_folder.RUN: about, **stages})
 
 
-def command() -> None:
-    run = main(RunConfig(**vars(command_line(__doc__.split("\n\n")[0]).parse_args())))
+def command(**defaults: Any) -> None:
+    """The program; defaults: of flags, where another name for it has others."""
+    parser = command_line(__doc__.split("\n\n")[0])
+    parser.set_defaults(**defaults)
+    run = main(RunConfig(**vars(parser.parse_args())))
     print(f"results: {run}")
 
 

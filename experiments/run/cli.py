@@ -91,7 +91,10 @@ class Parser(argparse.ArgumentParser):
     """Of programs that torchrun may start: one of its processes says what is wrong with the flags, and the program ends."""
 
     def error(self, message: str) -> NoReturn:
-        _fail(f"{message} (see {self.prog} --help)", of_all=True)
+        words = message.partition("unrecognized arguments: ")[2].split()
+        named = [f"--{word.partition('=')[0]}" for word in words if "=" in word and not word.startswith("-")]
+        meant = [name for name in named if name in self._option_string_actions]
+        _fail(f"{message}{'; did you mean ' + ', '.join(meant) + '?' if meant else ''} (see {self.prog} --help)", of_all=True)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,8 +64,18 @@ def has_file(config: RunConfig) -> bool:
 
 
 def _shipped(config: RunConfig) -> Path:
-    folder = editors.editor_class(config.alg_name).hparams_folder or config.alg_name
-    return HPARAMS / folder / (config.hparams_fname or config.model_name.replace("/", "_") + ".json")
+    folder = HPARAMS / (editors.editor_class(config.alg_name).hparams_folder or config.alg_name)
+    path = folder / (config.hparams_fname or config.model_name.replace("/", "_") + ".json")
+    if not config.hparams_fname or path.is_file() or Path(config.hparams_fname).is_file():
+        return path
+    same = [file for file in sorted(folder.glob("*.json")) if _plain(file.name) == _plain(path.name)]
+    return same[0] if len(same) == 1 else path
+
+
+def _plain(name: str) -> str:
+    """A file's name without what repositories spell in different ways: llama2-7b.json is Llama-2-7B.json."""
+    plain = re.sub("[^a-z0-9]", "", name.lower().removesuffix(".json"))
+    return {"aguila": "aguila7b"}.get(plain, plain)
 
 
 def changed(config: RunConfig, hparams: Mapping[str, Any]) -> dict[str, Any]:
