@@ -41,8 +41,8 @@ CONFIGS = sweep_job.ROOT / "hparams" / "sweep"
 FIRST = ("alg_name", "model_name", "hparams_fname", "ds_name", "dataset_size_limit", "num_edits")
 LAST = ("seed", "dtype", "device")
 """Columns at the edges of a table."""
-BY_SWEEP = ("dir_name", "continue_from_run")
-"""Flags that the sweep gives its jobs by itself."""
+BY_SWEEP = ("dir_name", "continue_from_run", "set")
+"""Flags that the sweep gives its jobs by itself; instead of set it has hparams.*."""
 
 
 def _finish(folder: Path, command: str, launch_error: str | None) -> None:

@@ -27,7 +27,7 @@ from editors.core.decoder import Decoder
 from editors.core.fingerprint import tokenizer_fingerprint
 from experiments.results import run_folder
 from experiments.run.config import RunConfig
-from experiments.run.hparams_file import AUTOMATIC, changed, world_corpus
+from experiments.run.hparams_file import AUTO_VALUES, AUTOMATIC, changed, world_corpus
 from experiments.run.models import identity
 from experiments.tracing.averages import LAST_SUBJECT, FactScores, averages, proposal
 from experiments.tracing.facts import PUBLISHED, load_facts
@@ -36,7 +36,7 @@ from experiments.tracing.noise import calibrate
 from experiments.tracing.prompts import trace_prompts
 from experiments.tracing.scores import blocks, default_window, trace
 
-VALUES = Path(__file__).resolve().parents[2] / "hparams" / "auto.json"
+VALUES = AUTO_VALUES
 """{editor: its values}; as layers "peak", one block, or "range", those around it; <key>_per_width: times the keys' width."""
 PER_WIDTH = "_per_width"
 NOISE = "s3"

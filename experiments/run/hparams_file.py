@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import nearest_name, UserError
 from data import languages
 from data.download import data_folder
+from data.files import read_json
 import editors
 from editors.base import Editor
 from editors.configuration import read_values
@@ -19,6 +20,7 @@ from experiments.run.models import name_hint
 
 HPARAMS = Path(__file__).resolve().parents[2] / "hparams"
 AUTOMATIC = "auto"
+AUTO_VALUES = HPARAMS / "auto.json"
 
 
 def is_automatic(hparams_fname: str | Path | None) -> bool:
@@ -45,9 +47,9 @@ def load_editor(
     path = name if config.hparams_fname and name.is_file() and not shipped.is_file() else shipped
     if not config.hparams_fname and not path.is_file():
         shipped_files = ", ".join(sorted(file.name for file in shipped.parent.glob("*.json")))
+        by_trace = f"let --hparams_fname {AUTOMATIC} trace the model, or " * (shipped.parent.name in read_json(AUTO_VALUES))
         raise UserError(f"{config.alg_name} has no hyper-parameters of its own for the model {config.model_name!r}"
-                        f"{name_hint(config.model_name)}; let --hparams_fname {AUTOMATIC} trace the model, or name a file "
-                        f"(there is {shipped_files})")
+                        f"{name_hint(config.model_name)}; {by_trace}name a file (there is {shipped_files})")
     editor = editors.load(config.alg_name, path)
     with warnings.catch_warnings():  # given above
         warnings.simplefilter("ignore")
@@ -83,25 +85,39 @@ def changed(config: RunConfig, hparams: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises UserError for what is no KEY=VALUE, a key that the editor does not have, and a value of a wrong type or size.
     """
-    names = {field.name for field in dataclasses.fields(editors.editor_class(config.alg_name).hparams_class)}
-    changes = {}
+    changes: dict[str, Any] = {}
     for word in config.set or ():
         key, sign, value = word.partition("=")
         if not sign or not value:
             raise UserError(f"--set {word}: give KEY=VALUE")
-        if key not in names:
-            raise UserError(f"--set {word}: {config.alg_name} has no hyper-parameter {key!r}; "
-                            f"{nearest_name(key, names) or 'it has ' + ', '.join(sorted(names))}")
+        if key in changes:
+            raise UserError(f"--set {word}: {key} is there twice")
         try:
             changes[key] = json.loads(value)
         except ValueError:
             changes[key] = value
+    return with_changes(config.alg_name, hparams, changes, f"--set {', '.join(config.set or ())}")
+
+
+def with_changes(alg_name: str, hparams: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The hyper-parameters of a file with ``changes``, checked as the file is. where: how an error begins.
+
+    Raises UserError for a key that the editor does not have or does not read, and a value of a wrong type or size.
+    """
+    hparams_class = editors.editor_class(alg_name).hparams_class
+    names = {field.name for field in dataclasses.fields(hparams_class)}
+    for key in changes:
+        if key in hparams_class.ignored:
+            raise UserError(f"{where}: {key} has no effect ({hparams_class.ignored[key]})")
+        if key not in names | hparams_class.fixed.keys():
+            raise UserError(f"{where}: {alg_name} has no hyper-parameter {key!r}; "
+                            f"{nearest_name(key, names) or 'it has ' + ', '.join(sorted(names))}")
     try:
         with warnings.catch_warnings():  # of the file's other keys, given when it was read
             warnings.simplefilter("ignore")
-            editors.load(config.alg_name, {**hparams, **changes})
+            editors.load(alg_name, {**hparams, **changes})
     except UserError as error:
-        raise UserError(f"--set {', '.join(config.set or ())}: {str(error).removeprefix('hparams: ')}") from None
+        raise UserError(f"{where}: {str(error).removeprefix('hparams: ')}") from None
     return {**hparams, **changes}
 
 
@@ -119,6 +135,8 @@ def configured(
     if config.profile or config.top_num_heads:
         by_flags = {"profile": config.profile, "top_num_heads": max(config.top_num_heads or [0])}
         by_flags = {key: value for key, value in by_flags.items() if value and key in names}
+        if twice := [word for word in config.set or () if word.partition("=")[0] in by_flags]:
+            raise UserError(f"--set {twice[0]} does not go with --{twice[0].partition('=')[0]}: give one of them")
         with warnings.catch_warnings():  # given above
             warnings.simplefilter("ignore")
             editor = editors.load(config.alg_name, hparams | by_flags)

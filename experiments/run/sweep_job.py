@@ -16,11 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import UserError
-import editors
 from experiments.results import run_folder
 from experiments.results.sweep_table import ELSEWHERE, is_complete, JOB, read_job, RUN
 from experiments.run.config import RunConfig
-from experiments.run.hparams_file import is_automatic, load_editor
+from experiments.run.hparams_file import is_automatic, load_editor, with_changes
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = "log.txt"
@@ -135,7 +134,6 @@ def _changed_hparams(settings: Mapping[str, Any], folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the job says the same
         values = _hparams(settings)
-        editors.load(settings["alg_name"], values)  # raises UserError for a key that the editor doesn't have, or a wrong value
     run_folder.write_json(path, values)
     return path.absolute()
 
@@ -143,7 +141,7 @@ def _changed_hparams(settings: Mapping[str, Any], folder: Path) -> Path:
 def _hparams(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The values of the file that the settings name, with their changes."""
     config = RunConfig(**{key: settings[key] for key in ("alg_name", "model_name", "hparams_fname", "data_dir")})
-    return {**load_editor(config)[0], **settings["hparams"]}
+    return with_changes(settings["alg_name"], load_editor(config)[0], settings["hparams"], "hparams")
 
 
 def _check_same_hparams(settings: Mapping[str, Any], folder: Path) -> None:

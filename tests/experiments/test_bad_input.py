@@ -69,6 +69,7 @@ def test_a_model_without_hyper_parameters_of_its_own(program, flags):
     line = program(evaluate, *arguments({**flags, "--model_name": "wrld"}))
     assert "FT has no hyper-parameters of its own for the model 'wrld'; did you mean 'world'?; let --hparams_fname auto" in line
     assert "world_constr.json" in line
+    assert "auto" not in program(evaluate, *arguments({**flags, "--model_name": "wrld", "--alg_name": "IKE"}))
 
 
 def test_cf_holds_contradictions(program, flags):
@@ -198,11 +199,19 @@ def test_summarize(program, tmp_path):
 
 @pytest.mark.parametrize("word, message", [
     ("lr", "--set lr: give KEY=VALUE"), ("lr=", "--set lr=: give KEY=VALUE"),
+    ("kl_factor=1", "--set kl_factor=1: kl_factor has no effect (the published code reads it nowhere)"),
     ("lrr=1", "--set lrr=1: FT has no hyper-parameter 'lrr'; did you mean 'lr'?"),
     ("lr=fast", "--set lr=fast: lr"), ("layers=4", "--set layers=4: layers"), ("num_steps=-1", "--set num_steps=-1: num_steps"),
 ])
 def test_changes_of_hyper_parameters(program, flags, word, message):
     assert program(evaluate, *arguments(flags), "--set", word).startswith(message)
+
+
+def test_a_hyper_parameter_is_given_once(program, flags):
+    assert program(evaluate, *arguments(flags), "--set", "lr=1", "--set", "lr=2") == "--set lr=2: lr is there twice"
+    memat = arguments({**flags, "--alg_name": "MEMAT", "--hparams_fname": "world.json", "--ds_name": "world"})
+    line = program(evaluate, *memat, "--profile", "paper", "--set", "profile=paper")
+    assert line == "--set profile=paper does not go with --profile: give one of them"
 
 
 def test_a_warning_is_one_line(capsys):

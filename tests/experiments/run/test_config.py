@@ -88,7 +88,7 @@ def test_what_a_run_that_goes_on_must_agree_in():
 def test_sweeps_take_the_same_flags():
     flags = sweep_flags()
     assert flags == {name: value for name, value in (DEFAULTS | {"alg_name": "???"}).items()
-                     if name not in ("dir_name", "continue_from_run")}
+                     if name not in ("dir_name", "continue_from_run", "set")}
     assert list(flags)[:4] == ["alg_name", "model_name", "hparams_fname", "ds_name"]
 
 
