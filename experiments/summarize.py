@@ -3,8 +3,9 @@
     python -m experiments.summarize --dir_name MEMIT --runs run_000
     python -m experiments.summarize --dir_name MEMIT,ROME,FT
 
-Prints a table and writes summary.json, summary.csv and summary.md: what was measured before the edit (pre), right after it
-(post) and, of a sequence, again later (retention). Also reads folders that the original code of MEMIT, ROME, unified editing
+Prints a table, of one run the figures that papers report, of several a run a row, with --all everything, and writes it to
+summary.md; summary.json and summary.csv hold everything: what was measured before the edit (pre), right after it (post) and, of
+a sequence, again later (retention). Also reads folders that the original code of MEMIT, ROME, unified editing
 and AlphaEdit wrote. Units: percent; for the n-gram entropy hundredths of a bit (as published), for time seconds, for the
 essence score perplexity.
 """
@@ -18,10 +19,15 @@ from typing import Any
 from common.errors import UserError
 from data.files import write_text
 from experiments.results import run_folder, summary
+from experiments.results.names import SHORT
 from experiments.results.run_folder import FLAGS
 from experiments.results.runs import choose_runs, describe, read_run
 from experiments.results.tables import Table
 from experiments.run.cli import at_least_one, HelpFormatter, Parser, run_program
+
+
+LEGEND = ("E, P, N: efficacy, paraphrase, neighbourhood; S: success, A: accuracy (teacher-forced), G: generated exactly. "
+          "More: --all")
 
 
 def main(
@@ -65,6 +71,7 @@ def command() -> None:
                     epilog=__doc__.split("\n\n")[-1], formatter_class=HelpFormatter)
     parser.add_argument("--dir_name", required=True,
                         help="folder of runs in the results folder, or several, comma-separated")
+    parser.add_argument("--all", action="store_true", help="print every metric, several runs side by side")
     parser.add_argument("--runs", help="only runs whose path contains one of these (comma-separated)")
     parser.add_argument("--first_n_cases", type=at_least_one, help="only cases whose case_id is smaller")
     parser.add_argument("--results_dir", default="results", help="the results folder")
@@ -80,7 +87,12 @@ def command() -> None:
     statistics = [summary.statistics(lists) for _, lists in runs]
     names = "\n".join(f"[{number}] {describe(about)}" + (f"; {about['note']}" if "note" in about else "")
                       for number, (about, _) in enumerate(runs, 1))
-    text = f"{names}\n\n{summary.comparison(statistics).markdown(padded=True)}\n"
+    if args.all:
+        table = summary.comparison(statistics)
+    else:
+        table = summary.in_rows(statistics) if len(runs) > 1 else summary.comparison(statistics, SHORT)
+    legend = f"{LEGEND}\n\n" if len(runs) > 1 and not args.all else ""
+    text = f"{names}\n\n{legend}{table.markdown(padded=True)}\n"
     print(text)
     for about, _ in runs:
         if about["num_cases"] < about.get("of_cases", 0) and args.first_n_cases is None:

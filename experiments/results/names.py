@@ -37,6 +37,16 @@ HEADLINES = {
              "neighborhood_acc": "specificity"},
 }
 """{schema of the data: the metrics that papers report of it}; zsRE has no true answers, so no successes."""
+SHORT = ("score", "score_acc", *(f"{group}_{measure}" for measure in ("success", "acc", "generated") for group in GROUPS),
+         "perplexity")
+"""What a run is known by: the rows of the short table."""
+IN_A_ROW = {
+    "score": "score", "score (acc.)": "score_acc",
+    **{letter + initial: f"{group}_{measure}" for initial, measure in (("S", "success"), ("A", "acc"), ("G", "generated"))
+       for letter, group in (("E", "rewrite"), ("P", "paraphrase"), ("N", "neighborhood"))},
+    "perplexity": "perplexity",
+}
+"""{head of a column: key} of the table with a run a row."""
 PUBLISHED = {"ES": "rewrite_success", "EA": "rewrite_acc", "EM": "rewrite_diff",
              "PS": "paraphrase_success", "PA": "paraphrase_acc", "PM": "paraphrase_diff",
              "NS": "neighborhood_success", "NA": "neighborhood_acc", "NM": "neighborhood_diff"}

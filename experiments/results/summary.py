@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.results.harmonic_score import harmonic_mean, harmonic_score
-from experiments.results.names import GENERATION, GROUPS, LABELS, OF_EDITS, PREFIXES, SCORED, UNSCALED
+from experiments.results.names import GENERATION, GROUPS, IN_A_ROW, LABELS, OF_EDITS, PREFIXES, SCORED, UNSCALED
 from experiments.results.tables import Cell, Table
 
 Statistics = dict[str, dict[str, float | None]]
@@ -105,17 +105,34 @@ def statistics(lists: Mapping[str, Sequence[float]]) -> Statistics:
     return result
 
 
-def comparison(runs: Sequence[Statistics]) -> Table:
-    """Runs side by side: a metric a row, with mean and standard error of each run before the edit, after it, and later."""
+def comparison(runs: Sequence[Statistics], keys: Sequence[str] = tuple(LABELS)) -> Table:
+    """Runs side by side: a metric a row, with mean and standard error of each run before the edit, after it, and later.
+
+    keys: of these metrics alone.
+    """
     columns = [(number, prefix, statistics) for number, statistics in enumerate(runs, 1) for prefix in PREFIXES]
     rows: list[list[Cell | str | None]] = [["cases"] + [str(_cases(prefix, run) or "") for _, prefix, run in columns]]
     for key, label in LABELS.items():
+        if key not in keys:
+            continue
         rows.append([label, *(Cell.of(run.get(f"{prefix}_{key}")) for _, prefix, run in columns)])
     for key, label in OF_EDITS.items():
         rows.append([label, *(Cell.of(run.get(key)) if prefix == _edited(run) else None for _, prefix, run in columns)])
     rows = [row for row in rows if any(row[1:]) or row[0] in ("cases", OF_EDITS["time"])]
-    head = ["", *(f"[{number}] {prefix}" for number, prefix, _ in columns)]
+    head = ["in %", *(f"[{number}] {prefix}" for number, prefix, _ in columns)]
     # Folders of the original code have nothing from before the edit.
+    filled = [place for place in range(len(head)) if any(row[place] for row in rows)]
+    return Table([head[place] for place in filled], [[row[place] for place in filled] for row in rows])
+
+
+def in_rows(runs: Sequence[Statistics]) -> Table:
+    """A run a row: what it ends with, after the edit or at the end of a sequence."""
+    rows = []
+    for number, run in enumerate(runs, 1):
+        prefix = next(prefix for prefix in reversed(PREFIXES) if _cases(prefix, run) or prefix == PREFIXES[0])
+        rows.append([f"[{number}] {prefix}", str(_cases(prefix, run)),
+                     *(Cell.of(run.get(f"{prefix}_{key}")) for key in IN_A_ROW.values())])
+    head = ["in %", "cases", *IN_A_ROW]
     filled = [place for place in range(len(head)) if any(row[place] for row in rows)]
     return Table([head[place] for place in filled], [[row[place] for place in filled] for row in rows])
 

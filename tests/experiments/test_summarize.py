@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -112,10 +113,17 @@ def test_a_damaged_case_is_reported_and_not_counted(golden, tmp_path, capsys):
 
 def test_command_writes_what_it_prints(golden, tmp_path, monkeypatch, capsys):
     argv = ["summarize", "--dir_name", "MEMIT,ROME,FT", "--results_dir", golden / "results_example", "--out", tmp_path]
+    monkeypatch.setattr("sys.argv", [*map(str, argv), "--all"])
+    summarize.command()
+    assert "[6] post" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", list(map(str, argv)))
     summarize.command()
     printed = capsys.readouterr().out
     assert "[5] ROME/run_000" in printed and "62.4 ± 4.1" in printed
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    assert head[:6] == ["in %", "cases", "score", "score (acc.)", "ES", "PS"] and len(rows) == 6
+    assert rows[0][:3] == ["[1] post", "12", "62.4 ± 4.1"]
+    assert max(map(len, printed.splitlines())) < 200
     assert (tmp_path / "summary.md").read_text().strip() in printed
     runs = json.loads((tmp_path / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert len(runs) == 6 and runs[0]["published"]["post_score"] == [pytest.approx(62.39016), None]
@@ -132,8 +140,12 @@ def test_own_folders_tell_gap_and_progress(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["summarize", "--dir_name", "FT", "--results_dir", str(tmp_path / "results")])
     summarize.command()
     out, err = capsys.readouterr()
-    for text in ("FT, tiny-gpt2, multi_counterfact.json, 4 edits", "gap teacher-forced - generated", "[1] pre"):
+    for text in ("FT, tiny-gpt2, multi_counterfact.json, 4 edits", "efficacy generated exactly", "[1] pre", "in %"):
         assert text in out
+    assert "gap teacher-forced" not in out
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--all"])
+    summarize.command()
+    assert "gap teacher-forced - generated" in capsys.readouterr().out
     assert "11 of 12 cases" in err
     assert (tmp_path / "results" / "FT" / "summary.json").exists()
     run("FT", num_edits=4, continue_from_run="run_000")  # a summary beside the runs is no run
