@@ -112,10 +112,6 @@ class Editor(ABC):
 class WeightEditor(Editor):
     """An editor whose edits change weights, and which can edit the same model again and again. A subclass gives `changes`."""
 
-    tells_what_is_said: ClassVar[bool] = True
-    """Whether the Edit's info holds, for each request, the edited model's probability of the target ("target_probability") and
-    whether it says it ("reached"). A warning (TargetNotReached) names those that it does not."""
-
     def _edit(self, task: Task) -> Edit:
         check_editable(task.model)
         if self.needs_cache:
@@ -128,11 +124,16 @@ class WeightEditor(Editor):
         about = {"editor": self.name, "hparams": asdict(self.hparams), "requests": len(task.requests),
                  "model": model_fingerprint(task.model), **info}
         edit = Edit(changes, about | {"seconds": {**info.get("seconds", {}), "total": time.perf_counter() - task.started}})
-        if self.tells_what_is_said:
+        if self.tells_what_is_said(task.model):
             edit = Edit(changes, edit.info | what_is_said(edit, task))
         weights = plain_parameters(task.model)
         rounded = {name: change for name, change in changes.items() if name in weights and weights[name].element_size() < 4}
         return Edit(changes, edit.info | {"rounding": Edit(rounded).rounding(task.model)}) if rounded else edit
+
+    def tells_what_is_said(self, model: nn.Module) -> bool:
+        """Whether the Edit's info holds, for each request, the edited model's probability of the target ("target_probability")
+        and whether it says it ("reached"). A warning (TargetNotReached) names those that it does not."""
+        return True
 
     @abstractmethod
     def changes(self, task: Task) -> tuple[dict[str, Change], dict[str, Any]]:

@@ -110,9 +110,11 @@ class HeadEditor(MEMIT):
 
     hparams_class: ClassVar[type[HeadHParams]]
     hparams: HeadHParams
-    tells_what_is_said = False  # of the whole edit it is told below, not of MEMIT's part
     overwrites: bool = False
     """Whether of the corrected heads of one layer only the last counts."""
+
+    def tells_what_is_said(self, model: nn.Module) -> bool:
+        return False  # of the whole edit it is told below, not of MEMIT's part
 
     def edit(
         self, model: nn.Module, tok, requests: Sequence[Mapping | Request], context_templates: Sequence | None = None,

@@ -105,7 +105,6 @@ class LearnedEditor(WeightEditor):
     needs_cache = False
     hparams: LearnedHParams
     algorithm: ClassVar[type[Editable]]
-    tells_what_is_said = False  # the model may be no decoder
     any_model: ClassVar[bool] = False
     """Whether the model may differ from that of the checkpoint."""
     applied: ClassVar[Mapping[str, Any]] = {}
@@ -119,6 +118,9 @@ class LearnedEditor(WeightEditor):
     def identity(self) -> str:
         """16 hex digits of the trained editor's file."""
         return hashlib.sha256(self.hparams.file(self.name).read_bytes()).hexdigest()[:16]
+
+    def tells_what_is_said(self, model: nn.Module) -> bool:
+        return self.editable(model)[0].kind is ModelKind.DECODER
 
     def changes(self, task: Task) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
         alg, info = self.editable(task.model)
