@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from editors.core.recall import recall
 from editors.learned.algorithms import algorithm
 from editors import EditSequence
 import editors
@@ -84,6 +85,8 @@ def test_the_edit_is_the_trained_editor_s(trained_editors, tiny_gpt2, name):
         expected = alg.eval().edit(batch, condition, detach_history=True)[0](batch)
     with edit.applied(model), torch.no_grad():
         assert relative(model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits, expected) < 1e-5
+        recalled = recall(model, tok, editors.core.prompts.parse_requests(REQUESTS, tok))
+    assert edit.info["target_probability"] == recalled.probability and edit.info["reached"] == recalled.said
     if name != "ENN":
         assert all(isinstance(edit.changes[n], editors.LowRank) for n in INNER if "c_fc" in n)
     half = load(trained_editors, name, lr_scale=0.5).edit(model, tok, REQUESTS)
