@@ -13,6 +13,7 @@ _EDITORS = {
     "EMMET": "editors.closed_form.emmet:EMMET",
     "ENN": "editors.learned.enn:ENNEditor",
     "FT": "editors.tuned.ft:FT",
+    "ICE": "editors.memory.in_context:ICE",
     "ITI": "editors.heads.iti:ITI",
     "KE": "editors.learned.ke:KEEditor",
     "LU": "editors.memory.memory_editors:LookupEditor",
@@ -24,6 +25,7 @@ _EDITORS = {
     "MEMIT_seq": "editors.closed_form.memit:MEMITSeq",
     "MEND": "editors.learned.mend:MENDEditor",
     "ROME": "editors.closed_form.rome:ROME",
+    "SCR": "editors.memory.in_context:SCR",
     "SERAC": "editors.memory.memory_editors:SERACEditor",
     "UltraEdit": "editors.closed_form.ultraedit:UltraEdit",
 }

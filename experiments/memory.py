@@ -69,7 +69,7 @@ def _new_edit(args: argparse.Namespace) -> RoutedEdit:
     editor = load_editor(RunConfig(alg_name=args.alg_name, hparams_fname=args.hparams_fname, model_name=args.model_name,
                                    data_dir=args.data_dir))[1]
     if not isinstance(editor, MemoryEditor):
-        raise UserError(f"--alg_name {args.alg_name}: keeps no memory of edits; SERAC and LU do")
+        raise UserError(f"--alg_name {args.alg_name}: keeps no memory of edits; SERAC, LU, ICE and SCR do")
     model, tok = load_model(args.model_name, args.dtype, args.device)
     check_readable(model, f"answers of {args.alg_name}")
     return editor.of_memory(model, tok, EditStore())
@@ -194,7 +194,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     sub = action("create", create, "write an empty memory")
     sub.add_argument("--statements", action="store_true", help="of a fact checker: edits are statements without a label")
-    sub.add_argument("--alg_name", help="editor of decoders that answers by the memory: SERAC or LU")
+    sub.add_argument("--alg_name", help="editor of decoders that answers by the memory: SERAC, LU, ICE or SCR")
     sub.add_argument("--hparams_fname", help="its hyper-parameters, as for experiments.evaluate (default: <model_name>.json)")
     sub.add_argument("--model_name", help="the decoder that is edited (default: world)")
     add_flags(sub, FolderFlags, "data_dir")

@@ -51,36 +51,23 @@ class MemoryAnswerer(ABC):
         """Whether a prompt that is so near is in the edit's scope."""
 
 
-class SeracAnswerer(MemoryAnswerer):
-    """Asks the scope classifier which edit a prompt falls under, in one pass over all prompts, and the counterfactual decoder
-    what to say, which reads the edit and the prompt."""
+class Reading(ABC):
+    """Answers by a decoder, which reads what stands for the edit in front of the prompt. It may be the edited model itself."""
 
-    measure = "probability of scope"
-
-    def __init__(self, memory: EditStore, scope: ScopeClassifier, threshold: float, decoder: nn.Module, tok: Any,
-                 decoder_tok: Any, form: Form, vocabulary: int):
-        """tok, decoder_tok: of the edited model and of the counterfactual decoder, which may be the model itself. vocabulary:
-        how many logits the edited model has."""
-        scope.prepare(memory)  # the memory keeps its vectors; what it becomes later is another edit
-        super().__init__(memory.copy(), tok)
-        self.scope, self.threshold = scope, threshold
-        self.form, self.vocabulary = form, vocabulary
-        self.decoder, self.decoder_tok = decoder, decoder_tok
-        self._entries = list(memory)
-        self._same = tokenizer_fingerprint(tok) == tokenizer_fingerprint(decoder_tok)
+    def reads_with(self, decoder: nn.Module, decoder_tok: Any, vocabulary: int) -> None:
+        """vocabulary: how many logits the edited model has."""
+        self.decoder, self.decoder_tok, self.vocabulary = decoder, decoder_tok, vocabulary
+        self._same = tokenizer_fingerprint(self.tok) == tokenizer_fingerprint(decoder_tok)
         self._place: Tensor | None = None
 
-    def find(self, prompts: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
-        log_p, place = self.scope.best([self.text(prompt) for prompt in prompts], self.memory)
-        return list(zip(log_p.exp().tolist(), place.tolist()))
-
-    def is_inside(self, value: float) -> bool:
-        return value > self.threshold
+    @abstractmethod
+    def prefix(self, edit: int) -> str:
+        """The text in front, with what separates it from the prompt."""
 
     @torch.no_grad()
     def logits(self, edits: Sequence[int], prompts: Sequence[Sequence[int]], behind: Sequence[Sequence[int]], last: int
                ) -> Float[Tensor, "rows last vocabulary"]:
-        prefixes = [self.form.prefix(self._entries[edit]) for edit in edits]
+        prefixes = [self.prefix(edit) for edit in edits]
         longest = window(self.decoder, self.decoder_tok)
         if self._same:
             # What is too long loses the prompt's beginning, then that of what stands behind it; never the edit.
@@ -91,7 +78,7 @@ class SeracAnswerer(MemoryAnswerer):
             n_behind = [min(len(tokens), longest - len(row)) for row, tokens in zip(rows, behind)]
             if any(n < min(last, len(tokens)) for n, tokens in zip(n_behind, behind)):
                 raise UserError(f"an edit and the {last} tokens to be scored behind it take more than the {longest} tokens "
-                                "that the counterfactual decoder reads: shorten them")
+                                "that the decoder reads: shorten them")
             rows = [row + list(tokens[len(tokens) - n:]) for row, tokens, n in zip(rows, behind, n_behind)]
             return self._fitted(self._run(rows, last))
         # Another vocabulary: what is read so far is put in its words at each place that is asked for.
@@ -134,6 +121,33 @@ class SeracAnswerer(MemoryAnswerer):
                 pieces[self.tok.eos_token_id] = self.decoder_tok.eos_token_id
             self._place = torch.tensor(pieces, device=input_device(self.decoder))
         return self._place
+
+
+class SeracAnswerer(Reading, MemoryAnswerer):
+    """Asks the scope classifier which edit a prompt falls under, in one pass over all prompts, and the counterfactual decoder
+    what to say, which reads the edit and the prompt."""
+
+    measure = "probability of scope"
+
+    def __init__(self, memory: EditStore, scope: ScopeClassifier, threshold: float, decoder: nn.Module, tok: Any,
+                 decoder_tok: Any, form: Form, vocabulary: int):
+        """tok, decoder_tok: of the edited model and of the counterfactual decoder, which may be the model itself. vocabulary:
+        how many logits the edited model has."""
+        scope.prepare(memory)  # the memory keeps its vectors; what it becomes later is another edit
+        MemoryAnswerer.__init__(self, memory.copy(), tok)
+        self.scope, self.threshold = scope, threshold
+        self.form, self._entries = form, list(memory)
+        self.reads_with(decoder, decoder_tok, vocabulary)
+
+    def find(self, prompts: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
+        log_p, place = self.scope.best([self.text(prompt) for prompt in prompts], self.memory)
+        return list(zip(log_p.exp().tolist(), place.tolist()))
+
+    def is_inside(self, value: float) -> bool:
+        return value > self.threshold
+
+    def prefix(self, edit: int) -> str:
+        return self.form.prefix(self._entries[edit])
 
 
 class LookupAnswerer(MemoryAnswerer):

@@ -48,8 +48,8 @@ LEARNED = {"ENN": "enn", "KE": "efk", "MEND": "mend"}
 
 
 def test_every_editor_of_weights_is_here():
-    # Those two change no weight: tests/editors/memory/test_memory_editors.py.
-    assert set(editors.names()) - set(HPARAMS) - set(LEARNED) <= {"LU", "SERAC"}
+    # Those change no weight: tests/editors/memory.
+    assert set(editors.names()) - set(HPARAMS) - set(LEARNED) <= {"ICE", "LU", "SCR", "SERAC"}
 
 
 @pytest.fixture(scope="session")
