@@ -4,8 +4,17 @@ import difflib
 from collections.abc import Iterable
 
 
+LONGEST = 1500
+"""Characters of a message."""
+
+
 class UserError(ValueError):
-    """What was wrong, where, and what to do about it, in one line."""
+    """What was wrong, where, and what to do about it, in one line; the middle of one that quotes a very long value is left
+    out."""
+
+    def __init__(self, message: object = "", *more: object):
+        text = str(message)
+        super().__init__(message if len(text) <= LONGEST else f"{text[:LONGEST // 2]} ... {text[-LONGEST // 2:]}", *more)
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:

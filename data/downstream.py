@@ -210,7 +210,7 @@ def _read(path: Path) -> list[Any]:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):  # bytes: str.splitlines also splits at U+2028
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not valid JSON ({error}); it may be cut off: copy it again") from error
     return rows
 

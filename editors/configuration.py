@@ -128,7 +128,7 @@ def read_values(path: str | Path, fields: Container[str] = ()) -> dict[str, Any]
         others = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, others, n=1) or others[:5]
         raise UserError(f"{path}: no such hparams file" + (f"; there is {', '.join(near)}" if near else "")) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not readable as {'YAML' if is_yaml else 'JSON'} ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a {type(values).__name__}, expected one {'mapping' if is_yaml else 'JSON object'}")

@@ -163,7 +163,7 @@ def add_from(memory: EditStore, path: Path) -> list[int]:
             continue
         try:
             edit = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not valid JSON ({error})") from None
         try:
             ids.append(memory.add(*_edit(edit)))

@@ -32,7 +32,7 @@ def read_log(run: Path) -> list[dict[str, float]]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         raise UserError(f"{path}: no such log; give the folder of a run of experiments.train") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a log of experiments.train ({error})") from error
     if not lines or not all(isinstance(line, dict) and "step" in line for line in lines):
         raise UserError(f"{path}: not a log of experiments.train")

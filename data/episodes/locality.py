@@ -80,7 +80,7 @@ def _local(path: str, split: str) -> Sequence[str]:
         if file.suffix == ".jsonl":
             try:
                 line = Fields(json.loads(line), f"{file}, line {number}").string("text")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"{file}, line {number}: not valid JSON ({error})") from None

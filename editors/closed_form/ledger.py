@@ -116,7 +116,7 @@ class Ledger:
             raise UserError(f"{folder}: holds no ledger") from None
         except UserError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: not a ledger, or damaged ({type(error).__name__}); restore it from a copy") from None
 
     def save(self) -> None:

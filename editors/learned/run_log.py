@@ -31,5 +31,5 @@ def _step(line: str) -> float:
     """Of a torn line: after everything."""
     try:
         return json.loads(line)["step"]
-    except ValueError:
+    except (ValueError, RecursionError):
         return float("inf")

@@ -36,7 +36,7 @@ def check_place(folder: Path) -> Path:
 def _is_part(folder: Path) -> bool:
     try:
         return "serac" in json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 

@@ -197,7 +197,7 @@ class EditStore:
 
 
 def _checksum(vectors: Tensor, whose: str | None) -> str:
-    digest = hashlib.sha256(f"{whose} {tuple(vectors.shape)} {vectors.dtype}".encode())
+    digest = hashlib.sha256(f"{whose} {tuple(vectors.shape)} {vectors.dtype}".encode(errors="backslashreplace"))
     digest.update(vectors.contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 

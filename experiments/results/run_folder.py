@@ -159,7 +159,7 @@ def read_json(path: Path) -> Any:
     remedy = "start a new run in another folder" if path.name in (PARAMS, RUN) else "delete it and run again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); {remedy}") from error
     if path.name == PARAMS and not isinstance(content, dict):
         raise UserError(f"{path}: holds no hyper-parameters; {remedy}")

@@ -81,7 +81,7 @@ def read_history(path: Path, convert: Callable[[Mapping[str, Any]], Value]) -> I
             try:
                 entry = json.loads(line)
                 case_id, value = int(entry["case_id"]), convert(entry["post"])
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
                 raise UserError(f"{path}: line {number} can't be read ({error!r}); delete the file") from error
             yield case_id, value
 

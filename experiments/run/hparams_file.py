@@ -94,7 +94,7 @@ def changed(config: RunConfig, hparams: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"--set {word}: {key} is there twice")
         try:
             changes[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             changes[key] = value
     return with_changes(config.alg_name, hparams, changes, f"--set {', '.join(config.set or ())}")
 
