@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError as EditingError
+from .automatic import auto
 from .base import Editor, Task
 from .changes import Dense, LowRank
 from .edit import Edit
@@ -30,4 +31,5 @@ def load(name: str, hparams: str | Path | Mapping[str, Any] | HParams) -> Editor
     return cls(cls.hparams_class.of(hparams))
 
 
-__all__ = ["Dense", "Edit", "EditSequence", "EditingError", "Editor", "LowRank", "Task", "editor_class", "load", "names"]
+__all__ = ["Dense", "Edit", "EditSequence", "EditingError", "Editor", "LowRank", "Task", "auto", "editor_class", "load",
+           "names"]

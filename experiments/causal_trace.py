@@ -29,12 +29,12 @@ from experiments.run.cli import a_seed, at_least_one, HelpFormatter, Parser, run
 from experiments.run.config import add_flags, FolderFlags, ModelFlags
 from experiments.run.models import check_readable, identity, load_model
 from experiments.tracing import files
-from experiments.tracing.averages import averages, proposal
+from editors.core.tracing.averages import averages, proposal
 from experiments.tracing.facts import PUBLISHED, load_facts
-from experiments.tracing.noise import calibrate, parse
-from experiments.tracing.noise import KINDS as NOISE_KINDS
-from experiments.tracing.prompts import trace_prompts
-from experiments.tracing.scores import KINDS, SEVERED, blocks, default_window, trace
+from editors.core.tracing.noise import calibrate, parse
+from editors.core.tracing.noise import KINDS as NOISE_KINDS
+from editors.core.tracing.prompts import trace_prompts
+from editors.core.tracing.scores import KINDS, SEVERED, blocks, default_window, trace
 
 
 def main(
@@ -148,7 +148,7 @@ def command() -> None:
                                             "the schema of one of them; by default world for the model world, else known_1000")
     parser.add_argument("--output_dir", default="results/{model_name}/causal_trace",
                         help="folder of the results; {model_name} stands for n<noise>_r<replace>_<model>")
-    parser.add_argument("--noise_level", default="s3", help=f"{NOISE_KINDS} (see experiments/tracing/noise.py)")
+    parser.add_argument("--noise_level", default="s3", help=f"{NOISE_KINDS} (see editors/core/tracing/noise.py)")
     parser.add_argument("--replace", type=int, choices=(0, 1), default=0,
                         help="1: noise replaces the embeddings instead of being added")
     parser.add_argument("--window", type=at_least_one, help="blocks whose MLPs or attentions are restored together; by default "

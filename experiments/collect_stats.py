@@ -18,7 +18,6 @@ from typing import Any
 from common.errors import UserError
 from common.programs import goes_on
 from data.download import Unavailable, download
-from editors.closed_form.statistics import keys_for
 from editors.core import covariance, moment_store, ranks
 from editors.core.corpus import HUB, Corpus, find_corpus
 from editors.core.decoder import Decoder
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> dict[int, Moment]:
     layers = range(decoder.sites.layers) if settings["layers"] == "all" else settings["layers"]
     max_keys = args.max_keys
     if max_keys is None and settings["dynamic_multiplier"] is not None:
-        max_keys = keys_for(settings["dynamic_multiplier"], decoder.weight(layers[0]).d_in)
+        max_keys = covariance.keys_for(settings["dynamic_multiplier"], decoder.weight(layers[0]).d_in)
     spec = covariance.MomentSpec(settings["dataset"], settings["n_samples"], settings["dtype"], args.batch_tokens, max_keys)
     folder = covariance.folder_of(decoder.model, corpus, args.stats_dir)
     if args.download and not args.force:

@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 
 from common.errors import UserError
 from experiments.run.cli import run_program
-from experiments.tracing.averages import LAST_SUBJECT
+from editors.core.tracing.averages import LAST_SUBJECT
 from experiments.tracing.files import case_path, read_averages, read_case
-from experiments.tracing.scores import KINDS
+from editors.core.tracing.scores import KINDS
 from figures import lines
 from figures.program import figure_parser
 

@@ -21,7 +21,7 @@ from experiments.results import run_folder, summary
 from experiments.results.names import HEADLINES
 from experiments.results.runs import read_run
 from experiments.run.cli import run_program
-from experiments.tracing.averages import LAST_SUBJECT
+from editors.core.tracing.averages import LAST_SUBJECT
 from experiments.tracing.files import AVERAGES, read_averages
 from figures import lines
 from figures.program import figure_parser

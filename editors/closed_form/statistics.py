@@ -1,15 +1,13 @@
 """The second moments that closed forms preserve, as their hyper-parameters ask for them."""
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 from common.errors import UserError
 from editors.core import covariance
-from editors.core.covariance import MomentSpec
+from editors.core.covariance import keys_for, MomentSpec
 from editors.core.decoder import Decoder
 from editors.core.moment import Moment
 from editors.core.solve import Factor
@@ -17,11 +15,6 @@ from editors.hparams import ValueHParams
 
 INFO_NAMES = {"count": "keys", "texts": "documents", "rank": "rank", "condition": "condition", "seconds": "seconds"}
 """Of a moment's identity -> names in an Edit's info."""
-
-
-def keys_for(multiplier: float, d_in: int) -> int:
-    """FastMEMIT's number of keys, ceil(m * d_in)."""
-    return math.ceil(Fraction(str(multiplier)) * d_in)  # 1.1 * 6400 is 7040, but not in floats
 
 
 def second_moments(decoder: Decoder, hparams: ValueHParams, progress: bool = True) -> dict[int, Moment]:

@@ -10,11 +10,13 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,11 @@ UNLIMITED_CONTEXT = 2048
 FIRST_ASKED = "weights when statistics were first asked for"
 
 log = logging.getLogger(__name__)
+
+def keys_for(multiplier: float, d_in: int) -> int:
+    """FastMEMIT's number of keys, ceil(m * d_in)."""
+    return math.ceil(Fraction(str(multiplier)) * d_in)  # 1.1 * 6400 is 7040, but not in floats
+
 
 @dataclass(frozen=True)
 class MomentSpec:

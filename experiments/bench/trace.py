@@ -16,9 +16,9 @@ from data.known import KnownFact
 from editors.core.decoder import Decoder
 from editors.core.prompts import fill
 from editors.core.modules import by_row, evaluating, first, get_module, hooked
-from experiments.tracing.noise import Noise
-from experiments.tracing.prompts import TracePrompt, trace_prompts
-from experiments.tracing.scores import KINDS, SEVERED, default_window, trace, window
+from editors.core.tracing.noise import Noise
+from editors.core.tracing.prompts import TracePrompt, trace_prompts
+from editors.core.tracing.scores import KINDS, SEVERED, default_window, trace, window
 
 from experiments.bench.inputs import random_gpt2, SMALL, TINY, word_tokenizer
 from experiments.bench.options import options, parse

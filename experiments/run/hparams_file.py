@@ -11,8 +11,8 @@ from typing import Any
 from common.errors import nearest_name, UserError
 from data import languages
 from data.download import data_folder
-from data.files import read_json
 import editors
+from editors.automatic import has_values
 from editors.base import Editor
 from editors.configuration import read_values
 from experiments.run.config import RunConfig
@@ -20,7 +20,6 @@ from experiments.run.models import name_hint
 
 HPARAMS = Path(__file__).resolve().parents[2] / "hparams"
 AUTOMATIC = "auto"
-AUTO_VALUES = HPARAMS / "auto.json"
 
 
 def is_automatic(hparams_fname: str | Path | None) -> bool:
@@ -47,7 +46,7 @@ def load_editor(
     path = name if config.hparams_fname and name.is_file() and not shipped.is_file() else shipped
     if not config.hparams_fname and not path.is_file():
         shipped_files = ", ".join(sorted(file.name for file in shipped.parent.glob("*.json")))
-        by_trace = f"let --hparams_fname {AUTOMATIC} trace the model, or " * (shipped.parent.name in read_json(AUTO_VALUES))
+        by_trace = f"let --hparams_fname {AUTOMATIC} trace the model, or " * has_values(config.alg_name)
         raise UserError(f"{config.alg_name} has no hyper-parameters of its own for the model {config.model_name!r}"
                         f"{name_hint(config.model_name)}; {by_trace}name a file (there is {shipped_files})")
     editor = editors.load(config.alg_name, path)

@@ -1,5 +1,1 @@
-"""Causal tracing (Meng et al. 2022, ROME, section 2): which hidden states of which tokens carry a fact.
-
-A prompt runs once as it is and once with noise on its subject's embeddings; then single states of the first run are put back
-into the second, and what that gives back of the answer's probability is their indirect effect.
-"""
+"""Causal tracing as a program does it: where facts come from, and the files of a trace (:mod:`editors.core.tracing` traces)."""

@@ -10,8 +10,8 @@ import numpy as np
 from common.errors import UserError
 from data.files import write_atomically
 from experiments.results import run_folder
-from experiments.tracing.averages import FactScores
-from experiments.tracing.scores import KINDS, Traced
+from editors.core.tracing.averages import FactScores
+from editors.core.tracing.scores import KINDS, Traced
 
 AVERAGES, CASES = "averages.json", "cases"
 NUMBER = (int, float)

@@ -12,15 +12,16 @@ import torch
 from common.errors import UserError
 import data
 import editors
+from editors import automatic
 from experiments import causal_trace, collect_stats
 from experiments.results import run_folder
 from experiments.run import auto_hparams
 from experiments.run.cli import run_program
 from experiments.run.config import RunConfig
 from experiments.tracing import files
-from experiments.tracing.averages import LAST_SUBJECT
+from editors.core.tracing.averages import LAST_SUBJECT
 from experiments.tracing.facts import facts_of, load_facts
-from experiments.tracing.scores import SEVERED
+from editors.core.tracing.scores import SEVERED
 from figures import causal_trace as figure
 from figures import edit_layers
 from tests.conftest import GOLDEN, load_tiny
@@ -147,10 +148,10 @@ def test_facts_of_data_sets(golden, realdata):
 
 def test_layers_from_a_trace(traced, run, tiny_gpt2, capsys, monkeypatch):
     average = run_folder.read_json(traced / "averages.json")
-    values = run_folder.read_json(auto_hparams.VALUES)
+    values = run_folder.read_json(automatic.VALUES)
     values["FT"]["num_steps"] = 2
-    monkeypatch.setattr(auto_hparams, "VALUES", traced.parent / "auto.json")
-    run_folder.write_json(auto_hparams.VALUES, values)
+    monkeypatch.setattr(automatic, "VALUES", traced.parent / "auto.json")
+    run_folder.write_json(automatic.VALUES, values)
     folder = run("FT", hparams_fname=f"auto:{traced}", num_edits=2, dataset_size_limit=2)
     peak = average["proposal"]["peak"]
     assert run_folder.read_json(folder / "params.json") == values["FT"] | {"layers": [peak]}
@@ -168,9 +169,9 @@ def test_layers_from_a_trace(traced, run, tiny_gpt2, capsys, monkeypatch):
 
 
 def test_layers_from_the_data_set(run, hparams, golden, monkeypatch):
-    monkeypatch.setattr(auto_hparams, "LEAST", 2)
-    monkeypatch.setattr(auto_hparams, "VALUES", hparams("FT").parent / "auto.json")
-    run_folder.write_json(auto_hparams.VALUES, {"FT": {"layers": "range", "num_steps": 2, "lr": 5e-4, "weight_decay": 0,
+    monkeypatch.setattr(automatic, "LEAST", 2)
+    monkeypatch.setattr(automatic, "VALUES", hparams("FT").parent / "auto.json")
+    run_folder.write_json(automatic.VALUES, {"FT": {"layers": "range", "num_steps": 2, "lr": 5e-4, "weight_decay": 0,
                                                    "norm_constraint": False}})
     folder = run("FT", hparams_fname="auto", num_edits=2, dataset_size_limit=2)
     traced = run_folder.read_json(folder / "run.json")["traced"]
@@ -190,13 +191,13 @@ def test_facts_that_a_trace_of_the_data_set_takes(golden, tmp_path, monkeypatch)
 
 
 def test_a_trace_is_kept(run, hparams, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(auto_hparams, "LEAST", 2)
-    monkeypatch.setattr(auto_hparams, "VALUES", hparams("FT").parent / "auto.json")
-    run_folder.write_json(auto_hparams.VALUES, {"FT": {"layers": "peak", "num_steps": 2, "lr": 5e-4, "weight_decay": 0,
+    monkeypatch.setattr(automatic, "LEAST", 2)
+    monkeypatch.setattr(automatic, "VALUES", hparams("FT").parent / "auto.json")
+    run_folder.write_json(automatic.VALUES, {"FT": {"layers": "peak", "num_steps": 2, "lr": 5e-4, "weight_decay": 0,
                                                    "norm_constraint": False}})
     flags = {"hparams_fname": "auto", "num_edits": 2, "dataset_size_limit": 2, "data_dir": tmp_path / "data"}
     first = run_folder.read_json(run("FT", **flags) / "run.json")["traced"]
-    monkeypatch.setattr(auto_hparams, "propose", lambda *_: pytest.fail("traced again"))
+    monkeypatch.setattr(automatic, "propose", lambda *_: pytest.fail("traced again"))
     folder = run("FT", set=["lr=0.001"], **flags)
     assert run_folder.read_json(folder / "run.json")["traced"] == first and "of an earlier run" in capsys.readouterr().out
     assert run_folder.read_json(folder / "params.json")["lr"] == 0.001
@@ -205,12 +206,12 @@ def test_a_trace_is_kept(run, hparams, tmp_path, monkeypatch, capsys):
 def test_known_facts_where_the_data_set_has_too_few(golden, tmp_path, monkeypatch, tiny_gpt2):
     def propose(model, tok, facts, source):
         if source != "known_1000":
-            raise auto_hparams.TooFewKnown("the model knows only 1")
+            raise automatic.TooFewKnown("the model knows only 1")
         return {"source": source}
 
     config = RunConfig(alg_name="FT", ds_name=str(golden / "multi_counterfact.json"), data_dir=tmp_path)
-    monkeypatch.setattr(auto_hparams, "propose", propose)
-    with pytest.raises(UserError, match="knows only 1; the published known facts can't be had either"):
+    monkeypatch.setattr(automatic, "propose", propose)
+    with pytest.raises(UserError, match="knows only 1; .*; the published known facts can't be had either"):
         auto_hparams._traced(config, *tiny_gpt2)
     load = auto_hparams.load_facts
     monkeypatch.setattr(auto_hparams, "load_facts", lambda name, *more: [] if name == "known_1000" else load(name, *more))
@@ -218,7 +219,7 @@ def test_known_facts_where_the_data_set_has_too_few(golden, tmp_path, monkeypatc
 
 
 def test_what_is_missing_is_said_before_the_trace(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(auto_hparams, "propose", lambda *_: pytest.fail("traced"))
+    monkeypatch.setattr(automatic, "propose", lambda *_: pytest.fail("traced"))
     monkeypatch.setenv("KE_STATS_DIR", str(tmp_path / "stats"))
     for words, message in (([], r"corpus wikipedia: .* \(as in --set mom2_dataset=FILE\)"),
                            (["mom2_dataset=nowhere.txt"], "corpus nowhere.txt: no such file"),
@@ -230,7 +231,7 @@ def test_what_is_missing_is_said_before_the_trace(run, monkeypatch, tmp_path):
 def test_values_of_every_editor(tiny_gpt2, traced, monkeypatch):
     model, tok = tiny_gpt2
     monkeypatch.setattr(auto_hparams, "_check_statistics", lambda *_: None)
-    for alg_name in (*run_folder.read_json(auto_hparams.VALUES), "MEMIT_seq"):
+    for alg_name in (*run_folder.read_json(automatic.VALUES), "MEMIT_seq"):
         config = RunConfig(alg_name=alg_name, hparams_fname=f"auto:{traced}", model_name="tiny", ds_name="mcf")
         values, about = auto_hparams.propose_hparams(config, model, tok)
         hparams = editors.load(alg_name, values).hparams
@@ -242,15 +243,15 @@ def test_values_of_every_editor(tiny_gpt2, traced, monkeypatch):
 
 
 def test_the_short_trace_is_part_of_the_whole(tiny_gpt2, fact_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(auto_hparams, "LEAST", 1)
+    monkeypatch.setattr(automatic, "LEAST", 1)
     whole = run_folder.read_json(causal_trace.main(tiny_gpt2, fact_file, tmp_path / "whole") / "averages.json")
     facts = load_facts(str(fact_file))
-    short = auto_hparams.propose(*tiny_gpt2, facts, "here")
+    short = automatic.propose(*tiny_gpt2, facts, "here")
     effects = whole["indirect_effect"]["mlp"]["mean"][LAST_SUBJECT]
     assert short["facts"] == 3 and short["effects"] == pytest.approx(effects, abs=6e-5)
     assert {name: short[name] for name in ("peak", "range")} == whole["proposal"]
-    monkeypatch.setattr(auto_hparams, "FACTS", 2)
-    assert auto_hparams.propose(*tiny_gpt2, facts, "here")["facts"] == 2
+    monkeypatch.setattr(automatic, "FACTS", 2)
+    assert automatic.propose(*tiny_gpt2, facts, "here")["facts"] == 2
 
 
 @pytest.mark.parametrize("flags, message", [

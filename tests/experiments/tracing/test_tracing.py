@@ -12,12 +12,12 @@ from data.known import KnownFact
 from editors.core.decoder import Decoder
 from editors.core.sites import find_sites
 from experiments.bench import trace as bench
-from experiments.tracing.averages import CLASSES, LAST_SUBJECT, FactScores, averages, proposal, token_classes
+from editors.core.tracing.averages import CLASSES, LAST_SUBJECT, FactScores, averages, proposal, token_classes
 from experiments.tracing.facts import load_facts
-from experiments.tracing.noise import Noise, calibrate, embedding_moments, embedding_std, parse
-from experiments.tracing.passes import Passes
-from experiments.tracing.prompts import TracePrompt, trace_prompts
-from experiments.tracing.scores import KINDS, SEVERED, blocks, default_window, trace, window
+from editors.core.tracing.noise import Noise, calibrate, embedding_moments, embedding_std, parse
+from editors.core.tracing.passes import Passes
+from editors.core.tracing.prompts import TracePrompt, trace_prompts
+from editors.core.tracing.scores import KINDS, SEVERED, blocks, default_window, trace, window
 from tests.conftest import GOLDEN, golden_models, relative
 from tests.models import tiny_model, tiny_tokenizer
 

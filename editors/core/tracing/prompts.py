@@ -2,11 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from common.errors import UserError
 from common.orthography import without_space
-from data.known import KnownFact
 from editors.core.prompts import target_ids, tokenize
+
+
+class KnownFact(Protocol):
+    """What a model says by itself: ``prompt`` holds ``subject``, and goes on with ``attribute``."""
+
+    known_id: int
+    subject: str
+    attribute: str
+    prompt: str
 
 
 @dataclass(frozen=True)

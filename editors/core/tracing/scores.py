@@ -13,9 +13,9 @@ from common.errors import UserError
 from editors.core.budget import TRACE_TOKENS, TRACE_TOKENS_CPU, allowance, consecutive
 from editors.core.decoder import Decoder
 
-from experiments.tracing.noise import Noise
-from experiments.tracing.passes import Cell, Passes, Site
-from experiments.tracing.prompts import TracePrompt
+from editors.core.tracing.noise import Noise
+from editors.core.tracing.passes import Cell, Passes, Site
+from editors.core.tracing.prompts import TracePrompt
 
 KINDS: Mapping[str, Site] = {"state": "block", "mlp": "mlp_out", "attn": "attn_out"}
 """{kind: whose outputs it restores}."""

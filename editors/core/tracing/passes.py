@@ -21,8 +21,8 @@ from editors.core.modules import by_row, first, hooked
 from editors.core.prompts import pad_batch
 from editors.core.replay import Replay, only_at
 
-from experiments.tracing.noise import Noise
-from experiments.tracing.prompts import TracePrompt
+from editors.core.tracing.noise import Noise
+from editors.core.tracing.prompts import TracePrompt
 
 Site = Literal["block", "mlp_out", "attn_out"]
 """The module whose output is restored: of MLP and attention the last linear map, before anything that the module adds; of a

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from common.errors import UserError
 
-from experiments.tracing.scores import KINDS, SEVERED
+from editors.core.tracing.scores import KINDS, SEVERED
 
 CLASSES = ("first subject token", "middle subject tokens", "last subject token", "first subsequent token", "further tokens",
            "last token")
