@@ -28,7 +28,7 @@ def check_editable(model: nn.Module) -> None:
         if type(module).__module__.startswith(QUANTISED_MODULES):
             raise UserError(f"{name} is quantised ({type(module).__name__}) and can't be edited: load it in 16 or 32 bits")
     for weight, parameter in model.named_parameters():
-        if type(parameter).__module__.startswith(QUANTISED_MODULES) or type(parameter.data).__module__.startswith("torchao"):
+        if _is_quantised(parameter):
             raise UserError(f"{weight} is quantised ({type(parameter).__name__}) and can't be edited: load the model in 16 or "
                             "32 bits")
         if parameter.is_meta:
@@ -48,7 +48,8 @@ def check_editable(model: nn.Module) -> None:
 def check_finite_weights(model: nn.Module, what: str) -> None:
     """Raises UserError for the first parameter that holds NaN or infinity; what: how the message calls the model.
 
-    A parameter that was looked at is looked at again once it is changed or replaced.
+    Quantised ones, whose packages know few operations, are left to `check_editable`. A parameter that was looked at is looked
+    at again once it is changed or replaced.
     """
     seen = kept(model, "finite")
     for name, parameter in _in_memory(model):
@@ -71,4 +72,9 @@ def is_finite(x: Tensor) -> bool:
 
 
 def _in_memory(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in model.named_parameters() if not parameter.is_meta)
+    return ((name, parameter) for name, parameter in model.named_parameters()
+            if not parameter.is_meta and not _is_quantised(parameter))
+
+
+def _is_quantised(parameter: nn.Parameter) -> bool:
+    return any(type(x).__module__.startswith(QUANTISED_MODULES) for x in (parameter, parameter.data))
