@@ -69,14 +69,14 @@ def _groups(tokens: Tokens, record: Record) -> dict[str, list[_Question]]:
     try:
         asked = {group: [_question(tokens, *question, record.joined) for question in questions]
                  for group, questions in groups.items()}
+        for question in asked["neighborhood"]:
+            published = record.neighborhood_prompts if len(record.neighborhood_prompts) == len(question.ids) else ()
+            for i, prompt in enumerate(published):
+                if "\ufffd" in prompt.prompt + prompt.target:
+                    row, first = tokens.prompt(prompt.prompt), encode_target(tokens.tok, prompt.target)[0]
+                    question.places[i] = row, (first,), 0
     except UserError as error:
         raise UserError(f"case {record.case_id}: {error}") from None
-    for question in asked["neighborhood"]:
-        published = record.neighborhood_prompts if len(record.neighborhood_prompts) == len(question.ids) else ()
-        for i, prompt in enumerate(published):
-            if "\ufffd" in prompt.prompt + prompt.target:
-                row, first = tokens.prompt(prompt.prompt), encode_target(tokens.tok, prompt.target)[0]
-                question.places[i] = row, (first,), 0
     return asked
 
 

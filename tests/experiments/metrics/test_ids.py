@@ -1,5 +1,7 @@
 """zsRE's and CounterFact's metrics equal the teacher-forced arg max, computed plainly, whatever the tokenizer."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -138,3 +140,7 @@ def test_an_error_names_the_case():
     tok = tiny_tokenizer("metaspace")
     with pytest.raises(UserError, match="case 0: the target '，北京' tokenises to nothing that the model knows"):
         zsre_metrics(model_of(tok), tok, [zsre_record("，北京")])
+    record = zsre_record()
+    halves = [data.Prompt("who rules the sea?\ufffd", "，")] * len(target_ids(tok, "who?", "the old king"))
+    with pytest.raises(UserError, match="case 0: the target '，' tokenises to nothing that the model knows"):
+        zsre_metrics(model_of(tok), tok, [replace(record, neighborhood_prompts=halves)])
