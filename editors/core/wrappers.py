@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-_INSIDE = re.compile(r"(^|\.)(_orig_mod|base_layer)(?=\.|$)")
+_INSIDE = re.compile(r"(^|\.)(_orig_mod|base_layer|original_module|modules_to_save\.[^.]+)(?=\.|$)")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -26,12 +26,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """A module without what is around it: of an adapted linear map the map itself."""
-    while True:
-        inner = module._modules.get("_orig_mod") or module._modules.get("base_layer")
-        if inner is None:
-            return module
-        module = inner
+    """A module without what is around it: of an adapted linear map the map itself, of a module that is saved whole beside an
+    adapter the one in use."""
+    while (inner := _inside(module)) is not None:
+        module = inner[1]
+    return module
 
 
 def plain_name(name: str) -> str:
@@ -56,12 +55,26 @@ def _own(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Paramete
     for name, parameter in module._parameters.items():
         if parameter is not None:
             yield prefix + name, parameter
-    children = module._modules
-    if children.get("base_layer") is not None:
-        children = {"base_layer": children["base_layer"]}
+    inner = _inside(module)
+    children = module._modules if inner is None else dict([inner])
     for name, child in children.items():
         if child is not None:
             yield from _own(child, f"{prefix}{name}.")
+
+
+def _inside(module: nn.Module) -> tuple[str, nn.Module] | None:
+    """(name, module) of what a wrapper computes with, its adapter aside; None for a module that is no wrapper."""
+    children = module._modules
+    for name in ("_orig_mod", "base_layer"):
+        if children.get(name) is not None:
+            return name, children[name]
+    original, copies = children.get("original_module"), children.get("modules_to_save")
+    if original is None or copies is None:
+        return None
+    adapter = next(iter(module.active_adapters), None)
+    if module.disable_adapters or adapter not in copies:
+        return "original_module", original
+    return f"modules_to_save.{adapter}", copies[adapter]
 
 
 def _is_peft(model: nn.Module) -> bool:

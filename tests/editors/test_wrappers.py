@@ -83,6 +83,23 @@ def test_names_and_fingerprints():
     assert list(plain_parameters(lora(model))) == names == list(plain_parameters(torch.compile(model)))
 
 
+def test_modules_saved_whole_beside_an_adapter():
+    peft, model, tok = pytest.importorskip("peft"), tiny_model("llama"), tiny_tokenizer()
+    names = [name for name, _ in model.named_parameters()]
+    reference = editors.load("FT", HPARAMS["FT"]).edit(model, tok, REQUESTS)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head", "down_proj"])
+    wrapped = peft.get_peft_model(model, config).eval()
+    saved = unwrapped(wrapped).model.layers[1].mlp.down_proj
+    assert list(plain_parameters(wrapped)) == names
+    assert plain_parameters(wrapped)[NAME["llama"]] is saved.modules_to_save["default"].weight
+    edit = editors.load("FT", HPARAMS["FT"]).edit(wrapped, tok, REQUESTS)
+    torch.testing.assert_close(edit.deltas(), reference.deltas(), rtol=1e-4, atol=1e-6)
+    with edit.applied(wrapped):
+        assert not torch.equal(saved.modules_to_save["default"].weight, saved.original_module.weight)
+    with wrapped.disable_adapter():
+        assert plain_parameters(wrapped)[NAME["llama"]] is saved.original_module.weight
+
+
 def test_a_sequence_of_edits_of_a_wrapped_model(tmp_path):
     model, tok = lora(tiny_model("llama")), tiny_tokenizer()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
