@@ -59,12 +59,10 @@ class Clock:
 @contextmanager
 def _clocked(clock: Clock) -> Iterator[None]:
     """Inside, the steps of an evaluation with a closed-form editor are timed."""
-    def which() -> str:
-        return "metrics after" if "target states" in clock.seconds else "metrics before"
-
     with ExitStack() as stack:
         for owner, name, step in (
-            (evaluate, "prepare", lambda: "model and data"), (batches, "measure", which),
+            (evaluate, "prepare", lambda: "model and data"), (batches, "measure_unedited", lambda: "metrics before"),
+            (batches, "measure", lambda: "metrics after"),
             (run_folder, "write_cases", lambda: "results"), (memit, "prepare", lambda: "contexts"),
             (memit, "second_moments", lambda: "statistics"),
             (spread, "cached_optimise", lambda: "target states"), (aim, "compute_keys", lambda: "keys"),
