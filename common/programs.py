@@ -105,6 +105,8 @@ def _end_at_once(number: int, frame: object) -> NoReturn:
 
 def _not_installed(kind: type[BaseException], error: BaseException, traceback: object) -> None:
     if isinstance(error, ModuleNotFoundError):
+        while isinstance(error.__cause__, ModuleNotFoundError):  # transformers names its own class, and this the package
+            error = error.__cause__
         print(f"error: {error}: install it, or call the python of the environment that has it (.venv/bin/python after "
               "scripts/setup.sh)", file=sys.stderr)
     else:
